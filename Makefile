@@ -1,0 +1,33 @@
+# Everything runs in .venv, which is made on first use and pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo ui test check clean
+help: ## Show what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing Airflow and what the provider needs into $(VENV) (about a minute, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Make one image in real Airflow: against the emulator, or ModelScope with MODELSCOPE_API_TOKEN set
+	@$(BIN)/python -m tests.demo
+
+ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and the examples ready
+	@$(BIN)/python -m tests.ui
+
+test: $(READY) ## All tests
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## Lint and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+clean: ## Remove what the commands above made
+	rm -rf $(VENV) .demo .ui .mypy_cache .pytest_cache .ruff_cache

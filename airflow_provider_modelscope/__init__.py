@@ -1,0 +1,28 @@
+"""Apache Airflow provider for ModelScope's asynchronous image API.
+
+A reader meets the modules in the order data flows:
+
+=====================  ==========================================================================
+``request``            what is asked for, checked before anything is sent
+``generation``         what ModelScope says of one generation
+``account``            where the service is, and who asks: an Airflow connection, read once
+``api``                the protocol: what to send, and what an answer means
+``waiting``            when to look again, and when to give up
+``image``              one picture: its facts, and its conversion to another format
+``object_storage``     where images are read from and stored
+``hooks``              the protocol on a worker, over requests
+``landing``            a finished generation becomes objects in object storage
+``triggers``           the protocol in the triggerer, over aiohttp
+``operators``          submit a generation; or submit, wait and store in one task
+``sensors``            wait for a generation
+``transfers``          store a generation's images
+``exceptions``         every error, by what a retry would do
+``emulator``           the service without a token, a quota or a network
+=====================  ==========================================================================
+
+ModelScope calls what it runs a *task*. That is Airflow's word, so here it is a *generation* and its id
+a ``generation_id``; the words are exchanged in ``api`` and ``generation``, where JSON is read, and
+nowhere else. Every other word of the API keeps ModelScope's spelling.
+"""
+
+__version__ = "0.1.0"

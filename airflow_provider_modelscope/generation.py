@@ -1,0 +1,134 @@
+"""What ModelScope says of one generation, as a value that judges itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from airflow_provider_modelscope.exceptions import (
+    GenerationFailedError,
+    GenerationRejectedError,
+    InvalidRequestError,
+)
+
+SUCCEED = "SUCCEED"
+FAILED = "FAILED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorDetail:
+    """What the service says of an error, out of either of its envelopes."""
+
+    message: str = ""
+    code: int | None = None
+    request_id: str | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """Read ``{"errors": {...}}`` or ``{"error": {...}}``; ``request_id`` stands inside or beside it."""
+        inner = body.get("errors") or body.get("error")
+        envelope = inner if isinstance(inner, Mapping) else {"message": inner or body.get("message")}
+        return cls(
+            message=str(envelope.get("message") or ""),
+            code=_integer(envelope.get("code")),
+            request_id=str(envelope.get("request_id") or body.get("request_id") or "") or None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One answer about a generation.
+
+    :param generation_id: ModelScope's ``task_id``.
+    :param status: ModelScope's ``task_status`` in capitals. ``SUCCEED`` and ``FAILED`` are known to be
+        final; whatever else it says, an empty word included, means that it still runs.
+    :param output_images: URLs of the images. Undocumented how long they live.
+    :param parameters: The parameters really used (ModelScope's ``input``), the random seed among them.
+    :param milliseconds: How long the generation took, where it says so.
+    :param error: What it says of a failure.
+    """
+
+    generation_id: str
+    status: str
+    output_images: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    milliseconds: float | None = None
+    error: ErrorDetail = ErrorDetail()
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], *, generation_id: str) -> Self:
+        """Read the body of an answer, whose own ``task_id`` is empty while it runs."""
+        images, used, taken = body.get("output_images"), body.get("input"), body.get("time_taken")
+        return cls(
+            generation_id=generation_id,
+            status=str(body.get("task_status") or "").strip().upper(),
+            output_images=tuple(images) if isinstance(images, list) and all(map(_is_url, images)) else (),
+            parameters=used if isinstance(used, Mapping) else {},
+            milliseconds=taken if isinstance(taken, int | float) else None,
+            error=ErrorDetail.from_json(body),
+        )
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the service says that it knows no such generation: at its start not yet a verdict."""
+        return self.status == FAILED and "not found" in self.error.message.lower()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing will change any more. ``SUCCEED`` without images is a broken answer, not an end."""
+        return self.status == FAILED or (self.status == SUCCEED and bool(self.output_images))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that was really used, where the service says so."""
+        return _integer(self.parameters.get("seed"))
+
+    def raise_for_failure(self, *, retry_submits: bool) -> None:
+        """Raise if it FAILED.
+
+        :param retry_submits: Whether a retry of the asking Airflow task would start a new generation. A
+            retry that would only look at this one again cannot help.
+        :raises GenerationFailedError: where a new generation may do better.
+        :raises GenerationRejectedError: where it would not.
+        """
+        if self.status != FAILED:
+            return
+        final = is_callers_fault(self.error.code) or not retry_submits
+        raise (GenerationRejectedError if final else GenerationFailedError)(
+            f"ModelScope says FAILED: {self.error.message or 'without a reason'}",
+            code=self.error.code,
+            request_id=self.error.request_id,
+            generation_id=self.generation_id,
+        )
+
+
+def checked_id(generation_id: Any) -> str:
+    """Return a generation's id as text: opaque, but there.
+
+    :raises InvalidRequestError: where it is none, as when the task upstream returned nothing.
+    """
+    is_id = isinstance(generation_id, str | int) and not isinstance(generation_id, bool)
+    text = str(generation_id).strip() if is_id else ""
+    if text in ("", "None"):
+        raise InvalidRequestError(
+            f"generation_id = {generation_id!r}: must be the id that a submit task returned; "
+            "for several, map over them with .expand(generation_id=...)"
+        )
+    return text
+
+
+def is_callers_fault(code: int | None) -> bool:
+    """Whether a code says that the same request would be refused again: 4xx, but not 408 or 429."""
+    return code is not None and 400 <= code < 500 and code not in (408, 429)
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("https://", "http://"))

@@ -1,0 +1,275 @@
+"""ModelScope from a worker: the connection's credentials, and the protocol over requests."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_modelscope.exceptions import (
+    ImageError,
+    ModelScopeError,
+    ModelScopeRetryableError,
+    RateLimitedError,
+    ServiceUnavailableError,
+    ServiceUnreachableError,
+)
+from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
+
+if TYPE_CHECKING:
+    import requests
+
+    from airflow_provider_modelscope.account import Account
+    from airflow_provider_modelscope.api import Answer, Call
+    from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.image import Image
+    from airflow_provider_modelscope.request import GenerationRequest
+    from airflow_provider_modelscope.waiting import GenerationWait
+
+TRIES = 3  # of what failed in passing
+PAUSE = 1.0  # seconds between them
+QUEUE_PAUSE = 3.0  # seconds before a full queue is asked again
+MAX_REDIRECTS = 3  # of an image's URL
+
+
+class ModelScopeHook(BaseHook):
+    """Talk to ModelScope with the credentials of an Airflow connection.
+
+    :param modelscope_conn_id: A connection of type ``modelscope``. Its password is the API token, its host
+        the base URL (the service's own by default); its extra may hold ``request_timeout`` (seconds, 30),
+        ``verify`` (true, false, or the path of a CA bundle), ``proxy`` (URL), ``max_image_bytes`` (64 MiB)
+        and ``allow_http`` (false: plain http only to this machine).
+    """
+
+    conn_name_attr = "modelscope_conn_id"
+    default_conn_name = "modelscope_default"
+    conn_type = "modelscope"
+    hook_name = "ModelScope"
+
+    def __init__(self, modelscope_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.modelscope_conn_id = modelscope_conn_id
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the form's fields for Airflow 3.0 and 3.1; later ones read them from the provider's info."""
+        from wtforms import BooleanField, IntegerField, PasswordField, StringField
+
+        kinds = {"integer": IntegerField, "boolean": BooleanField, "string": StringField}
+        return {
+            name: (
+                PasswordField
+                if entry["schema"].get("format") == "password"
+                else kinds[entry["schema"]["type"][0]]
+            )(entry["label"], description=entry["description"])
+            for name, entry in CONNECTION_TYPE["conn-fields"].items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return the form's labels for Airflow 3.0 and 3.1; later ones read them from the provider's info."""
+        behaviour = CONNECTION_TYPE["ui-field-behaviour"]
+        return {key.replace("-", "_"): value for key, value in behaviour.items()}
+
+    @cached_property
+    def account(self) -> Account:
+        """What the connection says, read once.
+
+        :raises InvalidConnectionError: where it cannot be used.
+        """
+        from airflow_provider_modelscope.account import Account
+
+        return Account.from_connection(self.get_connection(self.modelscope_conn_id))
+
+    def submit_generation(self, request: GenerationRequest, *, queue_timeout: float = 60.0) -> str:
+        """Start a generation and return its id.
+
+        It is sent again only where nothing can have been created: no connection, too fast, a full queue.
+
+        :param queue_timeout: Seconds to go on trying in those cases.
+        :raises SubmissionLostError: where it was sent, and nobody can tell whether a generation was made.
+        :raises ModelScopeError: whatever else the service answers.
+        """
+        from airflow_provider_modelscope.api import lost, read_submission, submission_call
+
+        call = submission_call(self.account, request)
+        end_time = time.monotonic() + queue_timeout
+        unreached = 0
+        while True:
+            try:
+                answer = self._send(call)
+                if answer.quota:
+                    self.log.info("ModelScope's quota: %s", answer.quota)
+                return read_submission(answer, account=self.account, model=request.model)
+            except ServiceUnreachableError as error:
+                unreached += 1
+                if unreached == TRIES:
+                    raise
+                self._pause(error, PAUSE)
+            except ServiceUnavailableError as error:
+                raise lost(error.message) from error
+            except RateLimitedError as error:
+                remaining = end_time - time.monotonic()
+                if remaining <= 0:
+                    raise
+                self._pause(error, min(max(QUEUE_PAUSE, error.retry_after or 0.0), remaining))
+
+    def get_generation(self, generation_id: str) -> Generation:
+        """Return what the service says of a generation now. Passing faults are tried again.
+
+        :raises ModelScopeError: where it does not say.
+        """
+        from airflow_provider_modelscope.api import generation_call, read_generation
+
+        call = generation_call(self.account, generation_id)
+        failed = 0
+        while True:
+            try:
+                return read_generation(self._send(call), account=self.account, generation_id=generation_id)
+            except ModelScopeRetryableError as error:
+                failed += 1
+                if failed == TRIES:
+                    error.generation_id = generation_id
+                    raise
+                self._pause(error, PAUSE)
+
+    def _pause(self, error: ModelScopeError, seconds: float) -> None:
+        self.log.info("Trying again in %.0f s: %s", seconds, error)
+        time.sleep(seconds)
+
+    def look(self, generation_id: str) -> Generation | ModelScopeError:
+        """Return what :meth:`get_generation` returns, or the error that it raises."""
+        try:
+            return self.get_generation(generation_id)
+        except ModelScopeError as error:
+            return error
+
+    def look_until(self, wait: GenerationWait, until: float) -> Generation | None:
+        """Return the generation once it is finished, or None where it is not by then (epoch seconds).
+
+        :raises ModelScopeError: where the wait ends without a finished generation.
+        """
+        while True:
+            outcome = wait.after(self.look(wait.generation_id), now=time.time())
+            if not isinstance(outcome, float):
+                return outcome
+            if time.time() + outcome > until:
+                return None
+            time.sleep(outcome)
+
+    def download_image(self, url: str) -> Image:
+        """Return an output image, whole and decodable. The token is not sent to its host.
+
+        :param url: One of a generation's ``output_images``.
+        :raises ImageError: where it cannot be had.
+        """
+        import requests
+
+        from airflow_provider_modelscope.image import Image
+
+        limit = self.account.max_image_bytes
+        try:
+            with self._session() as session, self._follow(session, url) as response:
+                content = bytearray()
+                for chunk in response.iter_content(64 * 1024):
+                    content += chunk
+                    if len(content) > limit:
+                        raise ImageError(f"{url} is larger than the connection's max_image_bytes, {limit}")
+        except requests.RequestException as error:
+            raise ImageError(f"{url} cannot be downloaded: {error}") from error
+        return Image.from_bytes(bytes(content))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Tell whether the service takes this token, and what to do where it does not."""
+        from airflow_provider_modelscope import api
+
+        try:
+            account = self.account
+            # A generation that cannot be: the API answers 401 to a bad token (but that is only a guess).
+            answer = self._send(api.generation_call(account, "0"))
+            if answer.status_code >= 400 and answer.status_code != 404:
+                raise api.error_of(answer, account=account)
+            # So the site is asked, which is known to tell a good token from a bad one.
+            answer = self._send(api.user_call(account, account.hub_url or account.base_url))
+            if answer.status_code in (401, 402, 403, 429) or (account.hub_url and answer.status_code != 200):
+                raise api.error_of(answer, account=account)
+        except ModelScopeError as error:
+            return False, str(error)
+        if answer.status_code == 200:
+            return True, f"{account.base_url} answers, and the token is valid."
+        return True, f"{account.base_url} answers and does not refuse the token."
+
+    def _session(self) -> requests.Session:
+        import requests
+
+        session = requests.Session()
+        # Without an auth of its own requests would take one from a .netrc, in place of the token.
+        session.auth = lambda prepared: prepared
+        session.verify = self.account.verify
+        if self.account.proxy:
+            session.proxies = {"http": self.account.proxy, "https": self.account.proxy}
+        return session
+
+    def _send(self, call: Call) -> Answer:
+        """Send one call over a connection of its own: a kept one may be dead, which only shows after sending.
+
+        :raises ServiceUnreachableError: where nothing was sent.
+        :raises ServiceUnavailableError: where it may have been.
+        """
+        import requests
+
+        from airflow_provider_modelscope.api import Answer
+
+        try:
+            with self._session() as session:
+                response = session.request(
+                    call.method,
+                    call.url,
+                    headers=dict(call.headers),
+                    data=call.body,
+                    timeout=self.account.request_timeout,
+                    allow_redirects=False,  # the token goes to the API's own origin only
+                )
+        except requests.RequestException as error:
+            if _was_not_sent(error):
+                raise ServiceUnreachableError(
+                    f"{self.account.base_url} cannot be reached: {error}. Check the host and proxy of "
+                    f"connection {self.modelscope_conn_id!r}, and this machine's network"
+                ) from error
+            raise ServiceUnavailableError(f"{self.account.base_url} gave no answer: {error}") from error
+        return Answer(status_code=response.status_code, headers=response.headers, body=response.content)
+
+    def _follow(self, session: requests.Session, url: str) -> requests.Response:
+        """Return the open answer behind at most three redirects, each to where images may come from."""
+        for _ in range(MAX_REDIRECTS + 1):
+            if not self.account.may_fetch(url):
+                raise ImageError(f"{url} is no https address: images are fetched from no other")
+            response = session.get(
+                url,
+                headers={"Accept-Encoding": "identity"},
+                timeout=self.account.request_timeout,
+                allow_redirects=False,
+                stream=True,
+            )
+            if response.is_redirect:
+                url = urljoin(url, response.headers["Location"])
+            elif response.ok:
+                return response
+            else:
+                raise ImageError(f"{url} answers {response.status_code}", code=response.status_code)
+            response.close()
+        raise ImageError(f"{url} is behind more than {MAX_REDIRECTS} redirects")
+
+
+def _was_not_sent(error: requests.RequestException) -> bool:
+    """Whether no connection came about: then a submission can have created nothing."""
+    import requests
+    from urllib3.exceptions import NewConnectionError
+
+    if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
+        return True
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(reason, NewConnectionError) or "CERTIFICATE_VERIFY_FAILED" in str(error)

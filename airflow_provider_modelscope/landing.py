@@ -1,0 +1,89 @@
+"""A finished generation becomes objects in object storage: every image of it, or none."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modelscope.exceptions import GenerationTimeoutError
+from airflow_provider_modelscope.waiting import GenerationWait
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+    from airflow_provider_modelscope.object_storage import Destination
+
+PATIENCE = 30.0  # seconds in which an answer that contradicts an earlier "finished" may right itself
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """What is known of one stored image; an entry of the XCom ``images``."""
+
+    uri: str
+    content_type: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    seed: int | None
+    model: str | None
+
+
+def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
+    """Return a generation that was seen to finish, with a fresh list of its images.
+
+    :raises GenerationTimeoutError: where it is not finished after all.
+    """
+    now = time.time()
+    wait = GenerationWait(generation_id, started_at=now, end_time=now + PATIENCE, poll_interval=2)
+    generation = hook.look_until(wait, wait.end_time)
+    if generation is None:
+        raise GenerationTimeoutError(
+            "The generation is not finished: wait for it with the sensor", generation_id=generation_id
+        )
+    return generation
+
+
+def land(
+    generation: Generation,
+    destination: Destination,
+    *,
+    hook: ModelScopeHook,
+    context: Context,
+    model: str | None,
+) -> list[str]:
+    """Download every image, then store every image, and return their URIs.
+
+    Pushes the XCom ``images`` with what is known of each, see :class:`StoredImage`.
+    """
+    images = [hook.download_image(url) for url in generation.output_images]
+    if destination.format:
+        images = [image.converted(destination.format) for image in images]
+    stored = [
+        StoredImage(
+            uri=destination.store(image, generation_id=generation.generation_id, number=number),
+            content_type=image.content_type,
+            width=image.width,
+            height=image.height,
+            bytes=len(image.content),
+            sha256=image.sha256,
+            seed=generation.seed,
+            model=model,
+        )
+        for number, image in enumerate(images, start=1)
+    ]
+    for image in stored:
+        log.info(
+            "Stored generation %s: %s (%dx%d, %d bytes)",
+            generation.generation_id, image.uri, image.width, image.height, image.bytes,
+        )  # fmt: skip
+    described: list[dict[str, Any]] = [asdict(image) for image in stored]
+    context["ti"].xcom_push(key="images", value=described)
+    return [image.uri for image in stored]

@@ -1,0 +1,201 @@
+"""Where images are read from and stored: Airflow's object storage, with whole objects only."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import os
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, urlsplit
+
+from airflow_provider_modelscope.exceptions import (
+    ImageError,
+    InvalidDestinationError,
+    InvalidRequestError,
+    ModelScopeRetryableError,
+)
+from airflow_provider_modelscope.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_modelscope.request import GenerationRequest
+
+MAX_SOURCE_BYTES = 10 * 1024 * 1024  # of a picture to edit
+
+# How each filesystem's pipe_file is told the content type, so that a browser shows the object.
+_CONTENT_TYPE_ARGUMENT = {
+    "s3": "ContentType",
+    "s3a": "ContentType",
+    "gs": "content_type",
+    "gcs": "content_type",
+}
+_LOCAL = ("file", "local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where the images of one generation go: a folder, or one object. Made by :meth:`parse`."""
+
+    uri: str
+    storage_conn_id: str | None
+    format: str | None
+
+    @classmethod
+    def parse(cls, destination: str, *, storage_conn_id: str | None = None) -> Self:
+        """Check a destination, before anything is paid for.
+
+        :param destination: ``s3://bucket/folder/``, ``file:///folder/name.png`` and so on. With a ``/`` at
+            its end it is a folder. An object's suffix may ask for a format: ``.png``, ``.jpg``, ``.webp``.
+        :param storage_conn_id: The connection to reach it with, else the one in ``s3://conn_id@bucket/``.
+        :raises InvalidDestinationError: saying what is wrong and what is allowed.
+        """
+        if not isinstance(destination, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", destination):
+            raise _invalid(
+                destination, "write a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
+            )
+        if any(sign in destination for sign in "?#\\") or not destination.isprintable():
+            raise _invalid(destination, "'?', '#', '\\\\' and control characters may not stand in it")
+        parts = urlsplit(destination)
+        host, folders = parts.netloc.rpartition("@")[2], parts.path.split("/")
+        if ".." in folders:
+            raise _invalid(destination, "'..' may not stand in it")
+        if parts.scheme in _LOCAL and (host or not parts.path):
+            raise _invalid(destination, "a local path has three slashes: 'file:///folder/'")
+        if parts.scheme not in _LOCAL and not host:
+            raise _invalid(destination, "it names no bucket")
+        if not parts.path:
+            raise _invalid(destination, "end it with '/' to store into the bucket, or name an object")
+        name = PurePosixPath(folders[-1])
+        format_ = FORMAT_OF_SUFFIX.get(name.suffix.lower())
+        is_picture = format_ or (mimetypes.guess_type(name)[0] or "").startswith("image/")
+        if is_picture and format_ not in CONVERTIBLE:
+            raise _invalid(
+                destination, "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"
+            )
+        path = _open(destination, storage_conn_id)
+        if name.name and parts.scheme in _LOCAL and Path(path.path).is_dir():
+            raise _invalid(destination, "that is a folder: end it with '/' to store into it")
+        return cls(uri=destination, storage_conn_id=storage_conn_id, format=format_)
+
+    def store(self, image: Image, *, generation_id: str, number: int) -> str:
+        """Put one whole image where it belongs and return its URI, which names no connection.
+
+        Either the whole image stands there afterwards, or what stood there before. The same generation
+        and number always have the same name.
+
+        :param number: Which of the generation's images it is, from 1.
+        :raises ImageError: where the store does not hold what it was given.
+        """
+        from airflow.providers.common.compat.sdk import get_hook_lineage_collector
+
+        uri = self._uri_of(generation_id, number, image.suffix)
+        path = _open(uri, self.storage_conn_id)
+        if path.protocol in _LOCAL:
+            _replace_file(Path(path.path), image.content)
+        else:
+            argument = _CONTENT_TYPE_ARGUMENT.get(path.protocol)
+            path.fs.pipe_file(
+                path.path, image.content, **({argument: image.content_type} if argument else {})
+            )
+            path.fs.invalidate_cache()
+        public_uri = re.sub(r"(?<=://)[^/]*@", "", uri)
+        if (size := path.fs.size(path.path)) != len(image.content):
+            raise ImageError(
+                f"{public_uri} was given {len(image.content)} bytes and holds {size}: store it again"
+            )
+        get_hook_lineage_collector().add_output_asset(context=path, uri=public_uri)
+        return public_uri
+
+    def _uri_of(self, generation_id: str, number: int, suffix: str) -> str:
+        if self.uri.endswith("/"):
+            # The id is the service's word: quoted, it can name nothing outside the folder.
+            return f"{self.uri}{quote(generation_id, safe='')}-{number}{suffix}"
+        if number == 1:
+            return self.uri
+        own_suffix = PurePosixPath(self.uri).suffix
+        return f"{self.uri.removesuffix(own_suffix)}-{number}{own_suffix}"
+
+
+def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = None) -> GenerationRequest:
+    """Return the request with its pictures in object storage as ``data:`` URIs, which ModelScope can read.
+
+    :raises InvalidRequestError: where one is not a picture of at most 10 MiB.
+    """
+    if not request.stored_images:
+        return request
+    inlined = {url: _data_uri(url, storage_conn_id) for url in request.stored_images}
+    if isinstance(request.image_url, str):
+        return replace(request, image_url=inlined[request.image_url])
+    return replace(request, image_url=[inlined.get(url, url) for url in request.image_url or ()])
+
+
+def _data_uri(uri: str, storage_conn_id: str | None) -> str:
+    """Read one picture from object storage."""
+
+    def wrong(problem: str) -> InvalidRequestError:
+        return InvalidRequestError(f"Nothing was sent. image_url = {uri!r}: {problem}.")
+
+    try:
+        path = _open(uri, storage_conn_id)
+        with path.fs.open(path.path, "rb") as file:
+            content: bytes = file.read(MAX_SOURCE_BYTES + 1)
+    except InvalidDestinationError as error:
+        raise wrong(error.message) from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise wrong(f"cannot be read ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        raise ModelScopeRetryableError(f"Nothing was sent. image_url = {uri!r}: {error}") from error
+    if len(content) > MAX_SOURCE_BYTES:
+        raise wrong(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")
+    try:
+        image = Image.from_bytes(content)
+    except ImageError as error:
+        raise wrong(error.message) from error
+    return f"data:{image.content_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _open(uri: str, storage_conn_id: str | None) -> ObjectStoragePath:
+    """Return the path, after a look whether this Airflow has the filesystem and the connection for it."""
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+
+    try:
+        path = ObjectStoragePath(uri, conn_id=storage_conn_id)
+        _ = path.fs
+    except (ValueError, ImportError, AirflowNotFoundException) as error:
+        raise _invalid(
+            uri,
+            f"cannot be opened ({error}): install the extra of that store (s3, gcs or azure), and see that "
+            "storage_conn_id names a connection to it",
+        ) from error
+    return path
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write beside the final name, then rename: nobody ever reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o666 & ~_umask())  # as open() would have made it, not private
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    """Read the process's umask, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _invalid(uri: Any, problem: str) -> InvalidDestinationError:
+    return InvalidDestinationError(f"{uri!r}: {problem}")

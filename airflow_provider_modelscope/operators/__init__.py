@@ -1,0 +1,1 @@
+"""Submit a generation; or submit, wait and store in one task."""

@@ -1,0 +1,187 @@
+"""Submit a generation; or submit it, wait for it and store its images, in one task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator, conf
+
+from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_modelscope.generation import Generation
+
+# The parameters of a request are attributes of the operators under the same names.
+REQUEST_PARAMETERS = (
+    "model",
+    "prompt",
+    "negative_prompt",
+    "size",
+    "seed",
+    "steps",
+    "guidance",
+    "image_url",
+    "loras",
+    "extra_parameters",
+)
+
+
+class ModelScopeSubmitImageGenerationOperator(BaseOperator):
+    """Start a generation and return its ``generation_id``, without waiting for it.
+
+    The parameters are checked before anything is sent; where they are wrong the task fails at once and
+    names every mistake. All of them are templated, and numbers may be text.
+
+    The XCom ``request`` keeps what was asked for.
+
+    :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``.
+    :param prompt: What to draw, shorter than 2000 characters.
+    :param negative_prompt: What not to draw, shorter than 2000 characters.
+    :param size: ``WxH`` in pixels. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to 1024x1024,
+        Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; of other models it is not checked.
+    :param seed: 0 to 2147483647.
+    :param steps: 1 to 100.
+    :param guidance: 1.5 to 20.
+    :param image_url: For models that edit: one or a list of http(s) URLs that ModelScope can reach,
+        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``), whose pictures of at most
+        10 MiB each are sent along.
+    :param loras: A LoRA's id, or a mapping of up to 6 ids to weights that sum to 1.0.
+    :param extra_parameters: Further parameters for the API, as they are; it may not override the others.
+    :param storage_conn_id: The connection to read object storage with, for ``image_url``.
+    :param modelscope_conn_id: The connection to ModelScope.
+    :param queue_timeout: Seconds to go on submitting while the account already runs as many generations as
+        it may, or is too fast. The worker waits.
+    """
+
+    template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
+    template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
+    ui_color = "#e9e5ff"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        prompt: str,
+        negative_prompt: str | None = None,
+        size: str | None = None,
+        seed: int | str | None = None,
+        steps: int | str | None = None,
+        guidance: float | str | None = None,
+        image_url: str | Sequence[str] | None = None,
+        loras: str | Mapping[str, float | str] | None = None,
+        extra_parameters: Mapping[str, Any] | None = None,
+        storage_conn_id: str | None = None,
+        modelscope_conn_id: str = ModelScopeHook.default_conn_name,
+        queue_timeout: float = 3600,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.prompt = prompt
+        self.negative_prompt = negative_prompt
+        self.size = size
+        self.seed = seed
+        self.steps = steps
+        self.guidance = guidance
+        self.image_url = image_url
+        self.loras = loras
+        self.extra_parameters = extra_parameters
+        self.storage_conn_id = storage_conn_id
+        self.modelscope_conn_id = modelscope_conn_id
+        self.queue_timeout = queue_timeout
+
+    @cached_property
+    def hook(self) -> ModelScopeHook:
+        """The hook that this task talks through."""
+        return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
+
+    def execute(self, context: Context) -> Any:
+        """Submit, and return the ``generation_id``."""
+        from airflow_provider_modelscope.object_storage import inline_images
+        from airflow_provider_modelscope.request import GenerationRequest
+
+        request = GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
+        generation_id = self.hook.submit_generation(
+            inline_images(request, storage_conn_id=self.storage_conn_id), queue_timeout=self.queue_timeout
+        )
+        self.log.info("ModelScope accepted generation %s by %s", generation_id, request.model)
+        context["ti"].xcom_push(key="request", value={"generation_id": generation_id, **request.summary()})
+        return generation_id
+
+
+class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator):
+    """Start a generation, wait for it, store its images, and return the list of their URIs.
+
+    The XCom ``images`` describes each image: ``uri``, ``content_type``, ``width``, ``height``, ``bytes``,
+    ``sha256``, ``seed``, ``model``. The XCom ``request`` shows the ``generation_id`` while it still runs.
+
+    Takes the parameters of :class:`ModelScopeSubmitImageGenerationOperator`, and:
+
+    :param destination: With a ``/`` at its end a folder, in which an image is named
+        ``<generation_id>-<n>.<suffix>``; else that very object (from the second image on with ``-<n>``). A
+        suffix ``.png``, ``.jpg`` or ``.webp`` converts where the image is of another format.
+    :param storage_conn_id: The connection to object storage.
+    :param poll_interval: Longest time between looks in seconds, at least 1; the first looks are closer.
+    :param timeout: Seconds from submission after which the task fails.
+    :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
+    :param defer_after: Seconds to look from the worker before it does: a deferral costs some 8 s, in which
+        a fast model has finished. 0 frees the worker at once.
+    """
+
+    template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")
+
+    def __init__(
+        self,
+        *,
+        destination: str,
+        poll_interval: float = 5,
+        timeout: float = 900,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float = DEFER_AFTER,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.destination = destination
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.deferrable = deferrable
+        self.defer_after = defer_after
+
+    def execute(self, context: Context) -> Any:
+        """Submit, wait, and return the URIs of what is stored."""
+        from airflow_provider_modelscope.object_storage import Destination
+
+        started_at = time.time()
+        # Before anything is paid for: is there somewhere to put it?
+        Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
+        generation_id = super().execute(context)
+        wait = GenerationWait(
+            generation_id,
+            started_at=time.time(),
+            end_time=end_of_wait(
+                self.timeout, self.execution_timeout, started_at=started_at, now=time.time()
+            ),
+            poll_interval=self.poll_interval,
+        )
+        return self._land(wait_or_defer(self, wait), context)
+
+    def execute_complete(self, context: Context, event: Any = None) -> list[str]:
+        """Go on after the wait in the triggerer."""
+        from airflow_provider_modelscope.landing import finished_generation
+
+        return self._land(finished_generation(self.hook, generation_id_of(event)), context)
+
+    def _land(self, generation: Generation, context: Context) -> list[str]:
+        from airflow_provider_modelscope.landing import land
+        from airflow_provider_modelscope.object_storage import Destination
+
+        generation.raise_for_failure(retry_submits=True)
+        destination = Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
+        return land(generation, destination, hook=self.hook, context=context, model=self.model)

@@ -1,0 +1,122 @@
+"""Wait for a generation that another task submitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
+
+from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
+from airflow_provider_modelscope.exceptions import GenerationTimeoutError
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_modelscope.generation import Generation
+
+
+class ModelScopeImageGenerationSensor(BaseSensorOperator):
+    """Wait until a generation has succeeded, and return its ``generation_id``.
+
+    A generation that FAILED stays so, and fails the task without retries; submit anew. Faults that pass do
+    not end a wait that still has time.
+
+    :param generation_id: What the submit task returned.
+    :param modelscope_conn_id: The connection that submitted it.
+    :param poke_interval: Seconds between looks.
+    :param timeout: Seconds to wait.
+    :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
+    :param defer_after: Seconds to look from the worker before it does: a deferral costs some 8 s, in which
+        a fast model has finished. 0 looks once, then frees the worker.
+    """
+
+    template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")
+    ui_color = "#e9e5ff"
+
+    def __init__(
+        self,
+        *,
+        generation_id: str,
+        modelscope_conn_id: str = ModelScopeHook.default_conn_name,
+        poke_interval: float = 5,
+        timeout: float = 900,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float = DEFER_AFTER,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        self.generation_id = generation_id
+        self.modelscope_conn_id = modelscope_conn_id
+        self.deferrable = deferrable
+        self.defer_after = defer_after
+
+    @cached_property
+    def hook(self) -> ModelScopeHook:
+        """The hook that this task talks through."""
+        return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
+
+    @cached_property
+    def _wait(self) -> GenerationWait:
+        from airflow_provider_modelscope.generation import checked_id
+
+        now = time.time()
+        return GenerationWait(
+            checked_id(self.generation_id),
+            started_at=now,
+            end_time=end_of_wait(self.timeout, self.execution_timeout, started_at=now, now=now),
+            poll_interval=self.poke_interval,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Look, wait where it still runs, and return the ``generation_id``."""
+        with self._ending_as_sensors_do():
+            if not self.deferrable:
+                return super().execute(context)
+            return self._succeeded(wait_or_defer(self, self._wait))
+
+    def poke(self, context: Context) -> PokeReturnValue | bool:
+        """Look once."""
+        outcome = self._wait.after(self.hook.look(self._wait.generation_id), now=time.time())
+        if isinstance(outcome, float):
+            return False
+        return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))
+
+    def execute_complete(self, context: Context, event: Any = None) -> str:
+        """Go on after the wait in the triggerer."""
+        from airflow_provider_modelscope.landing import finished_generation
+
+        with self._ending_as_sensors_do():
+            return self._succeeded(finished_generation(self.hook, generation_id_of(event)))
+
+    def _succeeded(self, generation: Generation) -> str:
+        generation.raise_for_failure(retry_submits=False)
+        self.log.info("Generation %s succeeded", generation.generation_id)
+        return generation.generation_id
+
+    @contextmanager
+    def _ending_as_sensors_do(self) -> Iterator[None]:
+        """Time out with Airflow's own error, and skip instead of failing where that is asked for."""
+        try:
+            try:
+                yield
+            except GenerationTimeoutError as error:
+                raise AirflowSensorTimeout(str(error)) from error
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(f"Skipped instead of failed: {error}") from error
+            raise

@@ -1,0 +1,87 @@
+"""Store the images of a generation that has finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class ModelScopeImageToObjectStorageOperator(BaseOperator):
+    """Store every image of a finished generation, as it came, and return the list of their URIs.
+
+    A retry writes the same objects again, and nothing half-written ever stands under their names. The XCom
+    ``images`` describes each: ``uri``, ``content_type``, ``width``, ``height``, ``bytes``, ``sha256``,
+    ``seed``, and ``model`` where the generation was submitted upstream in the same Dag run.
+
+    :param generation_id: What the sensor returned.
+    :param destination: With a ``/`` at its end a folder, in which an image is named
+        ``<generation_id>-<n>.<suffix>``; else that very object (from the second image on with ``-<n>``). A
+        suffix ``.png``, ``.jpg`` or ``.webp`` converts where the image is of another format.
+    :param storage_conn_id: The connection to object storage.
+    :param modelscope_conn_id: The connection that submitted it.
+    """
+
+    template_fields: Sequence[str] = ("generation_id", "destination", "storage_conn_id", "modelscope_conn_id")
+    ui_color = "#e9e5ff"
+
+    def __init__(
+        self,
+        *,
+        generation_id: str,
+        destination: str,
+        storage_conn_id: str | None = None,
+        modelscope_conn_id: str = ModelScopeHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.generation_id = generation_id
+        self.destination = destination
+        self.storage_conn_id = storage_conn_id
+        self.modelscope_conn_id = modelscope_conn_id
+
+    @cached_property
+    def hook(self) -> ModelScopeHook:
+        """The hook that this task talks through."""
+        return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
+
+    def execute(self, context: Context) -> list[str]:
+        """Download, store, and return the URIs."""
+        from airflow_provider_modelscope.generation import checked_id
+        from airflow_provider_modelscope.landing import finished_generation, land
+        from airflow_provider_modelscope.object_storage import Destination
+
+        generation_id = checked_id(self.generation_id)
+        destination = Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
+        generation = finished_generation(self.hook, generation_id)
+        generation.raise_for_failure(retry_submits=False)
+        model = self._model_upstream(context, generation_id)
+        return land(generation, destination, hook=self.hook, context=context, model=model)
+
+    def _model_upstream(self, context: Context, generation_id: str) -> str | None:
+        """Return the model that a submit task upstream asked for: the service's answer does not name it."""
+        from airflow_provider_modelscope.operators.image_generation import (
+            ModelScopeSubmitImageGenerationOperator,
+        )
+
+        submitters = [
+            task.task_id
+            for task in self.get_flat_relatives(upstream=True)
+            # A mapped task is of another class, which names the one that it makes.
+            if issubclass(
+                getattr(task, "operator_class", type(task)), ModelScopeSubmitImageGenerationOperator
+            )
+        ]
+        for task_id in submitters:
+            found = context["ti"].xcom_pull(task_ids=task_id, key="request")
+            for request in [found] if isinstance(found, dict) else found or []:
+                if request and request.get("generation_id") == generation_id:
+                    return str(request["model"])
+        return None

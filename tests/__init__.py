@@ -1,0 +1,1 @@
+"""What the project promises, and the commands that show it."""
