@@ -20,7 +20,7 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeIma
             examples=["Qwen/Qwen-Image", "Tongyi-MAI/Z-Image-Turbo", "black-forest-labs/FLUX.1-Krea-dev"],
             title="Model",
         ),
-        "prompt": Param("A red bicycle in the rain", type="string", minLength=1, maxLength=1999, title="Prompt"),
+        "prompt": Param("A red bicycle in the rain", type="string", maxLength=1999, title="Prompt"),
         "negative_prompt": Param(None, type=["null", "string"], maxLength=1999, title="Negative prompt"),
         "size": Param("1024x1024", type="string", pattern="^[0-9]+x[0-9]+$", title="Size"),
         "seed": Param(None, type=["null", "integer"], minimum=0, maximum=2147483647, title="Seed"),

@@ -9,14 +9,16 @@ from airflow.sdk import Param, dag
 
 from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
-from airflow_provider_modelscope.transfers.image_to_object_storage import ModelScopeImageToObjectStorageOperator
+from airflow_provider_modelscope.transfers.image_to_object_storage import (
+    ModelScopeImageToObjectStorageOperator,
+)
 
 
 @dag(
     schedule=None,
     tags=["modelscope", "example"],
     params={
-        "prompt": Param("A lighthouse above a sea of clouds at dawn, watercolour", type="string"),
+        "prompt": Param("A lighthouse above a sea of clouds, watercolour", type="string"),
         "destination": Param("file:///tmp/modelscope-images/", type="string"),
     },
 )

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import requests
+
+START_SECONDS = 180  # for all of Airflow to come up; some 40 here
 EXAMPLE_DAGS = Path(__file__).parent.parent / "example_dags"
 
 
@@ -26,7 +33,9 @@ class RealAirflow:
     :param connections: Airflow connections by id, as in Airflow's JSON form.
     """
 
-    def __init__(self, home: Path, *, dags: Path = EXAMPLE_DAGS, connections: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, home: Path, *, dags: Path = EXAMPLE_DAGS, connections: dict[str, dict[str, Any]] | None = None
+    ) -> None:
         self.home = home
         self.database = home / "airflow.db"
         foreign = ("AIRFLOW_", "PYTHONWARNINGS")
@@ -40,7 +49,7 @@ class RealAirflow:
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }
-        for connection_id, connection in connections.items():
+        for connection_id, connection in (connections or {}).items():
             self.environment[f"AIRFLOW_CONN_{connection_id.upper()}"] = json.dumps(connection)
 
     def migrate(self) -> None:
@@ -53,7 +62,7 @@ class RealAirflow:
         """Return the command line of an ``airflow`` command of this Python."""
         return [sys.executable, "-m", "airflow", *arguments]
 
-    def run(self, *arguments: str, timeout: float = 300) -> str:
+    def run(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
         """Run an ``airflow`` command and return what it prints.
 
         :raises RuntimeError: with its output, where it fails.
@@ -67,7 +76,7 @@ class RealAirflow:
             timeout=timeout,
             check=False,
         )
-        if done.returncode:
+        if check and done.returncode:
             raise RuntimeError(f"airflow {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}")
         return done.stdout
 
@@ -81,6 +90,51 @@ class RealAirflow:
         if failed:
             raise RuntimeError(f"{dag_id}: {', '.join(sorted(failed))}\n{log}")
         return log
+
+    @contextmanager
+    def standalone(self, *, port: int | None = None) -> Iterator[str]:
+        """Run API server, scheduler, triggerer and Dag processor; yield the API server's URL; end them all.
+
+        :param port: The API server's; a free one if None.
+        :raises RuntimeError: with the end of their log, where they do not come up.
+        """
+        port = port or free_port()
+        url = f"http://localhost:{port}"
+        environment = self.environment | {
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # no login, on this machine only
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(port),
+            "AIRFLOW__API__BASE_URL": url,
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+        }
+        log = self.home / "standalone.log"
+        with log.open("w") as output:
+            processes = subprocess.Popen(
+                self.command("standalone"),
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a process group of their own, to be ended as one
+            )
+            try:
+                deadline = time.monotonic() + START_SECONDS
+                while not self._is_healthy(url):
+                    if processes.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError(f"Airflow did not start:\n{log.read_text()[-5000:]}")
+                    time.sleep(0.5)
+                yield url
+            finally:
+                _end_group(processes)
+
+    def _is_healthy(self, url: str) -> bool:
+        """Whether the API server answers and has heard from scheduler, triggerer and Dag processor."""
+        try:
+            health = requests.get(f"{url}/api/v2/monitor/health", timeout=5).json()
+        except (requests.RequestException, ValueError):
+            return False
+        return all(part.get("status") == "healthy" for part in health.values())
 
     def task_states(self, dag_id: str) -> list[tuple[str, str]]:
         """Return the task ids and states of the Dag's last run."""
@@ -106,3 +160,28 @@ class RealAirflow:
     def _query(self, statement: str, *parameters: str) -> list[Any]:
         with closing(sqlite3.connect(self.database)) as connection:
             return connection.execute(statement, parameters).fetchall()
+
+
+def free_port(wanted: int = 0) -> int:
+    """Return the wanted port of this machine if nobody listens there, else a free one."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise RuntimeError("this machine has no free port")
+
+
+def _end_group(processes: subprocess.Popen[bytes]) -> None:
+    """Ask the process group to end, and make it."""
+    for signal_ in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(processes.pid, signal_)
+        try:
+            processes.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            continue
+    with suppress(ProcessLookupError):
+        os.killpg(processes.pid, signal.SIGKILL)  # what the parent left behind

@@ -178,6 +178,9 @@ class ModelScopeHook(BaseHook):
                     content += chunk
                     if len(content) > limit:
                         raise ImageError(f"{url} is larger than the connection's max_image_bytes, {limit}")
+                promised = response.headers.get("Content-Length", "")
+                if promised.isdecimal() and int(promised) != len(content):
+                    raise ImageError(f"{url} broke off: {len(content)} of {promised} bytes came")
         except requests.RequestException as error:
             raise ImageError(f"{url} cannot be downloaded: {error}") from error
         return Image.from_bytes(bytes(content))

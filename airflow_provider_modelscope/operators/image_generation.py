@@ -14,7 +14,7 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_modelscope.generation import Generation
 
@@ -68,13 +68,13 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         self,
         *,
         model: str,
-        prompt: str,
+        prompt: str | XComArg,
         negative_prompt: str | None = None,
         size: str | None = None,
         seed: int | str | None = None,
         steps: int | str | None = None,
         guidance: float | str | None = None,
-        image_url: str | Sequence[str] | None = None,
+        image_url: str | Sequence[str] | XComArg | None = None,
         loras: str | Mapping[str, float | str] | None = None,
         extra_parameters: Mapping[str, Any] | None = None,
         storage_conn_id: str | None = None,

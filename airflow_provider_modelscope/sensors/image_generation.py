@@ -23,7 +23,7 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_modelscope.generation import Generation
 
@@ -49,7 +49,7 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
     def __init__(
         self,
         *,
-        generation_id: str,
+        generation_id: str | XComArg,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
         poke_interval: float = 5,
         timeout: float = 900,

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
 
 class ModelScopeImageToObjectStorageOperator(BaseOperator):
@@ -35,7 +35,7 @@ class ModelScopeImageToObjectStorageOperator(BaseOperator):
     def __init__(
         self,
         *,
-        generation_id: str,
+        generation_id: str | XComArg,
         destination: str,
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,

@@ -1,0 +1,136 @@
+"""The command line of the emulator."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_provider_modelscope.emulator.faults import Fault, describe_faults
+from airflow_provider_modelscope.emulator.server import Exchange, first_id, serving
+from airflow_provider_modelscope.emulator.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Number = TypeVar("Number", int, float)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status."""
+    options = _parser().parse_args(arguments)
+    service = Service(
+        seconds=options.seconds,
+        user_queue=options.user_queue,
+        tokens=options.token,
+        faults=options.fail,
+        first_id=first_id(),
+    )
+    try:
+        asyncio.run(_serve(service, options))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        print(f"Cannot listen on {options.host} port {options.port}: {reason}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(service: Service, options: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with serving(service, _log, options.host, options.port) as base_url:
+        password = "one-of-the-tokens" if options.token else "any-token"
+        connection = json.dumps({"conn_type": "modelscope", "password": password, "host": base_url})
+        print(f"ModelScope emulator on {base_url} (Ctrl-C ends it). To point Airflow at it:")
+        print(f"export AIRFLOW_CONN_MODELSCOPE_DEFAULT='{connection}'", flush=True)
+        await stop.wait()
+
+
+def _log(exchange: Exchange) -> None:
+    words = [
+        time.strftime("%H:%M:%S"),
+        exchange.method,
+        exchange.path,
+        "->",
+        str(exchange.status or "no answer"),
+        f"generation {exchange.generation_id}" if exchange.generation_id else "",
+        exchange.note,
+    ]
+    print(" ".join(ascii(word)[1:-1][:200] for word in words if word), file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_modelscope.emulator",
+        description="An emulator of ModelScope's image API: no token, no quota, no network.",
+        epilog=describe_faults(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
+    parser.add_argument(
+        "--port", default=8765, type=_within(int, 0, 65535), help="0 picks a free port (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        default=3,
+        type=_within(float, 0, 86400),
+        help="how long a generation takes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--user-queue",
+        default=1,
+        type=_within(int, 1, 1000),
+        help="how many generations an account (a token) may have running (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--token",
+        action="append",
+        default=[],
+        type=_token,
+        help="a valid token (default: any is); repeatable",
+    )
+    parser.add_argument(
+        "--fail",
+        action="append",
+        default=[],
+        type=_switch,
+        metavar="WHERE:WHAT[:COUNT]",
+        help="a fault, see below; repeatable",
+    )
+    return parser
+
+
+def _within(kind: Callable[[str], Number], low: Number, high: Number) -> Callable[[str], Number]:
+    def read(text: str) -> Number:
+        with suppress(ValueError):
+            value = kind(text)
+            if low <= value <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
+    return read
+
+
+def _token(text: str) -> str:
+    if not text or any(letter.isspace() for letter in text):
+        raise argparse.ArgumentTypeError("a token is one word, without spaces")
+    return text
+
+
+def _switch(text: str) -> str:
+    try:
+        Fault.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What a submission asks for: the body is read here, and each parameter checked against its range."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FAMILIES = {
+    "z-image": (512, 2048),
+    "qwen-image": (64, 1664),
+    "flux": (64, 1024),
+    "stable-diffusion": (64, 2048),
+    "sdxl": (64, 2048),
+}
+"""Smallest and largest side in pixels, by a word in the model's name."""
+
+ANY_FAMILY = (64, 4096)
+"""The sides of an unknown family: the emulator's own bounds, so that the picture can be drawn."""
+
+
+class RefusedError(ValueError):
+    """The body cannot be read or a parameter is out of its range; the text is the message of the 400."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """The parameters a generation really uses, after defaults."""
+
+    model: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    loras: str
+    edited_from: str
+    """Where the input image came from, in a few words: a host, or its media type; empty for none."""
+    seed: int
+    digest: str
+    """SHA-256 (hex) of all of the above: the same parameters give the same picture."""
+
+    @classmethod
+    def from_body(cls, body: bytes | None) -> Parameters:
+        """Read and check the body of a submission.
+
+        Without a seed, one is derived from the other parameters, so the same request has the same seed.
+
+        :param body: None stands for a body that could not be read.
+        :raises RefusedError: when the service would answer 400.
+        """
+        asked = _read(body)
+        model = _model(asked)
+        width, height = _size(asked, model)
+        images = _images(asked, model)
+        origins = [_origin(url) for url in images]
+        more = f" and {len(origins) - 1} more" if len(origins) > 1 else ""
+        used: dict[str, Any] = {
+            "model": model,
+            "prompt": _text(asked, "prompt"),
+            "negative_prompt": _text(asked, "negative_prompt"),
+            "width": width,
+            "height": height,
+            "steps": _number(asked, "steps", 30, 1, 100, int),
+            "guidance": float(_number(asked, "guidance", 7.5, 1.5, 20, int, float)),
+            "loras": _loras(asked),
+            "edited_from": "".join(origins[:1]) + more,
+        }
+        if not used["prompt"].strip():
+            raise RefusedError("prompt is required")
+        seed = _number(asked, "seed", int(_digest(used, images)[:7], 16), 0, 2**31 - 1, int)
+        return cls(**used, seed=seed, digest=_digest(used, images, seed))
+
+
+def _read(body: bytes | None) -> dict[str, Any]:
+    if body is None:
+        raise RefusedError("The request body cannot be read")
+    try:
+        asked = json.loads(body.decode("utf-8"))
+        json.dumps(asked, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogates
+    except (ValueError, RecursionError):
+        raise RefusedError("The request body is not valid JSON in UTF-8") from None
+    if not isinstance(asked, dict):
+        raise RefusedError("The request body must be a JSON object")
+    return asked
+
+
+def _model(asked: Mapping[str, Any]) -> str:
+    model = asked.get("model")
+    model = model if isinstance(model, str) else ""
+    if not re.fullmatch(r"[\w.-]{1,100}/[\w.-]{1,100}", model):
+        raise RefusedError(f"Model id : {model[:200]} , has no provider supported")
+    return model
+
+
+def _text(asked: Mapping[str, Any], name: str) -> str:
+    value = asked.get(name, "")
+    if not isinstance(value, str) or len(value) >= 2000:
+        raise RefusedError(f"{name} must be a string shorter than 2000 characters")
+    return value
+
+
+def _number(
+    asked: Mapping[str, Any], name: str, default: float, low: float, high: float, *kinds: type
+) -> Any:
+    value = asked.get(name, default)
+    if type(value) not in kinds or not low <= value <= high:  # a bool is no number here
+        raise RefusedError(
+            f"{name} must be {'a number' if float in kinds else 'an integer'} from {low} to {high}"
+        )
+    return value
+
+
+def _size(asked: Mapping[str, Any], model: str) -> tuple[int, int]:
+    low, high = next((sides for word, sides in FAMILIES.items() if word in model.lower()), ANY_FAMILY)
+    size = asked.get("size", "1024x1024")
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", size) if isinstance(size, str) else None
+    if not match or not all(low <= int(side) <= high for side in match.groups()):
+        raise RefusedError(f"size must be WxH, from {low}x{low} to {high}x{high} for this model")
+    return int(match[1]), int(match[2])
+
+
+def _loras(asked: Mapping[str, Any]) -> str:
+    match asked.get("loras", ""):
+        case str(lora) if lora.strip() or "loras" not in asked:
+            return lora
+        case dict(loras) if 1 <= len(loras) <= 6 and all(
+            type(weight) in (int, float) and abs(weight) < 1e6 for weight in loras.values()
+        ):
+            if math.isclose(math.fsum(loras.values()), 1.0, abs_tol=1e-6):
+                return ", ".join(f"{lora} {weight}" for lora, weight in sorted(loras.items()))
+    raise RefusedError("loras must be one LoRA id, or up to 6 LoRA ids with weights that sum to 1.0")
+
+
+def _images(asked: Mapping[str, Any], model: str) -> list[str]:
+    urls = asked.get("image_url", [])
+    urls = [urls] if isinstance(urls, str) else urls
+    if urls in ([], [""]) and "edit" in model.lower():
+        raise RefusedError("image_url is required")
+    if not isinstance(urls, list) or (not urls and "image_url" in asked):
+        raise RefusedError("image_url must be a string or a list of strings")
+    return urls
+
+
+def _origin(url: object) -> str:
+    if isinstance(url, str):
+        if inline := re.match(r"data:([\w.+-]+/[\w.+-]+);base64,", url):
+            return f"inline {inline[1]}"
+        with suppress(ValueError):
+            parts = urlsplit(url)
+            if parts.scheme in ("http", "https") and parts.hostname:
+                return parts.hostname
+    raise RefusedError("image_url must be a publicly reachable http(s) URL, or data:<mime>;base64,...")
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""The picture of a generation: a landscape in colours of its own, with the request written on it."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from colorsys import hls_to_rgb
+from functools import lru_cache
+from io import BytesIO
+from random import Random
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+    from airflow_provider_modelscope.emulator.parameters import Parameters
+
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+WIDE_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansSC-Regular.otf",
+    "SourceHanSansCN-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "msyh.ttc",
+    "DejaVuSans.ttf",
+)
+"""Fonts that may be on the machine and can write more than Pillow's own, best first."""
+
+
+@lru_cache(maxsize=8)
+def draw(parameters: Parameters, image_format: str = "PNG") -> bytes:
+    """Draw the picture and label it as made by AI, as the service does.
+
+    The same parameters give the same bytes (with the same Pillow and fonts).
+
+    :param image_format: ``PNG`` or ``JPEG``; only the PNG holds the parameters as text as well.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    image = _landscape(parameters)
+    _write(image, parameters)
+    label = _ai_label(parameters)
+    file = BytesIO()
+    if image_format == "JPEG":
+        image.save(file, "JPEG", quality=90, xmp=label.encode())
+    else:
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", label)
+        info.add_text("parameters", _parameters_text(parameters))
+        image.save(file, "PNG", pnginfo=info, compress_level=4)
+    return file.getvalue()
+
+
+def _landscape(parameters: Parameters) -> Image.Image:
+    from PIL import Image, ImageChops, ImageDraw
+
+    chance = Random(parameters.digest)  # noqa: S311 - colours are no secrets
+    scale = 1536 / max(
+        parameters.width, parameters.height
+    )  # drawn at one scale: fast, and smooth when resized
+    width, height = round(parameters.width * scale), round(parameters.height * scale)
+    hue, turn = chance.random(), chance.choice((-1, 1)) * chance.uniform(0.08, 0.2)
+
+    sky = Image.new("RGB", (1, 4))
+    for row in range(4):
+        sky.putpixel((0, row), _colour(hue + turn * row / 3, 0.4 + 0.13 * row, 0.6))
+    image = sky.resize((width, height), Image.Resampling.BICUBIC)
+
+    x, y = round(width * chance.uniform(0.2, 0.8)), round(height * chance.uniform(0.15, 0.35))
+    radius = round(min(width, height) * chance.uniform(0.07, 0.12))
+    glow = ImageChops.invert(Image.radial_gradient("L")).point([max(0, tone - 80) for tone in range(256)])
+    light = _colour(hue + turn, 0.93, 0.9)
+    image.paste(light, (x - 6 * radius, y - 6 * radius), glow.resize((12 * radius, 12 * radius)))
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), light)
+
+    for ridge in range(5):
+        skyline = [
+            (width * step / 96, height * (0.42 + 0.12 * ridge + rise))
+            for step, rise in enumerate(_skyline(chance, 1.3**ridge))
+        ]
+        colour = _colour(hue + turn * (1 - ridge / 3), 0.58 - 0.1 * ridge, 0.42)
+        pen.polygon([*skyline, (width, height), (0, height)], colour)
+    return image.resize((parameters.width, parameters.height), Image.Resampling.BICUBIC)
+
+
+def _skyline(chance: Random, nearness: float) -> list[float]:
+    waves = [(octave, chance.uniform(1, 2.2) * nearness**0.7, chance.uniform(0, 7)) for octave in (1, 2, 3)]
+    return [
+        0.05 * sum(math.sin(step / 16 * pace * octave + phase) / octave for octave, pace, phase in waves)
+        for step in range(97)
+    ]
+
+
+def _colour(hue: float, lightness: float, saturation: float) -> tuple[int, int, int]:
+    red, green, blue = hls_to_rgb(hue % 1, lightness, saturation)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _write(image: Image.Image, parameters: Parameters) -> None:
+    from PIL import ImageDraw
+
+    unit = max(10, min(image.size) // 32)
+    small = max(9, unit * 3 // 4)
+    margin = pad = unit // 2
+    line_height = unit * 1.4
+    text_width = image.width - 2 * margin - 2 * pad
+    room = int((image.height * 0.6 - 2 * pad) // line_height)
+    details = [parameters.model, f"seed {parameters.seed}, {image.width}x{image.height}"]
+    if parameters.edited_from:
+        details.append(f"edited from {parameters.edited_from}")
+
+    font = _font(parameters.prompt, unit)
+    prompt = _wrap(parameters.prompt, font, text_width, max(min(2, room), min(4, room - len(details))))
+    lines = [(line, font, (255, 255, 255, 255)) for line in prompt]
+    for detail in details[: max(0, room - len(prompt))]:
+        font = _font(detail, small)
+        lines += [(line, font, (255, 255, 255, 200)) for line in _wrap(detail, font, text_width, 1)]
+
+    top = image.height - margin - 2 * pad - line_height * len(lines)
+    pen = ImageDraw.Draw(image, "RGBA")
+    pen.rounded_rectangle((margin, top, image.width - margin, image.height - margin), pad, (12, 14, 24, 150))
+    for number, (line, font, ink) in enumerate(lines):
+        pen.text((margin + pad, top + pad + line_height * (number + 0.5)), line, ink, font, anchor="lm")
+
+
+def _wrap(text: str, font: Font, width: float, most: int) -> list[str]:
+    text = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:1000]
+    lines: list[str] = []
+    while text and len(lines) < most:
+        fits = bisect_right(range(1, len(text) + 1), width, key=lambda length: font.getlength(text[:length]))
+        space = text.rfind(" ", 1, fits + 1) if fits < len(text) else -1
+        end = space if space > 0 else max(1, fits)
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    if text and lines:
+        lines[-1] = lines[-1][: max(1, len(lines[-1]) - 3)] + "..."
+    return lines
+
+
+def _font(text: str, size: int) -> Font:
+    from PIL import ImageFont
+
+    path = None if text.isascii() else _wide_font()
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=1)
+def _wide_font() -> str | None:
+    from PIL import ImageFont
+
+    for name in WIDE_FONTS:
+        try:
+            return str(ImageFont.truetype(name).path)
+        except OSError:
+            continue
+    return None
+
+
+def _ai_label(parameters: Parameters) -> str:
+    # GB 45438-2025: the label is JSON text in the XMP property AIGC of the TC260 namespace.
+    label = {"Label": "1", "ContentProducer": "ModelScope emulator", "ProduceID": parameters.digest[:32]}
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:TC260="http://www.tc260.org.cn/ns/AIGC/1.0/">'
+        f"<TC260:AIGC>{escape(json.dumps(label))}</TC260:AIGC>"
+        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+    )
+
+
+def _parameters_text(parameters: Parameters) -> str:
+    # The layout that Stable Diffusion tools write and read.
+    used = {
+        "Steps": parameters.steps,
+        "Sampler": "Euler a",
+        "CFG scale": parameters.guidance,
+        "Seed": parameters.seed,
+        "Size": f"{parameters.width}x{parameters.height}",
+        "Model": parameters.model,
+    }
+    negative = f"\nNegative prompt: {parameters.negative_prompt}" if parameters.negative_prompt else ""
+    return f"{parameters.prompt}{negative}\n" + ", ".join(f"{name}: {value}" for name, value in used.items())

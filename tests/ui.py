@@ -1,0 +1,50 @@
+"""``make ui``: Airflow's own UI on localhost, with the emulator, the connection and the examples ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from airflow_provider_modelscope.emulator import Emulator
+from tests.real_airflow import RealAirflow, free_port
+
+FOLDER = Path(__file__).parent.parent / ".ui"
+
+
+def main() -> int:
+    """Start everything, say where it is, and end it all on Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    token = os.environ.get("MODELSCOPE_API_TOKEN")
+    with Emulator(seconds=10.0) as emulator:
+        connection = {"conn_type": "modelscope", "password": token or "any-token"}
+        if not token:
+            connection["host"] = emulator.base_url
+        airflow = RealAirflow(FOLDER / "airflow")
+        airflow.environment |= {
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            # With the emulator the examples may run at once: they cost nothing.
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(bool(token)),
+        }
+        airflow.migrate()
+        # In the database, not in the environment, so that the UI shows it.
+        airflow.run("connections", "delete", "modelscope_default", check=False)
+        airflow.run("connections", "add", "modelscope_default", "--conn-json", json.dumps(connection))
+        print("Starting Airflow, some 40 s ...", flush=True)
+        with airflow.standalone(port=free_port(8080)) as url:
+            print(f"\nAirflow:  {url}")
+            print(f"Service:  {'ModelScope' if token else f'emulator on {emulator.base_url}'}")
+            print("Dags:     example_text_to_image and three more: trigger one")
+            print("Images:   in the folder that the trigger form shows as destination")
+            print("Ctrl-C ends it all.", flush=True)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+        print("Ended.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
