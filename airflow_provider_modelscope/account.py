@@ -54,18 +54,18 @@ class Account:
         wrong = partial(_wrong, connection.conn_id)
         try:
             extra = json.loads(connection.extra or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             extra = None
         if not isinstance(extra, dict):
             raise wrong("extra", "is not a JSON object")
-        given = {name: value for name, value in extra.items() if value not in (None, "")}
+        given = {name: value for name, value in extra.items() if value is not None and str(value).strip()}
 
         def number(name: str, default: float, most: float) -> float:
             try:
                 value = float(given.get(name, default))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 value = 0.0
-            if not 0 < value <= most:
+            if given.get(name) is True or not 0 < value <= most:
                 raise wrong(name, f"must be a number above 0 and at most {most:g}, not {given[name]!r}")
             return value
 
@@ -74,6 +74,8 @@ class Account:
             words = {"true": True, "1": True, "false": False, "0": False}
             return words.get(str(value).strip().lower(), str(value).strip())
 
+        if not isinstance(given.get("verify", True), bool | int | str):
+            raise wrong("verify", "must be true, false, or the path of a bundle of authorities")
         allow_http = flag("allow_http", False)
         if not isinstance(allow_http, bool):
             raise wrong("allow_http", f"must be true or false, not {allow_http!r}")
@@ -109,7 +111,10 @@ class Account:
 
     def may_fetch(self, url: str) -> bool:
         """Whether an image may come from there: https, or http where the API itself is."""
-        scheme = urlsplit(url).scheme.lower()
+        try:
+            scheme = urlsplit(url).scheme
+        except ValueError:  # such as an unclosed [ of an IPv6 address
+            return False
         return scheme == "https" or (scheme == "http" and self.base_url.startswith("http:"))
 
 
@@ -119,7 +124,9 @@ def _wrong(connection_id: str | None, field_name: str, problem: str) -> InvalidC
 
 def _token(connection: Connection, wrong: Any) -> str:
     """Return the token without what comes along when one is pasted: ``Bearer``, spaces, newlines."""
-    token = re.sub(r"\s+", "", re.sub(r"^\s*bearer\s+", "", connection.password or "", flags=re.IGNORECASE))
+    token = re.sub(
+        r"\s+", "", re.sub(r"^\s*bearer(\s+|$)", "", connection.password or "", flags=re.IGNORECASE)
+    )
     if not token:
         raise wrong("password", f"is empty: it holds the API token, from {DEFAULT_HUB_URL}/my/myaccesstoken")
     if not (token.isascii() and token.isprintable()):
@@ -132,10 +139,12 @@ def _base_url(connection: Connection, allow_http: bool, wrong: Any) -> str:
     host = (connection.host or "").strip()
     if not host:
         return DEFAULT_BASE_URL
-    if "://" not in host:
-        usual = "http" if _is_loopback(host.partition(":")[0]) else "https"
-        host = f"{connection.schema if connection.schema in ('http', 'https') else usual}://{host}"
+    if host.count(":") > 1 and "://" not in host and "[" not in host:
+        host = f"[{host}]"  # Airflow takes the brackets off an IPv6 address in a connection's URI
     try:
+        if "://" not in host:
+            usual = "http" if _is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
+            host = f"{connection.schema if connection.schema in ('http', 'https') else usual}://{host}"
         parts = urlsplit(host)
         port = parts.port or connection.port
     except ValueError:

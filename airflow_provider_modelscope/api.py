@@ -62,11 +62,15 @@ class Answer:
         return value if isinstance(value, dict) else None
 
     @property
-    def evidence(self) -> str:
-        """What it says in 200 characters: the service's message, or else the body's text."""
+    def words(self) -> str:
+        """What it says: the service's message, or else the body's text."""
         message = ErrorDetail.from_json(self.json or {}).message
-        text = " ".join((message or self.body[:4000].decode(errors="replace")).split())
-        return text[:200] or "nothing"
+        return " ".join((message or self.body[:4000].decode(errors="replace")).split())
+
+    @property
+    def evidence(self) -> str:
+        """What it says, in 200 characters."""
+        return self.words[:200] or "nothing"
 
     @property
     def retry_after(self) -> float | None:
@@ -77,7 +81,7 @@ class Answer:
         try:
             until, now = (parsedate_to_datetime(text) for text in (value, self.headers.get("Date", "")))
             return max(0.0, (until.astimezone(UTC) - now.astimezone(UTC)).total_seconds())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
 
     @property
@@ -130,7 +134,11 @@ def read_submission(answer: Answer, *, account: Account, model: str) -> str:
     if 200 <= answer.status_code < 300:
         if is_id and (text := str(generation_id).strip()):
             return text
-        raise lost(f"ModelScope's answer names no generation. It says: {answer.evidence}", answer.status_code)
+        raise lost(
+            f"ModelScope's answer names no generation. It says: {answer.evidence}",
+            answer.status_code,
+            ErrorDetail.from_json(answer.json or {}).request_id,
+        )
     error = error_of(answer, account=account, model=model)
     if isinstance(error, ServiceUnavailableError):
         raise lost(error.message, answer.status_code, error.request_id)
@@ -154,7 +162,8 @@ def read_generation(answer: Answer, *, account: Account, generation_id: str) -> 
         where it may pass.
     """
     if answer.status_code == 404:
-        detail = ErrorDetail(message=f"not found: {answer.evidence}", code=404)
+        request_id = ErrorDetail.from_json(answer.json or {}).request_id
+        detail = ErrorDetail(message=f"not found: {answer.evidence}", code=404, request_id=request_id)
         return Generation(generation_id=generation_id, status=FAILED, error=detail)
     body = answer.json
     if 200 <= answer.status_code < 300 and body is not None and "task_status" in body:
@@ -171,7 +180,7 @@ def error_of(answer: Answer, *, account: Account, model: str | None = None) -> M
     """
     detail = ErrorDetail.from_json(answer.json or {})
     says = f"ModelScope says: {answer.evidence}"
-    words = answer.evidence.lower().replace("\u2019", "'")
+    words = answer.words.lower().replace("\u2019", "'")
     kind: type[ModelScopeError] = ServiceUnavailableError
     match answer.status_code:
         case 401 | 403 if "bind" in words or "real name" in words or "real-name" in words:

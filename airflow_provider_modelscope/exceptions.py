@@ -51,14 +51,17 @@ class ModelScopeError(AirflowException):
         generation_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        known = {"code": code, "request id": request_id, "generation": generation_id}
-        evidence = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
-        super().__init__(f"{message} ({evidence})" if evidence else message)
+        super().__init__(message)
         self.message = message
         self.code = code
         self.request_id = request_id
         self.generation_id = generation_id
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        known = {"code": self.code, "request id": self.request_id, "generation": self.generation_id}
+        evidence = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        return f"{self.message} ({evidence})" if evidence else self.message
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` needs to raise the same error in another process."""
@@ -68,13 +71,14 @@ class ModelScopeError(AirflowException):
             "code": self.code,
             "request_id": self.request_id,
             "generation_id": self.generation_id,
+            "retry_after": self.retry_after,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelScopeError:
         """Return the error that :meth:`to_json` described; a plain one where its kind is not known."""
         kinds = {kind.__name__: kind for kind in cls._descendants()}
-        details = {key: value.get(key) for key in ("code", "request_id", "generation_id")}
+        details = {key: value.get(key) for key in ("code", "request_id", "generation_id", "retry_after")}
         return kinds.get(value["kind"], cls)(value["message"], **details)
 
     @classmethod

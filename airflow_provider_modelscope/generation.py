@@ -65,7 +65,7 @@ class Generation:
             status=str(body.get("task_status") or "").strip().upper(),
             output_images=tuple(images) if isinstance(images, list) and all(map(_is_url, images)) else (),
             parameters=used if isinstance(used, Mapping) else {},
-            milliseconds=taken if isinstance(taken, int | float) else None,
+            milliseconds=taken if isinstance(taken, int | float) and not isinstance(taken, bool) else None,
             error=ErrorDetail.from_json(body),
         )
 
@@ -131,4 +131,4 @@ def _integer(value: Any) -> int | None:
 
 
 def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("https://", "http://"))
+    return isinstance(value, str) and value.lower().startswith(("https://", "http://"))

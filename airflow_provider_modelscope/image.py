@@ -6,6 +6,7 @@ Nothing here knows where a picture comes from or goes to.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -37,6 +38,7 @@ CONVERTIBLE = ("PNG", "JPEG", "WEBP")  # what a picture can be turned into with 
 _XMP = "XML:com.adobe.xmp"  # keyword of the iTXt chunk in a PNG
 _LABEL, _PARAMETERS = "AIGC", "parameters"  # keywords of text chunks in a PNG
 _EXIF_IFD, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
+_MAX_EXIF_IN_JPEG = 64_000  # bytes; a little less than it can hold
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +66,13 @@ class Image:
         """
         from PIL import Image as Pillow
 
+        Pillow.init()
+        formats = tuple(name for name in _FORMATS if name in Pillow.OPEN)  # not every Pillow has them all
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)  # the cap below is ours
+                warnings.simplefilter("ignore")  # the cap below is ours, and odd metadata is no fault here
                 for is_second_look in (False, True):  # verify() reads checksums, but leaves the file unusable
-                    with Pillow.open(BytesIO(content), formats=tuple(_FORMATS)) as picture:
+                    with Pillow.open(BytesIO(content), formats=formats) as picture:
                         if picture.width * picture.height > MAX_PIXELS:
                             raise ImageError(
                                 f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS}"
@@ -107,16 +111,24 @@ class Image:
 
         The labels of AI-generated content and the parameters in its metadata come along. Transparency is
         flattened on white where the format has none.
+
+        :raises ImageError: where that format cannot hold the picture or its labels.
         """
         if format_ == self.format:
             return self
         from PIL import Image as Pillow
 
-        with Pillow.open(BytesIO(self.content)) as picture:
-            picture.load()
-            output = BytesIO()
-            options = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}.get(format_, {})
-            _painted(picture, format_).save(output, format_, **options, **_metadata(picture, format_))
+        output = BytesIO()
+        options = {} if format_ == "PNG" else {"quality": 95}
+        try:
+            with Pillow.open(BytesIO(self.content)) as picture:
+                picture.load()
+                painted = _painted(picture, format_)
+                painted.save(output, format_, **options, **_metadata(picture, painted, format_))
+        except Exception as error:
+            raise ImageError(
+                f"The {self.format} of {self.width}x{self.height} pixels cannot become {format_}: {error}"
+            ) from error
         return type(self).from_bytes(output.getvalue())
 
 
@@ -124,55 +136,71 @@ def _painted(picture: Pillow.Image, format_: str) -> Pillow.Image:
     """Return the pixels in a mode that the format can hold."""
     from PIL import Image as Pillow
 
-    if format_ == "JPEG" and picture.has_transparency_data:
-        coloured = picture.convert("RGBA")
-        ground = Pillow.new("RGB", picture.size, "white")
-        ground.paste(coloured, mask=coloured.getchannel("A"))
-        return ground
-    modes = ("L", "RGB") if format_ == "JPEG" else ("L", "LA", "RGB", "RGBA")
-    if picture.mode in modes:
-        return picture.copy()
-    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    if picture.mode == "I;16":  # Pillow would cut the tones above 255 off
+        picture = picture.point(lambda tone: tone / 256).convert("L")
+    if not picture.has_transparency_data:
+        return picture.convert("L" if picture.mode in ("1", "L") and format_ != "WEBP" else "RGB")
+    coloured = picture.convert("RGBA")
+    if format_ != "JPEG":
+        return coloured
+    ground = Pillow.new("RGB", picture.size, "white")
+    ground.paste(coloured, mask=coloured.getchannel("A"))
+    return ground
 
 
-def _metadata(picture: Pillow.Image, format_: str) -> dict[str, Any]:
+def _metadata(picture: Pillow.Image, painted: Pillow.Image, format_: str) -> dict[str, Any]:
     """Return the arguments of Pillow's ``save`` that carry the picture's metadata into the other format."""
-    texts = {name: str(text) for name, text in getattr(picture, "text", {}).items()}
-    xmp = texts.pop(_XMP, None) or picture.info.get("xmp")
-    exif = picture.getexif()
-    kept: dict[str, Any] = {}
-    if picture.mode in ("L", "LA", "RGB", "RGBA"):  # another mode is converted, and its profile with it
-        kept["icc_profile"] = picture.info.get("icc_profile")
+    texts = {name: _text(text) for name, text in getattr(picture, "text", {}).items() if name != _XMP}
+    if isinstance(comment := picture.info.get("comment"), bytes):
+        texts["Comment"] = comment.decode(errors="replace")
+    profile: bytes = picture.info.get("icc_profile") or b""
+    space = b"GRAY" if painted.mode == "L" else b"RGB "  # a profile for other pixels would be wrong
+    kept: dict[str, Any] = {"icc_profile": profile if profile[16:20] == space else None}
+    xmp: bytes | None = picture.info.get("xmp")
     if format_ == "PNG":
         from PIL.PngImagePlugin import PngInfo
 
         kept["pnginfo"] = chunks = PngInfo()
         if xmp:
-            chunks.add_itxt(_XMP, xmp.decode(errors="replace") if isinstance(xmp, bytes) else xmp)
-        if comment := picture.info.get("comment"):
-            chunks.add_itxt("Comment", comment.decode(errors="replace"))
-    else:
-        if xmp:
-            kept["xmp"] = xmp if isinstance(xmp, bytes) else xmp.encode()
-        _write_texts(exif, texts)
-    if exif:
-        kept["exif"] = exif.tobytes()
-    return {name: value for name, value in kept.items() if value is not None}
+            texts[_XMP] = xmp.decode(errors="replace")
+        for name, text in texts.items():
+            chunks.add_itxt(name, text)
+    elif xmp:
+        kept["xmp"] = xmp
+    if texts and format_ != "PNG":
+        most = _MAX_EXIF_IN_JPEG if format_ == "JPEG" else math.inf
+        kept["exif"] = _with_texts(picture.getexif(), texts, most=most)
+    elif exif := picture.info.get("exif"):
+        kept["exif"] = b"Exif\0\0" + exif.removeprefix(b"Exif\0\0")
+    return kept
 
 
-def _write_texts(exif: Pillow.Exif, texts: dict[str, str]) -> None:
-    """Put a PNG's text chunks into EXIF: the label or the parameters as comment, the rest as description."""
+def _with_texts(exif: Pillow.Exif, texts: dict[str, str], *, most: float) -> bytes:
+    """Add text chunks to EXIF: the label, or else the parameters, as comment, the rest as description."""
     details = exif.get_ifd(_EXIF_IFD)
-    for name in (_LABEL, _PARAMETERS):
-        if name in texts and _USER_COMMENT not in details:
-            details[_USER_COMMENT] = _user_comment(texts.pop(name))
-    rest = "\n".join(f"{name}: {text}" for name, text in texts.items()).encode()
-    if len(rest) > 32_000:  # an EXIF block in a JPEG holds 64 KiB
-        log.warning(
-            "Text of %d bytes in the picture does not fit into the new format and is left out", len(rest)
-        )
-    elif rest and _DESCRIPTION not in exif:
-        exif[_DESCRIPTION] = rest
+    lines = [exif[_DESCRIPTION].encode("latin-1")] if _DESCRIPTION in exif else []
+    room = most - len(exif.tobytes())
+    for name in sorted(texts, key=(_LABEL, _PARAMETERS, *texts).index):
+        comment, line = _user_comment(texts[name]), f"{name}: {texts[name]}".encode()
+        size = max(len(comment), len(line))
+        if size > room and name != _LABEL:
+            log.warning("The text %r of %d bytes in the picture is too long and is left out", name, size)
+            continue
+        room -= size
+        if name not in (_LABEL, _PARAMETERS) or details.setdefault(_USER_COMMENT, comment) != comment:
+            lines.append(line)
+    exif[_EXIF_IFD] = details  # what get_ifd returns need not be part of it
+    if lines:
+        exif[_DESCRIPTION] = b"\n".join(lines)
+    return exif.tobytes()
+
+
+def _text(text: str) -> str:
+    """Read a PNG's text as what it is: many programs write UTF-8 where the format says Latin-1."""
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return str(text)
 
 
 def _user_comment(text: str) -> bytes:

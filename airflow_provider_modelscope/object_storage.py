@@ -7,6 +7,7 @@ import mimetypes
 import os
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
@@ -41,7 +42,7 @@ _LOCAL = ("file", "local")
 class Destination:
     """Where the images of one generation go: a folder, or one object. Made by :meth:`parse`."""
 
-    uri: str
+    uri: str  # without the connection
     storage_conn_id: str | None
     format: str | None
 
@@ -60,10 +61,14 @@ class Destination:
             )
         if any(sign in destination for sign in "?#\\") or not destination.isprintable():
             raise _invalid(destination, "'?', '#', '\\\\' and control characters may not stand in it")
-        parts = urlsplit(destination)
-        host, folders = parts.netloc.rpartition("@")[2], parts.path.split("/")
-        if ".." in folders:
-            raise _invalid(destination, "'..' may not stand in it")
+        try:
+            parts = urlsplit(destination)
+        except ValueError as error:  # such as an unclosed [ of an IPv6 address
+            raise _invalid(destination, str(error)) from error
+        connection, at, host = parts.netloc.rpartition("@")
+        folders = parts.path.split("/")
+        if not {".", ".."}.isdisjoint(folders):
+            raise _invalid(destination, "'.' and '..' may not stand in it")
         if parts.scheme in _LOCAL and (host or not parts.path):
             raise _invalid(destination, "a local path has three slashes: 'file:///folder/'")
         if parts.scheme not in _LOCAL and not host:
@@ -80,7 +85,11 @@ class Destination:
         path = _open(destination, storage_conn_id)
         if name.name and parts.scheme in _LOCAL and Path(path.path).is_dir():
             raise _invalid(destination, "that is a folder: end it with '/' to store into it")
-        return cls(uri=destination, storage_conn_id=storage_conn_id, format=format_)
+        return cls(
+            uri=destination.replace(connection + at, "", 1),
+            storage_conn_id=storage_conn_id or connection or None,
+            format=format_,
+        )
 
     def store(self, image: Image, *, generation_id: str, number: int) -> str:
         """Put one whole image where it belongs and return its URI, which names no connection.
@@ -103,13 +112,11 @@ class Destination:
                 path.path, image.content, **({argument: image.content_type} if argument else {})
             )
             path.fs.invalidate_cache()
-        public_uri = re.sub(r"(?<=://)[^/]*@", "", uri)
         if (size := path.fs.size(path.path)) != len(image.content):
-            raise ImageError(
-                f"{public_uri} was given {len(image.content)} bytes and holds {size}: store it again"
-            )
-        get_hook_lineage_collector().add_output_asset(context=path, uri=public_uri)
-        return public_uri
+            raise ImageError(f"{uri} was given {len(image.content)} bytes and holds {size}: store it again")
+        with suppress(ValueError):  # an asset's URI has at most 1500 characters, in Airflow 3.0 of ASCII
+            get_hook_lineage_collector().add_output_asset(context=path, uri=uri)
+        return uri
 
     def _uri_of(self, generation_id: str, number: int, suffix: str) -> str:
         if self.uri.endswith("/"):
@@ -146,7 +153,7 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
             content: bytes = file.read(MAX_SOURCE_BYTES + 1)
     except InvalidDestinationError as error:
         raise wrong(error.message) from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise wrong(f"cannot be read ({type(error).__name__}: {error})") from error
     except OSError as error:
         raise ModelScopeRetryableError(f"Nothing was sent. image_url = {uri!r}: {error}") from error
@@ -164,7 +171,10 @@ def _open(uri: str, storage_conn_id: str | None) -> ObjectStoragePath:
     from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
 
     try:
-        path = ObjectStoragePath(uri, conn_id=storage_conn_id)
+        # Not left to Airflow: its versions differ in which of two connections they prefer.
+        connection, at, _ = urlsplit(uri).netloc.rpartition("@")
+        bare_uri = uri.replace(connection + at, "", 1)
+        path = ObjectStoragePath(bare_uri, conn_id=storage_conn_id or connection or None)
         _ = path.fs
     except (ValueError, ImportError, AirflowNotFoundException) as error:
         raise _invalid(
@@ -178,7 +188,7 @@ def _open(uri: str, storage_conn_id: str | None) -> ObjectStoragePath:
 def _replace_file(path: Path, content: bytes) -> None:
     """Write beside the final name, then rename: nobody ever reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".image-", delete=False) as file:
         try:
             file.write(content)
             file.flush()

@@ -81,7 +81,8 @@ class GenerationRequest:
 
     def _size_mistakes(self) -> list[str]:
         """Return what is wrong with a well-formed size for this family of models."""
-        matched = re.fullmatch(r"(\d+)x(\d+)", self.size) if isinstance(self.size, str) else None
+        well_formed = r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})"
+        matched = re.fullmatch(well_formed, self.size) if isinstance(self.size, str) else None
         family = _family(self.model)
         if matched is None or family is None:
             return []
@@ -132,7 +133,10 @@ def _family(model: Any) -> str | None:
 
 def _shown(value: Any) -> str:
     """Return the value as an error shows it."""
-    return _short(repr(value), 80)
+    try:
+        return _short(repr(value), 80)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in a list in a list ...
+        return f"a huge {type(value).__name__}"
 
 
 def _short(text: str, most: int = 300) -> str:
@@ -213,7 +217,11 @@ def _number(value: Any) -> float:
     """Return a finite number, given as one or as text."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", value.strip()):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    try:
+        finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        finite = False
+    if not finite:
         raise ValueError("must be a number")
     return int(value) if isinstance(value, Integral) else float(value)
 
@@ -234,7 +242,7 @@ def _from_json(value: Any, opening: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("is text that is not JSON: in a template, end it with '| tojson'") from None
 
 
@@ -250,11 +258,9 @@ def _image_url(value: Any) -> str | list[str]:
 def _one_image_url(value: Any) -> str:
     if isinstance(value, str):
         url = _sendable_text(value).strip()
-        if url[:5].lower() == "data:" and re.match(
-            r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,[\w+/]", url, re.I
-        ):
+        if re.match(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,[\w+/]", url, re.IGNORECASE):
             return url
-        if "://" in url and _is_url(url):
+        if re.match(r"(?!data:)[a-z][a-z0-9+.-]*://", url, re.IGNORECASE) and _is_url(url):
             return url
     raise ValueError(_IMAGE_URL_FORMS)
 
@@ -286,7 +292,7 @@ def _loras(value: Any) -> str | dict[str, float]:
         weights = {_sendable_text(lora): _number(weight) for lora, weight in value.items()}
     except ValueError as mistake:
         raise ValueError(f"{rule}; a weight {mistake}") from None
-    if not math.isclose(total := math.fsum(weights.values()), 1.0, abs_tol=1e-6):
+    if not math.isclose(total := sum(weights.values(), 0.0), 1.0, abs_tol=1e-6):
         raise ValueError(f"{rule}; these sum to {total:g}")
     return weights
 
@@ -300,9 +306,9 @@ def _extra_parameters(value: Any) -> dict[str, Any]:
     try:
         text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         text.encode()
+        own: dict[str, Any] = json.loads(text)  # a copy: the Dag's own mapping may change later
     except (TypeError, ValueError, RecursionError) as mistake:
         raise ValueError(f"must be a mapping of names to JSON values ({mistake})") from None
-    own: dict[str, Any] = json.loads(text)  # a copy: the Dag's own mapping may change later
     return own
 
 

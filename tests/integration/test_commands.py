@@ -1,0 +1,49 @@
+"""Airflow's commands show the provider, and the project's own commands do what the README says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from tests import demo
+
+if TYPE_CHECKING:
+    from tests.real_airflow import RealAirflow
+
+
+def test_airflow_lists_the_provider_and_its_connection_type(migrated: RealAirflow) -> None:
+    [provider] = json.loads(
+        _last_line(migrated.run("providers", "get", "airflow-provider-modelscope", "-o", "json"))
+    )
+    assert provider["Provider"] == "airflow-provider-modelscope"
+    hooks = json.loads(_last_line(migrated.run("providers", "hooks", "-o", "json")))
+    [hook] = [hook for hook in hooks if hook["connection_type"] == "modelscope"]
+    assert hook["class"] == "airflow_provider_modelscope.hooks.modelscope.ModelScopeHook"
+
+
+def test_the_demo_makes_a_picture_that_opens_and_leaves_the_worker_for_it() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MODELSCOPE_API_TOKEN"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.demo"],
+        cwd=Path(demo.__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("Image:")]
+    with Image.open(line.split("file://")[1]) as image:
+        image.load()
+        assert image.size == (1024, 768)
+    assert "1024x768 image/png" in done.stdout
+    assert "to the triggerer" in (demo.FOLDER / "demo.log").read_text()
+
+
+def _last_line(output: str) -> str:
+    return output.strip().splitlines()[-1]

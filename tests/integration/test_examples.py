@@ -1,0 +1,47 @@
+"""Every example Dag runs in real Airflow, and what it shows off is what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope.emulator import Emulator
+from tests.real_airflow import EXAMPLE_DAGS, RealAirflow
+
+# Which task stores images, how many images a run makes, and in which formats.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "example_text_to_image": {"stored_by": ["store"], "formats": ["image/png"]},
+    "example_scheduled_content": {"stored_by": ["draw"], "formats": ["image/png"] * 3},
+    "example_edit_image": {"stored_by": ["draw", "edit"], "formats": ["image/png", "image/jpeg"]},
+    "example_params_form": {"stored_by": ["draw"], "formats": ["image/png"]},
+}
+
+
+def test_no_example_is_left_out() -> None:
+    assert {path.stem for path in EXAMPLE_DAGS.glob("*.py")} == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("dag_id", EXAMPLES)
+def test_the_example_lands_its_images(
+    airflow_for: Callable[[Emulator], RealAirflow], tmp_path: Path, dag_id: str
+) -> None:
+    with Emulator(seconds=1.0) as emulator:
+        airflow = airflow_for(emulator)
+        airflow.test_dag(dag_id, {"destination": f"file://{tmp_path}/images/"})
+        stored = [
+            image
+            for task in EXAMPLES[dag_id]["stored_by"]
+            for images in airflow.xcoms(dag_id, task, "images")
+            for image in images
+        ]
+        assert [image["content_type"] for image in stored] == EXAMPLES[dag_id]["formats"]
+        assert emulator.accepted == len(stored)
+        served = list(emulator.served.values())
+    for image in stored:
+        assert image["model"]
+        content = Path(image["uri"].removeprefix("file://")).read_bytes()
+        assert len(content) == image["bytes"]
+        assert (content in served) == (image["content_type"] == "image/png")

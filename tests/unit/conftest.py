@@ -1,0 +1,47 @@
+"""What unit tests share: the emulator as the service, and the little of Airflow that a task needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope.emulator import Emulator
+
+TOKEN = "ms-0b1c2d3e-test"
+
+
+class TaskInstance:
+    """The part of Airflow's task instance that our tasks use, in memory."""
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = json.loads(json.dumps(value))  # as the database would hold it
+
+    def xcom_pull(self, task_ids: str, key: str) -> None:
+        return None
+
+
+@pytest.fixture
+def context() -> dict[str, Any]:
+    return {"ti": TaskInstance()}
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """A service whose generations are finished at once, behind the connection ``modelscope_default``."""
+    with Emulator(user_queue=10) as emulator:
+        connect(monkeypatch, emulator.base_url)
+        yield emulator
+
+
+def connect(
+    monkeypatch: pytest.MonkeyPatch, host: str, connection_id: str = "modelscope_default", **extra: Any
+) -> None:
+    """Define a connection as deployments do, in the environment."""
+    connection = {"conn_type": "modelscope", "password": TOKEN, "host": host, "extra": extra}
+    monkeypatch.setenv(f"AIRFLOW_CONN_{connection_id.upper()}", json.dumps(connection))

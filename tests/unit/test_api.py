@@ -1,0 +1,370 @@
+"""What is sent to ModelScope, to the byte, and what each of its answers means."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from requests.structures import CaseInsensitiveDict
+
+from airflow_provider_modelscope import api
+from airflow_provider_modelscope.account import Account
+from airflow_provider_modelscope.api import Answer
+from airflow_provider_modelscope.exceptions import (
+    AccountNotReadyError,
+    AuthenticationError,
+    ModelScopeError,
+    QueueFullError,
+    QuotaExhaustedError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServiceUnavailableError,
+    SubmissionLostError,
+    UnknownModelError,
+)
+from airflow_provider_modelscope.request import GenerationRequest
+
+TOKEN = "ms-8f3b1c9a-0000-4000-8000-0123456789ab"
+ACCOUNT = Account(token=TOKEN)
+MODEL = "Qwen/Qwen-Image"
+URL = "https://muse-ai.oss-cn-hangzhou.aliyuncs.com/img/0f.jpeg"
+
+
+def answer(status: int, body: Any = b"", **headers: str) -> Answer:
+    raw = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status_code=status, headers=CaseInsensitiveDict(named), body=raw)
+
+
+def submitted(given: Answer, account: Account = ACCOUNT, model: str = MODEL) -> str:
+    return api.read_submission(given, account=account, model=model)
+
+
+def looked(given: Answer) -> Any:
+    return api.read_generation(given, account=ACCOUNT, generation_id="42")
+
+
+def submission_error(given: Answer, account: Account = ACCOUNT, model: str = MODEL) -> ModelScopeError:
+    with pytest.raises(ModelScopeError) as caught:
+        submitted(given, account, model)
+    return caught.value
+
+
+def look_error(given: Answer) -> ModelScopeError:
+    with pytest.raises(ModelScopeError) as caught:
+        looked(given)
+    return caught.value
+
+
+def test_a_submission_is_sent_as_utf_8_with_its_headers_and_nothing_else() -> None:
+    request = GenerationRequest(
+        model=MODEL, prompt="一只金色的猫 😀", seed=7, extra_parameters={"n": None, "名": "值"}
+    )
+    call = api.submission_call(Account(token=TOKEN, base_url="https://api.example/prefix"), request)
+    assert (call.method, call.url) == ("POST", "https://api.example/prefix/v1/images/generations")
+    assert call.headers == {
+        "Authorization": f"Bearer {TOKEN}",
+        "Content-Type": "application/json",
+        "X-ModelScope-Async-Mode": "true",
+    }
+    assert call.body == (
+        '{"model": "Qwen/Qwen-Image", "prompt": "一只金色的猫 😀", "seed": 7, "n": null, "名": "值"}'.encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("generation_id", "quoted"),
+    [
+        ("4003503", "4003503"),
+        ("a-b_c.d~e", "a-b_c.d~e"),
+        ("../../users", "..%2F..%2Fusers"),
+        ("a?b#c", "a%3Fb%23c"),
+        ("a b%2F", "a%20b%252F"),
+        ("猫", "%E7%8C%AB"),
+    ],
+)
+def test_a_look_has_the_header_without_which_it_finds_nothing_and_quotes_the_id(
+    generation_id: str, quoted: str
+) -> None:
+    call = api.generation_call(ACCOUNT, generation_id)
+    assert (call.method, call.body) == ("GET", None)
+    assert call.url == f"https://api-inference.modelscope.cn/v1/tasks/{quoted}"
+    assert call.headers == {
+        "Authorization": f"Bearer {TOKEN}",
+        "X-ModelScope-Task-Type": "image_generation",
+    }
+
+
+def test_a_token_is_tested_where_a_bad_one_is_told_from_a_good_one() -> None:
+    call = api.user_call(ACCOUNT, "https://modelscope.cn")
+    assert (call.method, call.url, call.body) == ("GET", "https://modelscope.cn/openapi/v1/users/me", None)
+    assert call.headers == {"Authorization": f"Bearer {TOKEN}"}
+
+
+def test_no_call_shows_the_token_or_the_prompt() -> None:
+    request = GenerationRequest(model=MODEL, prompt="a secret wish")
+    calls = (
+        api.submission_call(ACCOUNT, request),
+        api.generation_call(ACCOUNT, "42"),
+        api.user_call(ACCOUNT, ""),
+    )
+    for call in calls:
+        assert TOKEN not in repr(call)
+        assert "secret" not in repr(call)
+
+
+@pytest.mark.parametrize(
+    ("task_id", "generation_id"),
+    [("4003503", "4003503"), (4003503, "4003503"), (" 7\n", "7"), (0, "0"), ("a/b", "a/b")],
+)
+@pytest.mark.parametrize("status", [200, 201, 202])
+def test_an_accepted_submission_gives_an_opaque_id(status: int, task_id: Any, generation_id: str) -> None:
+    body = {"task_status": "SUCCEED", "task_id": task_id, "request_id": "008f"}
+    assert submitted(answer(status, body)) == generation_id
+
+
+@pytest.mark.parametrize("task_id", ["", " ", None, True, False, 1.5, [], ["7"], {"id": "7"}], ids=repr)
+def test_an_answer_without_an_id_may_have_started_a_generation(task_id: Any) -> None:
+    body = {"task_id": task_id, "errors": {"message": "odd"}, "request_id": "r-1"}
+    error = submission_error(answer(200, body))
+    assert type(error) is SubmissionLostError
+    assert (error.code, error.request_id) == (200, "r-1")
+    assert error.message.startswith("ModelScope's answer names no generation. It says: odd.")
+    assert "may have started a generation all the same" in error.message
+
+
+# Each row: status, message, what it means for a submission and for a look (None: what the submission says),
+# and what its text adds. The class says whether a retry would help; the third column says it once more.
+ANSWERS: dict[str, tuple[int, str, bool, type[ModelScopeError], type[ModelScopeError] | None, str]] = {
+    "no such model": (
+        400, f"Model id : {MODEL} , has no provider supported", True,
+        UnknownModelError, None, "Choose a model that shows API-Inference",
+    ),
+    "parameters": (400, "image_url is required", True, RequestRejectedError, None, ""),
+    "our bug": (
+        400, f"{MODEL} does not support synchronous calls, set async", True, RequestRejectedError, None, "",
+    ),
+    "too large": (413, "Payload too large", True, RequestRejectedError, None, ""),
+    "unprocessable": (422, "No", True, RequestRejectedError, None, ""),
+    "bad token": (
+        401, "Authentication failed, please make sure that a valid token is supplied", True,
+        AuthenticationError, None, "https://modelscope.cn/my/myaccesstoken",
+    ),
+    "forbidden": (403, "No", True, AuthenticationError, None, "Check the connection's password"),
+    "not bound": (
+        401, "Please bind your Alibaba Cloud account before use.", True, AccountNotReadyError, None,
+        "Do so at https://modelscope.cn/my/myaccesstoken",
+    ),
+    "not verified": (
+        403, "Your account must be real name verified first", True, AccountNotReadyError, None, "Do so at",
+    ),
+    "not verified, hyphen": (401, "Needs Real-Name check", True, AccountNotReadyError, None, "Do so at"),
+    "day's quota": (
+        429, "You have exceeded today's quota for a model", True, QuotaExhaustedError, None, "or tomorrow",
+    ),
+    "day's quota, curly": (429, "You exceeded Today’s Quota", True, QuotaExhaustedError, None, "or tomorrow"),
+    "day's quota of a model": (
+        429, "Too many calls of qwen/QWEN-IMAGE", True, QuotaExhaustedError, RateLimitedError, "",
+    ),
+    "no balance": (402, "Payment required", True, QuotaExhaustedError, None, "credit is spent"),
+    "no balance, 429": (429, "Insufficient balance", True, QuotaExhaustedError, None, "credit is spent"),
+    "no balance, Chinese": (429, "账户余额不足", True, QuotaExhaustedError, None, "credit is spent"),
+    "too fast": (429, "Request limit exceeded, slow down", False, RateLimitedError, None, ""),
+    "queue full": (500, "enqueue failed: user queue is full", False, QueueFullError, None, ""),
+    **{
+        str(status): (status, "Sorry", False, SubmissionLostError, ServiceUnavailableError, "")
+        for status in (408, 500, 502, 503, 504, 599)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        lambda said, code: {"errors": {"message": said, "code": code}, "request_id": "r-1"},
+        lambda said, code: {"error": {"message": said, "code": code, "request_id": "r-1"}},
+        lambda said, code: {"errors": said, "request_id": "r-1"},
+    ],
+    ids=["errors", "error", "text"],
+)
+@pytest.mark.parametrize(("status", "said", "final", "submit", "look", "adds"), ANSWERS.values(), ids=ANSWERS)
+def test_an_error_means_what_a_caller_can_do_about_it(
+    envelope: Any,
+    status: int,
+    said: str,
+    final: bool,
+    submit: type[ModelScopeError],
+    look: type[ModelScopeError] | None,
+    adds: str,
+) -> None:
+    given = answer(status, envelope(said, status), retry_after="7")
+    for error, kind in ((submission_error(given), submit), (look_error(given), look or submit)):
+        assert type(error) is kind
+        assert said in error.message
+        assert adds in error.message
+        assert (error.code, error.request_id) == (status, "r-1")
+        assert "request id r-1" in str(error)
+        assert error.retry_after == (None if kind is SubmissionLostError else 7)
+    assert issubclass(submit, AirflowFailException) is final
+
+
+def test_a_person_is_sent_to_the_site_that_the_connection_names() -> None:
+    international = Account(token=TOKEN, base_url="https://api-inference.modelscope.ai")
+    for said in ("Authentication failed", "Please bind your Alibaba Cloud account before use."):
+        error = submission_error(answer(401, {"errors": {"message": said}}), international)
+        assert "https://modelscope.ai/my/myaccesstoken" in error.message
+
+
+def test_another_models_name_in_a_429_is_not_a_spent_quota() -> None:
+    given = answer(429, {"errors": {"message": "Slow down, black-forest-labs/FLUX.1-dev"}})
+    assert type(submission_error(given)) is RateLimitedError
+
+
+def test_an_error_is_judged_by_all_it_says_though_only_200_characters_are_shown() -> None:
+    said = "We have to rate limit you. " * 10
+    error = submission_error(answer(429, {"errors": {"message": f"{said}You exceeded today's quota"}}))
+    assert type(error) is QuotaExhaustedError
+    assert error.message.startswith(f"ModelScope says: {said[:200]}")
+    assert "exceeded" not in error.message
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_points_to_the_connection(status: int) -> None:
+    given = answer(status, location="https://elsewhere.example")
+    for error, kind in (
+        (submission_error(given), SubmissionLostError),
+        (look_error(given), ServiceUnavailableError),
+    ):
+        assert type(error) is kind
+        assert error.message.startswith(
+            "https://api-inference.modelscope.cn redirects, which is not followed"
+        )
+
+
+BODIES: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "nothing"),
+    "html": (b"<html>\n <body>502   Bad Gateway</body></html>", "<html> <body>502 Bad Gateway</body></html>"),
+    "text": ("抱歉".encode(), "抱歉"),
+    "bytes": (b"\xff\xfe\xfa", "\ufffd\ufffd\ufffd"),
+    "list": (b"[]", "[]"),
+    "null": (b"null", "null"),
+    "number": (b"5", "5"),
+    "broken": (b'{"task_id": "7', '{"task_id": "7'),
+    "deep": (b"[" * 100_000, "[" * 200),
+    "object": (b'{"a": 1}', '{"a": 1}'),
+}
+
+
+@pytest.mark.parametrize("status", [200, 204, 500, 502])
+@pytest.mark.parametrize(("body", "says"), BODIES.values(), ids=BODIES)
+def test_what_is_not_the_apis_json_is_a_passing_fault_that_shows_what_came(
+    body: bytes, says: str, status: int
+) -> None:
+    given = answer(status, body)
+    assert given.evidence == says
+    for error, kind in (
+        (submission_error(given), SubmissionLostError),
+        (look_error(given), ServiceUnavailableError),
+    ):
+        assert type(error) is kind
+        assert says in error.message
+        assert (error.code, error.request_id) == (status, None)
+
+
+@pytest.mark.parametrize(("body", "says"), BODIES.values(), ids=BODIES)
+def test_a_refusal_that_is_not_json_is_a_refusal_all_the_same(body: bytes, says: str) -> None:
+    for status, kind in ((400, RequestRejectedError), (401, AuthenticationError), (429, RateLimitedError)):
+        error = submission_error(answer(status, body))
+        assert type(error) is kind
+        assert says in error.message
+    assert type(submission_error(answer(404, body))) is RequestRejectedError
+
+
+def test_a_model_whose_name_is_in_no_message_changes_nothing() -> None:
+    assert type(submission_error(answer(429, b"Too many"), model="")) is RateLimitedError
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"task_status": "SUCCEED", "output_images": [URL], "task_id": "7"}, "SUCCEED"),
+        ({"request_id": "", "task_id": "", "task_status": "PROCESSING", "outputs": {}}, "PROCESSING"),
+        ({"task_status": None}, ""),
+        ({"task_status": "FAILED", "errors": {"code": 500, "message": "boom"}}, "FAILED"),
+    ],
+    ids=str,
+)
+def test_a_look_gives_the_generation_that_was_asked_for(body: Any, status: str) -> None:
+    generation = looked(answer(200, body))
+    assert (generation.generation_id, generation.status) == ("42", status)
+    assert generation.is_finished is (status in ("SUCCEED", "FAILED"))
+
+
+@pytest.mark.parametrize(
+    ("body", "says", "request_id"),
+    [
+        (b"404 page not found", "not found: 404 page not found", None),
+        (b"", "not found: nothing", None),
+        ({"errors": {"message": "gone"}, "request_id": "r-1"}, "not found: gone", "r-1"),
+    ],
+)
+def test_a_404_is_a_generation_that_is_missing(body: Any, says: str, request_id: str | None) -> None:
+    generation = looked(answer(404, body))
+    assert (generation.generation_id, generation.is_missing) == ("42", True)
+    assert (generation.error.message, generation.error.code) == (says, 404)
+    assert generation.error.request_id == request_id
+
+
+@pytest.mark.parametrize("status", [200, 401, 429, 500])
+def test_an_error_of_a_look_names_the_generation(status: int) -> None:
+    error = look_error(answer(status, {"errors": {"message": "No"}}))
+    assert error.generation_id == "42"
+    assert "generation 42" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "date", "seconds"),
+    [
+        ("0", "", 0),
+        ("7", "", 7),
+        (" 120 ", "", 120),
+        ("Wed, 21 Oct 2015 07:28:10 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 10),
+        ("Wed, 21 Oct 2015 09:28:10 +0200", "Wed, 21 Oct 2015 07:28:00 GMT", 10),
+        ("Wed, 21 Oct 2015 07:27:50 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Wed, 21 Oct 2015 07:28:10 GMT", "", None),
+        ("Wed, 21 Oct 2015 07:28:10 GMT", "today", None),
+        ("Fri, 31 Dec 9999 23:59:59 -2300", "Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("Mon, 32 Jan 2020 00:00:00 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", None),
+        *[
+            (odd, "Wed, 21 Oct 2015 07:28:00 GMT", None)
+            for odd in ("", "soon", "-1", "1.5", "1e3", "４", "1" * 10)
+        ],
+    ],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_date_read_against_the_answers_own(
+    retry_after: str, date: str, seconds: float | None
+) -> None:
+    assert answer(429, retry_after=retry_after, date=date).retry_after == seconds
+    assert look_error(answer(429, RETRY_AFTER=retry_after, DATE=date)).retry_after == seconds
+
+
+def test_an_answer_that_asks_for_no_pause_says_so() -> None:
+    assert answer(429).retry_after is None
+
+
+@pytest.mark.parametrize("case", [str.lower, str.upper, str.title], ids=lambda case: case.__name__)
+def test_the_quota_is_shown_where_it_is_sent_in_any_case(case: Any) -> None:
+    sent = {
+        "modelscope-ratelimit-requests-limit": "2000",
+        "modelscope-ratelimit-requests-remaining": "1999",
+        "modelscope-ratelimit-model-requests-limit": "500",
+        "modelscope-ratelimit-model-requests-remaining": "0",
+    }
+    quota = {name.removeprefix("modelscope-ratelimit-"): value for name, value in sent.items()}
+    assert answer(200, **{case(name): value for name, value in sent.items()}).quota == quota
+    remaining = "modelscope-ratelimit-requests-remaining"
+    assert answer(200, **{case(remaining): "3"}).quota == {"requests-remaining": "3"}
+    assert answer(200, **{"x-ratelimit-requests-remaining": "3"}).quota == {}

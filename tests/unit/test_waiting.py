@@ -1,0 +1,220 @@
+"""A wait looks soon at first and at its deadline last, and ends only where waiting does not help."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope import exceptions
+from airflow_provider_modelscope.exceptions import (
+    GenerationTimeoutError,
+    ModelScopeError,
+    ModelScopeFinalError,
+    ModelScopeRetryableError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
+from airflow_provider_modelscope.generation import ErrorDetail, Generation
+from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
+
+START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
+
+ERRORS = [
+    kind
+    for kind in vars(exceptions).values()
+    if isinstance(kind, type) and issubclass(kind, ModelScopeError) and kind.__module__ == exceptions.__name__
+]
+FINAL = [kind for kind in ERRORS if issubclass(kind, ModelScopeFinalError)]
+PASSING = [kind for kind in ERRORS if not issubclass(kind, ModelScopeFinalError)]
+
+
+def generation(status: str, message: str = "", *images: str) -> Generation:
+    error = ErrorDetail(message=message)
+    return Generation(generation_id="42", status=status, output_images=images, error=error)
+
+
+RUNNING = generation("PROCESSING")
+DONE = generation("SUCCEED", "", "https://a.example/1.png")
+FAILED = generation("FAILED", "boom")
+MISSING = generation("FAILED", "task not found")
+EMPTY = generation("SUCCEED")
+
+
+def waiting(*, seconds: float = 900, poll_interval: float = 5) -> GenerationWait:
+    return GenerationWait("42", started_at=START, end_time=START + seconds, poll_interval=poll_interval)
+
+
+def looks(wait: GenerationWait, look: Generation | ModelScopeError) -> list[float]:
+    """Return at which ages the wait looks, where every look gives the same, until it gives up."""
+    ages = [0.0]
+    while True:
+        try:
+            outcome = wait.after(look, now=START + ages[-1])
+        except GenerationTimeoutError:
+            return ages
+        assert isinstance(outcome, float)
+        assert outcome > 0
+        ages.append(ages[-1] + outcome)
+
+
+def test_the_first_looks_come_every_second_then_after_a_quarter_of_the_age_then_at_the_interval() -> None:
+    ages = looks(waiting(seconds=48), RUNNING)
+    assert ages == pytest.approx(
+        [0, 1, 2, 3, 4, 5, 6.25, 7.8125, 9.7656, 12.207, 15.2588, 19.0735, 23.8419, 28.8419, 33.8419, 38.8419,
+         43.8419, 48],
+        abs=1e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("age", "poll_interval", "delay"),
+    [
+        (0, 5, 1.0),
+        (4, 5, 1.0),
+        (4.4, 5, 1.1),
+        (19.6, 5, 4.9),
+        (20, 5, 5.0),
+        (500, 5, 5.0),
+        (100, 60, 25.0),
+        (3, 1.5, 1.0),
+        (500, 1, 1.0),
+        (500, 0.1, 1.0),
+        (500, 0, 1.0),
+        (500, -5, 1.0),
+        (-3600, 5, 1.0),  # the clock was set back
+    ],
+)
+@pytest.mark.parametrize(
+    "look", [RUNNING, EMPTY, ServiceUnavailableError("gone")], ids=["runs", "odd", "fault"]
+)
+def test_no_look_comes_sooner_than_a_second_or_later_than_the_interval(
+    look: Any, age: float, poll_interval: float, delay: float
+) -> None:
+    outcome = waiting(poll_interval=poll_interval).after(look, now=START + age)
+    assert isinstance(outcome, float)
+    assert outcome == pytest.approx(delay, abs=1e-6)
+
+
+def test_the_last_look_falls_on_the_deadline() -> None:
+    wait = waiting(seconds=100)
+    assert wait.after(RUNNING, now=START + 94) == 5
+    assert wait.after(RUNNING, now=START + 97.5) == 2.5
+    assert wait.after(ServiceUnavailableError("gone"), now=START + 99.75) == 0.25
+    with pytest.raises(GenerationTimeoutError):
+        wait.after(RUNNING, now=START + 100)
+
+
+@pytest.mark.parametrize("ended", [DONE, FAILED], ids=["SUCCEED", "FAILED"])
+@pytest.mark.parametrize("age", [0, 99, 100, 5000])
+def test_a_finished_generation_ends_the_wait_at_any_age_even_after_the_deadline(
+    ended: Generation, age: float
+) -> None:
+    assert waiting(seconds=100).after(ended, now=START + age) is ended
+
+
+def test_not_found_is_a_verdict_only_after_30_seconds() -> None:
+    for age in (0, 10, 29.99):
+        assert isinstance(waiting().after(MISSING, now=START + age), float)
+    assert waiting().after(MISSING, now=START + 30) is MISSING
+
+
+def test_success_without_images_is_looked_at_again() -> None:
+    assert looks(waiting(seconds=3), EMPTY) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_a_fault_that_may_pass_never_ends_a_wait_with_time_left(kind: type[ModelScopeError]) -> None:
+    wait = waiting(seconds=100)
+    for age in (0, 20, 99.9):
+        assert isinstance(wait.after(kind("gone"), now=START + age), float)
+    assert wait.after(DONE, now=START + 100) is DONE
+
+
+@pytest.mark.parametrize("kind", FINAL)
+@pytest.mark.parametrize("age", [0, 5000])
+def test_an_error_that_waiting_does_not_mend_is_raised_at_once_as_it_is(
+    kind: type[ModelScopeError], age: float
+) -> None:
+    error = kind("no")
+    with pytest.raises(kind) as caught:
+        waiting().after(error, now=START + age)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "age", "delay"),
+    [
+        (None, 0, 1),
+        (0, 0, 1),
+        (0.5, 0, 1),
+        (7, 0, 7),
+        (3, 100, 5),
+        (300, 0, 300),
+        (301, 0, 300),
+        (1e9, 0, 300),
+        (60, 880, 20),
+    ],
+)
+def test_retry_after_is_honoured_up_to_five_minutes_and_to_the_deadline(
+    retry_after: float | None, age: float, delay: float
+) -> None:
+    error = RateLimitedError("slow down", retry_after=retry_after)
+    assert waiting().after(error, now=START + age) == delay
+
+
+@pytest.mark.parametrize(
+    ("look", "seen"),
+    [
+        (RUNNING, "PROCESSING"),
+        (EMPTY, "SUCCEED"),
+        (generation(""), "without a status"),
+        (MISSING, "not found"),
+        (ServiceUnavailableError("gone", code=502), "not to be seen: gone (code 502)"),
+    ],
+    ids=["runs", "no images", "no status", "not found", "fault"],
+)
+def test_a_timeout_names_the_generation_what_was_last_seen_and_the_deadline(look: Any, seen: str) -> None:
+    wait = waiting(seconds=10)
+    assert wait.last_seen == "not seen yet"
+    wait.after(generation("PENDING"), now=START + 9)
+    assert wait.last_seen == "PENDING"
+    with pytest.raises(GenerationTimeoutError) as caught:
+        wait.after(look, now=START + 10)
+    assert wait.last_seen == seen
+    assert str(caught.value) == (
+        f"The generation was {seen} at its deadline, 2023-11-14 22:13:30 UTC. It may yet finish: "
+        "waiting for its id again costs nothing (generation 42)"
+    )
+    assert caught.value.generation_id == "42"
+    assert isinstance(caught.value, ModelScopeRetryableError)
+
+
+def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
+    wait = GenerationWait("42", started_at=START, end_time=0, poll_interval=5)
+    assert wait.after(DONE, now=START) is DONE
+    with pytest.raises(GenerationTimeoutError, match="1970-01-01 00:00:00 UTC"):
+        wait.after(RUNNING, now=START)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "execution_timeout", "age", "end"),
+    [
+        (900, None, 0, 900),
+        (900, None, 50, 950),
+        (900, 3600, 50, 950),
+        (900, 600, 0, 600),
+        (900, 600, 50, 600),
+        (900, 900, 50, 900),
+        (900, 30, 50, 30),
+        (0, 30, 0, 0),
+        (math.inf, 30, 0, 30),
+    ],
+)
+def test_a_wait_ends_with_its_timeout_or_with_the_tasks_execution_timeout(
+    timeout: float, execution_timeout: float | None, age: float, end: float
+) -> None:
+    limit = None if execution_timeout is None else timedelta(seconds=execution_timeout)
+    assert end_of_wait(timeout, limit, started_at=START, now=START + age) == START + end
