@@ -11,6 +11,7 @@ A reader meets the modules in the order data flows:
 ``image``              one picture: its facts, and its conversion to another format
 ``object_storage``     where images are read from and stored
 ``hooks``              the protocol on a worker, over requests
+``deferral``           a task's wait: on its worker, in the triggerer, on a worker again
 ``landing``            a finished generation becomes objects in object storage
 ``triggers``           the protocol in the triggerer, over aiohttp
 ``operators``          submit a generation; or submit, wait and store in one task

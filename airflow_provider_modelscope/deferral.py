@@ -13,28 +13,30 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
     from airflow_provider_modelscope.generation import Generation
-    from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
-    from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
+    from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.waiting import GenerationWait
 
 DEFER_AFTER = 8.0  # seconds to look from a worker first; fast models need 1 to 6
 
 
 def wait_or_defer(
-    task: ModelScopeImageGenerationOperator | ModelScopeImageGenerationSensor, wait: GenerationWait
+    task: BaseOperator, wait: GenerationWait, hook: ModelScopeHook, *, defer_after: float | None
 ) -> Generation:
     """Return the generation once it is finished; a deferrable task looks for some seconds, then defers.
 
     A deferral costs some 3 s, and its trigger may not fire within 5: what is faster is not worth one. The
     task goes on in its method ``execute_complete``.
 
+    :param defer_after: How many seconds to look first, 0 for one look; None never defers.
     :raises ModelScopeError: where the wait ends without a finished generation.
     """
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 
-    hook = task.hook
-    generation = hook.look_until(wait, time.time() + task.defer_after if task.deferrable else math.inf)
+    until = math.inf if defer_after is None else time.time() + defer_after
+    generation = hook.look_until(wait, until)
     if generation is not None:
         return generation
     task.log.info("Leaving generation %s (%s) to the triggerer", wait.generation_id, wait.last_seen)

@@ -17,10 +17,12 @@ from airflow_provider_modelscope.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.api import Answer
     from airflow_provider_modelscope.generation import Generation
 
 MIN_POLL_INTERVAL = 1.0  # seconds; the service is not asked faster
 NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just accepted"
+QUIET_AFTER_429 = 5.0  # seconds; the service was never seen to say how long
 MAX_RETRY_AFTER = 300.0  # seconds; more than this is not believed
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,25 @@ class GenerationWait:
             "waiting for its id again costs nothing",
             generation_id=self.generation_id,
         )
+
+
+class Quiet:
+    """The time in which an account leaves the service alone, because the service asked it to."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def hear(self, answer: Answer, *, now: float) -> None:
+        """Take note of an answer: too fast (429), or with a ``Retry-After``, asks for quiet."""
+        asked = answer.retry_after
+        if asked is None and answer.status_code == 429:
+            asked = QUIET_AFTER_429
+        if asked is not None:
+            self._until = max(self._until, now + min(asked, MAX_RETRY_AFTER))
+
+    def seconds(self, now: float) -> float:
+        """Return how many seconds of it remain."""
+        return max(0.0, self._until - now)
 
 
 def end_of_wait(

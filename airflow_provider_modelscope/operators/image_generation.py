@@ -170,7 +170,8 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
             ),
             poll_interval=self.poll_interval,
         )
-        return self._land(wait_or_defer(self, wait), context)
+        defer_after = self.defer_after if self.deferrable else None
+        return self._land(wait_or_defer(self, wait, self.hook, defer_after=defer_after), context)
 
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""

@@ -85,7 +85,7 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         with self._ending_as_sensors_do():
             if not self.deferrable:
                 return super().execute(context)
-            return self._succeeded(wait_or_defer(self, self._wait))
+            return self._succeeded(wait_or_defer(self, self._wait, self.hook, defer_after=self.defer_after))
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Look once."""

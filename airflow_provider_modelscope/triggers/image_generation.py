@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_modelscope.exceptions import ModelScopeError
+from airflow_provider_modelscope.exceptions import AuthenticationError, ModelScopeError
 from airflow_provider_modelscope.waiting import GenerationWait
 
 if TYPE_CHECKING:
@@ -77,23 +77,35 @@ class ModelScopeImageGenerationTrigger(BaseTrigger):
 
     async def _wait(self) -> None:
         """Return when the generation has finished; raise what ends the wait otherwise."""
-        from airflow_provider_modelscope.triggers.client import open_client
-
         wait = GenerationWait(
             self.generation_id,
             started_at=time.time(),
             end_time=self.end_time,
             poll_interval=self.poll_interval,
         )
-        async with open_client(await self._account()) as client:
+        account = await self._account()
+        while True:
+            try:
+                return await self._wait_as(account, wait)
+            except AuthenticationError:
+                # The token may have been rotated during the wait: that is no verdict on the new one.
+                refused, account = account, await self._account()
+                if account == refused:
+                    raise
+
+    async def _wait_as(self, account: Account, wait: GenerationWait) -> None:
+        from airflow_provider_modelscope.triggers.client import shared_client
+
+        async with shared_client(account) as client:
             while True:
-                outcome = wait.after(await client.look(self.generation_id), now=time.time())
+                look = await client.look(self.generation_id, end_time=self.end_time)
+                outcome = wait.after(look, now=time.time())
                 if not isinstance(outcome, float):
                     return
                 await asyncio.sleep(outcome)
 
     async def _account(self) -> Account:
-        """Read the connection, once for the whole wait: each read is a round trip through the supervisor."""
+        """Read the connection, not once a look: each time is a round trip through the supervisor."""
         from airflow.providers.common.compat.connection import get_async_connection
 
         from airflow_provider_modelscope.account import Account

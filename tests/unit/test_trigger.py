@@ -24,6 +24,12 @@ from tests.unit.conftest import TOKEN, connect
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
 
+
+@pytest.fixture(autouse=True)
+def no_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_modelscope.waiting.QUIET_AFTER_429", 0.0)
+
+
 REQUEST = GenerationRequest(model="Qwen/Qwen-Image", prompt="A cat", size="64x64")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelscope import exceptions
+from airflow_provider_modelscope.api import Answer
 from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
     ModelScopeError,
@@ -18,7 +19,7 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
 )
 from airflow_provider_modelscope.generation import ErrorDetail, Generation
-from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
+from airflow_provider_modelscope.waiting import GenerationWait, Quiet, end_of_wait
 
 START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 
@@ -218,3 +219,32 @@ def test_a_wait_ends_with_its_timeout_or_with_the_tasks_execution_timeout(
 ) -> None:
     limit = None if execution_timeout is None else timedelta(seconds=execution_timeout)
     assert end_of_wait(timeout, limit, started_at=START, now=START + age) == START + end
+
+
+@pytest.mark.parametrize(
+    ("status_code", "headers", "seconds"),
+    [
+        (200, {}, 0),
+        (503, {}, 0),
+        (429, {}, 5),
+        (429, {"Retry-After": "20"}, 20),
+        (503, {"Retry-After": "20"}, 20),
+        (200, {"Retry-After": "0"}, 0),
+        (429, {"Retry-After": "86400"}, 300),
+    ],
+)
+def test_an_account_is_quiet_for_as_long_as_the_service_asks(
+    status_code: int, headers: dict[str, str], seconds: float
+) -> None:
+    quiet = Quiet()
+    quiet.hear(Answer(status_code=status_code, headers=headers), now=START)
+    assert quiet.seconds(START) == seconds
+    assert quiet.seconds(START + seconds) == 0
+
+
+def test_an_answer_that_asks_for_nothing_does_not_shorten_the_quiet() -> None:
+    quiet = Quiet()
+    quiet.hear(Answer(status_code=429, headers={"Retry-After": "60"}), now=START)
+    quiet.hear(Answer(status_code=200, headers={}), now=START + 1)
+    quiet.hear(Answer(status_code=429, headers={}), now=START + 2)
+    assert quiet.seconds(START + 10) == 50

@@ -1,0 +1,133 @@
+"""All the waits of an account share one client in the triggerer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from airflow_provider_modelscope.account import Account
+from airflow_provider_modelscope.emulator import Emulator
+from airflow_provider_modelscope.triggers.client import POOL_SIZE, Client, shared_client
+from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+from tests.unit.conftest import TOKEN, connect
+
+if TYPE_CHECKING:
+    import pytest
+
+WAITS = 4 * POOL_SIZE
+STILL_RUNNING = {"task_status": "PROCESSING", "outputs": {}}
+SUCCEED = {"task_status": "SUCCEED", "output_images": ["https://images.example/a.png"]}
+
+
+class Wire:
+    """A service that counts its connections, and holds every first look until all of them have come."""
+
+    def __init__(self) -> None:
+        self.base_url = ""
+        self.opened = 0
+        self.looks = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.opened += 1
+        try:
+            while (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /v1/tasks/"):
+                self.looks += 1
+                await asyncio.sleep(0)
+                body = json.dumps(SUCCEED if self.looks > WAITS else STILL_RUNNING).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            pass  # the client has closed the connection
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def wire() -> AsyncIterator[Wire]:
+    service = Wire()
+    server = await asyncio.start_server(service.answer, "127.0.0.1", 0)
+    service.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield service
+        server.close()
+        await server.wait_closed()  # no connection is left open
+
+
+def test_many_waits_open_no_more_connections_than_the_pool_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait_for_all() -> None:
+        async with wire() as service:
+            connect(monkeypatch, service.base_url)
+            triggers = [
+                ModelScopeImageGenerationTrigger(
+                    generation_id=str(number),
+                    modelscope_conn_id="modelscope_default",
+                    poll_interval=1,
+                    end_time=time.time() + 60,
+                    settling_seconds=0,
+                )
+                for number in range(WAITS)
+            ]
+            events = await asyncio.gather(*(anext(trigger.run()) for trigger in triggers))
+            assert {event.payload["status"] for event in events} == {"finished"}
+            assert 1 <= service.opened <= POOL_SIZE
+            assert service.looks >= 2 * WAITS
+
+    asyncio.run(wait_for_all())  # an unclosed session would be a warning, which is an error
+
+
+def test_one_account_has_one_client_and_another_its_own() -> None:
+    async def borrow() -> None:
+        account = Account(token=TOKEN, base_url="http://127.0.0.1:9")
+        other = Account(token="ms-other", base_url="http://127.0.0.1:9")
+        async with shared_client(account) as first:
+            async with shared_client(Account(token=TOKEN, base_url="http://127.0.0.1:9")) as second:
+                assert first is second
+            async with shared_client(other) as third:
+                assert third is not first
+            async with shared_client(account) as again:
+                assert again is first
+        async with shared_client(account) as later:
+            assert later is not first  # the last to leave has closed it
+
+    asyncio.run(borrow())
+
+
+def test_an_event_loop_that_is_gone_leaves_nothing_to_the_next() -> None:
+    async def borrowed() -> Client:
+        async with shared_client(Account(token=TOKEN, base_url="http://127.0.0.1:9")) as client:
+            return client
+
+    assert asyncio.run(borrowed()) is not asyncio.run(borrowed())
+
+
+def test_a_token_that_is_rotated_during_the_wait_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Emulator(tokens=["ms-rotated"]) as emulator:
+        # What the first read gives is refused; by the time of the second, the deployment has the new token.
+        tokens = iter(["ms-expired-1", "ms-rotated"])
+
+        async def read(connection_id: str) -> object:
+            from airflow.providers.common.compat.sdk import Connection
+
+            return Connection(
+                conn_id=connection_id, conn_type="modelscope", host=emulator.base_url, password=next(tokens)
+            )
+
+        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", read)
+        trigger = ModelScopeImageGenerationTrigger(
+            generation_id="42",
+            modelscope_conn_id="modelscope_default",
+            poll_interval=1,
+            end_time=0,
+            settling_seconds=0,
+        )
+
+        async def event() -> object:
+            return (await anext(trigger.run())).payload
+
+        payload = asyncio.run(event())
+    assert "not found" in str(payload)  # the new token was taken, and its account has no such generation
+    assert [exchange.status for exchange in emulator.requests] == [401, 200]
