@@ -12,7 +12,8 @@
     │   ├── AuthenticationError         it refused the token
     │   ├── AccountNotReadyError        the account is not bound or not verified
     │   ├── QuotaExhaustedError         the day's quota or the credit is spent
-    │   └── GenerationRejectedError     the generation FAILED, and doing the same again would too
+    │   ├── GenerationRejectedError     the generation FAILED, and doing the same again would too
+    │   └── ImageRefusedError           an output image is too large, or where images may not come from
     └── ModelScopeRetryableError        yes: left to the retries of the Dag's author
         ├── ServiceUnavailableError     no usable answer: network, 5xx, something that is not JSON
         │   └── ServiceUnreachableError no connection at all, so nothing was sent
@@ -22,6 +23,7 @@
         ├── GenerationFailedError       the generation FAILED; a new one may not
         ├── GenerationTimeoutError      it did not finish in time
         └── ImageError                  an output image could not be had whole
+            └── ImageGoneError          its URL works no longer
 """
 
 from __future__ import annotations
@@ -126,6 +128,10 @@ class GenerationRejectedError(ModelScopeFinalError):
     """The generation FAILED, and what this task would do again would end the same way."""
 
 
+class ImageRefusedError(ModelScopeFinalError):
+    """An output image is larger than the connection allows, or at an address it may not come from."""
+
+
 class ModelScopeRetryableError(ModelScopeError):
     """A later try may do better: left to the retries of the Dag's author."""
 
@@ -160,3 +166,7 @@ class GenerationTimeoutError(ModelScopeRetryableError):
 
 class ImageError(ModelScopeRetryableError):
     """An output image could not be had whole; nothing was stored."""
+
+
+class ImageGoneError(ImageError):
+    """The URL of an output image works no longer; the generation may have a fresh one."""

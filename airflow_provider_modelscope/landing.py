@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modelscope.exceptions import GenerationTimeoutError
+from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageGoneError
 from airflow_provider_modelscope.waiting import GenerationWait
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.generation import Generation
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+    from airflow_provider_modelscope.image import Image
     from airflow_provider_modelscope.object_storage import Destination
 
 PATIENCE = 30.0  # seconds in which an answer that contradicts an earlier "finished" may right itself
@@ -51,6 +52,18 @@ def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
     return generation
 
 
+def _images(generation: Generation, hook: ModelScopeHook) -> list[Image]:
+    """Download every image; where a URL works no longer, ask for fresh ones, once."""
+    try:
+        return [hook.download_image(url) for url in generation.output_images]
+    except ImageGoneError as error:
+        log.warning("Asking generation %s for fresh URLs: %s", generation.generation_id, error)
+        fresh = finished_generation(hook, generation.generation_id)
+        if len(fresh.output_images) != len(generation.output_images):
+            raise
+        return [hook.download_image(url) for url in fresh.output_images]
+
+
 def land(
     generation: Generation,
     destination: Destination,
@@ -63,7 +76,7 @@ def land(
 
     Pushes the XCom ``images`` with what is known of each, see :class:`StoredImage`.
     """
-    images = [hook.download_image(url) for url in generation.output_images]
+    images = _images(generation, hook)
     if destination.format:
         images = [image.converted(destination.format) for image in images]
     stored = [

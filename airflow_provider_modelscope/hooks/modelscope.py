@@ -11,6 +11,8 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_modelscope.exceptions import (
     ImageError,
+    ImageGoneError,
+    ImageRefusedError,
     ModelScopeError,
     ModelScopeRetryableError,
     RateLimitedError,
@@ -163,27 +165,46 @@ class ModelScopeHook(BaseHook):
     def download_image(self, url: str) -> Image:
         """Return an output image, whole and decodable. The token is not sent to its host.
 
-        :param url: One of a generation's ``output_images``.
-        :raises ImageError: where it cannot be had.
-        """
-        import requests
+        What fails in passing, half an image included, is tried again.
 
+        :param url: One of a generation's ``output_images``.
+        :raises ImageGoneError: where the URL works no longer.
+        :raises ImageRefusedError: where it is too large, or where images may not come from.
+        :raises ImageError: where it cannot be had whole.
+        """
         from airflow_provider_modelscope.image import Image
 
+        failed = 0
+        while True:
+            try:
+                return Image.from_bytes(self._download(url))
+            except ImageGoneError:
+                raise
+            except ImageError as error:
+                failed += 1
+                if failed == TRIES:
+                    raise
+                self._pause(error, PAUSE)
+
+    def _download(self, url: str) -> bytes:
+        import requests
+
         limit = self.account.max_image_bytes
+        content = bytearray()
         try:
             with self._session() as session, self._follow(session, url) as response:
-                content = bytearray()
+                promised = response.headers.get("Content-Length", "")
                 for chunk in response.iter_content(64 * 1024):
                     content += chunk
                     if len(content) > limit:
-                        raise ImageError(f"{url} is larger than the connection's max_image_bytes, {limit}")
-                promised = response.headers.get("Content-Length", "")
-                if promised.isdecimal() and int(promised) != len(content):
-                    raise ImageError(f"{url} broke off: {len(content)} of {promised} bytes came")
+                        raise ImageRefusedError(
+                            f"{url} is larger than the connection's max_image_bytes, {limit}"
+                        )
         except requests.RequestException as error:
             raise ImageError(f"{url} cannot be downloaded: {error}") from error
-        return Image.from_bytes(bytes(content))
+        if promised.isdecimal() and int(promised) != len(content):
+            raise ImageError(f"{url} broke off: {len(content)} of {promised} bytes came")
+        return bytes(content)
 
     def test_connection(self) -> tuple[bool, str]:
         """Tell whether the service takes this token, and what to do where it does not."""
@@ -249,7 +270,7 @@ class ModelScopeHook(BaseHook):
         """Return the open answer behind at most three redirects, each to where images may come from."""
         for _ in range(MAX_REDIRECTS + 1):
             if not self.account.may_fetch(url):
-                raise ImageError(f"{url} is no https address: images are fetched from no other")
+                raise ImageRefusedError(f"{url} is no https address: images are fetched from no other")
             response = session.get(
                 url,
                 headers={"Accept-Encoding": "identity"},
@@ -262,7 +283,9 @@ class ModelScopeHook(BaseHook):
             elif response.ok:
                 return response
             else:
-                raise ImageError(f"{url} answers {response.status_code}", code=response.status_code)
+                gone = response.status_code in (403, 404, 410)
+                kind = ImageGoneError if gone else ImageError
+                raise kind(f"{url} answers {response.status_code}", code=response.status_code)
             response.close()
         raise ImageError(f"{url} is behind more than {MAX_REDIRECTS} redirects")
 

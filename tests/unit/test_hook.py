@@ -13,6 +13,8 @@ from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     ImageError,
+    ImageGoneError,
+    ImageRefusedError,
     InvalidConnectionError,
     ModelScopeFinalError,
     QueueFullError,
@@ -195,15 +197,32 @@ class TestDownload:
         assert (image.content_type, image.width, image.height) == ("image/png", 64, 64)
         assert "Authorization" not in emulator.requests[-1].headers
 
-    @pytest.mark.parametrize("fault", ["truncated", "garbage", "html", "reset", "403", "404", "500"])
+    @pytest.mark.parametrize("fault", ["truncated", "garbage", "html", "reset", "500"])
     def test_anything_but_a_whole_image_is_an_error(
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
-        emulator.fail(f"image:{fault}")
+        emulator.fail(f"image:{fault}:3")
         with pytest.raises(ImageError):
             hook.download_image(url)
         assert hook.download_image(url).width == 64
+
+    @pytest.mark.parametrize("fault", ["truncated", "garbage", "html", "reset", "500", "429"])
+    def test_what_fails_in_passing_is_tried_again(
+        self, emulator: Emulator, hook: ModelScopeHook, fault: str
+    ) -> None:
+        [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
+        emulator.fail(f"image:{fault}:2")
+        assert hook.download_image(url).width == 64
+
+    @pytest.mark.parametrize("code", [403, 404, 410])
+    def test_a_url_that_works_no_longer_is_said_so_at_once(
+        self, service: Mocker, hook: ModelScopeHook, code: int
+    ) -> None:
+        service.get(self.URL, status_code=code)
+        with pytest.raises(ImageGoneError):
+            hook.download_image(self.URL)
+        assert service.call_count == 1
 
     def test_an_image_is_no_larger_than_the_connection_allows(
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
@@ -211,7 +230,7 @@ class TestDownload:
         connect(monkeypatch, emulator.base_url, max_image_bytes=100)
         hook = ModelScopeHook()
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
-        with pytest.raises(ImageError, match="max_image_bytes, 100"):
+        with pytest.raises(ImageRefusedError, match="max_image_bytes, 100"):
             hook.download_image(url)
 
     def test_redirects_are_followed_without_the_token(self, service: Mocker, hook: ModelScopeHook) -> None:
@@ -233,7 +252,7 @@ class TestDownload:
         self, service: Mocker, hook: ModelScopeHook, location: str, says: str
     ) -> None:
         service.get(self.URL, status_code=302, headers={"Location": location})
-        with pytest.raises(ImageError, match=says):
+        with pytest.raises((ImageError, ImageRefusedError), match=says):
             hook.download_image(self.URL)
 
 

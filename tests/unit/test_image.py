@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from hashlib import sha256
@@ -220,6 +222,22 @@ def test_what_is_no_picture_is_shown_by_its_first_bytes(content: bytes, evidence
         Image.from_bytes(content)
     assert isinstance(raised.value, ModelScopeRetryableError)
     assert "'AVIF'" not in str(raised.value)  # a name, where this Pillow does not know one
+
+
+def test_a_wrong_checksum_is_found_even_where_the_pixels_can_be_read() -> None:
+    content = bytearray(plain())
+    content[content.index(b"IEND") - 5] ^= 1  # the last byte of the pixels' checksum
+    with pytest.raises(ImageError, match="Not a whole picture"):
+        Image.from_bytes(bytes(content))
+
+
+def test_the_first_picture_of_a_process_may_be_of_any_format() -> None:
+    program = (
+        "import sys; from airflow_provider_modelscope.image import Image; "
+        "print(Image.from_bytes(sys.stdin.buffer.read()).format)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], input=plain("WEBP"), capture_output=True)
+    assert result.stdout.split() == [b"WEBP"], result.stderr.decode()
 
 
 def claimed(format_: str, width: int, height: int) -> bytes:
@@ -502,6 +520,14 @@ def test_text_that_a_jpeg_cannot_hold_is_left_out_with_a_warning_but_the_label_s
     assert comment_in(content) == comment_of(LABELS["Chinese"])
     assert description_in(content) == "parameters: " + "一只猫" * 100
     assert "The text 'workflow' of 120010 bytes in the picture is too long" in caplog.text
+
+
+def test_text_that_does_not_fit_beside_the_exif_that_is_there_is_left_out() -> None:
+    exif = Pillow.Exif()
+    exif[DESCRIPTION] = "x" * 40_000
+    content = converted(with_texts({"parameters": "y" * 30_000, "AIGC": LABELS["ascii"]}, exif=exif), "JPEG")
+    assert comment_in(content) == comment_of(LABELS["ascii"])
+    assert description_in(content) == "x" * 40_000
 
 
 def test_several_texts_together_stay_below_what_a_jpeg_can_hold() -> None:

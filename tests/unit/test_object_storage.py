@@ -62,7 +62,7 @@ class Store(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
         self.store: dict[str, Any] = {}
         self.pseudo_dirs = [""]
         self.told: dict[str, Any] = {}
-        self.opened_with: list[str] = []
+        self.opened_with: list[str | None] = []
 
     @property
     def objects(self) -> dict[str, bytes]:
@@ -95,8 +95,8 @@ def register(filesystems: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Re
         opened = store or Store()
 
         def get_fs(conn_id: str | None) -> Store:
-            if conn_id is not None:
-                opened.opened_with.append(str(BaseHook.get_connection(conn_id).host))
+            host = None if conn_id is None else BaseHook.get_connection(conn_id).host
+            opened.opened_with.append(host)
             return opened
 
         monkeypatch.setitem(filesystems, protocol, get_fs)

@@ -20,6 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationRejectedError,
     GenerationTimeoutError,
+    ImageGoneError,
     InvalidDestinationError,
     InvalidRequestError,
     ServiceUnavailableError,
@@ -308,11 +309,21 @@ class TestStoring:
         assert image["content_type"] == "image/jpeg"
         assert image["bytes"] == (tmp_path / "cat.JPG").stat().st_size
 
+    def test_a_url_that_works_no_longer_is_asked_for_again_once(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        generation_id = submitter().execute(context)
+        emulator.fail("image:404")
+        assert self.store(generation_id, f"file://{tmp_path}/", context)
+        emulator.fail("image:404:2")
+        with pytest.raises(ImageGoneError):
+            self.store(generation_id, f"file://{tmp_path}/", context)
+
     def test_nothing_is_stored_where_the_image_cannot_be_had(
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
         generation_id = submitter().execute(context)
-        emulator.fail("image:truncated")
+        emulator.fail("image:truncated:always")
         with pytest.raises(Exception, match=r"cannot be downloaded|broke off"):
             self.store(generation_id, f"file://{tmp_path}/", context)
         assert not list(tmp_path.iterdir())
