@@ -35,6 +35,7 @@ TRIES = 3  # of what failed in passing
 PAUSE = 1.0  # seconds between them
 QUEUE_PAUSE = 3.0  # seconds before a full queue is asked again
 MAX_REDIRECTS = 3  # of an image's URL
+VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
 
 
 class ModelScopeHook(BaseHook):
@@ -125,7 +126,9 @@ class ModelScopeHook(BaseHook):
         :raises ModelScopeError: where it does not say.
         """
         from airflow_provider_modelscope.api import generation_call, read_generation
+        from airflow_provider_modelscope.generation import checked_id
 
+        generation_id = checked_id(generation_id)
         call = generation_call(self.account, generation_id)
         failed = 0
         while True:
@@ -212,18 +215,20 @@ class ModelScopeHook(BaseHook):
 
         try:
             account = self.account
-            # A generation that cannot be: the API answers 401 to a bad token (but that is only a guess).
-            answer = self._send(api.generation_call(account, "0"))
-            if answer.status_code >= 400 and answer.status_code != 404:
-                raise api.error_of(answer, account=account)
+            # Asked for a generation that cannot be, the API should refuse a bad token: but that is a guess.
+            look = self._send(api.generation_call(account, "0"))
+            if look.status_code in VERDICTS:
+                raise api.error_of(look, account=account)
             # So the site is asked, which is known to tell a good token from a bad one.
-            answer = self._send(api.user_call(account, account.hub_url or account.base_url))
-            if answer.status_code in (401, 402, 403, 429) or (account.hub_url and answer.status_code != 200):
-                raise api.error_of(answer, account=account)
+            user = self._send(api.user_call(account, account.hub_url or account.base_url))
+            if user.status_code == 200:
+                return True, f"{account.base_url} answers, and the token is valid."
+            if user.status_code in VERDICTS or account.hub_url:
+                raise api.error_of(user, account=account)
+            if look.status_code >= 500:
+                raise api.error_of(look, account=account)
         except ModelScopeError as error:
             return False, str(error)
-        if answer.status_code == 200:
-            return True, f"{account.base_url} answers, and the token is valid."
         return True, f"{account.base_url} answers and does not refuse the token."
 
     def _session(self) -> requests.Session:
@@ -232,7 +237,6 @@ class ModelScopeHook(BaseHook):
         session = requests.Session()
         # Without an auth of its own requests would take one from a .netrc, in place of the token.
         session.auth = lambda prepared: prepared
-        session.verify = self.account.verify
         if self.account.proxy:
             session.proxies = {"http": self.account.proxy, "https": self.account.proxy}
         return session
@@ -255,6 +259,7 @@ class ModelScopeHook(BaseHook):
                     headers=dict(call.headers),
                     data=call.body,
                     timeout=self.account.request_timeout,
+                    verify=self.account.verify,  # set on the session, the environment's bundle would win
                     allow_redirects=False,  # the token goes to the API's own origin only
                 )
         except requests.RequestException as error:
@@ -275,6 +280,7 @@ class ModelScopeHook(BaseHook):
                 url,
                 headers={"Accept-Encoding": "identity"},
                 timeout=self.account.request_timeout,
+                verify=self.account.verify,
                 allow_redirects=False,
                 stream=True,
             )

@@ -155,6 +155,10 @@ class TestSubmission:
 
 
 class TestLooking:
+    def test_an_id_may_be_a_number(self, emulator: Emulator, hook: ModelScopeHook) -> None:
+        generation_id: Any = int(hook.submit_generation(REQUEST))
+        assert hook.get_generation(generation_id).is_finished
+
     def test_the_answer_becomes_a_generation(self, emulator: Emulator, hook: ModelScopeHook) -> None:
         generation = hook.get_generation(hook.submit_generation(REQUEST))
         assert (generation.status, generation.seed, len(generation.output_images)) == ("SUCCEED", 3, 1)
@@ -282,7 +286,9 @@ class TestConnection:
             (404, 200, True, "the token is valid"),
             (200, 401, False, "Check the connection's password"),
             (401, 200, False, "Check the connection's password"),
-            (503, 200, False, "ModelScope says"),
+            (403, 200, False, "Check the connection's password"),
+            (400, 200, True, "the token is valid"),
+            (500, 200, True, "the token is valid"),
             (200, 500, False, "ModelScope says"),
         ],
     )
@@ -357,3 +363,17 @@ def test_an_unknown_model_is_named(service: Mocker, hook: ModelScopeHook) -> Non
     service.post(SUBMIT, status_code=400, json=answer)
     with pytest.raises(UnknownModelError, match=r"Qwen/Qwen-Image.*request id r-1"):
         hook.submit_generation(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("verify", "used"), [(False, False), ("false", False), ("/ca.pem", "/ca.pem"), (True, "/env.pem")]
+)
+def test_the_connections_verify_wins_over_the_environments_bundle(
+    service: Mocker, monkeypatch: pytest.MonkeyPatch, verify: Any, used: Any
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/env.pem")
+    connect(monkeypatch, "", verify=verify)
+    service.get(LOOK + "42", json={"task_status": "PENDING"})
+    ModelScopeHook().get_generation("42")
+    assert service.last_request is not None
+    assert service.last_request.verify == used

@@ -18,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     GenerationTimeoutError,
     ImageError,
+    ImageGoneError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.landing import StoredImage, finished_generation, land
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.generation import Generation
 
 Context = Any  # a mapping with a stand-in for the task instance
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that somebody wanted to sleep; nobody does."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
 
 
 def submitted(**parameters: Any) -> str:
@@ -189,6 +198,27 @@ class TestLanding:
         assert not list(tmp_path.iterdir())
         assert not context["ti"].pushed
 
+    @pytest.mark.parametrize("status", ["403", "404", "410"])
+    def test_where_a_url_works_no_longer_a_fresh_one_is_asked_for(
+        self, emulator: Emulator, context: Context, tmp_path: Path, status: str
+    ) -> None:
+        generation = finished()
+        emulator.fail(f"image:{status}")
+        [uri] = landed(generation, f"file://{tmp_path}/", context)
+        assert [content_of(uri)] == list(emulator.served.values())
+        paths = [exchange.path.split("/")[1] for exchange in emulator.requests]
+        assert paths == ["v1", "v1", "images", "v1", "images"]
+
+    def test_an_image_that_is_gone_for_good_is_asked_for_twice(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        generation = finished()
+        emulator.fail("image:404:*")
+        with pytest.raises(ImageGoneError, match="answers 404"):
+            landed(generation, f"file://{tmp_path}/", context)
+        assert sum(exchange.path.startswith("/images/") for exchange in emulator.requests) == 2
+        assert not list(tmp_path.iterdir())
+
     def test_where_one_image_cannot_be_stored_nothing_is_described(
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
@@ -197,14 +227,6 @@ class TestLanding:
         with pytest.raises(IsADirectoryError):
             landed(generation, f"file://{tmp_path}/cat.png", context)
         assert not context["ti"].pushed
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that somebody wanted to sleep; nobody does."""
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    return pauses
 
 
 @pytest.fixture
