@@ -148,10 +148,10 @@ def _short(text: str, most: int = 300) -> str:
 
 
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Let ``None`` and what is empty pass as "not given", as well as Jinja's text for ``None``."""
+    """Let ``None`` and what is empty pass as "not given", as well as the text that Jinja makes of them."""
 
     def checked(value: Any) -> Any:
-        empty = value is None or value in ("", "None", [], {}, ())
+        empty = value is None or value in ("", "None", "null", "[]", "{}", [], {}, ())
         return None if empty else check(value)
 
     return checked

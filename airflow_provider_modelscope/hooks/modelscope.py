@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.waiting import GenerationWait
 
 TRIES = 3  # of what failed in passing
-PAUSE = 1.0  # seconds between them
+IMAGE_TRIES = 5  # of a download, for what it fetches is paid for
+PAUSE = 1.0  # seconds between them; between downloads it doubles
 QUEUE_PAUSE = 3.0  # seconds before a full queue is asked again
 MAX_REDIRECTS = 3  # of an image's URL
 VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
@@ -185,9 +186,9 @@ class ModelScopeHook(BaseHook):
                 raise
             except ImageError as error:
                 failed += 1
-                if failed == TRIES:
+                if failed == IMAGE_TRIES:
                     raise
-                self._pause(error, PAUSE)
+                self._pause(error, PAUSE * 2 ** (failed - 1))
 
     def _download(self, url: str) -> bytes:
         import requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -161,11 +162,11 @@ def test_the_base_url_is_read_from_host_schema_and_port(given: dict[str, Any], b
         ({"host": "http://api.example", "extra": {"allow_http": "false"}}, "in the clear"),
         ({"host": "https://me:secret@api.example"}, "must be a bare URL"),
         ({"host": "me@api.example"}, "must be a bare URL"),
-        ({"host": "https://api.example/?a=b"}, "must be a bare URL"),
+        ({"host": "https://api.example/?a=b"}, "without user, query or fragment"),
         ({"host": "https://api.example#v1"}, "must be a bare URL"),
         ({"host": "ftp://api.example"}, "must be a URL such as https://api-inference.modelscope.cn"),
         ({"host": "https://"}, "must be a URL"),
-        ({"host": "https:///v1"}, "must be a URL"),
+        ({"host": "https:///v1"}, ", not 'https:///v1'"),
         ({"host": "//api.example"}, "must be a URL"),
         ({"host": "https://[::1"}, "is not a URL"),
         ({"host": "https://api.example:https"}, "is not a URL"),
@@ -201,6 +202,7 @@ def test_a_host_that_cannot_be_used_is_named(given: dict[str, Any], part: str) -
         ({"verify": "False"}, "verify", False),
         ({"verify": " 0 "}, "verify", False),
         ({"verify": "/etc/ssl/own.pem"}, "verify", "/etc/ssl/own.pem"),
+        ({"verify": " own.pem\n"}, "verify", "own.pem"),
         ({"proxy": "http://proxy.example:3128"}, "proxy", "http://proxy.example:3128"),
         ({"proxy": "https://me:secret@proxy.example"}, "proxy", "https://me:secret@proxy.example"),
         ({"proxy": ""}, "proxy", None),
@@ -257,6 +259,11 @@ def test_a_connections_uri_means_the_same_as_its_fields(uri: str, expected: dict
     assert read == Account(token=TOKEN, **expected)
 
 
+def test_an_account_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(account(), "base_url", "https://elsewhere.example")  # noqa: B010 - mypy knows that it is frozen
+
+
 def test_no_secret_shows() -> None:
     shown = repr(account(extra={"proxy": "http://me:secret@proxy.example"}))
     assert "base_url" in shown
@@ -302,6 +309,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ({"https_proxy": "http://p:1", "no_proxy": "api.example"}, "https://api.example/v1", None),
         ({"https_proxy": "http://p:1", "no_proxy": ".example"}, "https://api.example:8443/v1", None),
         ({"https_proxy": "http://p:1", "no_proxy": "*"}, "https://api.example/v1", None),
+        ({"https_proxy": "http://p:1", "no_proxy": "a.example"}, "/images/1.png", None),
         ({"https_proxy": "http://p:1", "no_proxy": "b.example"}, "https://api.example/v1", "http://p:1"),
     ],
     ids=str,

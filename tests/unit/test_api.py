@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
@@ -169,8 +170,10 @@ ANSWERS: dict[str, tuple[int, str, bool, type[ModelScopeError], type[ModelScopeE
         429, "Too many calls of qwen/QWEN-IMAGE", True, QuotaExhaustedError, RateLimitedError, "",
     ),
     "no balance": (402, "Payment required", True, QuotaExhaustedError, None, "credit is spent"),
-    "no balance, 429": (429, "Insufficient balance", True, QuotaExhaustedError, None, "credit is spent"),
-    "no balance, Chinese": (429, "账户余额不足", True, QuotaExhaustedError, None, "credit is spent"),
+    **{
+        f"no balance, {said}": (429, said, True, QuotaExhaustedError, None, "credit is spent")
+        for said in ("Your balance is 0", "Insufficient funds", "Out of credit", "账户余额不足", "账户已欠费")
+    },
     "too fast": (429, "Request limit exceeded, slow down", False, RateLimitedError, None, ""),
     "queue full": (500, "enqueue failed: user queue is full", False, QueueFullError, None, ""),
     **{
@@ -230,9 +233,10 @@ def test_an_error_is_judged_by_all_it_says_though_only_200_characters_are_shown(
     assert "exceeded" not in error.message
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308, 399])
 def test_a_redirect_is_not_followed_and_points_to_the_connection(status: int) -> None:
-    given = answer(status, location="https://elsewhere.example")
+    body = {"task_id": "7", "task_status": "SUCCEED", "output_images": [URL]}
+    given = answer(status, body, location="https://elsewhere.example")
     for error, kind in (
         (submission_error(given), SubmissionLostError),
         (look_error(given), ServiceUnavailableError),
@@ -280,6 +284,20 @@ def test_a_refusal_that_is_not_json_is_a_refusal_all_the_same(body: bytes, says:
         assert type(error) is kind
         assert says in error.message
     assert type(submission_error(answer(404, body))) is RequestRejectedError
+
+
+def test_a_look_that_meets_another_server_says_so() -> None:
+    said = look_error(answer(200, b"<html>")).message
+    assert said.startswith(
+        "https://api-inference.modelscope.cn does not answer as ModelScope's API does. It says"
+    )
+
+
+def test_calls_and_answers_are_frozen() -> None:
+    for value in (answer(200), api.generation_call(ACCOUNT, "42")):
+        for field in fields(value):
+            with pytest.raises(FrozenInstanceError):
+                setattr(value, field.name, None)
 
 
 def test_a_model_whose_name_is_in_no_message_changes_nothing() -> None:

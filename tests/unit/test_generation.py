@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
@@ -77,6 +78,13 @@ def test_a_whole_answer_is_read_whole() -> None:
         error=ErrorDetail(request_id="r-1"),
     )
     assert read(body).seed == 212259417
+
+
+@pytest.mark.parametrize("value", [read({}), ErrorDetail()], ids=lambda value: type(value).__name__)
+def test_what_was_read_is_frozen(value: Any) -> None:
+    for field in fields(value):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field.name, None)
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ class TestDownload:
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
-        emulator.fail(f"image:{fault}:3")
+        emulator.fail(f"image:{fault}:5")
         with pytest.raises(ImageError):
             hook.download_image(url)
         assert hook.download_image(url).width == 64
@@ -216,7 +216,7 @@ class TestDownload:
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
-        emulator.fail(f"image:{fault}:2")
+        emulator.fail(f"image:{fault}:4")
         assert hook.download_image(url).width == 64
 
     @pytest.mark.parametrize("code", [403, 404, 410])
