@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent.parent / ".ui"
 
 def main() -> int:
     """Start everything, say where it is, and end it all on Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # both end it, also where a shell ignores the first
+        signal.signal(signal_, signal.default_int_handler)
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     with Emulator(seconds=10.0) as emulator:
         connection = {"conn_type": "modelscope", "password": token or "any-token"}

@@ -155,7 +155,13 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("loras", '{"a/b": 0.4, "c/d": "0.6"}', {"a/b": 0.4, "c/d": 0.6}),
 ]  # fmt: skip
 
-STORED = ["s3://bucket/cat.png", "S3://conn@bucket/cat.png", "file:///tmp/cat.png", "gs://bucket/猫.png"]
+STORED = [
+    "s3://bucket/cat.png",
+    "S3://conn@bucket/cat.png",
+    "file:///tmp/cat.png",
+    "gs://bucket/猫.png",
+    "ftp://a.example/1.png",
+]
 
 
 def asking(**asked: Any) -> GenerationRequest:
