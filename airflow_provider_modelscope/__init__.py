@@ -14,6 +14,7 @@ A reader meets the modules in the order data flows:
 ``deferral``           a task's wait: on its worker, in the triggerer, on a worker again
 ``landing``            a finished generation becomes objects in object storage
 ``triggers``           the protocol in the triggerer, over aiohttp
+``upstream``           what a submit task recorded, for the tasks downstream of it
 ``operators``          submit a generation; or submit, wait and store in one task
 ``sensors``            wait for a generation
 ``transfers``          store a generation's images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,7 +89,7 @@ class Account:
             request_timeout=number("request_timeout", cls.request_timeout, 600),
             verify=flag("verify", cls.verify is True),
             proxy=proxy,
-            max_image_bytes=int(number("max_image_bytes", cls.max_image_bytes, 2**40)),
+            max_image_bytes=math.ceil(number("max_image_bytes", cls.max_image_bytes, 2**40)),
         )
 
     @property

@@ -216,4 +216,4 @@ def _authorization(account: Account) -> dict[str, str]:
 
 
 def _speaks_of_balance(words: str) -> bool:
-    return any(word in words for word in ("balance", "insufficient", "credit", "余额", "欠费"))
+    return bool(re.search(r"\bbalance\b|\bcredits?\b|insufficient fund|余额|欠费", words))

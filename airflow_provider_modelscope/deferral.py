@@ -45,6 +45,7 @@ def wait_or_defer(
         modelscope_conn_id=hook.modelscope_conn_id,
         poll_interval=wait.poll_interval,
         end_time=wait.end_time,
+        submitted_at=wait.submitted_at,
     )
     # Airflow's own limit on the deferral is a little later, so that the trigger's message, which says more,
     # comes first.

@@ -94,7 +94,8 @@ class Generation:
         """
         if self.status != FAILED:
             return
-        final = is_callers_fault(self.error.code) or not retry_submits
+        # One that is missing is nobody's fault: a new one may do better.
+        final = not retry_submits or (is_callers_fault(self.error.code) and not self.is_missing)
         raise (GenerationRejectedError if final else GenerationFailedError)(
             f"ModelScope says FAILED: {self.error.message or 'without a reason'}",
             code=self.error.code,

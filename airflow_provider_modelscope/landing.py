@@ -43,7 +43,7 @@ def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
     :raises GenerationTimeoutError: where it is not finished after all.
     """
     now = time.time()
-    wait = GenerationWait(generation_id, started_at=now, end_time=now + PATIENCE, poll_interval=2)
+    wait = GenerationWait(generation_id, submitted_at=now, end_time=now + PATIENCE, poll_interval=2)
     generation = hook.look_until(wait, wait.end_time)
     if generation is None:
         raise GenerationTimeoutError(

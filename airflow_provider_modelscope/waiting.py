@@ -31,20 +31,21 @@ log = logging.getLogger(__name__)
 class GenerationWait:
     """A wait for one generation: told of each look, it says when the next one is due.
 
-    The first looks come every second, then each after a quarter of the wait's age, until ``poll_interval`` is
-    reached: what is quickly done is quickly seen. Faults that pass never end a wait that still has time.
+    The first looks come every second, then each after a quarter of the generation's age, until
+    ``poll_interval`` is reached: what is quickly done is quickly seen. Faults that pass never end a wait that
+    still has time.
 
     :param generation_id: What is waited for.
-    :param started_at: When the wait began, in epoch seconds.
+    :param submitted_at: When it was submitted, in epoch seconds; when the wait began, if that is not known.
     :param end_time: When it ends, in epoch seconds: wall clock, so that it survives a restart.
     :param poll_interval: The longest time between looks, in seconds; below 1 it is 1.
     """
 
     def __init__(
-        self, generation_id: str, *, started_at: float, end_time: float, poll_interval: float
+        self, generation_id: str, *, submitted_at: float, end_time: float, poll_interval: float
     ) -> None:
         self.generation_id = generation_id
-        self.started_at = started_at
+        self.submitted_at = submitted_at
         self.end_time = end_time
         self.poll_interval = max(MIN_POLL_INTERVAL, poll_interval)
         self.last_seen = "not seen yet"
@@ -57,14 +58,14 @@ class GenerationWait:
         :raises ModelScopeFinalError: the look's own error, where waiting does not help.
         :raises GenerationTimeoutError: where the time is up.
         """
-        delay = min(self.poll_interval, max(MIN_POLL_INTERVAL, (now - self.started_at) / 4))
+        delay = min(self.poll_interval, max(MIN_POLL_INTERVAL, (now - self.submitted_at) / 4))
         if isinstance(look, ModelScopeFinalError):
             raise look
         if isinstance(look, ModelScopeError):
             self.last_seen = f"not to be seen: {look}"
             delay = max(delay, min(look.retry_after or 0.0, MAX_RETRY_AFTER))
             log.warning("Looking at generation %s failed: %s", self.generation_id, look)
-        elif look.is_missing and now < self.started_at + NOT_FOUND_GRACE:
+        elif look.is_missing and now < self.submitted_at + NOT_FOUND_GRACE:
             self.last_seen = "not found"
         elif look.is_finished:
             return look

@@ -106,13 +106,15 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         """Submit, and return the ``generation_id``."""
         from airflow_provider_modelscope.object_storage import inline_images
         from airflow_provider_modelscope.request import GenerationRequest
+        from airflow_provider_modelscope.upstream import Submission
 
         request = GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
         generation_id = self.hook.submit_generation(
             inline_images(request, storage_conn_id=self.storage_conn_id), queue_timeout=self.queue_timeout
         )
         self.log.info("ModelScope accepted generation %s by %s", generation_id, request.model)
-        context["ti"].xcom_push(key="request", value={"generation_id": generation_id, **request.summary()})
+        submission = Submission(generation_id=generation_id, model=request.model, submitted_at=time.time())
+        submission.record(request, context)
         return generation_id
 
 
@@ -164,7 +166,7 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         generation_id = super().execute(context)
         wait = GenerationWait(
             generation_id,
-            started_at=time.time(),
+            submitted_at=time.time(),
             end_time=end_of_wait(
                 self.timeout, self.execution_timeout, started_at=started_at, now=time.time()
             ),

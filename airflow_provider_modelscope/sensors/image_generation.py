@@ -75,14 +75,18 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         now = time.time()
         return GenerationWait(
             checked_id(self.generation_id),
-            started_at=now,
+            submitted_at=now,
             end_time=end_of_wait(self.timeout, self.execution_timeout, started_at=now, now=now),
             poll_interval=self.poke_interval,
         )
 
     def execute(self, context: Context) -> Any:
         """Look, wait where it still runs, and return the ``generation_id``."""
+        from airflow_provider_modelscope.upstream import Submission
+
         with self._ending_as_sensors_do():
+            if submission := Submission.find(self._wait.generation_id, task=self, context=context):
+                self._wait.submitted_at = submission.submitted_at
             if not self.deferrable:
                 return super().execute(context)
             return self._succeeded(wait_or_defer(self, self._wait, self.hook, defer_after=self.defer_after))

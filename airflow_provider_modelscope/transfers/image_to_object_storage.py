@@ -57,31 +57,12 @@ class ModelScopeImageToObjectStorageOperator(BaseOperator):
         from airflow_provider_modelscope.generation import checked_id
         from airflow_provider_modelscope.landing import finished_generation, land
         from airflow_provider_modelscope.object_storage import Destination
+        from airflow_provider_modelscope.upstream import Submission
 
         generation_id = checked_id(self.generation_id)
         destination = Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
         generation = finished_generation(self.hook, generation_id)
         generation.raise_for_failure(retry_submits=False)
-        model = self._model_upstream(context, generation_id)
+        submission = Submission.find(generation_id, task=self, context=context)
+        model = submission.model if submission else None
         return land(generation, destination, hook=self.hook, context=context, model=model)
-
-    def _model_upstream(self, context: Context, generation_id: str) -> str | None:
-        """Return the model that a submit task upstream asked for: the service's answer does not name it."""
-        from airflow_provider_modelscope.operators.image_generation import (
-            ModelScopeSubmitImageGenerationOperator,
-        )
-
-        submitters = [
-            task.task_id
-            for task in self.get_flat_relatives(upstream=True)
-            # A mapped task is of another class, which names the one that it makes.
-            if issubclass(
-                getattr(task, "operator_class", type(task)), ModelScopeSubmitImageGenerationOperator
-            )
-        ]
-        for task_id in submitters:
-            found = context["ti"].xcom_pull(task_ids=task_id, key="request")
-            for request in [found] if isinstance(found, dict) else found or []:
-                if request and request.get("generation_id") == generation_id:
-                    return str(request["model"])
-        return None

@@ -32,6 +32,7 @@ class ModelScopeImageGenerationTrigger(BaseTrigger):
     :param modelscope_conn_id: The connection that submitted it.
     :param poll_interval: Seconds between looks, at least 1.
     :param end_time: When to give up, in epoch seconds.
+    :param submitted_at: When the generation was submitted, in epoch seconds; None takes the trigger's start.
     :param settling_seconds: Seconds from its start in which it does not fire, whatever it has seen.
     """
 
@@ -42,6 +43,7 @@ class ModelScopeImageGenerationTrigger(BaseTrigger):
         modelscope_conn_id: str,
         poll_interval: float,
         end_time: float,
+        submitted_at: float | None = None,
         settling_seconds: float = SETTLING_SECONDS,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -49,6 +51,7 @@ class ModelScopeImageGenerationTrigger(BaseTrigger):
         self.modelscope_conn_id = modelscope_conn_id
         self.poll_interval = poll_interval
         self.end_time = end_time
+        self.submitted_at = submitted_at
         self.settling_seconds = settling_seconds
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -60,6 +63,7 @@ class ModelScopeImageGenerationTrigger(BaseTrigger):
                 "modelscope_conn_id": self.modelscope_conn_id,
                 "poll_interval": self.poll_interval,
                 "end_time": self.end_time,
+                "submitted_at": self.submitted_at,
                 "settling_seconds": self.settling_seconds,
             },
         )
@@ -79,7 +83,7 @@ class ModelScopeImageGenerationTrigger(BaseTrigger):
         """Return when the generation has finished; raise what ends the wait otherwise."""
         wait = GenerationWait(
             self.generation_id,
-            started_at=time.time(),
+            submitted_at=time.time() if self.submitted_at is None else self.submitted_at,
             end_time=self.end_time,
             poll_interval=self.poll_interval,
         )

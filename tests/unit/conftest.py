@@ -18,12 +18,13 @@ class TaskInstance:
 
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
+        self.upstream: Any = None  # what pulling the XCom of a task upstream gives
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = json.loads(json.dumps(value))  # as the database would hold it
 
-    def xcom_pull(self, task_ids: str, key: str) -> None:
-        return None
+    def xcom_pull(self, task_ids: str, key: str) -> Any:
+        return self.upstream
 
 
 @pytest.fixture

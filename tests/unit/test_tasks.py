@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,10 +88,13 @@ class TestSubmit:
     def test_it_returns_the_id_and_keeps_what_was_asked_for(
         self, emulator: Emulator, context: Context
     ) -> None:
+        before = time.time()
         generation_id = submitter().execute(context)
         assert emulator.requests[0].json == {**ASKED, "seed": 5}
         assert emulator.requests[0].generation_id == generation_id
-        assert context["ti"].pushed == {"request": {"generation_id": generation_id, **ASKED, "seed": 5}}
+        [kept] = context["ti"].pushed.values()
+        assert before <= kept.pop("submitted_at") <= time.time()
+        assert kept == {"generation_id": generation_id, **ASKED, "seed": 5}
 
     def test_every_parameter_of_the_api_reaches_it(self, emulator: Emulator, context: Context) -> None:
         parameters = {

@@ -61,6 +61,7 @@ def test_serializing_and_building_again_loses_nothing() -> None:
         "modelscope_conn_id": "other",
         "poll_interval": 7.5,
         "end_time": 12.25,
+        "submitted_at": 3.5,
         "settling_seconds": 0.5,
     }
     path, serialized = ModelScopeImageGenerationTrigger(**arguments).serialize()

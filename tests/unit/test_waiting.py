@@ -45,7 +45,7 @@ EMPTY = generation("SUCCEED")
 
 
 def waiting(*, seconds: float = 900, poll_interval: float = 5) -> GenerationWait:
-    return GenerationWait("42", started_at=START, end_time=START + seconds, poll_interval=poll_interval)
+    return GenerationWait("42", submitted_at=START, end_time=START + seconds, poll_interval=poll_interval)
 
 
 def looks(wait: GenerationWait, look: Generation | ModelScopeError) -> list[float]:
@@ -194,7 +194,7 @@ def test_a_timeout_names_the_generation_what_was_last_seen_and_the_deadline(look
 
 
 def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
-    wait = GenerationWait("42", started_at=START, end_time=0, poll_interval=5)
+    wait = GenerationWait("42", submitted_at=START, end_time=0, poll_interval=5)
     assert wait.after(DONE, now=START) is DONE
     with pytest.raises(GenerationTimeoutError, match="1970-01-01 00:00:00 UTC"):
         wait.after(RUNNING, now=START)
