@@ -22,7 +22,7 @@ def task(request: pytest.FixtureRequest) -> Any:
     submitter = ModelScopeSubmitImageGenerationOperator
     with DAG("chain", schedule=None):
         if request.param:
-            submit = submitter.partial(task_id="submit", model="a/b").expand(prompt=["A dog", "A cat"])
+            submit: Any = submitter.partial(task_id="submit", model="a/b").expand(prompt=["A dog", "A cat"])
         else:
             submit = submitter(task_id="submit", model="a/b", prompt="A cat")
         wait = ModelScopeImageGenerationSensor(task_id="wait", generation_id="42")
