@@ -6,6 +6,7 @@ Against the emulator, or against ModelScope itself where ``MODELSCOPE_API_TOKEN`
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -39,8 +40,9 @@ def main() -> int:
             return 1
         seconds = time.monotonic() - started_at
     (FOLDER / "demo.log").write_text(log)
-    for task, state in airflow.task_states(DAG):
-        print(f"          {task}: {state}")
+    for line in re.findall(r"\[info *\] (.*\bgeneration \d.*?) +\[", log, re.IGNORECASE):
+        print(f"          {line}")
+    print("Tasks:    " + ", ".join(f"{task} {state}" for task, state in airflow.task_states(DAG)))
     [images] = airflow.xcoms(DAG, "store", "images")
     for image in images:
         size = f"{image['width']}x{image['height']} {image['content_type']}, {image['bytes']} bytes"

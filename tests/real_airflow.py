@@ -142,7 +142,7 @@ class RealAirflow:
         """Return the task ids and states of the Dag's last run."""
         return self._query(
             "select task_id, coalesce(state, 'none') from task_instance where dag_id = ? and run_id = "
-            "(select run_id from dag_run where dag_id = ? order by id desc limit 1)",
+            "(select run_id from dag_run where dag_id = ? order by id desc limit 1) order by start_date",
             dag_id,
             dag_id,
         )
