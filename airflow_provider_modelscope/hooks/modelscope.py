@@ -84,9 +84,14 @@ class ModelScopeHook(BaseHook):
 
         :raises InvalidConnectionError: where it cannot be used.
         """
+        from airflow.sdk.log import mask_secret
+
         from airflow_provider_modelscope.account import Account
 
-        return Account.from_connection(self.get_connection(self.modelscope_conn_id))
+        account = Account.from_connection(self.get_connection(self.modelscope_conn_id))
+        # Airflow masks the password as it was pasted, which need not be the bare token.
+        mask_secret(account.token)
+        return account
 
     def submit_generation(self, request: GenerationRequest, *, queue_timeout: float = 60.0) -> str:
         """Start a generation and return its id.

@@ -377,3 +377,14 @@ def test_the_connections_verify_wins_over_the_environments_bundle(
     ModelScopeHook().get_generation("42")
     assert service.last_request is not None
     assert service.last_request.verify == used
+
+
+def test_the_bare_token_is_masked_however_it_was_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.providers.common.compat.sdk import redact
+
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_MODELSCOPE_DEFAULT",
+        json.dumps({"conn_type": "modelscope", "password": "Bearer ms-pasted-with-care \n"}),
+    )
+    assert ModelScopeHook().account.token == "ms-pasted-with-care"
+    assert "ms-pasted" not in str(redact("the token is ms-pasted-with-care, is it not"))
