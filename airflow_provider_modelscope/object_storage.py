@@ -148,11 +148,11 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
         return InvalidRequestError(f"Nothing was sent. image_url = {uri!r}: {problem}.")
 
     try:
-        path = _open(uri, storage_conn_id)
+        path = _open(uri, storage_conn_id, parameter="image_url")
         with path.fs.open(path.path, "rb") as file:
             content: bytes = file.read(MAX_SOURCE_BYTES + 1)
     except InvalidDestinationError as error:
-        raise wrong(error.message) from error
+        raise InvalidRequestError(f"Nothing was sent. {error.message}") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise wrong(f"cannot be read ({type(error).__name__}: {error})") from error
     except OSError as error:
@@ -166,7 +166,7 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
     return f"data:{image.content_type};base64,{base64.b64encode(content).decode()}"
 
 
-def _open(uri: str, storage_conn_id: str | None) -> ObjectStoragePath:
+def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destination") -> ObjectStoragePath:
     """Return the path, after a look whether this Airflow has the filesystem and the connection for it."""
     from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
 
@@ -181,6 +181,7 @@ def _open(uri: str, storage_conn_id: str | None) -> ObjectStoragePath:
             uri,
             f"cannot be opened ({error}): install the extra of that store (s3, gcs or azure), and see that "
             "storage_conn_id names a connection to it",
+            parameter=parameter,
         ) from error
     return path
 
@@ -207,5 +208,5 @@ def _umask() -> int:
     return umask
 
 
-def _invalid(uri: Any, problem: str) -> InvalidDestinationError:
-    return InvalidDestinationError(f"{uri!r}: {problem}")
+def _invalid(uri: Any, problem: str, *, parameter: str = "destination") -> InvalidDestinationError:
+    return InvalidDestinationError(f"{parameter} = {uri!r}: {problem}")

@@ -205,7 +205,7 @@ def test_a_destination_that_cannot_be_is_refused_and_the_error_says_what_can(
 ) -> None:
     with pytest.raises(InvalidDestinationError) as raised:
         Destination.parse(destination)
-    assert str(raised.value).startswith(f"{destination!r}: ")
+    assert str(raised.value).startswith(f"destination = {destination!r}: ")
     assert problem in str(raised.value)
     assert not memory.objects
 
