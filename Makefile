@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo ui test check clean
+.PHONY: help demo ui test check bench clean
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -28,6 +28,9 @@ check: $(READY) ## Lint and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+bench: $(READY) ## What a wait in the triggerer costs, beside four other ways to wait; seven minutes
+	@$(BIN)/python -m tests.bench_waiting
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) .demo .ui .mypy_cache .pytest_cache .ruff_cache

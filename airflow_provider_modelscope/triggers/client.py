@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.account import Account
     from airflow_provider_modelscope.generation import Generation
 
-POOL_SIZE = 32  # connections to one service, for however many waits
+POOL_SIZE = 64  # connections to one service, for however many waits: 200 looks a second at 0.3 s each
 KEPT_SECONDS = 60.0  # that an idle connection is kept: longer than the usual time between looks
 DNS_SECONDS = 300
 
@@ -40,6 +40,9 @@ class Client:
         self._account = account
         self._proxy = account.proxy_for(account.base_url)
         self._quiet = Quiet()
+        # Whoever has no connection yet waits here, which costs nothing. Inside aiohttp its request would be
+        # built first, all in one turn of the loop where many begin at once, and its timeout would run.
+        self._turns = asyncio.Semaphore(POOL_SIZE)
         trust: ssl.SSLContext | bool = account.verify is not False
         if isinstance(account.verify, str):
             trust = ssl.create_default_context(cafile=account.verify)
@@ -78,13 +81,16 @@ class Client:
 
         call = generation_call(self._account, generation_id)
         try:
-            async with self._session.request(
-                call.method,
-                call.url,
-                headers=call.headers,
-                proxy=self._proxy,
-                allow_redirects=False,  # the token goes to the API's own origin only
-            ) as response:
+            async with (
+                self._turns,
+                self._session.request(
+                    call.method,
+                    call.url,
+                    headers=call.headers,
+                    proxy=self._proxy,
+                    allow_redirects=False,  # the token goes to the API's own origin only
+                ) as response,
+            ):
                 body = await response.read()
                 return Answer(status_code=response.status, headers=response.headers, body=body)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: a timeout is one too
