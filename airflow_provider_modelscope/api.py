@@ -179,7 +179,7 @@ def error_of(answer: Answer, *, account: Account, model: str | None = None) -> M
     :param model: The model asked for: a 429 that names it speaks of the day's quota.
     """
     detail = ErrorDetail.from_json(answer.json or {})
-    says = f"ModelScope says: {answer.evidence}"
+    says = f"ModelScope says: {answer.evidence.rstrip('.')}."
     words = answer.words.lower().replace("\u2019", "'")
     kind: type[ModelScopeError] = ServiceUnavailableError
     match answer.status_code:

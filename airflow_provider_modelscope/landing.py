@@ -61,7 +61,12 @@ def _images(generation: Generation, hook: ModelScopeHook) -> list[Image]:
         fresh = finished_generation(hook, generation.generation_id)
         if len(fresh.output_images) != len(generation.output_images):
             raise
+    try:
         return [hook.download_image(url) for url in fresh.output_images]
+    except ImageGoneError as error:
+        error.message += ". It was the second that the service gave: the image is gone"
+        error.generation_id = generation.generation_id
+        raise
 
 
 def land(

@@ -181,14 +181,13 @@ def _short_text(value: Any) -> str:
 
 
 def _prompt(value: Any) -> str:
-    if not _sendable_text(value).strip():
+    if _sendable_text(value).strip() in ("", "None", "null"):  # what templates make of nothing
         raise ValueError(f"must say what to draw, in 1 to {MAX_TEXT - 1} characters")
     return _short_text(value)
 
 
 def _negative_prompt(value: Any) -> str | None:
-    # Not _optional: "None" may be what somebody wants to keep out of a picture.
-    return None if value is None or value == "" else _short_text(value)
+    return None if value in (None, "", "None", "null") else _short_text(value)
 
 
 def _size(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Four parts that a Dag chains: the request, the wait and the storing are tasks of their own.
+"""Parts that a Dag chains: the request, the wait and the storing are tasks of their own.
 
 Each can be retried alone: what is paid for is the first task, and the others never submit again.
 """

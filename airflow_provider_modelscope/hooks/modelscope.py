@@ -297,7 +297,8 @@ class ModelScopeHook(BaseHook):
             else:
                 gone = response.status_code in (403, 404, 410)
                 kind = ImageGoneError if gone else ImageError
-                raise kind(f"{url} answers {response.status_code}", code=response.status_code)
+                problem = "works no longer" if gone else "cannot be had now"
+                raise kind(f"The image's URL {problem}: {url}", code=response.status_code)
             response.close()
         raise ImageError(f"{url} is behind more than {MAX_REDIRECTS} redirects")
 

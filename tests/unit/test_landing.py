@@ -214,7 +214,7 @@ class TestLanding:
     ) -> None:
         generation = finished()
         emulator.fail("image:404:*")
-        with pytest.raises(ImageGoneError, match="answers 404"):
+        with pytest.raises(ImageGoneError, match=r"works no longer.*the second.*generation \d+"):
             landed(generation, f"file://{tmp_path}/", context)
         assert sum(exchange.path.startswith("/images/") for exchange in emulator.requests) == 2
         assert not list(tmp_path.iterdir())

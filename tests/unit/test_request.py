@@ -34,6 +34,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("model", "", MODEL),
     ("model", " \n", MODEL),
     ("model", "None", MODEL),
+    ("prompt", "None", "must say what to draw"),
+    ("prompt", "null", "must say what to draw"),
     ("model", f"a/{HALF}", "without lone surrogates"),
     ("prompt", None, "must be text, not NoneType"),
     ("prompt", 5, "must be text, not int"),
@@ -124,7 +126,6 @@ GOOD: list[tuple[str, Any, Any]] = [
     *[(name, "😀" * 1999, "😀" * 1999) for name in ("prompt", "negative_prompt")],
     ("prompt", " a cat\r\n", " a cat\r\n"),
     ("prompt", "\x00a\x1b\x7f\u2028\u202ecat", "\x00a\x1b\x7f\u2028\u202ecat"),
-    ("negative_prompt", "None", "None"),
     ("size", "1024x768", "1024x768"),
     ("size", " 1024 X 0768 ", "1024x768"),
     *[("seed", seed, 42) for seed in (42, 42.0, "42", " 42 ", "42.0", "42.", "+42")],
@@ -248,7 +249,7 @@ def test_what_is_empty_counts_as_not_given_and_is_not_sent(parameter: str, nothi
     assert request.to_json() == request.summary() == {"model": "some/model", "prompt": "a cat"}
 
 
-@pytest.mark.parametrize("nothing", [None, ""])
+@pytest.mark.parametrize("nothing", [None, "", "None", "null"])
 def test_an_empty_negative_prompt_is_not_sent(nothing: Any) -> None:
     assert "negative_prompt" not in asking(negative_prompt=nothing).to_json()
 
