@@ -62,10 +62,14 @@ class Answer:
         return value if isinstance(value, dict) else None
 
     @property
+    def detail(self) -> ErrorDetail:
+        """What it says of an error, empty where it says nothing."""
+        return ErrorDetail.from_json(self.json or {})
+
+    @property
     def words(self) -> str:
         """What it says: the service's message, or else the body's text."""
-        message = ErrorDetail.from_json(self.json or {}).message
-        return " ".join((message or self.body[:4000].decode(errors="replace")).split())
+        return " ".join((self.detail.message or self.body[:4000].decode(errors="replace")).split())
 
     @property
     def evidence(self) -> str:
@@ -137,7 +141,7 @@ def read_submission(answer: Answer, *, account: Account, model: str) -> str:
         raise lost(
             f"ModelScope's answer names no generation. It says: {answer.evidence}",
             answer.status_code,
-            ErrorDetail.from_json(answer.json or {}).request_id,
+            answer.detail.request_id,
         )
     error = error_of(answer, account=account, model=model)
     if isinstance(error, ServiceUnavailableError):
@@ -162,8 +166,8 @@ def read_generation(answer: Answer, *, account: Account, generation_id: str) -> 
         where it may pass.
     """
     if answer.status_code == 404:
-        request_id = ErrorDetail.from_json(answer.json or {}).request_id
-        detail = ErrorDetail(message=f"not found: {answer.evidence}", code=404, request_id=request_id)
+        message = f"not found: {answer.evidence}"
+        detail = ErrorDetail(message=message, code=404, request_id=answer.detail.request_id)
         return Generation(generation_id=generation_id, status=FAILED, error=detail)
     body = answer.json
     if 200 <= answer.status_code < 300 and body is not None and "task_status" in body:
@@ -178,7 +182,6 @@ def error_of(answer: Answer, *, account: Account, model: str | None = None) -> M
 
     :param model: The model asked for: a 429 that names it speaks of the day's quota.
     """
-    detail = ErrorDetail.from_json(answer.json or {})
     says = f"ModelScope says: {answer.evidence.rstrip('.')}."
     words = answer.words.lower().replace("\u2019", "'")
     kind: type[ModelScopeError] = ServiceUnavailableError
@@ -208,7 +211,9 @@ def error_of(answer: Answer, *, account: Account, model: str | None = None) -> M
             says = f"{account.base_url} redirects, which is not followed. Check the connection's host"
         case code if code < 300:
             says = f"{account.base_url} does not answer as ModelScope's API does. It says: {answer.evidence}"
-    return kind(says, code=answer.status_code, request_id=detail.request_id, retry_after=answer.retry_after)
+    return kind(
+        says, code=answer.status_code, request_id=answer.detail.request_id, retry_after=answer.retry_after
+    )
 
 
 def _authorization(account: Account) -> dict[str, str]:
