@@ -7,11 +7,12 @@ A reader meets the modules in the order data flows:
 ``generation``         what ModelScope says of one generation
 ``account``            where the service is, and who asks: an Airflow connection, read once
 ``api``                the protocol: what to send, and what an answer means
-``waiting``            when to look again, and when to give up
+``schedule``           when the next look is worth it, learned from the times seen
+``waiting``            when to look again or to submit again, and when to give up
 ``image``              one picture: its facts, and its conversion to another format
 ``object_storage``     where images are read from and stored
 ``hooks``              the protocol on a worker, over requests
-``deferral``           a task's wait: on its worker, in the triggerer, on a worker again
+``deferral``           a task's waits: on its worker, in the triggerer, on a worker again
 ``landing``            a finished generation becomes objects in object storage
 ``triggers``           the protocol in the triggerer, over aiohttp
 ``upstream``           what a submit task recorded, for the tasks downstream of it

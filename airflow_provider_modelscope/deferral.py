@@ -1,6 +1,7 @@
-"""A task's wait: first on its worker, then in the triggerer, then on a worker again.
+"""A task's waits: first on its worker, then in the triggerer, then on a worker again.
 
-The trigger itself stands in ``triggers``; it is imported when a task defers, not when a Dag file is read.
+The triggers themselves stand in ``triggers``; they are imported when a task defers, not when a Dag file is
+read.
 """
 
 from __future__ import annotations
@@ -8,18 +9,49 @@ from __future__ import annotations
 import math
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError
+from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError, RateLimitedError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
 
     from airflow_provider_modelscope.generation import Generation
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-    from airflow_provider_modelscope.waiting import GenerationWait
+    from airflow_provider_modelscope.request import GenerationRequest
+    from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
+    from airflow_provider_modelscope.waiting import GenerationWait, QueueWait
 
-DEFER_AFTER = 8.0  # seconds to look from a worker first; fast models need 1 to 6
+DEFER_AFTER = 8.0  # seconds of a generation's age to look from a worker; fast models need 1 to 6
+
+
+def submit_or_defer(
+    task: BaseOperator, request: GenerationRequest, queue: QueueWait, hook: ModelScopeHook
+) -> str:
+    """Return the id of the generation that was started; where the account's queue is full, defer.
+
+    The task goes on in its method ``execute_queued``.
+
+    :param request: What to submit, its pictures inlined.
+    :param queue: The task's wait for room.
+    :raises ModelScopeError: where it cannot be submitted, or not in time.
+    """
+    from airflow_provider_modelscope.triggers.submission import ModelScopeSubmissionTrigger
+
+    try:
+        return hook.submit_generation(request, queue_timeout=0)
+    except RateLimitedError as refusal:
+        if time.time() >= queue.end_time:
+            queue.give_up(refusal)
+        task.log.info("Leaving the submission to the triggerer, which waits for room: %s", refusal)
+    trigger = ModelScopeSubmissionTrigger(
+        # Megabytes of pictures are nothing to keep in Airflow's database.
+        request=None if request.inlined_images else request.summary(),
+        since=queue.since,
+        modelscope_conn_id=hook.modelscope_conn_id,
+        end_time=queue.end_time,
+    )
+    _defer(task, trigger, hook, "execute_queued")
 
 
 def wait_or_defer(
@@ -30,27 +62,34 @@ def wait_or_defer(
     A deferral costs some 3 s, and its trigger may not fire within 5: what is faster is not worth one. The
     task goes on in its method ``execute_complete``.
 
-    :param defer_after: How many seconds to look first, 0 for one look; None never defers.
+    :param defer_after: Until which age of the generation, in seconds, to look first, 0 for one look; None
+        never defers.
     :raises ModelScopeError: where the wait ends without a finished generation.
     """
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 
-    until = math.inf if defer_after is None else time.time() + defer_after
+    until = math.inf if defer_after is None else wait.submitted_at + defer_after
     generation = hook.look_until(wait, until)
     if generation is not None:
         return generation
     task.log.info("Leaving generation %s (%s) to the triggerer", wait.generation_id, wait.last_seen)
     trigger = ModelScopeImageGenerationTrigger(
         generation_id=wait.generation_id,
-        modelscope_conn_id=hook.modelscope_conn_id,
         poll_interval=wait.poll_interval,
-        end_time=wait.end_time,
         submitted_at=wait.submitted_at,
+        model=wait.model,
+        modelscope_conn_id=hook.modelscope_conn_id,
+        end_time=wait.end_time,
     )
+    _defer(task, trigger, hook, "execute_complete")
+
+
+def _defer(task: BaseOperator, trigger: ModelScopeTrigger, hook: ModelScopeHook, method: str) -> NoReturn:
     # Airflow's own limit on the deferral is a little later, so that the trigger's message, which says more,
     # comes first.
-    seconds = max(0.0, wait.end_time - time.time()) + hook.account.request_timeout + 60
-    task.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=seconds))
+    seconds = max(0.0, trigger.end_time - time.time()) + hook.account.request_timeout + 60
+    task.defer(trigger=trigger, method_name=method, timeout=timedelta(seconds=seconds))
+    raise AssertionError("unreachable: defer() raises")
 
 
 def generation_id_of(event: Any) -> str:
@@ -62,7 +101,12 @@ def generation_id_of(event: Any) -> str:
     match event:
         case {"status": "finished", "generation_id": str(generation_id)}:
             return generation_id
+    raise error_of_event(event)
+
+
+def error_of_event(event: Any) -> ModelScopeError:
+    """Return the error that a trigger met, or that nobody understands what it met."""
+    match event:
         case {"status": "error", "error": {"kind": str(), "message": str()} as error}:
-            raise ModelScopeError.from_json(error)
-        case _:
-            raise ModelScopeFinalError(f"The trigger's event is not understood: {event!r}")
+            return ModelScopeError.from_json(error)
+    return ModelScopeFinalError(f"The trigger's event is not understood: {event!r}")

@@ -46,7 +46,10 @@ CONNECTION_TYPE: dict[str, Any] = {
 _MODULES = {
     "operators": ["airflow_provider_modelscope.operators.image_generation"],
     "sensors": ["airflow_provider_modelscope.sensors.image_generation"],
-    "triggers": ["airflow_provider_modelscope.triggers.image_generation"],
+    "triggers": [
+        "airflow_provider_modelscope.triggers.image_generation",
+        "airflow_provider_modelscope.triggers.submission",
+    ],
     "hooks": ["airflow_provider_modelscope.hooks.modelscope"],
 }
 

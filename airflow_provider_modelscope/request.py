@@ -119,8 +119,17 @@ class GenerationRequest:
     @property
     def stored_images(self) -> list[str]:
         """The pictures to edit that lie in object storage and are not inlined yet."""
-        urls = [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
-        return [url for url in urls if not url.lower().startswith(("http://", "https://", "data:"))]
+        sendable = ("http://", "https://", "data:")
+        return [url for url in self._image_urls if not url.lower().startswith(sendable)]
+
+    @property
+    def inlined_images(self) -> list[str]:
+        """The pictures to edit that are part of the request, as ``data:`` URIs."""
+        return [url for url in self._image_urls if url.lower().startswith("data:")]
+
+    @property
+    def _image_urls(self) -> Sequence[str]:
+        return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
 
 
 def _family(model: Any) -> str | None:

@@ -5,13 +5,12 @@ The service's own answer names neither, and a chain hands on nothing but the ``g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context
-
-    from airflow_provider_modelscope.request import GenerationRequest
 
 XCOM_KEY = "request"
 
@@ -46,7 +45,7 @@ class Submission:
                     return cls(**{name: recorded[name] for name in names})
         return None
 
-    def record(self, request: GenerationRequest, context: Context) -> None:
+    def record(self, request: Mapping[str, Any], context: Context) -> None:
         """Push it as XCom, with what was asked for: tasks downstream find it there, and people."""
-        value: dict[str, Any] = {**request.summary(), **vars(self)}
+        value: dict[str, Any] = {**request, **vars(self)}
         context["ti"].xcom_push(key=XCOM_KEY, value=value)

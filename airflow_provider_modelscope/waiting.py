@@ -1,4 +1,4 @@
-"""When to look at a generation again, and when to give up.
+"""When to look at a generation again, when to submit again, and when to give up.
 
 One decision for the worker's loop and the triggerer's: no clock, no network; ``now`` is an argument.
 """
@@ -7,23 +7,33 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
     ModelScopeError,
     ModelScopeFinalError,
+    RateLimitedError,
+    ServiceUnreachableError,
 )
+from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL, SeenTimes, seconds_to_next_look
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.api import Answer
     from airflow_provider_modelscope.generation import Generation
 
-MIN_POLL_INTERVAL = 1.0  # seconds; the service is not asked faster
+POLL_INTERVAL = 15.0  # seconds; while a model's times are unknown looks are 5 s apart, see ``schedule``
 NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just accepted"
 QUIET_AFTER_429 = 5.0  # seconds; the service was never seen to say how long
 MAX_RETRY_AFTER = 300.0  # seconds; more than this is not believed
+TRIES = 3  # of what failed in passing
+PAUSE = 1.0  # seconds between them
+QUEUE_PAUSE = 2.0  # seconds before a refused submission is sent again; doubles with each refusal
+MAX_QUEUE_PAUSE = 15.0  # seconds; what an image's time in the line may grow by
+
+SEEN_TIMES = SeenTimes()  # what this process has seen: in a triggerer a lot, in a task's own process nothing
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +41,36 @@ log = logging.getLogger(__name__)
 class GenerationWait:
     """A wait for one generation: told of each look, it says when the next one is due.
 
-    The first looks come every second, then each after a quarter of the generation's age, until
-    ``poll_interval`` is reached: what is quickly done is quickly seen. Faults that pass never end a wait that
+    That follows the times which this process has seen of the model. Faults that pass never end a wait that
     still has time.
 
     :param generation_id: What is waited for.
     :param submitted_at: When it was submitted, in epoch seconds; when the wait began, if that is not known.
     :param end_time: When it ends, in epoch seconds: wall clock, so that it survives a restart.
     :param poll_interval: The longest time between looks, in seconds; below 1 it is 1.
+    :param model: The model asked for, if that is known.
+    :param quick_until: Age of the generation in seconds until which looks come every second, or after an
+        eighth of its age: what is quickly done is quickly seen.
     """
 
     def __init__(
-        self, generation_id: str, *, submitted_at: float, end_time: float, poll_interval: float
+        self,
+        generation_id: str,
+        *,
+        submitted_at: float,
+        end_time: float,
+        poll_interval: float,
+        model: str | None = None,
+        quick_until: float = 0.0,
     ) -> None:
         self.generation_id = generation_id
         self.submitted_at = submitted_at
         self.end_time = end_time
         self.poll_interval = max(MIN_POLL_INTERVAL, poll_interval)
+        self.model = model
+        self.quick_until = quick_until
         self.last_seen = "not seen yet"
+        self._ran_at: float | None = None  # its age when it was last seen to run
 
     def after(self, look: Generation | ModelScopeError, *, now: float) -> Generation | float:
         """Return the generation where it is finished, else the seconds to sleep before the next look.
@@ -58,22 +80,44 @@ class GenerationWait:
         :raises ModelScopeFinalError: the look's own error, where waiting does not help.
         :raises GenerationTimeoutError: where the time is up.
         """
-        delay = min(self.poll_interval, max(MIN_POLL_INTERVAL, (now - self.submitted_at) / 4))
+        age = now - self.submitted_at
+        retry_after = 0.0
         if isinstance(look, ModelScopeFinalError):
             raise look
         if isinstance(look, ModelScopeError):
             self.last_seen = f"not to be seen: {look}"
-            delay = max(delay, min(look.retry_after or 0.0, MAX_RETRY_AFTER))
+            retry_after = min(look.retry_after or 0.0, MAX_RETRY_AFTER)
             log.warning("Looking at generation %s failed: %s", self.generation_id, look)
-        elif look.is_missing and now < self.submitted_at + NOT_FOUND_GRACE:
+        elif look.is_missing and age < NOT_FOUND_GRACE:
             self.last_seen = "not found"
         elif look.is_finished:
+            self._learn(look, age)
             return look
         else:
+            self._ran_at = age
             self.last_seen = look.status or "without a status"
         if now >= self.end_time:
             raise self._timeout()
+        delay = max(self._delay(age), retry_after)
         return float(min(delay, self.end_time - now))  # the last look falls on the deadline
+
+    def _delay(self, age: float) -> float:
+        if age < self.quick_until:
+            return min(self.poll_interval, max(MIN_POLL_INTERVAL, age / 8))
+        times = SEEN_TIMES.of(self.model or "")
+        luck = random.random()  # noqa: S311 - it spreads load, and hides nothing
+        return seconds_to_next_look(times, age=age, poll_interval=self.poll_interval, luck=luck)
+
+    def _learn(self, finished: Generation, age: float) -> None:
+        """Record how long it took: the service's own word, where that does not contradict the looks."""
+        if self.model is None or not finished.output_images:
+            return
+        taken = (finished.milliseconds or 0.0) / 1000
+        # A second more or less: the clocks begin where the submission is answered, here and there.
+        if taken > 0 and (self._ran_at or 0.0) - 1 <= taken <= age + 1:
+            SEEN_TIMES.record(self.model, taken)
+        elif self._ran_at is not None:
+            SEEN_TIMES.record(self.model, age, after=self._ran_at)
 
     def _timeout(self) -> GenerationTimeoutError:
         deadline = datetime.fromtimestamp(self.end_time, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -82,6 +126,58 @@ class GenerationWait:
             "waiting for its id again costs nothing",
             generation_id=self.generation_id,
         )
+
+
+class QueueWait:
+    """A wait for room to submit: told of each submission that created nothing, it says when to try again.
+
+    :param since: When it began, in epoch seconds: first come, first served.
+    :param end_time: When it ends, in epoch seconds.
+    :param refused: Whether the service has refused already. Until then one that cannot be reached is soon
+        given up; later it is waited for as well.
+    """
+
+    def __init__(self, *, since: float, end_time: float, refused: bool = False) -> None:
+        self.since = since
+        self.end_time = end_time
+        self._refused = refused
+        self._tries = 0
+
+    def after(
+        self, error: RateLimitedError | ServiceUnreachableError, *, now: float, waiting: int = 1
+    ) -> float:
+        """Return the seconds to wait before submitting again.
+
+        :param error: Why nothing was created.
+        :param now: When, in epoch seconds.
+        :param waiting: How many wait here to submit, this one included.
+        :raises RateLimitedError: the error itself, where the time is up.
+        :raises ServiceUnreachableError: the same, or where there is no sign of a service at all.
+        """
+        self._tries += 1
+        if isinstance(error, RateLimitedError):
+            self._refused = True
+        elif not self._refused:
+            if self._tries >= TRIES:
+                raise error
+            return PAUSE
+        if now >= self.end_time:
+            self.give_up(error, waiting=waiting)
+        pause = min(MAX_QUEUE_PAUSE, QUEUE_PAUSE * 2.0 ** min(self._tries - 1, 10))
+        pause *= random.uniform(0.75, 1.25)  # noqa: S311 - it spreads load, and hides nothing
+        pause = max(pause, min(error.retry_after or 0.0, MAX_RETRY_AFTER))
+        return min(pause, self.end_time - now)  # the last try falls on the deadline
+
+    def give_up(self, error: RateLimitedError | ServiceUnreachableError, *, waiting: int = 1) -> NoReturn:
+        """Raise the error, saying how long it was waited, and how many did."""
+        seconds = self.end_time - self.since
+        if seconds > 0:
+            others = f", {waiting - 1} more of this account waited with it" if waiting > 1 else ""
+            error.message = (
+                f"{error.message.rstrip('.')}. It waited {seconds:.0f} s for room to submit{others}; nothing "
+                "was created. A longer queue_timeout waits longer"
+            )
+        raise error
 
 
 class Quiet:
@@ -104,12 +200,12 @@ class Quiet:
 
 
 def end_of_wait(
-    timeout: float, execution_timeout: timedelta | None, *, started_at: float, now: float
+    timeout: float, execution_timeout: timedelta | None, *, since: float, started_at: float
 ) -> float:
-    """Return when a task's wait ends, in epoch seconds: ``timeout`` seconds from now.
+    """Return when a task's wait ends, in epoch seconds: ``timeout`` seconds after ``since``.
 
     A shorter ``execution_timeout``, which counts from the task's start, is honoured: Airflow does not enforce
     it while a task is deferred.
     """
     limit = math.inf if execution_timeout is None else execution_timeout.total_seconds()
-    return min(now + timeout, started_at + limit)
+    return min(since + timeout, started_at + limit)

@@ -4,9 +4,8 @@
 a fresh process, so that CPU and memory are its own, for a service that costs little in another: over TLS and
 by name, as the real one, but with an answer at once. All that poll at a fixed interval do so every 5 s.
 
-The trigger stands there twice: as it is, and at that same interval (it takes its generations for old ones). A
-loop with more to do wakes up less often for each poll, which flatters whoever polls more: the ratios are of
-the second. CPU is the whole process's from the first wait's begin to the last one's end, over the polls.
+So does the trigger while its model is unknown; what it learns is measured by ``tests.bench_schedule``. CPU is
+the whole process's from the first wait's begin to the last one's end, over the polls.
 
 All waits begin at once, as in a triggerer that restarts; ``--within 5`` spreads that over 5 s. The lag of the
 loop is taken as the triggerer's watchdog takes it, less the 0.1 s that it sleeps: how late its turn is.
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,14 +43,11 @@ if TYPE_CHECKING:
 Wait = Callable[[str], Awaitable[None]]
 Way = Callable[[str], AbstractAsyncContextManager[Wait]]
 
+OURS = "this trigger"
 INTERVAL = 5.0  # seconds between the looks of all that have a fixed one
 WATCHDOG_SLEEP = 0.1  # seconds, as in airflow.jobs.triggerer_job_runner.TriggerRunner.block_watchdog
 WATCHDOG_LIMIT = 0.2  # seconds, its own sleep included, from which it warns
 PATIENCE = 120.0  # seconds after which a run is given up
-OLD = (
-    4 * 3600.0
-)  # seconds; a generation of that age is looked at every INTERVAL, and nothing is learned from it
-SAME_PACE = "this trigger, 5 s"
 HEADERS = {"Authorization": "Bearer ms-bench", "X-ModelScope-Task-Type": "image_generation"}
 SPAWN = get_context("spawn")  # a fresh interpreter: nothing of this process is in its memory
 
@@ -206,7 +202,7 @@ async def bare_loop(base_url: str) -> AsyncIterator[Wait]:
 
 
 @asynccontextmanager
-async def this_trigger(base_url: str, age: float = 0) -> AsyncIterator[Wait]:
+async def this_trigger(base_url: str) -> AsyncIterator[Wait]:
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 
     connection = {"conn_type": "modelscope", "password": "ms-bench", "host": base_url}
@@ -219,7 +215,7 @@ async def this_trigger(base_url: str, age: float = 0) -> AsyncIterator[Wait]:
             modelscope_conn_id="modelscope_default",
             poll_interval=INTERVAL,
             end_time=now + 3600,
-            submitted_at=now - age,
+            submitted_at=now,
         )
         async for event in trigger.run():
             if event.payload["status"] != "finished":
@@ -230,54 +226,41 @@ async def this_trigger(base_url: str, age: float = 0) -> AsyncIterator[Wait]:
 
 @asynccontextmanager
 async def http_provider(base_url: str) -> AsyncIterator[Wait]:
-    """A session per poll, as the http provider's triggers do: with its hook, or the same by hand."""
+    """A session per poll, through the http provider's hook, as its own triggers do."""
     import aiohttp
+    from airflow.providers.http.hooks.http import HttpAsyncHook
 
     os.environ["AIRFLOW_CONN_HTTP_DEFAULT"] = json.dumps({"conn_type": "http", "host": base_url})
-    with suppress(ImportError):
-        hook_type = import_module("airflow.providers.http.hooks.http").HttpAsyncHook
 
-        async def wait(generation_id: str) -> None:
-            hook = hook_type(method="GET")
-            while True:
-                async with aiohttp.ClientSession() as session:
-                    response = await hook.run(
-                        session=session, endpoint=f"v1/tasks/{generation_id}", headers=HEADERS
-                    )
-                    if (await response.json())["task_status"] == "SUCCEED":
-                        return
-                await asyncio.sleep(INTERVAL)
-
-        yield wait
-        return
-
-    async def wait_by_hand(generation_id: str) -> None:
+    async def wait(generation_id: str) -> None:
+        hook = HttpAsyncHook(method="GET")
         while True:
             async with aiohttp.ClientSession() as session:
-                url = f"{base_url}/v1/tasks/{generation_id}"
-                async with session.get(url, headers=HEADERS) as response:
-                    if (await response.json())["task_status"] == "SUCCEED":
-                        return
+                response = await hook.run(
+                    session=session, endpoint=f"v1/tasks/{generation_id}", headers=HEADERS
+                )
+                if (await response.json())["task_status"] == "SUCCEED":
+                    return
             await asyncio.sleep(INTERVAL)
 
-    yield wait_by_hand
+    yield wait
 
 
 @asynccontextmanager
 async def threads(base_url: str) -> AsyncIterator[Wait]:
-    """A blocking client in threads. One session for all, which is cheaper than the usual client per wait."""
-    with _blocking_look(base_url) as is_finished:
+    """A blocking client per wait, each look in a thread, as the anthropic and common-ai providers do."""
 
-        async def wait(generation_id: str) -> None:
+    async def wait(generation_id: str) -> None:
+        with _blocking_look(base_url) as is_finished:
             while not await asyncio.to_thread(is_finished, generation_id):
                 await asyncio.sleep(INTERVAL)
 
-        yield wait
+    yield wait
 
 
 @asynccontextmanager
 async def blocking(base_url: str) -> AsyncIterator[Wait]:
-    """The same client on the loop."""
+    """One such client for all, on the loop itself, as the openai provider does."""
     with _blocking_look(base_url) as is_finished:
 
         async def wait(generation_id: str) -> None:
@@ -290,11 +273,9 @@ async def blocking(base_url: str) -> AsyncIterator[Wait]:
 @contextmanager
 def _blocking_look(base_url: str) -> Iterator[Callable[[str], bool]]:
     import requests
-    from requests.adapters import HTTPAdapter
 
     with requests.Session() as session:
         session.headers.update(HEADERS)
-        session.mount("https://", HTTPAdapter(pool_maxsize=32))  # no fewer than threads: none is thrown away
 
         def is_finished(generation_id: str) -> bool:
             answer = session.get(f"{base_url}/v1/tasks/{generation_id}", timeout=30)
@@ -305,22 +286,12 @@ def _blocking_look(base_url: str) -> Iterator[Callable[[str], bool]]:
 
 WAYS: dict[str, Way] = {
     "bare loop": bare_loop,
-    "this trigger": this_trigger,
-    SAME_PACE: partial(this_trigger, age=OLD),
+    OURS: this_trigger,
     "http provider": http_provider,
     "threads": threads,
     "blocking": blocking,
 }
 MOST_WAITS = {"threads": 1000, "blocking": 1000}  # to save time: more of them only fall further behind
-
-
-def shown_name(way: str) -> str:
-    if way == "http provider":
-        try:
-            return f"http hook {version('apache-airflow-providers-http')}"
-        except PackageNotFoundError:
-            return "http hook by hand"  # the provider is not installed: less than its hook costs
-    return f"{way}, 1 client" if way == "threads" else way
 
 
 def measure(way: str, base_url: str, waits: int, seconds: float, within: float) -> Figures:
@@ -401,7 +372,7 @@ def _allow_many_files() -> None:
 def print_row(way: str, waits: int, figures: Figures, floor: Figures | None) -> None:
     ratio = f"{figures.cpu_ms / floor.cpu_ms:6.2f}" if floor else "     -"
     print(
-        f"{waits:5} | {shown_name(way):17} | {figures.cpu_ms:6.2f} {ratio} "
+        f"{waits:5} | {way:17} | {figures.cpu_ms:6.2f} {ratio} "
         f"| {figures.lag_p99_ms:6.1f} {figures.lag_max_ms:7.1f} | {figures.polls:5.2f} "
         f"{figures.lateness:6.2f} | {figures.memory_kb:7.1f} | {figures.connections:6} "
         f"| {figures.service_load:4.0%}",
@@ -419,7 +390,7 @@ def print_ratios(seen: dict[tuple[str, int], Figures]) -> None:
         print(f"{what:62} {measured:7.{digits}f}   at most {target:6.{digits}f}   {verdict}")
 
     print()
-    ours, bare = seen.get((SAME_PACE, 1000)), seen.get(("bare loop", 1000))
+    ours, bare = seen.get((OURS, 1000)), seen.get(("bare loop", 1000))
     if ours and bare:
         row("CPU per poll at 1000, of the bare loop's", ours.cpu_ms / bare.cpu_ms, 1.3)
         if other := seen.get(("threads", 1000)):
@@ -427,12 +398,11 @@ def print_ratios(seen: dict[tuple[str, int], Figures]) -> None:
         if other := seen.get(("http provider", 1000)):
             row("CPU per poll at 1000, of a session's per poll", ours.cpu_ms / other.cpu_ms, 1 / 8)
         row("lag p99 at 1000, of the bare loop's", ours.lag_p99_ms / bare.lag_p99_ms, 1.5)
-    for way in ("this trigger", SAME_PACE):
-        if ours := seen.get((way, 1000)):
-            longest = ours.lag_max_ms / 1000 + WATCHDOG_SLEEP
-            row(f"seconds the watchdog reads at 1000: {way}", longest, WATCHDOG_LIMIT)
-            row(f"connections at 1000: {way}", ours.connections, POOL_SIZE)
-    ours, bare = seen.get((SAME_PACE, 5000)), seen.get(("bare loop", 5000))
+    if ours:
+        longest = ours.lag_max_ms / 1000 + WATCHDOG_SLEEP
+        row("seconds that the watchdog reads at 1000", longest, WATCHDOG_LIMIT)
+        row("connections at 1000", ours.connections, POOL_SIZE)
+    ours, bare = seen.get((OURS, 5000)), seen.get(("bare loop", 5000))
     if ours and bare:
         row("memory per wait at 5000, of the bare loop's", ours.memory_kb / bare.memory_kb, 2)
 
@@ -454,8 +424,9 @@ def main() -> int:
     begun = f"within {given.within:g} s" if given.within else "at once"
     print(
         f"Generations of {given.seconds / 2:g} to {given.seconds:g} s, waits begun {begun}, looks every "
-        f"{INTERVAL:g} s where they are fixed,\na service that answers after {given.latency:g} s. "
-        f"Python {sys.version.split()[0]}, aiohttp {version('aiohttp')}, {os.cpu_count()} cores.\n"
+        f"{INTERVAL:g} s,\na service that answers after {given.latency:g} s. "
+        f"Python {sys.version.split()[0]}, aiohttp {version('aiohttp')}, http provider "
+        f"{version('apache-airflow-providers-http')}, {os.cpu_count()} cores.\n"
     )
     print(
         "      |                   |  CPU per poll | loop's lag, ms | a generation |  memory | connec | ser-"
@@ -468,14 +439,14 @@ def main() -> int:
         for waits in map(int, given.waits.split(",")):
             for way in given.ways:
                 if waits > MOST_WAITS.get(way, waits):
-                    print(f"{waits:5} | {shown_name(way):17} | left out: at most {MOST_WAITS[way]}")
+                    print(f"{waits:5} | {way:17} | left out: at most {MOST_WAITS[way]}")
                     continue
                 with ProcessPoolExecutor(1, mp_context=SPAWN) as fresh:
                     run = fresh.submit(measure, way, base_url, waits, given.seconds, given.within)
                     try:
                         figures = run.result()
                     except Exception as error:  # a way that breaks down is a finding
-                        print(f"{waits:5} | {shown_name(way):17} | broke down: {error!r}", flush=True)
+                        print(f"{waits:5} | {way:17} | broke down: {error!r}", flush=True)
                         continue
                 seen[way, waits] = figures
                 print_row(way, waits, figures, seen.get(("bare loop", waits)))

@@ -20,6 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnreachableError,
 )
 from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
+from airflow_provider_modelscope.waiting import PAUSE, TRIES, QueueWait
 
 if TYPE_CHECKING:
     import requests
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.request import GenerationRequest
     from airflow_provider_modelscope.waiting import GenerationWait
 
-TRIES = 3  # of what failed in passing
-IMAGE_TRIES = 5  # of a download, for what it fetches is paid for
-PAUSE = 1.0  # seconds between them; between downloads it doubles
-QUEUE_PAUSE = 3.0  # seconds before a full queue is asked again
+IMAGE_TRIES = 5  # of a download, for what it fetches is paid for; the pauses between them double
 MAX_REDIRECTS = 3  # of an image's URL
 VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
 
@@ -105,26 +103,18 @@ class ModelScopeHook(BaseHook):
         from airflow_provider_modelscope.api import lost, read_submission, submission_call
 
         call = submission_call(self.account, request)
-        end_time = time.monotonic() + queue_timeout
-        unreached = 0
+        now = time.time()
+        queue = QueueWait(since=now, end_time=now + queue_timeout)
         while True:
             try:
                 answer = self._send(call)
                 if answer.quota:
                     self.log.info("ModelScope's quota: %s", answer.quota)
                 return read_submission(answer, account=self.account, model=request.model)
-            except ServiceUnreachableError as error:
-                unreached += 1
-                if unreached == TRIES:
-                    raise
-                self._pause(error, PAUSE)
+            except (RateLimitedError, ServiceUnreachableError) as error:
+                self._pause(error, queue.after(error, now=time.time()))
             except ServiceUnavailableError as error:
                 raise lost(error.message) from error
-            except RateLimitedError as error:
-                remaining = end_time - time.monotonic()
-                if remaining <= 0:
-                    raise
-                self._pause(error, min(max(QUEUE_PAUSE, error.retry_after or 0.0), remaining))
 
     def get_generation(self, generation_id: str) -> Generation:
         """Return what the service says of a generation now. Passing faults are tried again.
@@ -164,9 +154,12 @@ class ModelScopeHook(BaseHook):
         :raises ModelScopeError: where the wait ends without a finished generation.
         """
         while True:
+            before = wait.last_seen
             outcome = wait.after(self.look(wait.generation_id), now=time.time())
             if not isinstance(outcome, float):
                 return outcome
+            if wait.last_seen != before:
+                self.log.info("Waiting for generation %s, which is %s", wait.generation_id, wait.last_seen)
             if time.time() + outcome > until:
                 return None
             time.sleep(outcome)

@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
+from airflow_provider_modelscope.deferral import (
+    DEFER_AFTER,
+    error_of_event,
+    generation_id_of,
+    submit_or_defer,
+    wait_or_defer,
+)
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
+from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.upstream import Submission
 
 # The parameters of a request are attributes of the operators under the same names.
 REQUEST_PARAMETERS = (
@@ -56,8 +63,9 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
     :param extra_parameters: Further parameters for the API, as they are; it may not override the others.
     :param storage_conn_id: The connection to read object storage with, for ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
-    :param queue_timeout: Seconds to go on submitting while the account already runs as many generations as
-        it may, or is too fast. The worker waits.
+    :param queue_timeout: Seconds to wait for room while the account already runs as many generations as it
+        may, or is too fast.
+    :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     """
 
     template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
@@ -80,6 +88,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
         queue_timeout: float = 3600,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -96,6 +105,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         self.storage_conn_id = storage_conn_id
         self.modelscope_conn_id = modelscope_conn_id
         self.queue_timeout = queue_timeout
+        self.deferrable = deferrable
 
     @cached_property
     def hook(self) -> ModelScopeHook:
@@ -104,18 +114,53 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Submit, and return the ``generation_id``."""
+        since = time.time()
+        end_time = self._end_of(self.queue_timeout, context, since=since)
+        return self._submit(QueueWait(since=since, end_time=end_time), context)
+
+    def execute_queued(self, context: Context, event: Any = None) -> Any:
+        """Go on after the wait in the triggerer for room in the account's queue."""
+        from airflow_provider_modelscope.upstream import Submission
+
+        match event:
+            case {
+                "status": "submitted",
+                "generation_id": str(generation_id),
+                "submitted_at": float(submitted_at),
+                "request": {"model": str(model)} as request,
+            }:
+                submission = Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
+                return self._accepted(submission, request, context)
+            case {"status": "room", "since": float(since), "end_time": float(end_time)}:
+                return self._submit(QueueWait(since=since, end_time=end_time), context)
+        raise error_of_event(event)
+
+    def _submit(self, queue: QueueWait, context: Context) -> Any:
         from airflow_provider_modelscope.object_storage import inline_images
         from airflow_provider_modelscope.request import GenerationRequest
         from airflow_provider_modelscope.upstream import Submission
 
-        request = GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
-        generation_id = self.hook.submit_generation(
-            inline_images(request, storage_conn_id=self.storage_conn_id), queue_timeout=self.queue_timeout
-        )
-        self.log.info("ModelScope accepted generation %s by %s", generation_id, request.model)
-        submission = Submission(generation_id=generation_id, model=request.model, submitted_at=time.time())
+        asked = GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
+        request = inline_images(asked, storage_conn_id=self.storage_conn_id)
+        if self.deferrable:
+            generation_id = submit_or_defer(self, request, queue, self.hook)
+        else:
+            generation_id = self.hook.submit_generation(request, queue_timeout=queue.end_time - time.time())
+        submission = Submission(generation_id=generation_id, model=asked.model, submitted_at=time.time())
+        return self._accepted(submission, asked.summary(), context)
+
+    def _accepted(self, submission: Submission, request: Mapping[str, Any], context: Context) -> Any:
+        """Record what was accepted, before anything else can fail, and go on."""
+        self.log.info("ModelScope accepted generation %s by %s", submission.generation_id, submission.model)
         submission.record(request, context)
-        return generation_id
+        return self._go_on(submission, context)
+
+    def _go_on(self, submission: Submission, context: Context) -> Any:
+        return submission.generation_id
+
+    def _end_of(self, timeout: float, context: Context, *, since: float) -> float:
+        started_at = context["ti"].start_date.timestamp()  # its first start: a deferral does not change it
+        return end_of_wait(timeout, self.execution_timeout, since=since, started_at=started_at)
 
 
 class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator):
@@ -130,11 +175,10 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         ``<generation_id>-<n>.<suffix>``; else that very object (from the second image on with ``-<n>``). A
         suffix ``.png``, ``.jpg`` or ``.webp`` converts where the image is of another format.
     :param storage_conn_id: The connection to object storage.
-    :param poll_interval: Longest time between looks in seconds, at least 1; the first looks are closer.
+    :param poll_interval: Longest time between looks in seconds, at least 1; most are closer.
     :param timeout: Seconds from submission after which the task fails.
-    :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
-    :param defer_after: Seconds to look from the worker before it does: a deferral costs some 8 s, in which
-        a fast model has finished. 0 frees the worker at once.
+    :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
+        a deferral costs some 8 s, in which a fast model has finished. 0 frees the worker at once.
     """
 
     template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")
@@ -143,9 +187,8 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         self,
         *,
         destination: str,
-        poll_interval: float = 5,
+        poll_interval: float = POLL_INTERVAL,
         timeout: float = 900,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after: float = DEFER_AFTER,
         **kwargs: Any,
     ) -> None:
@@ -153,24 +196,24 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         self.destination = destination
         self.poll_interval = poll_interval
         self.timeout = timeout
-        self.deferrable = deferrable
         self.defer_after = defer_after
 
     def execute(self, context: Context) -> Any:
         """Submit, wait, and return the URIs of what is stored."""
         from airflow_provider_modelscope.object_storage import Destination
 
-        started_at = time.time()
         # Before anything is paid for: is there somewhere to put it?
         Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
-        generation_id = super().execute(context)
+        return super().execute(context)
+
+    def _go_on(self, submission: Submission, context: Context) -> list[str]:
         wait = GenerationWait(
-            generation_id,
-            submitted_at=time.time(),
-            end_time=end_of_wait(
-                self.timeout, self.execution_timeout, started_at=started_at, now=time.time()
-            ),
+            submission.generation_id,
+            submitted_at=submission.submitted_at,
+            end_time=self._end_of(self.timeout, context, since=submission.submitted_at),
             poll_interval=self.poll_interval,
+            model=submission.model,
+            quick_until=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None
         return self._land(wait_or_defer(self, wait, self.hook, defer_after=defer_after), context)

@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.waiting import GenerationWait, end_of_wait
+from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -36,11 +36,13 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
 
     :param generation_id: What the submit task returned.
     :param modelscope_conn_id: The connection that submitted it.
-    :param poke_interval: Seconds between looks.
-    :param timeout: Seconds to wait.
+    :param poke_interval: Longest time between looks in seconds, at least 1; most are closer. In mode
+        ``reschedule`` the time between them.
+    :param timeout: Seconds from submission after which the task fails; from the sensor's start where no
+        submit task stands upstream.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
-    :param defer_after: Seconds to look from the worker before it does: a deferral costs some 8 s, in which
-        a fast model has finished. 0 looks once, then frees the worker.
+    :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
+        a deferral costs some 8 s, in which a fast model has finished. 0 looks once, then frees the worker.
     """
 
     template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")
@@ -51,7 +53,7 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         *,
         generation_id: str | XComArg,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
-        poke_interval: float = 5,
+        poke_interval: float = POLL_INTERVAL,
         timeout: float = 900,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after: float = DEFER_AFTER,
@@ -68,35 +70,39 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         """The hook that this task talks through."""
         return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
 
-    @cached_property
-    def _wait(self) -> GenerationWait:
-        from airflow_provider_modelscope.generation import checked_id
-
-        now = time.time()
-        return GenerationWait(
-            checked_id(self.generation_id),
-            submitted_at=now,
-            end_time=end_of_wait(self.timeout, self.execution_timeout, started_at=now, now=now),
-            poll_interval=self.poke_interval,
-        )
-
     def execute(self, context: Context) -> Any:
         """Look, wait where it still runs, and return the ``generation_id``."""
-        from airflow_provider_modelscope.upstream import Submission
-
         with self._ending_as_sensors_do():
-            if submission := Submission.find(self._wait.generation_id, task=self, context=context):
-                self._wait.submitted_at = submission.submitted_at
-            if not self.deferrable:
-                return super().execute(context)
-            return self._succeeded(wait_or_defer(self, self._wait, self.hook, defer_after=self.defer_after))
+            if not self.deferrable and (self.reschedule or self.exponential_backoff):
+                return super().execute(context)  # Airflow's own loop: the Dag's author says when to look
+            defer_after = self.defer_after if self.deferrable else None
+            wait = self._wait(context)
+            return self._succeeded(wait_or_defer(self, wait, self.hook, defer_after=defer_after))
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Look once."""
-        outcome = self._wait.after(self.hook.look(self._wait.generation_id), now=time.time())
+        wait = self._wait(context)
+        outcome = wait.after(self.hook.look(wait.generation_id), now=time.time())
         if isinstance(outcome, float):
             return False
         return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))
+
+    def _wait(self, context: Context) -> GenerationWait:
+        from airflow_provider_modelscope.generation import checked_id
+        from airflow_provider_modelscope.upstream import Submission
+
+        generation_id = checked_id(self.generation_id)
+        submission = Submission.find(generation_id, task=self, context=context)
+        started_at = context["ti"].start_date.timestamp()
+        since = submission.submitted_at if submission else started_at
+        return GenerationWait(
+            generation_id,
+            submitted_at=since,
+            end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
+            poll_interval=self.poke_interval,
+            model=submission.model if submission else None,
+            quick_until=DEFER_AFTER,
+        )
 
     def execute_complete(self, context: Context, event: Any = None) -> str:
         """Go on after the wait in the triggerer."""

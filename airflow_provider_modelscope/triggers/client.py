@@ -1,58 +1,74 @@
-"""ModelScope from the triggerer: the protocol over aiohttp, one client for all the waits of an account.
-
-It only looks; what is stored passes a worker.
-"""
+"""ModelScope from the triggerer: the protocol over aiohttp, one client for all the waits of an account."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_modelscope.api import Answer, generation_call, read_generation
-from airflow_provider_modelscope.exceptions import ModelScopeError, ServiceUnavailableError
-from airflow_provider_modelscope.waiting import Quiet
+from airflow_provider_modelscope.api import (
+    Answer,
+    Call,
+    generation_call,
+    lost,
+    read_generation,
+    read_submission,
+    submission_call,
+)
+from airflow_provider_modelscope.exceptions import (
+    AuthenticationError,
+    ModelScopeError,
+    ServiceUnavailableError,
+    ServiceUnreachableError,
+)
+from airflow_provider_modelscope.triggers.accounts import account_of
+from airflow_provider_modelscope.triggers.line import Line
+from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, Quiet
 
 if TYPE_CHECKING:
+    import aiohttp
+
     from airflow_provider_modelscope.account import Account
     from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.request import GenerationRequest
 
 POOL_SIZE = 64  # connections to one service, for however many waits: 200 looks a second at 0.3 s each
 KEPT_SECONDS = 60.0  # that an idle connection is kept: longer than the usual time between looks
 DNS_SECONDS = 300
+WATCH_SECONDS = 3600.0  # after which a generation is no longer believed to end
+
+Result = TypeVar("Result")
 
 # An HTTP session is bound to its event loop, so each loop has clients of its own.
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Client]] = WeakKeyDictionary()
 
 
 class Client:
-    """The looks of one account at its generations, over one session. Made by :func:`shared_client`."""
+    """What one account says to the service in one event loop. Made by :func:`with_client`.
+
+    ``line`` holds those that wait for room to submit.
+    """
 
     def __init__(self, account: Account) -> None:
-        import aiohttp
-
-        self.waits = 0
+        self.users = 0
+        self.line = Line()
         self._account = account
         self._proxy = account.proxy_for(account.base_url)
         self._quiet = Quiet()
+        self._watches: set[asyncio.Task[None]] = set()
         # Whoever has no connection yet waits here, which costs nothing. Inside aiohttp its request would be
         # built first, all in one turn of the loop where many begin at once, and its timeout would run.
         self._turns = asyncio.Semaphore(POOL_SIZE)
-        trust: ssl.SSLContext | bool = account.verify is not False
+        self._trust: ssl.SSLContext | bool = account.verify is not False
         if isinstance(account.verify, str):
-            trust = ssl.create_default_context(cafile=account.verify)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=trust, limit=POOL_SIZE, keepalive_timeout=KEPT_SECONDS, ttl_dns_cache=DNS_SECONDS
-            ),
-            timeout=aiohttp.ClientTimeout(total=account.request_timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+            self._trust = ssl.create_default_context(cafile=account.verify)
+        self._session = self._new_session()
 
     async def look(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError:
         """Return what the service says of a generation now, or the error that stands in the way.
@@ -61,57 +77,154 @@ class Client:
 
         :param end_time: When the wait ends, in epoch seconds: it is not paused beyond that.
         """
+        await self._keep_quiet(end_time)
+        try:
+            async with self._turns:
+                answer = await self._send(self._session, generation_call(self._account, generation_id))
+            return read_generation(answer, account=self._account, generation_id=generation_id)
+        except ModelScopeError as error:
+            error.generation_id = generation_id
+            return error
+
+    async def submit(self, request: GenerationRequest, *, end_time: float) -> str:
+        """Start a generation and return its id; sent once, over a connection of its own.
+
+        A kept connection may be dead, which only shows after sending.
+
+        :param end_time: When the wait for room ends, in epoch seconds: it is not paused beyond that.
+        :raises ServiceUnreachableError: where nothing was sent.
+        :raises SubmissionLostError: where it was sent, and nobody can tell whether a generation was made.
+        :raises ModelScopeError: whatever else the service answers.
+        """
+        import aiohttp
+
+        may_be_sent = False
+
+        async def note(*_: object) -> None:
+            nonlocal may_be_sent
+            may_be_sent = True
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(note)
+        await self._keep_quiet(end_time)
+        async with self._new_session(trace) as session:
+            try:
+                answer = await self._send(session, submission_call(self._account, request))
+            except ServiceUnavailableError as error:
+                if may_be_sent:
+                    raise lost(error.message) from error
+                raise ServiceUnreachableError(error.message) from error
+        generation_id = read_submission(answer, account=self._account, model=request.model)
+        if len(self.line) > 1:  # there are others behind it
+            watch = asyncio.create_task(self._watch(generation_id))
+            self._watches.add(watch)
+            watch.add_done_callback(self._watches.discard)
+        return generation_id
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        await self._session.close()
+
+    async def _watch(self, generation_id: str) -> None:
+        """Call the first in the line when a generation has ended, wherever its own task waits for it."""
+        now = time.time()
+        wait = GenerationWait(
+            generation_id,
+            submitted_at=now,
+            end_time=now + WATCH_SECONDS,
+            poll_interval=POLL_INTERVAL,
+            quick_until=math.inf,  # an account that is idle costs more than looks
+        )
+        while self.line:
+            look = await self.look(generation_id, end_time=wait.end_time)
+            try:
+                outcome = wait.after(look, now=time.time())
+            except ModelScopeError:
+                return  # its own task tells of it; the line tries again by itself
+            if not isinstance(outcome, float):
+                return self.line.call()
+            await asyncio.sleep(outcome)
+
+    async def _keep_quiet(self, end_time: float) -> None:
         now = time.time()
         if pause := self._quiet.seconds(now):
             jitter = random.uniform(0, min(pause, 5.0))  # noqa: S311 - it spreads load, and hides nothing
             await asyncio.sleep(max(0.0, min(pause + jitter, end_time - now)))
-        try:
-            answer = await self._send(generation_id)
-            self._quiet.hear(answer, now=time.time())
-            return read_generation(answer, account=self._account, generation_id=generation_id)
-        except ModelScopeError as error:
-            return error
 
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._session.close()
-
-    async def _send(self, generation_id: str) -> Answer:
+    def _new_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
         import aiohttp
 
-        call = generation_call(self._account, generation_id)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=self._trust,
+                limit=POOL_SIZE,
+                keepalive_timeout=KEPT_SECONDS,
+                ttl_dns_cache=DNS_SECONDS,
+            ),
+            timeout=aiohttp.ClientTimeout(total=self._account.request_timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=list(traces),
+        )
+
+    async def _send(self, session: aiohttp.ClientSession, call: Call) -> Answer:
+        """Send one call.
+
+        :raises ServiceUnavailableError: where there is no answer.
+        """
+        import aiohttp
+        from yarl import URL
+
         try:
-            async with (
-                self._turns,
-                self._session.request(
-                    call.method,
-                    call.url,
-                    headers=call.headers,
-                    proxy=self._proxy,
-                    allow_redirects=False,  # the token goes to the API's own origin only
-                ) as response,
-            ):
+            async with session.request(
+                call.method,
+                URL(call.url, encoded=True),  # an id is quoted already, and is not to be again
+                headers=call.headers,
+                data=call.body,
+                proxy=self._proxy,
+                allow_redirects=False,  # the token goes to the API's own origin only
+            ) as response:
                 body = await response.read()
-                return Answer(status_code=response.status, headers=response.headers, body=body)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: a timeout is one too
-            raise ServiceUnavailableError(
-                f"{self._account.base_url} gave no answer: {type(error).__name__} {error}".rstrip(),
-                generation_id=generation_id,
-            ) from error
+            text = f"{self._account.base_url} gave no answer: {type(error).__name__} {error}"
+            raise ServiceUnavailableError(text.rstrip()) from error
+        answer = Answer(status_code=response.status, headers=response.headers, body=body)
+        self._quiet.hear(answer, now=time.time())
+        return answer
+
+
+async def with_client(connection_id: str, work: Callable[[Client], Awaitable[Result]]) -> Result:
+    """Return what the work does with the client of a connection's account.
+
+    All that work with the same account in this event loop share its client; the last one to leave closes it,
+    also when cancelled. Where the service refuses the token, the connection is read again: if the token was
+    rotated meanwhile, that was no verdict on the new one, and the work is done with that.
+    """
+    account = await account_of(connection_id)
+    while True:
+        try:
+            async with shared_client(account) as client:
+                return await work(client)
+        except AuthenticationError:
+            refused, account = account, await account_of(connection_id, refused=account)
+            if account == refused:
+                raise
 
 
 @asynccontextmanager
 async def shared_client(account: Account) -> AsyncIterator[Client]:
-    """Lend the account's client of this event loop; the last wait to leave closes it, also when cancelled."""
+    """Lend the account's client of this event loop; the last to leave closes it."""
     clients = _clients.setdefault(asyncio.get_running_loop(), {})
     client = clients.get(account)
     if client is None:
         client = clients[account] = Client(account)
-    client.waits += 1
+    client.users += 1
     try:
         yield client
     finally:
-        client.waits -= 1
-        if not client.waits:
+        client.users -= 1
+        if not client.users:
             del clients[account]
             await client.close()

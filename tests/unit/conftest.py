@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ class TaskInstance:
 
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
+        self.start_date = datetime.now(UTC)
         self.upstream: Any = None  # what pulling the XCom of a task upstream gives
 
     def xcom_push(self, key: str, value: Any) -> None:

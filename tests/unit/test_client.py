@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.account import Account
 from airflow_provider_modelscope.emulator import Emulator
+from airflow_provider_modelscope.triggers.accounts import account_of
 from airflow_provider_modelscope.triggers.client import POOL_SIZE, Client, shared_client
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from tests.unit.conftest import TOKEN, connect
@@ -131,3 +132,61 @@ def test_a_token_that_is_rotated_during_the_wait_is_read_again(monkeypatch: pyte
         payload = asyncio.run(event())
     assert "not found" in str(payload)  # the new token was taken, and its account has no such generation
     assert [exchange.status for exchange in emulator.requests] == [401, 200]
+
+
+class Secrets:
+    """What Airflow answers when a trigger asks for a connection; slow, and failing as often as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failures: int = 0) -> None:
+        self.reads = 0
+        self._failures = failures
+        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", self.read)
+
+    async def read(self, connection_id: str) -> object:
+        from airflow.providers.common.compat.sdk import Connection
+
+        self.reads += 1
+        await asyncio.sleep(0.01)
+        if self.reads <= self._failures:
+            raise OSError("the secrets backend is away")
+        return Connection(conn_id=connection_id, conn_type="modelscope", password=TOKEN)
+
+
+def test_waits_that_begin_together_read_their_connection_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = Secrets(monkeypatch)
+
+    async def begin() -> None:
+        first, *others = await asyncio.gather(*(account_of("modelscope_default") for _ in range(100)))
+        assert all(other == first for other in [*others, await account_of("modelscope_default")])
+        assert secrets.reads == 1
+        await account_of("another")
+        assert secrets.reads == 2
+        await account_of("modelscope_default", refused=first)
+        assert secrets.reads == 3
+
+    asyncio.run(begin())
+
+
+def test_a_read_that_failed_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = Secrets(monkeypatch, failures=1)
+
+    async def begin() -> None:
+        errors = await asyncio.gather(*(account_of("a") for _ in range(3)), return_exceptions=True)
+        assert [type(error) for error in errors] == [OSError] * 3
+        assert (await account_of("a")).token == TOKEN
+
+    asyncio.run(begin())
+    assert secrets.reads == 2
+
+
+def test_a_wait_that_is_cancelled_leaves_the_read_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = Secrets(monkeypatch)
+
+    async def begin() -> None:
+        first, second = (asyncio.create_task(account_of("a")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await second).token == TOKEN
+
+    asyncio.run(begin())
+    assert secrets.reads == 1

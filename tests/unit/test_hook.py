@@ -9,6 +9,7 @@ import pytest
 import requests
 from requests_mock import Mocker
 
+from airflow_provider_modelscope import waiting
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
@@ -41,7 +42,8 @@ SUBMIT, LOOK, USER = (
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modelscope, "PAUSE", 0.0)
-    monkeypatch.setattr(modelscope, "QUEUE_PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
 )
 
+from airflow_provider_modelscope import waiting
 from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationRejectedError,
@@ -49,7 +52,8 @@ ASKED: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", "siz
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modelscope, "PAUSE", 0.0)
-    monkeypatch.setattr(modelscope, "QUEUE_PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
 
 
 def submitter(**parameters: Any) -> ModelScopeSubmitImageGenerationOperator:
@@ -260,7 +264,7 @@ class TestDeferring:
 class TestSensor:
     def test_its_defaults_are_those_of_the_service(self) -> None:
         waiting = sensor("42")
-        assert (waiting.poke_interval, waiting.timeout) == (5, 900)
+        assert (waiting.poke_interval, waiting.timeout) == (15, 900)
 
     @pytest.mark.parametrize("generation_id", ["", " ", "None", None, ["42"], True, 4.2])
     def test_what_is_no_id_is_refused_without_a_look(
@@ -273,6 +277,53 @@ class TestSensor:
     def test_an_id_may_be_a_number(self, emulator: Emulator, context: Context) -> None:
         generation_id = submitter().execute(context)
         assert sensor(int(generation_id)).execute(context) == generation_id
+
+    def below_a_submit_task(self, context: Context, *, age: float, **parameters: Any) -> Any:
+        """Return a sensor whose generation was submitted upstream, so many seconds ago."""
+        generation_id = submitter().execute(context)
+        context["ti"].upstream = {
+            "generation_id": generation_id,
+            "model": ASKED["model"],
+            "submitted_at": time.time() - age,
+        }
+        with DAG("chain", schedule=None):
+            submit, wait = submitter(), sensor(generation_id, **parameters)
+            submit >> wait
+        return wait
+
+    @pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])
+    def test_its_timeout_counts_from_the_submission_upstream(
+        self, emulator: Emulator, context: Context, deferrable: bool
+    ) -> None:
+        emulator.fail("poll:stall:2")
+        for age, timeout in ((100, 90), (100, 100)):
+            late = self.below_a_submit_task(context, age=age, timeout=timeout, deferrable=deferrable)
+            with pytest.raises(AirflowSensorTimeout, match="PROCESSING at its deadline"):
+                run(late, context)
+        # What has finished in spite of that is found all the same.
+        done = self.below_a_submit_task(context, age=1000, timeout=90, deferrable=deferrable)
+        assert run(done, context) == done.generation_id
+
+    def test_the_trigger_gets_what_was_recorded_upstream(self, emulator: Emulator, context: Context) -> None:
+        emulator.fail("poll:stall")
+        with pytest.raises(TaskDeferred) as raised:
+            self.below_a_submit_task(context, age=100, deferrable=True).execute(context)
+        kwargs = raised.value.trigger.serialize()[1]
+        submitted_at = context["ti"].upstream["submitted_at"]
+        assert (kwargs["model"], kwargs["submitted_at"]) == (ASKED["model"], submitted_at)
+        assert kwargs["end_time"] == submitted_at + 900
+
+    def test_in_mode_reschedule_it_gives_its_worker_back_between_looks(
+        self, emulator: Emulator, context: Context
+    ) -> None:
+        emulator.fail("poll:no-images")
+        generation_id = submitter().execute(context)
+        waiting = sensor(generation_id, mode="reschedule", poke_interval=60)
+        context["ti"].get_first_reschedule_date = lambda context: None
+        with pytest.raises(AirflowException) as raised:
+            waiting.execute(context)
+        assert type(raised.value).__name__ == "AirflowRescheduleException"  # its module moves about
+        assert waiting.execute(context) == generation_id
 
     def test_a_passing_fault_does_not_end_it(self, emulator: Emulator, context: Context) -> None:
         generation_id = submitter().execute(context)

@@ -15,10 +15,8 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.request import GenerationRequest
-from airflow_provider_modelscope.triggers.image_generation import (
-    SETTLING_SECONDS,
-    ModelScopeImageGenerationTrigger,
-)
+from airflow_provider_modelscope.triggers.base import SETTLING_SECONDS
+from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -62,6 +60,7 @@ def test_serializing_and_building_again_loses_nothing() -> None:
         "poll_interval": 7.5,
         "end_time": 12.25,
         "submitted_at": 3.5,
+        "model": "Qwen/Qwen-Image",
         "settling_seconds": 0.5,
     }
     path, serialized = ModelScopeImageGenerationTrigger(**arguments).serialize()

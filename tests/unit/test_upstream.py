@@ -54,5 +54,5 @@ def test_a_task_without_a_submit_task_upstream_asks_for_no_xcom(context: Any) ->
 
 def test_what_is_recorded_shows_what_was_asked_for(context: Any) -> None:
     request = GenerationRequest(model="a/b", prompt="A cat", seed=3)
-    Submission(generation_id="42", model="a/b", submitted_at=5.0).record(request, context)
+    Submission(generation_id="42", model="a/b", submitted_at=5.0).record(request.summary(), context)
     assert context["ti"].pushed == {"request": {**RECORDED, "seed": 3}}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
 )
 from airflow_provider_modelscope.generation import ErrorDetail, Generation
+from airflow_provider_modelscope.schedule import SeenTimes
 from airflow_provider_modelscope.waiting import GenerationWait, Quiet, end_of_wait
 
 START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -44,8 +47,14 @@ MISSING = generation("FAILED", "task not found")
 EMPTY = generation("SUCCEED")
 
 
-def waiting(*, seconds: float = 900, poll_interval: float = 5) -> GenerationWait:
-    return GenerationWait("42", submitted_at=START, end_time=START + seconds, poll_interval=poll_interval)
+def waiting(*, seconds: float = 900, **arguments: Any) -> GenerationWait:
+    return GenerationWait(
+        "42", **{"submitted_at": START, "end_time": START + seconds, "poll_interval": 15, **arguments}
+    )
+
+
+def gaps(ages: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(ages)]
 
 
 def looks(wait: GenerationWait, look: Generation | ModelScopeError) -> list[float]:
@@ -61,47 +70,30 @@ def looks(wait: GenerationWait, look: Generation | ModelScopeError) -> list[floa
         ages.append(ages[-1] + outcome)
 
 
-def test_the_first_looks_come_every_second_then_after_a_quarter_of_the_age_then_at_the_interval() -> None:
-    ages = looks(waiting(seconds=48), RUNNING)
-    assert ages == pytest.approx(
-        [0, 1, 2, 3, 4, 5, 6.25, 7.8125, 9.7656, 12.207, 15.2588, 19.0735, 23.8419, 28.8419, 33.8419, 38.8419,
-         43.8419, 48],
-        abs=1e-3,
-    )  # fmt: skip
+def test_the_quick_looks_come_every_second_then_after_an_eighth_of_the_age() -> None:
+    ages = looks(waiting(seconds=48, quick_until=10), RUNNING)
+    assert ages[:12] == pytest.approx([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10.125, 15], abs=0.3)
+    for gap in gaps(ages[10:-1]):  # then as without them
+        assert 4.5 <= gap <= 5.5
 
 
-@pytest.mark.parametrize(
-    ("age", "poll_interval", "delay"),
-    [
-        (0, 5, 1.0),
-        (4, 5, 1.0),
-        (4.4, 5, 1.1),
-        (19.6, 5, 4.9),
-        (20, 5, 5.0),
-        (500, 5, 5.0),
-        (100, 60, 25.0),
-        (3, 1.5, 1.0),
-        (500, 1, 1.0),
-        (500, 0.1, 1.0),
-        (500, 0, 1.0),
-        (500, -5, 1.0),
-        (-3600, 5, 1.0),  # the clock was set back
-    ],
-)
+@pytest.mark.parametrize("poll_interval", [60, 15, 5, 1.5, 1, 0.1, 0, -5])
+@pytest.mark.parametrize("age", [-3600, 0, 4, 7.9, 20, 500])  # -3600: the clock was set back
+@pytest.mark.parametrize("quick_until", [0, 8])
 @pytest.mark.parametrize(
     "look", [RUNNING, EMPTY, ServiceUnavailableError("gone")], ids=["runs", "odd", "fault"]
 )
 def test_no_look_comes_sooner_than_a_second_or_later_than_the_interval(
-    look: Any, age: float, poll_interval: float, delay: float
+    look: Any, quick_until: float, age: float, poll_interval: float
 ) -> None:
-    outcome = waiting(poll_interval=poll_interval).after(look, now=START + age)
+    wait = waiting(poll_interval=poll_interval, quick_until=quick_until)
+    outcome = wait.after(look, now=START + age)
     assert isinstance(outcome, float)
-    assert outcome == pytest.approx(delay, abs=1e-6)
+    assert 1 <= outcome <= max(1, poll_interval)
 
 
 def test_the_last_look_falls_on_the_deadline() -> None:
     wait = waiting(seconds=100)
-    assert wait.after(RUNNING, now=START + 94) == 5
     assert wait.after(RUNNING, now=START + 97.5) == 2.5
     assert wait.after(ServiceUnavailableError("gone"), now=START + 99.75) == 0.25
     with pytest.raises(GenerationTimeoutError):
@@ -116,6 +108,69 @@ def test_a_finished_generation_ends_the_wait_at_any_age_even_after_the_deadline(
     assert waiting(seconds=100).after(ended, now=START + age) is ended
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> SeenTimes:
+    """What this process has seen: nothing yet."""
+    seen = SeenTimes()
+    monkeypatch.setattr("airflow_provider_modelscope.waiting.SEEN_TIMES", seen)
+    return seen
+
+
+def took(milliseconds: float | None) -> Generation:
+    return replace(DONE, milliseconds=milliseconds)
+
+
+def test_what_a_wait_has_seen_makes_later_ones_of_that_model_look_at_the_right_time(seen: SeenTimes) -> None:
+    for number in range(20):
+        wait = waiting(model="a/b")
+        wait.after(RUNNING, now=START + 39)
+        wait.after(took(40_000 + 10 * number), now=START + 41)
+    first = waiting(model="a/b").after(RUNNING, now=START + 25)
+    assert isinstance(first, float)
+    assert 8 <= first <= 15  # not long before the fastest
+    [*before, _deadline] = looks(waiting(model="a/b", seconds=45), RUNNING)
+    assert sum(38 < age < 43 for age in before) >= 2, before
+    for other in (waiting(model="c/d"), waiting()):  # of which nothing was seen
+        assert 4.5 <= float(other.after(RUNNING, now=START + 25)) <= 5.5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "ran_at", "recorded"),
+    [
+        (5412.9, 4, (5.4129, 5.4129)),  # as the service says
+        (5412.9, None, (5.4129, 5.4129)),
+        (5412.9, 6.2, (5.4129, 5.4129)),  # a second of doubt: the clocks begin in two places
+        (None, 6, (6, 8)),  # as it was seen
+        (2000, 6, (6, 8)),  # it contradicts the looks
+        (20_000, 6, (6, 8)),
+        (-1, 6, (6, 8)),
+        (math.nan, 6, (6, 8)),
+        (None, None, None),  # it may have ended at any time
+        (20_000, None, None),
+    ],
+)
+def test_how_long_it_took_is_what_the_service_says_unless_it_was_seen_otherwise(
+    seen: SeenTimes, milliseconds: float | None, ran_at: float | None, recorded: Any
+) -> None:
+    for _ in range(20):
+        wait = waiting(model="a/b")
+        if ran_at is not None:
+            wait.after(RUNNING, now=START + ran_at)
+        wait.after(took(milliseconds), now=START + 8)
+    expected = SeenTimes()
+    for _ in range(20 if recorded else 0):
+        expected.record("a/b", recorded[1], after=recorded[0])
+    assert len(seen.of("a/b")) == len(expected.of("a/b"))
+    assert seen.of("a/b").table(9) == expected.of("a/b").table(9)  # of that interval none is kept yet
+
+
+def test_a_generation_that_failed_teaches_nothing(seen: SeenTimes) -> None:
+    wait = waiting(model="a/b")
+    wait.after(RUNNING, now=START + 1)
+    wait.after(FAILED, now=START + 2)
+    assert not len(seen)
+
+
 def test_not_found_is_a_verdict_only_after_30_seconds() -> None:
     for age in (0, 10, 29.99):
         assert isinstance(waiting().after(MISSING, now=START + age), float)
@@ -123,7 +178,7 @@ def test_not_found_is_a_verdict_only_after_30_seconds() -> None:
 
 
 def test_success_without_images_is_looked_at_again() -> None:
-    assert looks(waiting(seconds=3), EMPTY) == [0, 1, 2, 3]
+    assert looks(waiting(seconds=3, quick_until=8), EMPTY) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", PASSING)
@@ -152,7 +207,7 @@ def test_an_error_that_waiting_does_not_mend_is_raised_at_once_as_it_is(
         (0, 0, 1),
         (0.5, 0, 1),
         (7, 0, 7),
-        (3, 100, 5),
+        (1, 10, 1.25),
         (300, 0, 300),
         (301, 0, 300),
         (1e9, 0, 300),
@@ -163,7 +218,7 @@ def test_retry_after_is_honoured_up_to_five_minutes_and_to_the_deadline(
     retry_after: float | None, age: float, delay: float
 ) -> None:
     error = RateLimitedError("slow down", retry_after=retry_after)
-    assert waiting().after(error, now=START + age) == delay
+    assert waiting(quick_until=math.inf).after(error, now=START + age) == delay
 
 
 @pytest.mark.parametrize(
@@ -201,10 +256,11 @@ def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "execution_timeout", "age", "end"),
+    ("timeout", "execution_timeout", "since", "end"),
     [
         (900, None, 0, 900),
         (900, None, 50, 950),
+        (900, None, -50, 850),
         (900, 3600, 50, 950),
         (900, 600, 0, 600),
         (900, 600, 50, 600),
@@ -215,10 +271,10 @@ def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
     ],
 )
 def test_a_wait_ends_with_its_timeout_or_with_the_tasks_execution_timeout(
-    timeout: float, execution_timeout: float | None, age: float, end: float
+    timeout: float, execution_timeout: float | None, since: float, end: float
 ) -> None:
     limit = None if execution_timeout is None else timedelta(seconds=execution_timeout)
-    assert end_of_wait(timeout, limit, started_at=START, now=START + age) == START + end
+    assert end_of_wait(timeout, limit, since=START + since, started_at=START) == START + end
 
 
 @pytest.mark.parametrize(
