@@ -10,34 +10,41 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import requests
+from sqlalchemy import NullPool, create_engine, text
 
 START_SECONDS = 180  # for all of Airflow to come up; some 40 here
 EXAMPLE_DAGS = Path(__file__).parent.parent / "example_dags"
 
 
 class RealAirflow:
-    """Airflow with SQLite in one folder.
+    """Airflow in one folder.
 
     :param home: Its ``AIRFLOW_HOME``; made and kept.
     :param dags: The folder of Dag files.
     :param connections: Airflow connections by id, as in Airflow's JSON form.
+    :param database_url: Its database, for SQLAlchemy; a file of SQLite in ``home`` if None.
     """
 
     def __init__(
-        self, home: Path, *, dags: Path = EXAMPLE_DAGS, connections: dict[str, dict[str, Any]] | None = None
+        self,
+        home: Path,
+        *,
+        dags: Path = EXAMPLE_DAGS,
+        connections: dict[str, dict[str, Any]] | None = None,
+        database_url: str | None = None,
     ) -> None:
         self.home = home
         self.database = home / "airflow.db"
+        self.database_url = database_url or f"sqlite:///{self.database}"
         foreign = ("AIRFLOW_", "PYTHONWARNINGS")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.environment |= {
@@ -46,7 +53,7 @@ class RealAirflow:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database_url,
             # Talk to this machine directly, whatever proxy the environment names.
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
@@ -138,30 +145,65 @@ class RealAirflow:
             return False
         return all(part.get("status") == "healthy" for part in health.values())
 
+    def run_dag(
+        self,
+        url: str,
+        dag_id: str,
+        conf: dict[str, Any],
+        *,
+        limit: float = 120.0,
+        watch: Callable[[], object] = lambda: None,
+    ) -> str:
+        """Run a Dag on the Airflow that runs at ``url``, and return the state in which its run ended.
+
+        :param limit: Seconds that it may take.
+        :param watch: Called every half second until then.
+        :raises TimeoutError: where it takes longer.
+        """
+        deadline = time.monotonic() + limit
+        dag_url = f"{url}/api/v2/dags/{dag_id}"
+        with requests.Session() as session:
+            token = session.get(f"{url}/auth/token", timeout=30).json()["access_token"]
+            session.headers["Authorization"] = f"Bearer {token}"
+            session.patch(dag_url, json={"is_paused": False}, timeout=30).raise_for_status()
+            run = session.post(f"{dag_url}/dagRuns", json={"logical_date": None, "conf": conf}, timeout=30)
+            if not run.ok:
+                raise RuntimeError(run.text)
+            run_url = f"{dag_url}/dagRuns/{run.json()['dag_run_id']}"
+            while True:
+                state: str = session.get(run_url, timeout=30).json()["state"]
+                if state in ("success", "failed"):
+                    return state
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{dag_id} is {state} after {limit} s: {self.task_states(dag_id)}")
+                watch()
+                time.sleep(0.5)
+
     def task_states(self, dag_id: str) -> list[tuple[str, str]]:
         """Return the task ids and states of the Dag's last run."""
-        return self._query(
-            "select task_id, coalesce(state, 'none') from task_instance where dag_id = ? and run_id = "
-            "(select run_id from dag_run where dag_id = ? order by id desc limit 1) order by start_date",
-            dag_id,
-            dag_id,
+        rows = self.query(
+            "select task_id, coalesce(state, 'none') from task_instance where dag_id = :dag_id and run_id = "
+            "(select run_id from dag_run where dag_id = :dag_id order by id desc limit 1) order by start_date",
+            dag_id=dag_id,
         )
+        return [(task_id, state) for task_id, state in rows]
 
     def xcoms(self, dag_id: str, task_id: str, key: str = "return_value") -> list[Any]:
         """Return what the task pushed in the Dag's last run, one entry for each map index."""
-        rows = self._query(
-            "select value from xcom where dag_id = ? and task_id = ? and key = ? and run_id = "
-            "(select run_id from dag_run where dag_id = ? order by id desc limit 1) order by map_index",
-            dag_id,
-            task_id,
-            key,
-            dag_id,
+        rows = self.query(
+            "select cast(value as text) from xcom where dag_id = :dag_id and task_id = :task_id and key = :key "
+            "and run_id = (select run_id from dag_run where dag_id = :dag_id order by id desc limit 1) "
+            "order by map_index",
+            dag_id=dag_id,
+            task_id=task_id,
+            key=key,
         )
         return [json.loads(value) for (value,) in rows]
 
-    def _query(self, statement: str, *parameters: str) -> list[Any]:
-        with closing(sqlite3.connect(self.database)) as connection:
-            return connection.execute(statement, parameters).fetchall()
+    def query(self, statement: str, **parameters: Any) -> list[Any]:
+        """Return the rows that Airflow's database answers; ``:name`` in the statement is a parameter."""
+        with create_engine(self.database_url, poolclass=NullPool).connect() as connection:
+            return list(connection.execute(text(statement), parameters))
 
 
 def free_port(wanted: int = 0) -> int:
