@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo ui test check bench clean
+.PHONY: help demo ui test proof check bench clean
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -21,8 +21,11 @@ demo: $(READY) ## Make one image in real Airflow: against the emulator, or Model
 ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and the examples ready
 	@$(BIN)/python -m tests.ui
 
-test: $(READY) ## All tests
+test: $(READY) ## The tests
 	@$(BIN)/python -m pytest
+
+proof: $(READY) ## What only a busy Airflow on PostgreSQL can show; ten minutes
+	@$(BIN)/python -m pytest tests/proof -rA --durations=0 --durations-min=1
 
 check: $(READY) ## Lint and types
 	@$(BIN)/ruff check

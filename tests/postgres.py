@@ -45,21 +45,15 @@ def postgres() -> Iterator[str]:
         for path in (folder, folder / "password"):
             os.chown(path, somebody.get("user", -1), somebody.get("group", -1))
         data = ["-D", str(folder / "data")]
-        initdb = [programs / "initdb", *data, "-U", "airflow", "--pwfile", folder / "password", "--no-sync"]
-        subprocess.run(
-            [*initdb, "--auth=scram-sha-256", "--encoding=UTF8", "--no-locale"],
-            stdout=subprocess.DEVNULL,
-            check=True,
-            cwd=folder,
-            **somebody,
-        )
+        account = ["--username=airflow", f"--pwfile={folder / 'password'}", "--auth=scram-sha-256"]
+        initdb = [str(programs / "initdb"), *data, *account, "--encoding=UTF8", "--no-locale", "--no-sync"]
+        subprocess.run(initdb, stdout=subprocess.DEVNULL, check=True, cwd=folder, **somebody)
         port = free_port()
         settings = [f"--{name}={value}" for name, value in (SETTINGS | {"port": str(port)}).items()]
         url = f"postgresql+psycopg2://airflow:{password}@127.0.0.1:{port}/postgres"
+        server = [str(programs / "postgres"), *data, *settings]
         with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [programs / "postgres", *data, *settings], stdout=log, stderr=log, cwd=folder, **somebody
-            )
+            process = subprocess.Popen(server, stdout=log, stderr=log, cwd=folder, **somebody)
             try:
                 deadline = time.monotonic() + START_SECONDS
                 while not _answers(url):

@@ -1,7 +1,7 @@
 """A real Airflow in a folder of its own: its database, its environment, its commands.
 
-Used by the tests that run Dags and by ``make demo`` and ``make ui``. Nothing of the machine's own Airflow
-settings comes in, and nothing goes out of the folder.
+Used by the tests and proofs that run Dags, and by ``make demo`` and ``make ui``. Nothing of the machine's
+own Airflow settings comes in, and nothing goes out of the folder.
 """
 
 from __future__ import annotations
@@ -182,8 +182,9 @@ class RealAirflow:
     def task_states(self, dag_id: str) -> list[tuple[str, str]]:
         """Return the task ids and states of the Dag's last run."""
         rows = self.query(
-            "select task_id, coalesce(state, 'none') from task_instance where dag_id = :dag_id and run_id = "
-            "(select run_id from dag_run where dag_id = :dag_id order by id desc limit 1) order by start_date",
+            "select task_id, coalesce(state, 'none') from task_instance where dag_id = :dag_id "
+            "and run_id = (select run_id from dag_run where dag_id = :dag_id order by id desc limit 1) "
+            "order by start_date",
             dag_id=dag_id,
         )
         return [(task_id, state) for task_id, state in rows]
@@ -191,7 +192,8 @@ class RealAirflow:
     def xcoms(self, dag_id: str, task_id: str, key: str = "return_value") -> list[Any]:
         """Return what the task pushed in the Dag's last run, one entry for each map index."""
         rows = self.query(
-            "select cast(value as text) from xcom where dag_id = :dag_id and task_id = :task_id and key = :key "
+            "select cast(value as text) from xcom "
+            "where dag_id = :dag_id and task_id = :task_id and key = :key "
             "and run_id = (select run_id from dag_run where dag_id = :dag_id order by id desc limit 1) "
             "order by map_index",
             dag_id=dag_id,

@@ -152,6 +152,11 @@ class Emulator:
         return self._service.accepted
 
     @property
+    def spans(self) -> list[tuple[float, float]]:
+        """From when to when each generation runs, in the order of submission, in seconds of one clock."""
+        return self._service.spans
+
+    @property
     def served(self) -> dict[str, bytes]:
         """The bytes last sent with status 200 for each image path."""
         return {

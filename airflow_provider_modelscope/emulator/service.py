@@ -134,6 +134,11 @@ class Service:
         """How many submissions made a generation, whether or not the client was told."""
         return len(self._generations)
 
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """From when to when each generation takes a place in the queue, on the clock of the caller."""
+        return [(one.accepted_at, one.finished_at) for one in self._generations.values()]
+
     def answer(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = b"", *, now: float
     ) -> Answer:

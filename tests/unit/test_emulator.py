@@ -266,6 +266,7 @@ def test_a_full_queue_refuses_and_creates_nothing() -> None:
         refused = submit(emulator)
         assert (refused.status_code, message(refused)) == (500, "enqueue failed: user queue is full")
         assert emulator.accepted == 1
+        assert [end - begin for begin, end in emulator.spans] == [60]
 
 
 def test_the_queue_is_counted_for_each_account_and_only_while_a_generation_runs() -> None:

@@ -1,0 +1,111 @@
+"""One Airflow on PostgreSQL for all proofs, and a service for each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope.emulator import Emulator
+from tests.postgres import postgres
+from tests.real_airflow import RealAirflow
+
+DAGS = Path(__file__).parent / "dags"
+SERVICES: dict[str, dict[str, Any]] = {
+    "warm_up": {"seconds": 0.0},
+    "race": {"seconds": 1.0, "user_queue": 40},
+    "ready_after_1": {"seconds": 1.0, "user_queue": 40},
+    "ready_after_2": {"seconds": 2.0, "user_queue": 40},
+    "ready_after_3": {"seconds": 3.0, "user_queue": 40},
+    "quiet": {"seconds": 2.0},
+    "one_slot": {"seconds": 10.0, "user_queue": 1},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What became of a task instance."""
+
+    map_index: int
+    state: str
+    try_number: int
+    seconds: float  # from its start to its end
+
+
+class Proof:
+    """The Airflow in which the proofs run.
+
+    :param airflow: Which.
+    :param url: Where it runs.
+    :param services: By the id of the connection that leads there.
+    """
+
+    def __init__(self, airflow: RealAirflow, url: str, services: dict[str, Emulator]) -> None:
+        self.services = services
+        self._airflow = airflow
+        self._url = url
+
+    def run(
+        self,
+        dag_id: str,
+        service: str = "",
+        *,
+        limit: float = 300.0,
+        watch: Callable[[Counter[str]], object] = lambda states: None,
+    ) -> list[Task]:
+        """Run a Dag to its end and return its task instances.
+
+        :param service: The id of the connection to use.
+        :param limit: Seconds that the run may take.
+        :param watch: Told twice a second how many task instances are in which state.
+        """
+        self._airflow.run_dag(
+            self._url,
+            dag_id,
+            {"modelscope_conn_id": service, "destination": f"file://{self.folder(service)}/"},
+            limit=limit,
+            watch=lambda: watch(Counter(state for _, state in self._airflow.task_states(dag_id))),
+        )
+        rows = self._airflow.query(
+            "select map_index, state, try_number, extract(epoch from end_date - start_date) "
+            "from task_instance where dag_id = :dag_id and run_id = "
+            "(select run_id from dag_run where dag_id = :dag_id order by id desc limit 1) order by map_index",
+            dag_id=dag_id,
+        )
+        return [
+            Task(map_index=map_index, state=state, try_number=try_number, seconds=float(seconds or 0))
+            for map_index, state, try_number, seconds in rows
+        ]
+
+    def folder(self, service: str) -> Path:
+        """Return where the images of a service are stored."""
+        return self._airflow.home / "images" / service
+
+
+@pytest.fixture(scope="session")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
+    with ExitStack() as stack:
+        services = {name: stack.enter_context(Emulator(**how)) for name, how in SERVICES.items()}
+        airflow = RealAirflow(
+            tmp_path_factory.mktemp("proof"),
+            dags=DAGS,
+            connections={
+                name: {"conn_type": "modelscope", "password": "ms-proof", "host": service.base_url}
+                for name, service in services.items()
+            },
+            database_url=stack.enter_context(postgres()),
+        )
+        airflow.environment |= {
+            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",  # more than any proof has
+            # The API server has 40 threads; with the default of 15 connections they lock each other out.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "40",
+        }
+        airflow.migrate()
+        proof = Proof(airflow, stack.enter_context(airflow.standalone()), services)
+        proof.run("one", "warm_up")  # the first task of an Airflow takes 7 s longer than any later one
+        yield proof

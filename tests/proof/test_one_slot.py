@@ -1,0 +1,36 @@
+"""Twenty tasks share an account that may run one generation at a time, and none waits on a worker."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from tests.proof.conftest import Proof
+
+TASKS = 20
+BUSY = 0.8  # of the time in which the slot could be used
+RUNNING = 3.0  # tasks on a worker, on average: one submits or stores, not twenty
+
+
+def test_twenty_tasks_share_one_slot_without_holding_workers(proof: Proof) -> None:
+    seen: list[Counter[str]] = []
+    tasks = proof.run("twenty", "one_slot", limit=600.0, watch=seen.append)
+    service = proof.services["one_slot"]
+    images = list(proof.folder("one_slot").iterdir())
+    spans = service.spans
+    total = spans[-1][1] - spans[0][0]
+    busy = sum(end - begin for begin, end in spans) / total
+    running = [states["running"] for states in seen]
+    deferred = [states["deferred"] for states in seen]
+    print(
+        f"one slot: {service.accepted} submissions accepted in {total:.0f} s, slot busy {busy:.0%}; "
+        f"{mean(running):.1f} tasks running on average, {max(running)} at most, of {len(seen)} looks; "
+        f"{mean(deferred):.1f} deferred on average, {max(deferred)} at most"
+    )
+    assert {(task.state, task.try_number) for task in tasks} == {("success", 1)}
+    assert (len(tasks), service.accepted, len(images)) == (TASKS, TASKS, TASKS)
+    assert busy >= BUSY
+    assert mean(running) <= RUNNING
