@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 DEFER_AFTER = 8.0  # seconds of a generation's age to look from a worker; fast models need 1 to 6
 
 
+def settling_seconds() -> float:
+    """Return for how long a task that deferred must not be resumed, or Airflow may fail it.
+
+    The scheduler takes the late "success" of the leg that deferred for one of the leg that resumes, which it
+    finds queued: "the executor reported that the task finished" (apache/airflow issues 66374, 67287, 71580,
+    72716). It is late by a worker's heartbeat interval where its supervisor misses the end of the process,
+    which on 3.3.2 is every sixth time; the rest is for the executor and the scheduler to hear of it.
+    """
+    from airflow.providers.common.compat.sdk import conf
+
+    return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 3.0
+
+
 def submit_or_defer(
     task: BaseOperator, request: GenerationRequest, queue: QueueWait, hook: ModelScopeHook
 ) -> str:
@@ -50,6 +63,7 @@ def submit_or_defer(
         since=queue.since,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
+        settling_seconds=settling_seconds(),
     )
     _defer(task, trigger, hook, "execute_queued")
 
@@ -59,7 +73,7 @@ def wait_or_defer(
 ) -> Generation:
     """Return the generation once it is finished; a deferrable task looks for some seconds, then defers.
 
-    A deferral costs some 3 s, and its trigger may not fire within 5: what is faster is not worth one. The
+    A deferral costs some 3 s, and its trigger may not fire within 8: what is faster is not worth one. The
     task goes on in its method ``execute_complete``.
 
     :param defer_after: Until which age of the generation, in seconds, to look first, 0 for one look; None
@@ -80,6 +94,7 @@ def wait_or_defer(
         model=wait.model,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=wait.end_time,
+        settling_seconds=settling_seconds(),
     )
     _defer(task, trigger, hook, "execute_complete")
 

@@ -216,6 +216,7 @@ async def this_trigger(base_url: str) -> AsyncIterator[Wait]:
             poll_interval=INTERVAL,
             end_time=now + 3600,
             submitted_at=now,
+            settling_seconds=0,
         )
         async for event in trigger.run():
             if event.payload["status"] != "finished":

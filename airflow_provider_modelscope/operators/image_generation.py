@@ -178,7 +178,7 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
     :param poll_interval: Longest time between looks in seconds, at least 1; most are closer.
     :param timeout: Seconds from submission after which the task fails.
     :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
-        a deferral costs some 8 s, in which a fast model has finished. 0 frees the worker at once.
+        a deferral costs some 11 s, in which a fast model has finished. 0 frees the worker at once.
     """
 
     template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")

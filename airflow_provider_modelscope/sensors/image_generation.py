@@ -42,7 +42,7 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         submit task stands upstream.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
-        a deferral costs some 8 s, in which a fast model has finished. 0 looks once, then frees the worker.
+        a deferral costs some 11 s, in which a fast model has finished. 0 looks once, then frees the worker.
     """
 
     template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")

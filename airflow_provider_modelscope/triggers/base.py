@@ -12,10 +12,6 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelscope.exceptions import ModelScopeError
 
-# Airflow fails a task whose trigger fires before the scheduler has read that the task deferred: on 3.3.2
-# up to a third of them within 3 s, none from 5 s on (apache/airflow issues 66374, 67287, 71580, 72716).
-SETTLING_SECONDS = 5.0
-
 
 class ModelScopeTrigger(BaseTrigger):
     """Fires once, and not before the task has settled in its deferral.
@@ -25,12 +21,11 @@ class ModelScopeTrigger(BaseTrigger):
 
     :param modelscope_conn_id: The connection of the account.
     :param end_time: When to give up, in epoch seconds.
-    :param settling_seconds: Seconds from its start in which it does not fire, whatever it has seen.
+    :param settling_seconds: Seconds from its start in which it does not fire, whatever it has seen; see
+        ``deferral``.
     """
 
-    def __init__(
-        self, *, modelscope_conn_id: str, end_time: float, settling_seconds: float = SETTLING_SECONDS
-    ) -> None:
+    def __init__(self, *, modelscope_conn_id: str, end_time: float, settling_seconds: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modelscope_conn_id = modelscope_conn_id
         self.end_time = end_time

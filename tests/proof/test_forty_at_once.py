@@ -14,12 +14,7 @@ ROUNDS = 3  # of forty tasks: the race fails some 6 in 100, and not in every rou
 
 
 def test_this_airflow_fails_tasks_that_are_resumed_at_once(proof: Proof) -> None:
-    """Without which the next proof would prove nothing.
-
-    A worker tells the scheduler that its task is over, deferred or not, up to ``min_heartbeat_interval`` (5 s)
-    late: it may look for the end of the task's process just before it, and next after that. Where the task is
-    queued again by then, the scheduler takes the news for that of a worker that died.
-    """
+    """Without which the next proof would prove nothing. Why it does: ``deferral.settling_seconds``."""
     tasks = [task for _ in range(ROUNDS) for task in proof.run("naive")]
     failed = Counter(task.map_index % 3 for task in tasks if task.state != "success")
     print(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 TASKS = 20
 BUSY = 0.8  # of the time in which the slot could be used
-RUNNING = 3.0  # tasks on a worker, on average: they come to submit, to see the end, and to store
+RUNNING = 2.0  # tasks on a worker, on average: they come to submit, to see the end, and to store
 DEFERRED = 15  # tasks in the triggerer, at some moment: nearly all that wait
 
 

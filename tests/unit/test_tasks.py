@@ -236,10 +236,20 @@ class TestDeferring:
         assert kwargs["generation_id"] == generation_id
         assert kwargs["modelscope_conn_id"] == "modelscope_default"
         assert kwargs["poll_interval"] == 7
-        assert kwargs["settling_seconds"] == 5
+        assert kwargs["settling_seconds"] == 8
         # Airflow's own limit leaves the trigger the time for a last look, so that its message comes first.
         assert deferral.timeout is not None
         assert deferral.timeout.total_seconds() > 100 + 30
+
+    def test_no_trigger_fires_while_a_worker_may_still_be_about_to_report_the_deferral(
+        self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "20")
+        generation_id = submitter().execute(context)
+        emulator.fail("poll:stall:always")
+        emulator.fail("submit:queue-full:always")
+        for task in (sensor(generation_id, deferrable=True, defer_after=0), submitter(deferrable=True)):
+            assert self.deferred(task, context).trigger.serialize()[1]["settling_seconds"] == 23
 
     def test_a_shorter_execution_timeout_ends_the_wait(
         self, emulator: Emulator, context: Context, tmp_path: Path
