@@ -15,7 +15,11 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.request import GenerationRequest
-from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+from airflow_provider_modelscope.triggers.image_generation import (
+    TICK,
+    ModelScopeImageGenerationTrigger,
+    until_a_tick,
+)
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -121,6 +125,19 @@ def test_it_does_not_fire_before_the_task_has_settled_in_its_deferral(emulator: 
     started_at = time.monotonic()
     assert events(trigger(submitted(), settling_seconds=0.3))[0]["status"] == "finished"
     assert time.monotonic() - started_at >= 0.3
+
+
+@pytest.mark.parametrize("seconds", [1, 1.1, 1.3, 2, 4.76, 15])
+@pytest.mark.parametrize("now", [0.0, 1234.56, 1234.75])
+def test_pauses_end_together_and_are_never_longer_nor_below_a_second(seconds: float, now: float) -> None:
+    cut = until_a_tick(seconds, now=now)
+    assert max(1, seconds - TICK) <= cut <= seconds
+    assert cut == seconds or ((now + cut) / TICK).is_integer()
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.5, 0.99])
+def test_the_short_pause_before_a_deadline_is_not_cut(seconds: float) -> None:
+    assert until_a_tick(seconds, now=1234.56) == seconds
 
 
 def test_a_cancelled_wait_closes_its_connections(emulator: Emulator) -> None:
