@@ -79,7 +79,9 @@ class Answer:
     @property
     def retry_after(self) -> float | None:
         """Seconds that it asks to wait. A date is read against the answer's own, so clocks may differ."""
-        value = self.headers.get("Retry-After", "")
+        value = self.headers.get("Retry-After")
+        if not value:
+            return None
         if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
             return float(value)
         try:

@@ -12,6 +12,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
+import aiohttp
+from yarl import URL
+
 from airflow_provider_modelscope.api import (
     Answer,
     Call,
@@ -32,8 +35,6 @@ from airflow_provider_modelscope.triggers.line import Line
 from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, Quiet
 
 if TYPE_CHECKING:
-    import aiohttp
-
     from airflow_provider_modelscope.account import Account
     from airflow_provider_modelscope.generation import Generation
     from airflow_provider_modelscope.request import GenerationRequest
@@ -96,8 +97,6 @@ class Client:
         :raises SubmissionLostError: where it was sent, and nobody can tell whether a generation was made.
         :raises ModelScopeError: whatever else the service answers.
         """
-        import aiohttp
-
         may_be_sent = False
 
         async def note(*_: object) -> None:
@@ -155,8 +154,6 @@ class Client:
             await asyncio.sleep(max(0.0, min(pause + jitter, end_time - now)))
 
     def _new_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
-        import aiohttp
-
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=self._trust,
@@ -174,9 +171,6 @@ class Client:
 
         :raises ServiceUnavailableError: where there is no answer.
         """
-        import aiohttp
-        from yarl import URL
-
         try:
             async with session.request(
                 call.method,

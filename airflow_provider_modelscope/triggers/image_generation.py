@@ -6,8 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
-from airflow_provider_modelscope.waiting import MIN_POLL_INTERVAL, GenerationWait
+from airflow_provider_modelscope.waiting import GenerationWait
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.triggers.client import Client
