@@ -29,6 +29,7 @@ def example_text_to_image() -> None:
         model="Qwen/Qwen-Image",
         prompt="{{ params.prompt }}",
         size="1024x768",
+        deferrable=True,
     )
     wait = ModelScopeImageGenerationSensor(
         task_id="wait",

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 START_SECONDS = 180  # for all of Airflow to come up; some 40 here
 EXAMPLE_DAGS = Path(__file__).parent.parent / "example_dags"
