@@ -58,8 +58,7 @@ def submit_or_defer(
             queue.give_up(refusal)
         task.log.info("Leaving the submission to the triggerer, which waits for room: %s", refusal)
     trigger = ModelScopeSubmissionTrigger(
-        # Megabytes of pictures are nothing to keep in Airflow's database.
-        request=None if request.inlined_images else request.summary(),
+        request=None if request.private_images else request.summary(),
         since=queue.since,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,

@@ -106,12 +106,12 @@ class GenerationRequest:
         return {name: value for name, value in named.items() if value is not None} | dict(extra)
 
     def summary(self) -> dict[str, Any]:
-        """Return what was asked for, for people: pictures given as ``data:`` are cut short."""
+        """Return what was asked for, as it may be kept and shown: without what is private of its pictures."""
         pictures = self.image_url
         if isinstance(pictures, str):
-            pictures = _short(pictures)
+            pictures = _public(pictures)
         elif pictures is not None:
-            pictures = [_short(picture) for picture in pictures]
+            pictures = [_public(picture) for picture in pictures]
         return {name: value for name, value in vars(self).items() if value is not None} | (
             {"image_url": pictures} if pictures else {}
         )
@@ -123,9 +123,9 @@ class GenerationRequest:
         return [url for url in self._image_urls if not url.lower().startswith(sendable)]
 
     @property
-    def inlined_images(self) -> list[str]:
-        """The pictures to edit that are part of the request, as ``data:`` URIs."""
-        return [url for url in self._image_urls if url.lower().startswith("data:")]
+    def private_images(self) -> list[str]:
+        """The pictures to edit that no database or log is to hold: ``data:`` URIs, and signed URLs."""
+        return [url for url in self._image_urls if url.lower().startswith("data:") or "?" in url]
 
     @property
     def _image_urls(self) -> Sequence[str]:
@@ -146,6 +146,14 @@ def _shown(value: Any) -> str:
         return _short(repr(value), 80)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list in a list in a list ...
         return f"a huge {type(value).__name__}"
+
+
+def _public(url: str) -> str:
+    """Return what may be kept of a picture's URL: a query may be a signature, ``data:`` holds megabytes."""
+    if url.lower().startswith("data:"):
+        return _short(url)
+    address, query, _ = url.partition("?")
+    return address + ("?..." if query else "")
 
 
 def _short(text: str, most: int = 300) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 POLL_INTERVAL = 15.0  # seconds; while a model's times are unknown looks are 5 s apart, see ``schedule``
 NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just accepted"
 QUIET_AFTER_429 = 5.0  # seconds; the service was never seen to say how long
+MAX_WAIT = 365 * 24 * 3600.0  # seconds; a longer timeout is no date that Airflow can keep
 MAX_RETRY_AFTER = 300.0  # seconds; more than this is not believed
 TRIES = 3  # of what failed in passing
 PAUSE = 1.0  # seconds between them
@@ -196,7 +197,7 @@ class Quiet:
 
     def seconds(self, now: float) -> float:
         """Return how many seconds of it remain."""
-        return max(0.0, self._until - now)
+        return min(MAX_RETRY_AFTER, max(0.0, self._until - now))  # no more, though the clock be set back
 
 
 def end_of_wait(
@@ -208,4 +209,4 @@ def end_of_wait(
     it while a task is deferred.
     """
     limit = math.inf if execution_timeout is None else execution_timeout.total_seconds()
-    return min(since + timeout, started_at + limit)
+    return min(since + min(timeout, MAX_WAIT), started_at + limit)

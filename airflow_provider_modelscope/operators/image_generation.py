@@ -126,12 +126,16 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
             case {
                 "status": "submitted",
                 "generation_id": str(generation_id),
-                "submitted_at": float(submitted_at),
+                "submitted_at": float() | int() as submitted_at,
                 "request": {"model": str(model)} as request,
             }:
                 submission = Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
                 return self._accepted(submission, request, context)
-            case {"status": "room", "since": float(since), "end_time": float(end_time)}:
+            case {
+                "status": "room",
+                "since": float() | int() as since,
+                "end_time": float() | int() as end_time,
+            }:
                 return self._submit(QueueWait(since=since, end_time=end_time), context)
         raise error_of_event(event)
 

@@ -72,20 +72,21 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Look, wait where it still runs, and return the ``generation_id``."""
+        if not self.deferrable and (self.reschedule or self.exponential_backoff):
+            return super().execute(context)  # Airflow's own loop: the Dag's author says when to look
         with self._ending_as_sensors_do():
-            if not self.deferrable and (self.reschedule or self.exponential_backoff):
-                return super().execute(context)  # Airflow's own loop: the Dag's author says when to look
             defer_after = self.defer_after if self.deferrable else None
             wait = self._wait(context)
             return self._succeeded(wait_or_defer(self, wait, self.hook, defer_after=defer_after))
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Look once."""
-        wait = self._wait(context)
-        outcome = wait.after(self.hook.look(wait.generation_id), now=time.time())
-        if isinstance(outcome, float):
-            return False
-        return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))
+        with self._ending_as_sensors_do():
+            wait = self._wait(context)
+            outcome = wait.after(self.hook.look(wait.generation_id), now=time.time())
+            if isinstance(outcome, float):
+                return False
+            return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))
 
     def _wait(self, context: Context) -> GenerationWait:
         from airflow_provider_modelscope.generation import checked_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.account import Account
 
 KEPT_SECONDS = 60.0  # that what was read is believed; waits that begin later read it again
+READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds: many paid generations may wait for one read
+
+log = logging.getLogger(__name__)
 
 
 async def account_of(connection_id: str, *, refused: Account | None = None) -> Account:
@@ -44,7 +48,16 @@ class _Accounts:
         from airflow_provider_modelscope.account import Account
 
         try:
-            account = Account.from_connection(await get_async_connection(connection_id))
+            for pause in (*READ_PAUSES, None):
+                try:
+                    connection = await get_async_connection(connection_id)
+                    break
+                except Exception as error:  # whatever a secrets backend that is away for a moment raises
+                    if pause is None:
+                        raise
+                    log.warning("Reading connection %r again in %g s: %r", connection_id, pause, error)
+                await asyncio.sleep(pause)
+            account = Account.from_connection(connection)
         finally:
             del self._reads[connection_id]
         self._known[connection_id] = time.monotonic(), account

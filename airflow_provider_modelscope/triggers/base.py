@@ -22,10 +22,10 @@ class ModelScopeTrigger(BaseTrigger):
     :param modelscope_conn_id: The connection of the account.
     :param end_time: When to give up, in epoch seconds.
     :param settling_seconds: Seconds from its start in which it does not fire, whatever it has seen; see
-        ``deferral``.
+        :func:`airflow_provider_modelscope.deferral.settling_seconds`, which a task that defers passes.
     """
 
-    def __init__(self, *, modelscope_conn_id: str, end_time: float, settling_seconds: float) -> None:
+    def __init__(self, *, modelscope_conn_id: str, end_time: float, settling_seconds: float = 8.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modelscope_conn_id = modelscope_conn_id
         self.end_time = end_time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 import ssl
@@ -26,6 +27,7 @@ from airflow_provider_modelscope.api import (
 )
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
+    InvalidConnectionError,
     ModelScopeError,
     ServiceUnavailableError,
     ServiceUnreachableError,
@@ -45,6 +47,8 @@ DNS_SECONDS = 300
 WATCH_SECONDS = 3600.0  # after which a generation is no longer believed to end
 
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 # An HTTP session is bound to its event loop, so each loop has clients of its own.
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Client]] = WeakKeyDictionary()
@@ -68,7 +72,12 @@ class Client:
         self._turns = asyncio.Semaphore(POOL_SIZE)
         self._trust: ssl.SSLContext | bool = account.verify is not False
         if isinstance(account.verify, str):
-            self._trust = ssl.create_default_context(cafile=account.verify)
+            try:
+                self._trust = ssl.create_default_context(cafile=account.verify)
+            except OSError as error:
+                raise InvalidConnectionError(
+                    f"The triggerer cannot read the connection's verify, {account.verify!r}: {error}"
+                ) from error
         self._session = self._new_session()
 
     async def look(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError:
@@ -109,6 +118,10 @@ class Client:
         async with self._new_session(trace) as session:
             try:
                 answer = await self._send(session, submission_call(self._account, request))
+            except asyncio.CancelledError:
+                if may_be_sent:
+                    log.warning("Ended while submitting: a generation may have been made and charged")
+                raise
             except ServiceUnavailableError as error:
                 if may_be_sent:
                     raise lost(error.message) from error
@@ -182,8 +195,10 @@ class Client:
             ) as response:
                 body = await response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: a timeout is one too
-            text = f"{self._account.base_url} gave no answer: {type(error).__name__} {error}"
-            raise ServiceUnavailableError(text.rstrip()) from error
+            # What a proxy answered would show its URL, password included.
+            said = f"{error.status}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
+            text = f"{self._account.base_url} gave no answer: {type(error).__name__} {said}"
+            raise ServiceUnavailableError(text.rstrip()) from None
         answer = Answer(status_code=response.status, headers=response.headers, body=body)
         self._quiet.hear(answer, now=time.time())
         return answer
@@ -197,13 +212,15 @@ async def with_client(connection_id: str, work: Callable[[Client], Awaitable[Res
     rotated meanwhile, that was no verdict on the new one, and the work is done with that.
     """
     account = await account_of(connection_id)
+    refused = set()
     while True:
         try:
             async with shared_client(account) as client:
                 return await work(client)
         except AuthenticationError:
-            refused, account = account, await account_of(connection_id, refused=account)
-            if account == refused:
+            refused.add(account)
+            account = await account_of(connection_id, refused=account)
+            if account in refused:
                 raise
 
 

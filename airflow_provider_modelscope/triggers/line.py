@@ -32,8 +32,10 @@ class Line:
         try:
             yield place
         finally:
+            was_first = self._places[0] is place
             self._places.remove(place)
-            self.call()
+            if was_first:
+                self.call()
 
     def call(self) -> None:
         """Tell the first in the line that there may be room."""

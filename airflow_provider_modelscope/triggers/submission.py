@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.triggers.client import Client
     from airflow_provider_modelscope.triggers.line import Line, Place
 
+LATE = 10.0  # seconds past the deadline; later nobody may be left to tell what was submitted
 HAND_BACK_PAUSE = 30.0  # seconds before a worker is asked to try, where nothing tells that there is room
 
 
@@ -32,8 +33,8 @@ class ModelScopeSubmissionTrigger(ModelScopeTrigger):
     The event is ``{"status": "submitted", "generation_id": ..., "submitted_at": ..., "request": ...}``; or,
     where the worker is to submit, ``{"status": "room", "since": ..., "end_time": ...}``.
 
-    :param request: The parameters of a ``GenerationRequest``. None where they hold pictures, which would
-        have to lie in Airflow's database: the worker submits.
+    :param request: The parameters of a ``GenerationRequest``. None where they hold pictures or signed URLs,
+        which would have to lie in Airflow's database: the worker submits.
     :param since: When the task began to wait, in epoch seconds: its place in the line.
     """
 
@@ -57,7 +58,8 @@ class ModelScopeSubmissionTrigger(ModelScopeTrigger):
         queue = QueueWait(since=self.since, end_time=self.end_time, refused=True)
         with client.line.place(self.since) as place:
             self.log.info("Waiting for room in the account's queue to submit; %d wait before it", place.ahead)
-            # What is submitted is told at once: no triggerer that dies meanwhile makes it be paid twice.
+            # Not later: what was submitted must be told at once. A triggerer that ends in the second before
+            # Airflow has the event leaves nothing behind, and the next one submits again.
             await asyncio.sleep(self.settling_seconds)
             while True:
                 await self._become_first(client.line, place, queue)
@@ -65,6 +67,7 @@ class ModelScopeSubmissionTrigger(ModelScopeTrigger):
                     await place.wait(min(HAND_BACK_PAUSE, self.end_time - time.time()))
                     client.line.hold()
                     return {"status": "room", "since": self.since, "end_time": self.end_time}
+                place.called.clear()  # what called before is answered by this try
                 try:
                     generation_id = await client.submit(request, end_time=self.end_time)
                 except (RateLimitedError, ServiceUnreachableError) as error:
@@ -85,9 +88,15 @@ class ModelScopeSubmissionTrigger(ModelScopeTrigger):
 
         :raises QueueFullError: where the time is up first.
         """
-        while place.ahead or line.held:
+        while True:
             remaining = self.end_time - time.time()
+            is_first = not place.ahead and not line.held
+            if is_first and remaining > -LATE:
+                return
             if remaining <= 0:
-                full = QueueFullError(f"{place.ahead} tasks of this account waited before this one")
-                queue.give_up(full, waiting=len(line))
-            await place.wait(min(remaining, line.held) if not place.ahead else remaining)
+                full = f"The account's queue stayed full, and {place.ahead} tasks waited before this one"
+                queue.give_up(QueueFullError(full), waiting=len(line))
+            if place.ahead:
+                await place.wait(remaining)
+            else:
+                await asyncio.sleep(min(remaining, line.held))

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from itertools import cycle
+
+import pytest
 
 from airflow_provider_modelscope.account import Account
 from airflow_provider_modelscope.emulator import Emulator
+from airflow_provider_modelscope.exceptions import (
+    AuthenticationError,
+    InvalidConnectionError,
+    ServiceUnavailableError,
+)
+from airflow_provider_modelscope.triggers import accounts
 from airflow_provider_modelscope.triggers.accounts import account_of
-from airflow_provider_modelscope.triggers.client import POOL_SIZE, Client, shared_client
+from airflow_provider_modelscope.triggers.client import POOL_SIZE, Client, shared_client, with_client
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from tests.unit.conftest import TOKEN, connect
-
-if TYPE_CHECKING:
-    import pytest
 
 WAITS = 4 * POOL_SIZE
 STILL_RUNNING = {"task_status": "PROCESSING", "outputs": {}}
@@ -134,6 +140,54 @@ def test_a_token_that_is_rotated_during_the_wait_is_read_again(monkeypatch: pyte
     assert [exchange.status for exchange in emulator.requests] == [401, 200]
 
 
+def test_a_bundle_of_authorities_that_the_triggerer_lacks_is_an_error_that_names_it() -> None:
+    async def borrow() -> None:
+        async with shared_client(Account(token=TOKEN, verify="/no/such/bundle.pem")):
+            pass
+
+    with pytest.raises(InvalidConnectionError, match=r"verify.*/no/such/bundle\.pem"):
+        asyncio.run(borrow())
+
+
+def test_tokens_that_are_all_refused_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Emulator(tokens=["ms-another"]) as emulator:
+        tokens = cycle(["ms-one", "ms-two"])  # two copies of the secrets, each with its own old token
+
+        async def read(connection_id: str) -> object:
+            from airflow.providers.common.compat.sdk import Connection
+
+            return Connection(
+                conn_id=connection_id, conn_type="modelscope", host=emulator.base_url, password=next(tokens)
+            )
+
+        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", read)
+
+        async def look(client: Client) -> None:
+            raise AuthenticationError("refused")
+
+        with pytest.raises(AuthenticationError):
+            asyncio.run(with_client("modelscope_default", look))
+
+
+def test_a_proxy_that_refuses_does_not_bring_its_password_into_the_error() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def look() -> object:
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            proxy = f"http://bob:s3cret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            account = Account(token=TOKEN, base_url="https://api.example", proxy=proxy)
+            async with shared_client(account) as client:
+                return await client.look("42", end_time=time.time() + 5)
+
+    seen = asyncio.run(look())
+    assert isinstance(seen, ServiceUnavailableError)
+    assert "407" in str(seen)
+    assert "s3cret" not in "".join(traceback.format_exception(seen))
+
+
 class Secrets:
     """What Airflow answers when a trigger asks for a connection; slow, and failing as often as told."""
 
@@ -168,15 +222,19 @@ def test_waits_that_begin_together_read_their_connection_once(monkeypatch: pytes
 
 
 def test_a_read_that_failed_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = Secrets(monkeypatch, failures=1)
+    tries = len(accounts.READ_PAUSES) + 1
+    monkeypatch.setattr(accounts, "READ_PAUSES", (0.0,) * (tries - 1))
+    secrets = Secrets(monkeypatch, failures=tries + 2)
 
     async def begin() -> None:
         errors = await asyncio.gather(*(account_of("a") for _ in range(3)), return_exceptions=True)
         assert [type(error) for error in errors] == [OSError] * 3
+        assert secrets.reads == tries
+        # The next read fails in passing, twice, and is tried again.
         assert (await account_of("a")).token == TOKEN
 
     asyncio.run(begin())
-    assert secrets.reads == 2
+    assert secrets.reads == tries + 3
 
 
 def test_a_wait_that_is_cancelled_leaves_the_read_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

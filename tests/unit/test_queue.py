@@ -142,6 +142,16 @@ class TestTheLine:
 
         asyncio.run(leave())
 
+    def test_only_the_first_to_leave_calls_the_next(self) -> None:
+        async def leave() -> None:
+            line = Line()
+            with line.place(1.0) as first:
+                with line.place(2.0):
+                    pass
+                assert not first.called.is_set()
+
+        asyncio.run(leave())
+
     def test_a_call_that_comes_before_the_wait_counts_once(self) -> None:
         async def call() -> None:
             line = Line()
@@ -224,7 +234,7 @@ class TestTheTrigger:
         errors = [error_in(one) for one in asyncio.run(three())]
         assert all(type(error) is QueueFullError for error in errors)
         assert any("2 more of this account waited with it" in str(error) for error in errors)
-        assert any("tasks of this account waited before this one" in str(error) for error in errors)
+        assert any("tasks waited before this one" in str(error) for error in errors)
         assert emulator.accepted == 0
 
     @pytest.mark.parametrize("fault", ["lost", "reset", "500", "no-id", "html"])
@@ -262,6 +272,11 @@ class TestTheTrigger:
         begun, ended = asyncio.run(both())
         assert ended - begun >= 0.3
         assert emulator.accepted == 1
+
+    def test_a_line_that_nobody_watched_for_hours_submits_nothing(self, emulator: Emulator) -> None:
+        late = trigger(since=time.time() - 7200, end_time=time.time() - 3600)
+        assert isinstance(error_in(asyncio.run(event(late))), QueueFullError)
+        assert not submissions(emulator)
 
     def test_no_event_and_no_argument_holds_the_token(self, emulator: Emulator) -> None:
         emulator.fail("submit:403")
@@ -330,6 +345,37 @@ class TestTheTask:
         assert raised.value.trigger.serialize() == first.trigger.serialize()
         assert self.resume(task, raised.value, context)
         assert submissions(emulator)[-1].json["image_url"].startswith("data:image/png")
+
+    @pytest.mark.parametrize(
+        "parameters",
+        [
+            {"loras": {"a/b": 0.25, "c/d": "0.75"}, "guidance": "7.5", "steps": "30", "seed": 0},
+            {"extra_parameters": {"sampler": "Euler a", "nested": {"a": [1, None]}}, "negative_prompt": "雾"},
+            {"image_url": ["https://images.example/" + "a" * 500 + ".png", "http://images.example/b.png"]},
+        ],
+        ids=["numbers", "extra", "long URLs"],
+    )
+    def test_the_triggerer_sends_what_the_worker_would(
+        self, emulator: Emulator, context: Context, parameters: dict[str, Any]
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        task = submitter(**parameters)
+        self.resume(task, self.deferred(task, context), context)
+        refused, accepted = submissions(emulator)
+        assert accepted.json == refused.json
+
+    def test_a_signed_url_is_kept_nowhere_and_sent_by_the_worker(
+        self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(submission, "HAND_BACK_PAUSE", 0.0)
+        emulator.fail("submit:queue-full")
+        task = submitter(image_url="https://bucket.example/cat.png?Signature=s3cret")
+        deferral = self.deferred(task, context)
+        self.resume(task, deferral, context)
+        assert submissions(emulator)[-1].json["image_url"].endswith("?Signature=s3cret")
+        kept = context["ti"].pushed["request"]
+        assert kept["image_url"] == "https://bucket.example/cat.png?..."
+        assert "s3cret" not in json.dumps([deferral.trigger.serialize(), kept])
 
     def test_an_error_in_the_triggerer_is_the_tasks_error(self, emulator: Emulator, context: Context) -> None:
         emulator.fail("submit:queue-full")

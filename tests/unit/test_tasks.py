@@ -314,6 +314,15 @@ class TestSensor:
         done = self.below_a_submit_task(context, age=1000, timeout=90, deferrable=deferrable)
         assert run(done, context) == done.generation_id
 
+    def test_in_mode_reschedule_it_skips_where_it_shall_not_fail(
+        self, emulator: Emulator, context: Context
+    ) -> None:
+        emulator.fail("poll:failed")
+        generation_id = submitter().execute(context)
+        context["ti"].get_first_reschedule_date = lambda context: None
+        with pytest.raises(AirflowSkipException):
+            sensor(generation_id, mode="reschedule", soft_fail=True).execute(context)
+
     def test_the_trigger_gets_what_was_recorded_upstream(self, emulator: Emulator, context: Context) -> None:
         emulator.fail("poll:stall")
         with pytest.raises(TaskDeferred) as raised:
@@ -323,12 +332,13 @@ class TestSensor:
         assert (kwargs["model"], kwargs["submitted_at"]) == (ASKED["model"], submitted_at)
         assert kwargs["end_time"] == submitted_at + 900
 
+    @pytest.mark.parametrize("soft_fail", [False, True])
     def test_in_mode_reschedule_it_gives_its_worker_back_between_looks(
-        self, emulator: Emulator, context: Context
+        self, emulator: Emulator, context: Context, soft_fail: bool
     ) -> None:
         emulator.fail("poll:no-images")
         generation_id = submitter().execute(context)
-        waiting = sensor(generation_id, mode="reschedule", poke_interval=60)
+        waiting = sensor(generation_id, mode="reschedule", poke_interval=60, soft_fail=soft_fail)
         context["ti"].get_first_reschedule_date = lambda context: None
         with pytest.raises(AirflowException) as raised:
             waiting.execute(context)

@@ -268,6 +268,7 @@ def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
         (900, 30, 50, 30),
         (0, 30, 0, 0),
         (math.inf, 30, 0, 30),
+        (math.inf, None, 0, 365 * 24 * 3600),
     ],
 )
 def test_a_wait_ends_with_its_timeout_or_with_the_tasks_execution_timeout(
