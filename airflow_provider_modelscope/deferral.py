@@ -103,7 +103,6 @@ def _defer(task: BaseOperator, trigger: ModelScopeTrigger, hook: ModelScopeHook,
     # comes first.
     seconds = max(0.0, trigger.end_time - time.time()) + hook.account.request_timeout + 60
     task.defer(trigger=trigger, method_name=method, timeout=timedelta(seconds=seconds))
-    raise AssertionError("unreachable: defer() raises")
 
 
 def generation_id_of(event: Any) -> str:

@@ -163,7 +163,8 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         return submission.generation_id
 
     def _end_of(self, timeout: float, context: Context, *, since: float) -> float:
-        started_at = context["ti"].start_date.timestamp()  # its first start: a deferral does not change it
+        # The task's first start; Airflow 3.0 and 3.1 begin anew where it resumes.
+        started_at = context["ti"].start_date.timestamp()
         return end_of_wait(timeout, self.execution_timeout, since=since, started_at=started_at)
 
 

@@ -17,7 +17,7 @@ class ModelScopeTrigger(BaseTrigger):
     """Fires once, and not before the task has settled in its deferral.
 
     An error is an event too: ``{"status": "error", "error": ...}`` holds what the task is to raise. No event
-    holds a token or a URL: events are kept in the database and logged.
+    holds a token or a signed URL: events are kept in the database and logged.
 
     :param modelscope_conn_id: The connection of the account.
     :param end_time: When to give up, in epoch seconds.

@@ -9,7 +9,6 @@ import pytest
 import requests
 from requests_mock import Mocker
 
-from airflow_provider_modelscope import waiting
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
@@ -25,7 +24,6 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
     UnknownModelError,
 )
-from airflow_provider_modelscope.hooks import modelscope
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.request import GenerationRequest
 from tests.unit.conftest import TOKEN, connect
@@ -39,11 +37,7 @@ SUBMIT, LOOK, USER = (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelscope, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_modelscope import waiting
 from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationRejectedError,
@@ -29,7 +28,6 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ServiceUnavailableError,
 )
-from airflow_provider_modelscope.hooks import modelscope
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
@@ -49,11 +47,7 @@ Context = Any  # a mapping with a stand-in for the task instance
 ASKED: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", "size": "64x64", "seed": "5"}
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelscope, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def submitter(**parameters: Any) -> ModelScopeSubmitImageGenerationOperator:
