@@ -9,7 +9,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -32,6 +32,7 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
+from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.triggers.accounts import account_of
 from airflow_provider_modelscope.triggers.line import Line
 from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, Quiet
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 POOL_SIZE = 64  # connections to one service, for however many waits: 200 looks a second at 0.3 s each
 KEPT_SECONDS = 60.0  # that an idle connection is kept: longer than the usual time between looks
 DNS_SECONDS = 300
+TICK = 0.25  # seconds: looks that fall due within it wake the event loop once: a third less CPU
 WATCH_SECONDS = 3600.0  # after which a generation is no longer believed to end
 
 Result = TypeVar("Result")
@@ -95,6 +97,21 @@ class Client:
         except ModelScopeError as error:
             error.generation_id = generation_id
             return error
+
+    async def see_finished(
+        self, wait: GenerationWait, *, while_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Look until a generation has finished, and call the first in the line then.
+
+        :param while_wanted: Asked before each look; where it says no, nobody needs to know any more.
+        :raises ModelScopeError: where the wait ends without that.
+        """
+        while while_wanted():
+            look = await self.look(wait.generation_id, end_time=wait.end_time)
+            outcome = wait.after(look, now=time.time())
+            if not isinstance(outcome, float):
+                return self.line.call()
+            await asyncio.sleep(until_a_tick(outcome, now=asyncio.get_running_loop().time()))
 
     async def submit(self, request: GenerationRequest, *, end_time: float) -> str:
         """Start a generation and return its id; sent once, over a connection of its own.
@@ -150,15 +167,8 @@ class Client:
             poll_interval=POLL_INTERVAL,
             quick_until=math.inf,  # an account that is idle costs more than looks
         )
-        while self.line:
-            look = await self.look(generation_id, end_time=wait.end_time)
-            try:
-                outcome = wait.after(look, now=time.time())
-            except ModelScopeError:
-                return  # its own task tells of it; the line tries again by itself
-            if not isinstance(outcome, float):
-                return self.line.call()
-            await asyncio.sleep(outcome)
+        with suppress(ModelScopeError):  # its own task tells of it; the line tries again by itself
+            await self.see_finished(wait, while_wanted=lambda: len(self.line) > 0)
 
     async def _keep_quiet(self, end_time: float) -> None:
         now = time.time()
@@ -202,6 +212,15 @@ class Client:
         answer = Answer(status_code=response.status, headers=response.headers, body=body)
         self._quiet.hear(answer, now=time.time())
         return answer
+
+
+def until_a_tick(seconds: float, *, now: float) -> float:
+    """Return the seconds of a pause that is cut to end on a tick, where that leaves it a second or more.
+
+    :param now: On the event loop's clock, which all its pauses share.
+    """
+    cut = seconds - (now + seconds) % TICK
+    return cut if cut >= MIN_POLL_INTERVAL else seconds
 
 
 async def with_client(connection_id: str, work: Callable[[Client], Awaitable[Result]]) -> Result:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.waiting import GenerationWait
-
-if TYPE_CHECKING:
-    from airflow_provider_modelscope.triggers.client import Client
-
-TICK = 0.25  # seconds: looks that fall due within it wake the event loop once: a third less CPU
 
 
 class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
@@ -63,23 +56,5 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             poll_interval=self.poll_interval,
             model=self.model,
         )
-
-        async def look_until_finished(client: Client) -> None:
-            while True:
-                look = await client.look(self.generation_id, end_time=self.end_time)
-                outcome = wait.after(look, now=time.time())
-                if not isinstance(outcome, float):
-                    return client.line.call()
-                await asyncio.sleep(until_a_tick(outcome, now=asyncio.get_running_loop().time()))
-
-        await with_client(self.modelscope_conn_id, look_until_finished)
+        await with_client(self.modelscope_conn_id, lambda client: client.see_finished(wait))
         return {"status": "finished", "generation_id": self.generation_id}
-
-
-def until_a_tick(seconds: float, *, now: float) -> float:
-    """Return the seconds of a pause that is cut to end on a tick, where that leaves it a second or more.
-
-    :param now: On the event loop's clock, which all its pauses share.
-    """
-    cut = seconds - (now + seconds) % TICK
-    return cut if cut >= MIN_POLL_INTERVAL else seconds

@@ -15,11 +15,8 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.request import GenerationRequest
-from airflow_provider_modelscope.triggers.image_generation import (
-    TICK,
-    ModelScopeImageGenerationTrigger,
-    until_a_tick,
-)
+from airflow_provider_modelscope.triggers.client import TICK, until_a_tick
+from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
