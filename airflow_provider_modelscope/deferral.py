@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError, RateLimitedError
+from airflow_provider_modelscope.exceptions import (
+    ModelScopeError,
+    ModelScopeFinalError,
+    RateLimitedError,
+    ServiceUnreachableError,
+)
+from airflow_provider_modelscope.waiting import QueueWait
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from airflow.providers.common.compat.sdk import BaseOperator
 
     from airflow_provider_modelscope.generation import Generation
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.request import GenerationRequest
     from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
-    from airflow_provider_modelscope.waiting import GenerationWait, QueueWait
+    from airflow_provider_modelscope.waiting import GenerationWait
 
+STAND_BY = 6.0  # seconds to go on trying from a worker whose turn came a little early
 DEFER_AFTER = 8.0  # seconds of a generation's age to look from a worker; fast models need 1 to 6
 
 
@@ -39,7 +49,13 @@ def settling_seconds() -> float:
 
 
 def submit_or_defer(
-    task: BaseOperator, request: GenerationRequest, queue: QueueWait, hook: ModelScopeHook
+    task: BaseOperator,
+    request: GenerationRequest,
+    queue: QueueWait,
+    hook: ModelScopeHook,
+    *,
+    had_turn: bool,
+    sending: Callable[[], AbstractContextManager[object]],
 ) -> str:
     """Return the id of the generation that was started; where the account's queue is full, defer.
 
@@ -47,19 +63,26 @@ def submit_or_defer(
 
     :param request: What to submit, its pictures inlined.
     :param queue: The task's wait for room.
+    :param had_turn: Whether it was told that there is room, or soon will be.
+    :param sending: Makes the context in which it is sent, anew for each time.
     :raises ModelScopeError: where it cannot be submitted, or not in time.
     """
-    from airflow_provider_modelscope.triggers.submission import ModelScopeSubmissionTrigger
+    from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 
+    until = time.time() + (STAND_BY if had_turn else 0)
+    stand_by = QueueWait(since=until, end_time=until, refused=had_turn, longest_pause=1.0)
     try:
-        return hook.submit_generation(request, queue_timeout=0)
-    except RateLimitedError as refusal:
+        return hook.submit_in_line(request, stand_by, sending=sending)
+    except (RateLimitedError, ServiceUnreachableError) as refusal:
+        if isinstance(refusal, ServiceUnreachableError) and not had_turn:
+            raise  # there is no sign of a service at all
         if time.time() >= queue.end_time:
             queue.give_up(refusal)
-        task.log.info("Leaving the submission to the triggerer, which waits for room: %s", refusal)
-    trigger = ModelScopeSubmissionTrigger(
-        request=None if request.private_images else request.summary(),
+        task.log.info("Leaving the wait for room in the account's queue to the triggerer: %s", refusal)
+    trigger = ModelScopeQueueTrigger(
         since=queue.since,
+        model=request.model,
+        had_turn=had_turn,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
         settling_seconds=settling_seconds(),

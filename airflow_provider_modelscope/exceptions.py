@@ -12,6 +12,7 @@
     │   ├── AuthenticationError         it refused the token
     │   ├── AccountNotReadyError        the account is not bound or not verified
     │   ├── QuotaExhaustedError         the day's quota or the credit is spent
+    │   ├── SubmissionUnresolvedError   sent, but not answered, and not to be sent again
     │   ├── GenerationRejectedError     the generation FAILED, and doing the same again would too
     │   └── ImageRefusedError           an output image is too large, or where images may not come from
     └── ModelScopeRetryableError        yes: left to the retries of the Dag's author
@@ -20,6 +21,7 @@
         ├── RateLimitedError            too fast (429); nothing was created
         │   └── QueueFullError          the account already runs as many generations as it may
         ├── SubmissionLostError         sent, but not answered: a generation may have been made and charged
+        ├── RecordError                 the record of what was submitted cannot be read or written
         ├── GenerationFailedError       the generation FAILED; a new one may not
         ├── GenerationTimeoutError      it did not finish in time
         └── ImageError                  an output image could not be had whole
@@ -124,6 +126,10 @@ class QuotaExhaustedError(ModelScopeFinalError):
     """The day's quota or the account's credit is spent; waiting minutes does not help."""
 
 
+class SubmissionUnresolvedError(ModelScopeFinalError):
+    """A submission was sent and not answered, and ``on_lost_answer="fail"`` forbids to send it again."""
+
+
 class GenerationRejectedError(ModelScopeFinalError):
     """The generation FAILED, and what this task would do again would end the same way."""
 
@@ -154,6 +160,10 @@ class QueueFullError(RateLimitedError):
 
 class SubmissionLostError(ModelScopeRetryableError):
     """A submission was sent and not answered: a generation may have been made, and charged."""
+
+
+class RecordError(ModelScopeRetryableError):
+    """The record of what earlier tries submitted cannot be read, or not be written; nothing was sent."""
 
 
 class GenerationFailedError(ModelScopeRetryableError):

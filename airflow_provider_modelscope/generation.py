@@ -14,6 +14,7 @@ from airflow_provider_modelscope.exceptions import (
 
 SUCCEED = "SUCCEED"
 FAILED = "FAILED"
+NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just accepted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,10 @@ class Generation:
     def is_missing(self) -> bool:
         """Whether the service says that it knows no such generation: at its start not yet a verdict."""
         return self.status == FAILED and "not found" in self.error.message.lower()
+
+    def has_failed(self, *, age: float) -> bool:
+        """Whether it FAILED, at this age in seconds."""
+        return self.status == FAILED and not (self.is_missing and age < NOT_FOUND_GRACE)
 
     @property
     def is_finished(self) -> bool:

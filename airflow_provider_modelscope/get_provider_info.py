@@ -48,7 +48,7 @@ _MODULES = {
     "sensors": ["airflow_provider_modelscope.sensors.image_generation"],
     "triggers": [
         "airflow_provider_modelscope.triggers.image_generation",
-        "airflow_provider_modelscope.triggers.submission",
+        "airflow_provider_modelscope.triggers.queue",
     ],
     "hooks": ["airflow_provider_modelscope.hooks.modelscope"],
 }

@@ -123,11 +123,6 @@ class GenerationRequest:
         return [url for url in self._image_urls if not url.lower().startswith(sendable)]
 
     @property
-    def private_images(self) -> list[str]:
-        """The pictures to edit that no database or log is to hold: ``data:`` URIs, and signed URLs."""
-        return [url for url in self._image_urls if url.lower().startswith("data:") or "?" in url]
-
-    @property
     def _image_urls(self) -> Sequence[str]:
         return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
 

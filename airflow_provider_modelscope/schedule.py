@@ -19,7 +19,7 @@ tabulated when times were recorded (a millisecond), so that a look costs two sea
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from itertools import accumulate, pairwise
 
@@ -58,6 +58,13 @@ class Times:
 
     def __len__(self) -> int:
         return self._recorded
+
+    @property
+    def median(self) -> float | None:
+        """How many seconds it usually takes, where that is known."""
+        if not self._recorded:
+            return None
+        return _MIDDLES[bisect_left(list(accumulate(self._ended)), sum(self._ended) / 2)]
 
     def record(self, seconds: float, *, after: float | None = None) -> None:
         """Remember a time. One that is no time (negative, NaN, infinite, hours long) is ignored.

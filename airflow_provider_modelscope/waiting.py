@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.generation import Generation
 
 POLL_INTERVAL = 15.0  # seconds; while a model's times are unknown looks are 5 s apart, see ``schedule``
-NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just accepted"
 QUIET_AFTER_429 = 5.0  # seconds; the service was never seen to say how long
 MAX_WAIT = 365 * 24 * 3600.0  # seconds; a longer timeout is no date that Airflow can keep
 MAX_RETRY_AFTER = 300.0  # seconds; more than this is not believed
@@ -89,7 +88,7 @@ class GenerationWait:
             self.last_seen = f"not to be seen: {look}"
             retry_after = min(look.retry_after or 0.0, MAX_RETRY_AFTER)
             log.warning("Looking at generation %s failed: %s", self.generation_id, look)
-        elif look.is_missing and age < NOT_FOUND_GRACE:
+        elif look.is_missing and not look.has_failed(age=age):
             self.last_seen = "not found"
         elif look.is_finished:
             self._learn(look, age)
@@ -136,12 +135,21 @@ class QueueWait:
     :param end_time: When it ends, in epoch seconds.
     :param refused: Whether the service has refused already. Until then one that cannot be reached is soon
         given up; later it is waited for as well.
+    :param longest_pause: Between tries, in seconds.
     """
 
-    def __init__(self, *, since: float, end_time: float, refused: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        since: float,
+        end_time: float,
+        refused: bool = False,
+        longest_pause: float = MAX_QUEUE_PAUSE,
+    ) -> None:
         self.since = since
         self.end_time = end_time
         self._refused = refused
+        self._longest_pause = longest_pause
         self._tries = 0
 
     def after(
@@ -164,7 +172,7 @@ class QueueWait:
             return PAUSE
         if now >= self.end_time:
             self.give_up(error, waiting=waiting)
-        pause = min(MAX_QUEUE_PAUSE, QUEUE_PAUSE * 2.0 ** min(self._tries - 1, 10))
+        pause = min(self._longest_pause, QUEUE_PAUSE * 2.0 ** min(self._tries - 1, 10))
         pause *= random.uniform(0.75, 1.25)  # noqa: S311 - it spreads load, and hides nothing
         pause = max(pause, min(error.retry_after or 0.0, MAX_RETRY_AFTER))
         return min(pause, self.end_time - now)  # the last try falls on the deadline

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
@@ -100,21 +102,43 @@ class ModelScopeHook(BaseHook):
         :raises SubmissionLostError: where it was sent, and nobody can tell whether a generation was made.
         :raises ModelScopeError: whatever else the service answers.
         """
-        from airflow_provider_modelscope.api import lost, read_submission, submission_call
+        now = time.time()
+        return self.submit_in_line(request, QueueWait(since=now, end_time=now + queue_timeout))
+
+    def submit_in_line(
+        self,
+        request: GenerationRequest,
+        queue: QueueWait,
+        *,
+        sending: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> str:
+        """Start a generation as :meth:`submit_generation` does.
+
+        :param queue: The wait for room.
+        :param sending: Makes the context in which it is sent, anew for each time.
+        """
+        from airflow_provider_modelscope.api import submission_call
 
         call = submission_call(self.account, request)
-        now = time.time()
-        queue = QueueWait(since=now, end_time=now + queue_timeout)
         while True:
             try:
-                answer = self._send(call)
-                if answer.quota:
-                    self.log.info("ModelScope's quota: %s", answer.quota)
-                return read_submission(answer, account=self.account, model=request.model)
+                with sending():
+                    return self._submit(call, model=request.model)
             except (RateLimitedError, ServiceUnreachableError) as error:
                 self._pause(error, queue.after(error, now=time.time()))
-            except ServiceUnavailableError as error:
-                raise lost(error.message) from error
+
+    def _submit(self, call: Call, *, model: str) -> str:
+        from airflow_provider_modelscope.api import lost, read_submission
+
+        try:
+            answer = self._send(call)
+        except ServiceUnreachableError:
+            raise
+        except ServiceUnavailableError as error:
+            raise lost(error.message) from error
+        if answer.quota:
+            self.log.info("ModelScope's quota: %s", answer.quota)
+        return read_submission(answer, account=self.account, model=model)
 
     def get_generation(self, generation_id: str) -> Generation:
         """Return what the service says of a generation now. Passing faults are tried again.

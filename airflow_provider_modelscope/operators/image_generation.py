@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
@@ -22,6 +23,7 @@ from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, Q
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from airflow_provider_modelscope.durable import SubmissionRecord
     from airflow_provider_modelscope.generation import Generation
     from airflow_provider_modelscope.upstream import Submission
 
@@ -66,6 +68,10 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
     :param queue_timeout: Seconds to wait for room while the account already runs as many generations as it
         may, or is too fast.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
+    :param durable: Keep in Airflow's task state store, from Airflow 3.3 on, what was submitted: a retry takes
+        up that generation instead of paying for another.
+    :param on_lost_answer: What to do where a submission was sent and its answer was lost, so that it may have
+        been charged: ``"resubmit"`` lets the task's retries submit again, ``"fail"`` ends the task.
     """
 
     template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
@@ -89,6 +95,8 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
         queue_timeout: float = 3600,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        durable: bool = True,
+        on_lost_answer: Literal["resubmit", "fail"] = "resubmit",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -106,6 +114,8 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         self.modelscope_conn_id = modelscope_conn_id
         self.queue_timeout = queue_timeout
         self.deferrable = deferrable
+        self.durable = durable
+        self.on_lost_answer = on_lost_answer
 
     @cached_property
     def hook(self) -> ModelScopeHook:
@@ -113,54 +123,74 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
 
     def execute(self, context: Context) -> Any:
-        """Submit, and return the ``generation_id``."""
+        """Submit, or take up what an earlier try submitted, and return the ``generation_id``."""
         since = time.time()
-        end_time = self._end_of(self.queue_timeout, context, since=since)
-        return self._submit(QueueWait(since=since, end_time=end_time), context)
+        queue = QueueWait(since=since, end_time=self._end_of(self.queue_timeout, context, since=since))
+        return self._start(queue, context, had_turn=False)
 
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Go on after the wait in the triggerer for room in the account's queue."""
-        from airflow_provider_modelscope.upstream import Submission
-
         match event:
             case {
-                "status": "submitted",
-                "generation_id": str(generation_id),
-                "submitted_at": float() | int() as submitted_at,
-                "request": {"model": str(model)} as request,
-            }:
-                submission = Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
-                return self._accepted(submission, request, context)
-            case {
-                "status": "room",
+                "status": "turn",
                 "since": float() | int() as since,
                 "end_time": float() | int() as end_time,
             }:
-                return self._submit(QueueWait(since=since, end_time=end_time), context)
+                return self._start(QueueWait(since=since, end_time=end_time), context, had_turn=True)
         raise error_of_event(event)
 
-    def _submit(self, queue: QueueWait, context: Context) -> Any:
+    def _start(self, queue: QueueWait, context: Context, *, had_turn: bool) -> Any:
+        from airflow_provider_modelscope.durable import fingerprint_of
         from airflow_provider_modelscope.object_storage import inline_images
         from airflow_provider_modelscope.request import GenerationRequest
         from airflow_provider_modelscope.upstream import Submission
 
         asked = GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
         request = inline_images(asked, storage_conn_id=self.storage_conn_id)
-        if self.deferrable:
-            generation_id = submit_or_defer(self, request, queue, self.hook)
-        else:
-            generation_id = self.hook.submit_generation(request, queue_timeout=queue.end_time - time.time())
-        submission = Submission(generation_id=generation_id, model=asked.model, submitted_at=time.time())
-        return self._accepted(submission, asked.summary(), context)
+        record = self._record(context)
+        fingerprint = fingerprint_of(request, self.hook.account)
+        submission = earlier = self._earlier(record, fingerprint)
+        if submission is None:
+            sending = partial(record.sending, fingerprint)
+            if self.deferrable:
+                id_ = submit_or_defer(self, request, queue, self.hook, had_turn=had_turn, sending=sending)
+            else:
+                id_ = self.hook.submit_in_line(request, queue, sending=sending)
+            self.log.info("ModelScope accepted generation %s by %s", id_, asked.model)
+            submission = Submission(generation_id=id_, model=asked.model, submitted_at=time.time())
+        record.keep(fingerprint, submission, is_taken_up=earlier is not None)
+        submission.record(asked.summary(), context)
+        since = submission.submitted_at if earlier is None else time.time()
+        return self._go_on(submission, record, context, since=since)
 
-    def _accepted(self, submission: Submission, request: Mapping[str, Any], context: Context) -> Any:
-        """Record what was accepted, before anything else can fail, and go on."""
-        self.log.info("ModelScope accepted generation %s by %s", submission.generation_id, submission.model)
-        submission.record(request, context)
-        return self._go_on(submission, context)
+    def _earlier(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
+        """Return what an earlier try submitted, where that is worth being taken up."""
+        from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError
 
-    def _go_on(self, submission: Submission, context: Context) -> Any:
+        earlier = record.recall(fingerprint)
+        if earlier is None:
+            return None
+        look = self.hook.look(earlier.generation_id)
+        if isinstance(look, ModelScopeFinalError):
+            raise look
+        if not isinstance(look, ModelScopeError) and look.has_failed(age=time.time() - earlier.submitted_at):
+            self.log.warning(
+                "Generation %s FAILED (%s): submitting anew", earlier.generation_id, look.error.message
+            )
+            return None
+        self.log.info("Taking up generation %s, which an earlier try submitted", earlier.generation_id)
+        return earlier
+
+    def _go_on(
+        self, submission: Submission, record: SubmissionRecord, context: Context, *, since: float
+    ) -> Any:
+        record.forget()
         return submission.generation_id
+
+    def _record(self, context: Context) -> SubmissionRecord:
+        from airflow_provider_modelscope.durable import SubmissionRecord
+
+        return SubmissionRecord(context, durable=self.durable, on_lost_answer=self.on_lost_answer)
 
     def _end_of(self, timeout: float, context: Context, *, since: float) -> float:
         # The task's first start; Airflow 3.0 and 3.1 begin anew where it resumes.
@@ -211,23 +241,39 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
         return super().execute(context)
 
-    def _go_on(self, submission: Submission, context: Context) -> list[str]:
+    def _go_on(
+        self, submission: Submission, record: SubmissionRecord, context: Context, *, since: float
+    ) -> list[str]:
         wait = GenerationWait(
             submission.generation_id,
             submitted_at=submission.submitted_at,
-            end_time=self._end_of(self.timeout, context, since=submission.submitted_at),
+            end_time=self._end_of(self.timeout, context, since=since),
             poll_interval=self.poll_interval,
             model=submission.model,
             quick_until=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None
-        return self._land(wait_or_defer(self, wait, self.hook, defer_after=defer_after), context)
+        with self._finishing(record):
+            return self._land(wait_or_defer(self, wait, self.hook, defer_after=defer_after), context)
 
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""
         from airflow_provider_modelscope.landing import finished_generation
 
-        return self._land(finished_generation(self.hook, generation_id_of(event)), context)
+        with self._finishing(self._record(context)):
+            return self._land(finished_generation(self.hook, generation_id_of(event)), context)
+
+    @contextmanager
+    def _finishing(self, record: SubmissionRecord) -> Iterator[None]:
+        """Let the record go when the images are stored, or when they cannot be had."""
+        from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageGoneError
+
+        try:
+            yield
+        except (GenerationTimeoutError, ImageGoneError):
+            record.give_up()
+            raise
+        record.forget()
 
     def _land(self, generation: Generation, context: Context) -> list[str]:
         from airflow_provider_modelscope.landing import land

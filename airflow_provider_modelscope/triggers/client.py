@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import aiohttp
 from yarl import URL
 
-from airflow_provider_modelscope.api import (
-    Answer,
-    Call,
-    generation_call,
-    lost,
-    read_generation,
-    read_submission,
-    submission_call,
-)
+from airflow_provider_modelscope.api import Answer, Call, generation_call, read_generation
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     InvalidConnectionError,
     ModelScopeError,
     ServiceUnavailableError,
-    ServiceUnreachableError,
 )
 from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.triggers.accounts import account_of
 from airflow_provider_modelscope.triggers.line import Line
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, Quiet
+from airflow_provider_modelscope.waiting import GenerationWait, Quiet
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.account import Account
     from airflow_provider_modelscope.generation import Generation
-    from airflow_provider_modelscope.request import GenerationRequest
 
 POOL_SIZE = 64  # connections to one service, for however many waits: 200 looks a second at 0.3 s each
 KEPT_SECONDS = 60.0  # that an idle connection is kept: longer than the usual time between looks
 DNS_SECONDS = 300
 TICK = 0.25  # seconds: looks that fall due within it wake the event loop once: a third less CPU
-WATCH_SECONDS = 3600.0  # after which a generation is no longer believed to end
 
 Result = TypeVar("Result")
-
-log = logging.getLogger(__name__)
 
 # An HTTP session is bound to its event loop, so each loop has clients of its own.
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Client]] = WeakKeyDictionary()
@@ -68,19 +53,27 @@ class Client:
         self._account = account
         self._proxy = account.proxy_for(account.base_url)
         self._quiet = Quiet()
-        self._watches: set[asyncio.Task[None]] = set()
         # Whoever has no connection yet waits here, which costs nothing. Inside aiohttp its request would be
         # built first, all in one turn of the loop where many begin at once, and its timeout would run.
-        self._turns = asyncio.Semaphore(POOL_SIZE)
-        self._trust: ssl.SSLContext | bool = account.verify is not False
+        self._connections = asyncio.Semaphore(POOL_SIZE)
+        trust: ssl.SSLContext | bool = account.verify is not False
         if isinstance(account.verify, str):
             try:
-                self._trust = ssl.create_default_context(cafile=account.verify)
+                trust = ssl.create_default_context(cafile=account.verify)
             except OSError as error:
                 raise InvalidConnectionError(
                     f"The triggerer cannot read the connection's verify, {account.verify!r}: {error}"
                 ) from error
-        self._session = self._new_session()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=trust,
+                limit=POOL_SIZE,
+                keepalive_timeout=KEPT_SECONDS,
+                ttl_dns_cache=DNS_SECONDS,
+            ),
+            timeout=aiohttp.ClientTimeout(total=account.request_timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     async def look(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError:
         """Return what the service says of a generation now, or the error that stands in the way.
@@ -91,84 +84,29 @@ class Client:
         """
         await self._keep_quiet(end_time)
         try:
-            async with self._turns:
-                answer = await self._send(self._session, generation_call(self._account, generation_id))
+            async with self._connections:
+                answer = await self._send(generation_call(self._account, generation_id))
             return read_generation(answer, account=self._account, generation_id=generation_id)
         except ModelScopeError as error:
             error.generation_id = generation_id
             return error
 
-    async def see_finished(
-        self, wait: GenerationWait, *, while_wanted: Callable[[], bool] = lambda: True
-    ) -> None:
-        """Look until a generation has finished, and call the first in the line then.
+    async def see_finished(self, wait: GenerationWait) -> None:
+        """Look until a generation has finished.
 
-        :param while_wanted: Asked before each look; where it says no, nobody needs to know any more.
         :raises ModelScopeError: where the wait ends without that.
         """
-        while while_wanted():
-            look = await self.look(wait.generation_id, end_time=wait.end_time)
-            outcome = wait.after(look, now=time.time())
-            if not isinstance(outcome, float):
-                return self.line.call()
-            await asyncio.sleep(until_a_tick(outcome, now=asyncio.get_running_loop().time()))
-
-    async def submit(self, request: GenerationRequest, *, end_time: float) -> str:
-        """Start a generation and return its id; sent once, over a connection of its own.
-
-        A kept connection may be dead, which only shows after sending.
-
-        :param end_time: When the wait for room ends, in epoch seconds: it is not paused beyond that.
-        :raises ServiceUnreachableError: where nothing was sent.
-        :raises SubmissionLostError: where it was sent, and nobody can tell whether a generation was made.
-        :raises ModelScopeError: whatever else the service answers.
-        """
-        may_be_sent = False
-
-        async def note(*_: object) -> None:
-            nonlocal may_be_sent
-            may_be_sent = True
-
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(note)
-        await self._keep_quiet(end_time)
-        async with self._new_session(trace) as session:
-            try:
-                answer = await self._send(session, submission_call(self._account, request))
-            except asyncio.CancelledError:
-                if may_be_sent:
-                    log.warning("Ended while submitting: a generation may have been made and charged")
-                raise
-            except ServiceUnavailableError as error:
-                if may_be_sent:
-                    raise lost(error.message) from error
-                raise ServiceUnreachableError(error.message) from error
-        generation_id = read_submission(answer, account=self._account, model=request.model)
-        if len(self.line) > 1:  # there are others behind it
-            watch = asyncio.create_task(self._watch(generation_id))
-            self._watches.add(watch)
-            watch.add_done_callback(self._watches.discard)
-        return generation_id
+        with self.line.running(wait):
+            while True:
+                look = await self.look(wait.generation_id, end_time=wait.end_time)
+                outcome = wait.after(look, now=time.time())
+                if not isinstance(outcome, float):
+                    return
+                await asyncio.sleep(until_a_tick(outcome, now=asyncio.get_running_loop().time()))
 
     async def close(self) -> None:
         """Close every connection."""
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
         await self._session.close()
-
-    async def _watch(self, generation_id: str) -> None:
-        """Call the first in the line when a generation has ended, wherever its own task waits for it."""
-        now = time.time()
-        wait = GenerationWait(
-            generation_id,
-            submitted_at=now,
-            end_time=now + WATCH_SECONDS,
-            poll_interval=POLL_INTERVAL,
-            quick_until=math.inf,  # an account that is idle costs more than looks
-        )
-        with suppress(ModelScopeError):  # its own task tells of it; the line tries again by itself
-            await self.see_finished(wait, while_wanted=lambda: len(self.line) > 0)
 
     async def _keep_quiet(self, end_time: float) -> None:
         now = time.time()
@@ -176,26 +114,13 @@ class Client:
             jitter = random.uniform(0, min(pause, 5.0))  # noqa: S311 - it spreads load, and hides nothing
             await asyncio.sleep(max(0.0, min(pause + jitter, end_time - now)))
 
-    def _new_session(self, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=self._trust,
-                limit=POOL_SIZE,
-                keepalive_timeout=KEPT_SECONDS,
-                ttl_dns_cache=DNS_SECONDS,
-            ),
-            timeout=aiohttp.ClientTimeout(total=self._account.request_timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=list(traces),
-        )
-
-    async def _send(self, session: aiohttp.ClientSession, call: Call) -> Answer:
+    async def _send(self, call: Call) -> Answer:
         """Send one call.
 
         :raises ServiceUnavailableError: where there is no answer.
         """
         try:
-            async with session.request(
+            async with self._session.request(
                 call.method,
                 URL(call.url, encoded=True),  # an id is quoted already, and is not to be again
                 headers=call.headers,

@@ -1,4 +1,4 @@
-"""The line before an account's full queue: first come, first served."""
+"""The line before an account's full queue: first come, first served; ``turns`` says when."""
 
 from __future__ import annotations
 
@@ -8,70 +8,74 @@ from bisect import insort
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-HOLD_SECONDS = 15.0  # that room is kept for the worker of the one who was first: it starts in some 3
+from airflow_provider_modelscope.triggers.turns import Turns
+from airflow_provider_modelscope.waiting import SEEN_TIMES, GenerationWait
 
 
 class Line:
     """Those who wait in one event loop to submit as the same account. Its length is how many they are."""
 
     def __init__(self) -> None:
-        self._places: list[Place] = []
-        self._held_until = 0.0
+        self._places: list[_Place] = []
+        self._turns = Turns()
 
     def __len__(self) -> int:
         return len(self._places)
 
     @contextmanager
-    def place(self, since: float) -> Iterator[Place]:
-        """Give a place in the line while the context lasts.
+    def running(self, wait: GenerationWait) -> Iterator[None]:
+        """Let the line know of a generation of the account while it runs."""
+        usual_seconds = SEEN_TIMES.of(wait.model or "").median
+        self._turns.see(wait.generation_id, since=wait.submitted_at, usual_seconds=usual_seconds)
+        self._call()
+        try:
+            yield
+        finally:
+            self._turns.end(wait.generation_id, now=time.time(), is_awaited=bool(self._places))
+            self._call()
+
+    def refuse(self) -> None:
+        """Let the line know that the one who had the last turn found no room."""
+        self._turns.refuse()
+        self._call()
+
+    async def turn(self, *, since: float, end_time: float, model: str) -> bool:
+        """Wait for a turn, and tell whether it came before the end.
 
         :param since: When its owner began to wait, in epoch seconds; whoever did so before is before it.
+        :param end_time: When it gives up, in epoch seconds.
+        :param model: What it will ask for.
         """
-        place = Place(self, since)
+        place = _Place(since)
+        if not self._places:
+            self._turns.begin(now=time.time())
         insort(self._places, place, key=lambda other: other.since)
         try:
-            yield place
+            while (now := time.time()) < end_time:
+                due = self._turns.due() if self._places[0] is place else end_time
+                if due <= now:
+                    self._turns.take(now=now, usual_seconds=SEEN_TIMES.of(model).median)
+                    return True
+                await place.wait(min(due, end_time) - now)
+            return False
         finally:
-            was_first = self._places[0] is place
             self._places.remove(place)
-            if was_first:
-                self.call()
+            self._call()
 
-    def call(self) -> None:
-        """Tell the first in the line that there may be room."""
+    def _call(self) -> None:
+        """Let the first in the line look again when its turn is due."""
         if self._places:
             self._places[0].called.set()
 
-    def hold(self) -> None:
-        """Keep the room for one whose worker submits: nobody here is to take it first."""
-        self._held_until = time.monotonic() + HOLD_SECONDS
 
-    @property
-    def held(self) -> float:
-        """For how many more seconds nobody here is to submit."""
-        return max(0.0, self._held_until - time.monotonic())
-
-    def ahead_of(self, place: Place) -> int:
-        """Return how many are before a place."""
-        return self._places.index(place)
-
-
-class Place:
-    """A place in a line."""
-
-    def __init__(self, line: Line, since: float) -> None:
+class _Place:
+    def __init__(self, since: float) -> None:
         self.since = since
         self.called = asyncio.Event()
-        self._line = line
-
-    @property
-    def ahead(self) -> int:
-        """How many are before it."""
-        return self._line.ahead_of(self)
 
     async def wait(self, seconds: float) -> None:
-        """Wait until it is called, at most so many seconds. A call that came before counts."""
+        """Wait until it is called, at most so many seconds."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, seconds)):
+            async with asyncio.timeout(seconds):
                 await self.called.wait()
         self.called.clear()

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_modelscope import waiting
-from airflow_provider_modelscope.emulator import Emulator
+from airflow_provider_modelscope import deferral, waiting
 from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ModelScopeFinalError,
@@ -24,15 +23,17 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeImageGenerationOperator,
     ModelScopeSubmitImageGenerationOperator,
 )
-from airflow_provider_modelscope.triggers import line as line_module
-from airflow_provider_modelscope.triggers import submission
-from airflow_provider_modelscope.triggers.line import Line
-from airflow_provider_modelscope.triggers.submission import ModelScopeSubmissionTrigger
+from airflow_provider_modelscope.request import GenerationRequest
+from airflow_provider_modelscope.triggers import turns
+from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 from airflow_provider_modelscope.waiting import MAX_QUEUE_PAUSE, MAX_RETRY_AFTER, QueueWait
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from airflow_provider_modelscope.emulator import Emulator
 
 Context = Any
 NOW = 1_700_000_000.0
@@ -45,18 +46,18 @@ def submitter(**parameters: Any) -> ModelScopeSubmitImageGenerationOperator:
     return ModelScopeSubmitImageGenerationOperator(task_id="submit", **arguments)
 
 
-def trigger(prompt: str = "A cat", **kwargs: Any) -> ModelScopeSubmissionTrigger:
+def trigger(**kwargs: Any) -> ModelScopeQueueTrigger:
     arguments: dict[str, Any] = {
-        "request": {**ASKED, "prompt": prompt},
         "since": time.time(),
+        "model": "Qwen/Qwen-Image",
         "modelscope_conn_id": "modelscope_default",
         "end_time": time.time() + 60,
         "settling_seconds": 0.0,
     }
-    return ModelScopeSubmissionTrigger(**{**arguments, **kwargs})
+    return ModelScopeQueueTrigger(**{**arguments, **kwargs})
 
 
-async def event(of: ModelScopeSubmissionTrigger) -> Any:
+async def event(of: ModelScopeQueueTrigger) -> Any:
     [event] = [event.payload async for event in of.run()]
     return json.loads(json.dumps(event))  # as the database holds it
 
@@ -105,128 +106,100 @@ class TestTheWaitForRoom:
             assert in_line.after(gone, now=NOW) > 1
 
 
-class TestTheLine:
-    def test_first_come_first_served_whoever_arrives_in_between(self) -> None:
-        served: list[float] = []
-
-        async def stand(line: Line, since: float) -> None:
-            with line.place(since) as place:
-                while place.ahead:
-                    await place.wait(60)
-                served.append(since)
-                await asyncio.sleep(0)
-
-        async def all_stand() -> None:
-            line = Line()
-            await asyncio.gather(*(stand(line, since) for since in (1.0, 5.0, 3.0, 4.0, 2.0)))
-            assert not len(line)
-
-        asyncio.run(all_stand())
-        assert served == [1, 2, 3, 4, 5]
-
-    def test_one_that_leaves_lets_the_next_forward_also_when_it_is_cancelled(self) -> None:
-        async def leave() -> None:
-            line = Line()
-            with line.place(2.0) as second:
-
-                async def first() -> None:
-                    with line.place(1.0):
-                        await asyncio.sleep(3600)
-
-                task = asyncio.create_task(first())
-                await asyncio.sleep(0)
-                assert second.ahead == 1
-                task.cancel()
-                await second.wait(60)
-                assert second.ahead == 0
-
-        asyncio.run(leave())
-
-    def test_only_the_first_to_leave_calls_the_next(self) -> None:
-        async def leave() -> None:
-            line = Line()
-            with line.place(1.0) as first:
-                with line.place(2.0):
-                    pass
-                assert not first.called.is_set()
-
-        asyncio.run(leave())
-
-    def test_a_call_that_comes_before_the_wait_counts_once(self) -> None:
-        async def call() -> None:
-            line = Line()
-            with line.place(1.0) as place:
-                line.call()
-                await place.wait(3600)
-                waited_from = time.monotonic()
-                await place.wait(0.05)
-                assert time.monotonic() - waited_from >= 0.04
-
-        asyncio.run(call())
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line whose first has its turn at once where nothing runs."""
+    monkeypatch.setattr(turns, "GUESS", 0.0)
+    monkeypatch.setattr(turns, "MAX_GUESS", 0.0)
 
 
 class TestTheTrigger:
     def test_serializing_and_building_again_loses_nothing(self) -> None:
         arguments: dict[str, Any] = {
-            "request": {**ASKED, "loras": {"a/b": 0.5, "c/d": 0.5}},
             "since": 3.5,
+            "model": "a/b",
+            "had_turn": True,
             "modelscope_conn_id": "other",
             "end_time": 12.25,
             "settling_seconds": 0.5,
         }
-        path, serialized = ModelScopeSubmissionTrigger(**arguments).serialize()
-        assert path == "airflow_provider_modelscope.triggers.submission.ModelScopeSubmissionTrigger"
+        path, serialized = ModelScopeQueueTrigger(**arguments).serialize()
+        assert path == "airflow_provider_modelscope.triggers.queue.ModelScopeQueueTrigger"
         assert json.loads(json.dumps(serialized)) == arguments
-        assert ModelScopeSubmissionTrigger(**serialized).serialize() == (path, arguments)
+        assert ModelScopeQueueTrigger(**serialized).serialize() == (path, arguments)
 
-    def test_it_submits_by_itself_and_tells_all_that_is_to_be_recorded(self, emulator: Emulator) -> None:
-        before = time.time()
-        told = asyncio.run(event(trigger("一只猫")))
-        [sent] = submissions(emulator)
-        assert sent.json == {**ASKED, "prompt": "一只猫"}
-        assert before <= told.pop("submitted_at") <= time.time()
-        assert told == {"status": "submitted", "generation_id": sent.generation_id, "request": sent.json}
+    def test_it_asks_the_service_nothing(self, emulator: Emulator, at_once: None) -> None:
+        waits = trigger()
+        told = asyncio.run(event(waits))
+        assert told == {"status": "turn", "since": waits.since, "end_time": waits.end_time}
+        assert not emulator.requests
 
-    @pytest.mark.parametrize("fault", ["queue-full", "429"])
-    def test_a_refusal_is_tried_again_and_a_generation_paid_for_once(
-        self, emulator: Emulator, fault: str, monkeypatch: pytest.MonkeyPatch
+    def test_nobody_has_a_turn_while_the_task_settles_in_its_deferral(
+        self, emulator: Emulator, at_once: None
     ) -> None:
-        monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
-        monkeypatch.setattr(waiting, "QUIET_AFTER_429", 0.0)
-        emulator.fail(f"submit:{fault}:3")
-        assert asyncio.run(event(trigger()))["status"] == "submitted"
-        assert (len(submissions(emulator)), emulator.accepted) == (4, 1)
+        async def both() -> list[float]:
+            ended = []
 
-    def test_nothing_is_submitted_while_the_task_settles_in_its_deferral(self, emulator: Emulator) -> None:
-        begun = time.monotonic()
-        asyncio.run(event(trigger(settling_seconds=0.3)))
-        assert emulator.accepted == 1
-        assert time.monotonic() - begun >= 0.3
+            async def wait_for(one: ModelScopeQueueTrigger) -> None:
+                await event(one)
+                ended.append(one.since)
 
-    def test_all_get_their_turn_in_the_order_in_which_they_came(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # The end of a generation calls the next: nobody is helped by a pause that passes.
-        monkeypatch.setattr(waiting, "QUEUE_PAUSE", 3600.0)
-        monkeypatch.setattr(waiting, "MAX_QUEUE_PAUSE", 3600.0)
+            unsettled = trigger(since=1.0, settling_seconds=0.3)
+            await asyncio.gather(*(wait_for(one) for one in (unsettled, trigger(since=2.0))))
+            return ended
 
-        async def all_of_them() -> list[Any]:
-            now = time.time()
-            return await asyncio.gather(*(event(trigger(str(n), since=now + n)) for n in (2, 0, 1)))
+        assert asyncio.run(both()) == [2.0, 1.0]
 
-        with Emulator(seconds=0.2, user_queue=1) as emulator:
-            connect(monkeypatch, emulator.base_url)
-            told = asyncio.run(all_of_them())
-        accepted = [one.json["prompt"] for one in submissions(emulator) if one.status == 200]
-        assert accepted == ["0", "1", "2"]
-        assert sorted(one["request"]["prompt"] for one in told) == accepted
-
-    def test_at_the_deadline_it_says_how_many_waited(
+    def test_first_come_first_served_one_for_each_generation_that_ends(
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        emulator.fail("submit:queue-full:always")
-        monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.01)
+        monkeypatch.setattr(turns, "GUESS", 3600.0)
+        monkeypatch.setattr(turns, "MAX_GUESS", 3600.0)
+        monkeypatch.setattr(turns, "LONGEST", 7200.0)
+        had_turn: list[float] = []
 
+        async def stand(since: float) -> None:
+            await event(trigger(since=since, end_time=time.time() + 3600))
+            had_turn.append(since)
+
+        async def see_one_end(generation_id: str) -> None:
+            seen = ModelScopeImageGenerationTrigger(
+                generation_id=generation_id,
+                poll_interval=1,
+                submitted_at=time.time(),
+                modelscope_conn_id="modelscope_default",
+                end_time=time.time() + 60,
+                settling_seconds=0.0,
+            )
+            [_] = [event async for event in seen.run()]
+
+        async def all_of_them() -> None:
+            standing = [asyncio.create_task(stand(since)) for since in (3.0, 1.0, 2.0)]
+            await asyncio.sleep(0.2)
+            assert not had_turn
+            for number in range(1, 4):
+                await see_one_end(submitter().hook.submit_generation(GenerationRequest(**ASKED)))
+                await asyncio.sleep(0.1)
+                assert had_turn == [1.0, 2.0, 3.0][:number]
+            await asyncio.gather(*standing)
+
+        asyncio.run(all_of_them())
+
+    def test_one_that_is_cancelled_lets_the_next_forward(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(turns, "GUESS", 0.3)
+
+        async def leave() -> Any:
+            first = asyncio.create_task(event(trigger(since=1.0)))
+            second = asyncio.create_task(event(trigger(since=2.0)))
+            await asyncio.sleep(0.1)
+            first.cancel()
+            return await second
+
+        assert asyncio.run(leave())["since"] == 2.0
+
+    def test_at_the_deadline_it_says_how_many_waited(self, emulator: Emulator) -> None:
         async def three() -> list[Any]:
             end_time = time.time() + 0.3
             return await asyncio.gather(*(event(trigger(end_time=end_time)) for _ in range(3)))
@@ -234,56 +207,19 @@ class TestTheTrigger:
         errors = [error_in(one) for one in asyncio.run(three())]
         assert all(type(error) is QueueFullError for error in errors)
         assert any("2 more of this account waited with it" in str(error) for error in errors)
-        assert any("tasks waited before this one" in str(error) for error in errors)
-        assert emulator.accepted == 0
 
-    @pytest.mark.parametrize("fault", ["lost", "reset", "500", "no-id", "html"])
-    def test_what_may_have_been_charged_is_not_sent_again(self, emulator: Emulator, fault: str) -> None:
-        emulator.fail(f"submit:{fault}")
-        assert isinstance(error_in(asyncio.run(event(trigger()))), SubmissionLostError)
-        assert len(submissions(emulator)) == 1
-
-    @pytest.mark.parametrize("fault", ["401", "quota", "balance", "unknown-model", "unbound"])
-    def test_what_waiting_does_not_help_ends_it(self, emulator: Emulator, fault: str) -> None:
-        emulator.fail(f"submit:{fault}:always")
-        assert isinstance(error_in(asyncio.run(event(trigger()))), ModelScopeFinalError)
-
-    def test_a_service_that_cannot_be_reached_is_waited_for_until_the_deadline(
-        self, monkeypatch: pytest.MonkeyPatch
+    def test_a_line_that_nobody_watched_for_hours_gives_no_turn(
+        self, emulator: Emulator, at_once: None
     ) -> None:
-        monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.01)
-        connect(monkeypatch, "http://127.0.0.1:9")  # nobody listens to the discard port
-        error = error_in(asyncio.run(event(trigger(end_time=time.time() + 0.2))))
-        assert type(error) is ServiceUnreachableError
-
-    def test_pictures_go_back_to_the_worker_and_nobody_takes_the_room_meanwhile(
-        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(submission, "HAND_BACK_PAUSE", 0.01)
-        monkeypatch.setattr(line_module, "HOLD_SECONDS", 0.3)
-
-        async def both() -> tuple[Any, float]:
-            now = time.time()
-            pictures = trigger(request=None, since=now - 2)
-            room, _ = await asyncio.gather(event(pictures), event(trigger(since=now - 1)))
-            assert room == {"status": "room", "since": now - 2, "end_time": pictures.end_time}
-            return now, time.time()
-
-        begun, ended = asyncio.run(both())
-        assert ended - begun >= 0.3
-        assert emulator.accepted == 1
-
-    def test_a_line_that_nobody_watched_for_hours_submits_nothing(self, emulator: Emulator) -> None:
         late = trigger(since=time.time() - 7200, end_time=time.time() - 3600)
         assert isinstance(error_in(asyncio.run(event(late))), QueueFullError)
-        assert not submissions(emulator)
 
-    def test_no_event_and_no_argument_holds_the_token(self, emulator: Emulator) -> None:
-        emulator.fail("submit:403")
-        waiting = trigger()
-        assert TOKEN not in str(asyncio.run(event(waiting))) + str(waiting.serialize())
+    def test_no_event_and_no_argument_holds_the_token(self, emulator: Emulator, at_once: None) -> None:
+        waits = trigger()
+        assert TOKEN not in str(asyncio.run(event(waits))) + str(waits.serialize())
 
 
+@pytest.mark.usefixtures("at_once")
 class TestTheTask:
     def deferred(self, task: Any, context: Context) -> Any:
         with pytest.raises(TaskDeferred) as raised:
@@ -293,7 +229,7 @@ class TestTheTask:
 
     def resume(self, task: Any, deferral: Any, context: Context, **changed: Any) -> Any:
         _, kwargs = deferral.trigger.serialize()
-        again = ModelScopeSubmissionTrigger(**{**kwargs, "settling_seconds": 0.0, **changed})
+        again = ModelScopeQueueTrigger(**{**kwargs, "settling_seconds": 0.0, **changed})
         told = asyncio.run(event(again))
         task.__dict__.pop("hook", None)  # a new process: what execute() kept is gone
         return task.resume_execution("execute_queued", {"event": told}, context)
@@ -332,62 +268,76 @@ class TestTheTask:
         with pytest.raises(QueueFullError):
             submitter(queue_timeout=0, deferrable=False).execute(context)
 
-    def test_pictures_are_not_kept_in_the_database_and_its_place_in_line_is_kept(
+    def test_its_place_in_line_is_kept_where_it_finds_no_room(
         self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(submission, "HAND_BACK_PAUSE", 0.0)
+        monkeypatch.setattr(deferral, "STAND_BY", 0.0)
         emulator.fail("submit:queue-full:2")
-        task = submitter(image_url="data:image/png;base64,iVBORw0KGgo=", model="Qwen/Qwen-Image-Edit")
+        task = submitter()
         first = self.deferred(task, context)
-        assert first.trigger.serialize()[1]["request"] is None
         with pytest.raises(TaskDeferred) as raised:  # the worker is refused once more
             self.resume(task, first, context)
-        assert raised.value.trigger.serialize() == first.trigger.serialize()
+        kept = {**first.trigger.serialize()[1], "had_turn": True}
+        assert raised.value.trigger.serialize()[1] == kept
         assert self.resume(task, raised.value, context)
-        assert submissions(emulator)[-1].json["image_url"].startswith("data:image/png")
 
-    @pytest.mark.parametrize(
-        "parameters",
-        [
-            {"loras": {"a/b": 0.25, "c/d": "0.75"}, "guidance": "7.5", "steps": "30", "seed": 0},
-            {"extra_parameters": {"sampler": "Euler a", "nested": {"a": [1, None]}}, "negative_prompt": "雾"},
-            {"image_url": ["https://images.example/" + "a" * 500 + ".png", "http://images.example/b.png"]},
-        ],
-        ids=["numbers", "extra", "long URLs"],
-    )
-    def test_the_triggerer_sends_what_the_worker_would(
-        self, emulator: Emulator, context: Context, parameters: dict[str, Any]
-    ) -> None:
-        emulator.fail("submit:queue-full")
-        task = submitter(**parameters)
-        self.resume(task, self.deferred(task, context), context)
-        refused, accepted = submissions(emulator)
-        assert accepted.json == refused.json
-
-    def test_a_signed_url_is_kept_nowhere_and_sent_by_the_worker(
+    def test_one_whose_turn_came_early_stands_by_on_its_worker(
         self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(submission, "HAND_BACK_PAUSE", 0.0)
-        emulator.fail("submit:queue-full")
-        task = submitter(image_url="https://bucket.example/cat.png?Signature=s3cret")
-        deferral = self.deferred(task, context)
-        self.resume(task, deferral, context)
-        assert submissions(emulator)[-1].json["image_url"].endswith("?Signature=s3cret")
-        kept = context["ti"].pushed["request"]
-        assert kept["image_url"] == "https://bucket.example/cat.png?..."
-        assert "s3cret" not in json.dumps([deferral.trigger.serialize(), kept])
+        monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
+        emulator.fail("submit:queue-full:4")
+        task = submitter()
+        assert self.resume(task, self.deferred(task, context), context)
+        assert (len(submissions(emulator)), emulator.accepted) == (5, 1)
 
-    def test_an_error_in_the_triggerer_is_the_tasks_error(self, emulator: Emulator, context: Context) -> None:
+    def test_a_service_that_is_gone_when_the_turn_comes_is_waited_for(
+        self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(deferral, "STAND_BY", 0.0)
         emulator.fail("submit:queue-full")
         task = submitter()
-        deferral = self.deferred(task, context)
-        emulator.fail("submit:lost")
-        with pytest.raises(SubmissionLostError, match="was not sent again"):
-            self.resume(task, deferral, context)
+        deferral_ = self.deferred(task, context)
+        connect(monkeypatch, "http://127.0.0.1:9")  # nobody listens to the discard port
+        with pytest.raises(TaskDeferred):
+            self.resume(task, deferral_, context)
 
-    @pytest.mark.parametrize(
-        "told", [None, {}, {"status": "submitted"}, {"status": "room"}, "submitted"], ids=str
-    )
+    def test_what_is_private_is_kept_nowhere_and_sent_whole(
+        self, emulator: Emulator, context: Context
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        pictures = ["https://bucket.example/cat.png?Signature=s3cret", "data:image/png;base64,iVBORw0KGgo="]
+        task = submitter(image_url=pictures, model="Qwen/Qwen-Image-Edit")
+        deferral_ = self.deferred(task, context)
+        self.resume(task, deferral_, context)
+        assert submissions(emulator)[-1].json["image_url"] == pictures
+        kept = context["ti"].pushed["request"]
+        assert kept["image_url"][0] == "https://bucket.example/cat.png?..."
+        assert "s3cret" not in json.dumps([deferral_.trigger.serialize(), kept])
+
+    @pytest.mark.parametrize("fault", ["lost", "reset", "500", "no-id", "html"])
+    def test_what_may_have_been_charged_is_not_sent_again(
+        self, emulator: Emulator, context: Context, fault: str
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        task = submitter()
+        deferral_ = self.deferred(task, context)
+        emulator.fail(f"submit:{fault}")
+        with pytest.raises(SubmissionLostError, match="was not sent again"):
+            self.resume(task, deferral_, context)
+        assert len(submissions(emulator)) == 2
+
+    @pytest.mark.parametrize("fault", ["401", "quota", "balance", "unknown-model", "unbound"])
+    def test_what_waiting_does_not_help_ends_it(
+        self, emulator: Emulator, context: Context, fault: str
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        task = submitter()
+        deferral_ = self.deferred(task, context)
+        emulator.fail(f"submit:{fault}:always")
+        with pytest.raises(ModelScopeFinalError):
+            self.resume(task, deferral_, context)
+
+    @pytest.mark.parametrize("told", [None, {}, {"status": "submitted"}, {"status": "turn"}, "turn"], ids=str)
     def test_an_event_of_an_unknown_shape_never_passes_for_success(self, told: Any, context: Context) -> None:
         with pytest.raises(ModelScopeFinalError, match="not understood"):
             submitter().execute_queued(context, told)
