@@ -117,12 +117,16 @@ class SubmissionRecord:
         except RecordError as error:  # it is made and paid for: go on with it
             log.warning("A retry would submit generation %s again: %s", submission.generation_id, error)
 
-    def give_up(self) -> None:
-        """Forget a generation that a second try could not bring to its end either."""
+    def give_up(self) -> bool:
+        """Forget a generation that a second try could not bring to its end either; tell whether it is one."""
         match self._read():
             case {"is_taken_up": True, "generation_id": generation_id}:
-                log.warning("Two tries had no luck with generation %s: the next submits anew", generation_id)
+                log.warning(
+                    "Two tries had no luck with generation %s: the next one is paid anew", generation_id
+                )
                 self.forget()
+                return True
+        return False
 
     def forget(self) -> None:
         """Forget what was submitted: the work is done, or there is none to take up."""

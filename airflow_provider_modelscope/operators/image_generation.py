@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -253,27 +252,34 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
             quick_until=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None
-        with self._finishing(record):
-            return self._land(wait_or_defer(self, wait, self.hook, defer_after=defer_after), context)
+        return self._finish(
+            lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after), record, context
+        )
 
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""
         from airflow_provider_modelscope.landing import finished_generation
 
-        with self._finishing(self._record(context)):
-            return self._land(finished_generation(self.hook, generation_id_of(event)), context)
+        record = self._record(context)
+        return self._finish(lambda: finished_generation(self.hook, generation_id_of(event)), record, context)
 
-    @contextmanager
-    def _finishing(self, record: SubmissionRecord) -> Iterator[None]:
-        """Let the record go when the images are stored, or when they cannot be had."""
+    def _finish(
+        self, wait: Callable[[], Generation], record: SubmissionRecord, context: Context
+    ) -> list[str]:
+        """Store what comes of the wait; the record goes when that is done, or cannot be."""
         from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageGoneError
 
         try:
-            yield
-        except (GenerationTimeoutError, ImageGoneError):
+            uris = self._land(wait(), context)
+        except GenerationTimeoutError:
             record.give_up()
             raise
+        except ImageGoneError:
+            if not record.give_up():
+                raise
+            return list(self.execute(context))
         record.forget()
+        return uris
 
     def _land(self, generation: Generation, context: Context) -> list[str]:
         from airflow_provider_modelscope.landing import land

@@ -223,20 +223,21 @@ class TestARetry:
             with pytest.raises(GenerationTimeoutError):
                 one_step(tmp_path, timeout=0).execute(a_try(store))
             assert emulator.accepted == 1
-        assert "the next submits anew" in caplog.text
+        assert "paid anew" in caplog.text
         assert one_step(tmp_path).execute(a_try(store))
         assert emulator.accepted == 2
 
-    def test_whose_images_are_gone_for_good_lets_the_next_make_them_again(
-        self, emulator: Emulator, store: Store, tmp_path: Path
+    def test_makes_images_again_that_are_gone_for_good(
+        self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        for _ in range(2):
-            emulator.fail("image:404:2")
-            with pytest.raises(ImageGoneError):
-                one_step(tmp_path).execute(a_try(store))
-            assert emulator.accepted == 1
+        emulator.fail("image:404:4")
+        with pytest.raises(ImageGoneError):
+            one_step(tmp_path).execute(a_try(store))
+        assert emulator.accepted == 1
         assert one_step(tmp_path).execute(a_try(store))
         assert emulator.accepted == 2
+        assert "paid anew" in caplog.text
+        assert not store.kept
 
 
 class TestTheRecord:
