@@ -11,7 +11,7 @@ A reader meets the modules in the order data flows:
 ``waiting``            when to look again or to submit again, and when to give up
 ``image``              one picture: its facts, and its conversion to another format
 ``object_storage``     where images are read from and stored
-``hooks``              the protocol on a worker, over requests
+``hooks``              the protocol, and the download of an image, on a worker, over requests
 ``deferral``           a task's waits: on its worker, in the triggerer, on a worker again
 ``landing``            a finished generation becomes objects in object storage
 ``triggers``           the protocol in the triggerer, over aiohttp

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +35,8 @@ class Account:
     :param verify: Whether to check TLS certificates, or the path of a bundle of authorities to trust.
     :param proxy: URL of the HTTP proxy to use instead of the environment's.
     :param max_image_bytes: Largest output image to accept, in bytes.
+    :param image_hosts: Names of hosts that images may come from although their address is not public;
+        ``*.example.com`` stands for every host below.
     """
 
     token: str = field(repr=False)
@@ -42,6 +45,7 @@ class Account:
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
     max_image_bytes: int = 64 * 1024 * 1024
+    image_hosts: tuple[str, ...] = ()
 
     @classmethod
     def from_connection(cls, connection: Connection) -> Self:
@@ -90,6 +94,7 @@ class Account:
             verify=flag("verify", cls.verify is True),
             proxy=proxy,
             max_image_bytes=math.ceil(number("max_image_bytes", cls.max_image_bytes, 2**40)),
+            image_hosts=_image_hosts(given.get("image_hosts", []), wrong),
         )
 
     @property
@@ -118,6 +123,10 @@ class Account:
             return False
         return scheme == "https" or (scheme == "http" and self.base_url.startswith("http:"))
 
+    def takes_images_from(self, host: str) -> bool:
+        """Whether the connection names a host (in small letters) that images may come from at any address."""
+        return any(fnmatchcase(host.rstrip("."), name) for name in self.image_hosts)
+
 
 def _wrong(connection_id: str | None, field_name: str, problem: str) -> InvalidConnectionError:
     return InvalidConnectionError(f"Airflow connection {connection_id!r}: {field_name} {problem}.")
@@ -133,6 +142,22 @@ def _token(connection: Connection, wrong: Any) -> str:
     if not (token.isascii() and token.isprintable()):
         raise wrong("password", "holds characters that no API token has")
     return token
+
+
+def _image_hosts(given: Any, wrong: Any) -> tuple[str, ...]:
+    """Return the names in a list, or in a text with commas."""
+    names = given.split(",") if isinstance(given, str) else given
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise wrong("image_hosts", "must be a list of host names, or a text of them with commas between")
+    hosts = tuple(name.strip().lower().rstrip(".") for name in names if name.strip())
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", host) and not _is_address(host):
+            raise wrong(
+                "image_hosts",
+                "must hold names such as images.example or *.images.example, without scheme, port or path, "
+                f"not {host.rpartition('@')[2]!r}",
+            )
+    return hosts
 
 
 def _base_url(connection: Connection, allow_http: bool, wrong: Any) -> str:
@@ -162,6 +187,13 @@ def _base_url(connection: Connection, allow_http: bool, wrong: Any) -> str:
     path = re.sub(r"(/v1)?/*$", "", parts.path.rstrip("/"))
     netloc = f"[{name}]" if ":" in name else name
     return urlunsplit((scheme, f"{netloc}:{port}" if port else netloc, path, "", ""))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 def _is_loopback(name: str) -> bool:

@@ -25,7 +25,8 @@
         ├── GenerationFailedError       the generation FAILED; a new one may not
         ├── GenerationTimeoutError      it did not finish in time
         └── ImageError                  an output image could not be had whole
-            └── ImageGoneError          its URL works no longer
+            ├── ImageGoneError          its URL works no longer
+            └── ImageNotStoredError     no room for it on a disk, or the store failed to take it
 """
 
 from __future__ import annotations
@@ -180,3 +181,7 @@ class ImageError(ModelScopeRetryableError):
 
 class ImageGoneError(ImageError):
     """The URL of an output image works no longer; the generation may have a fresh one."""
+
+
+class ImageNotStoredError(ImageError):
+    """A disk has no room for an output image, or the store failed to take it; nothing half stands there."""

@@ -35,6 +35,11 @@ CONNECTION_TYPE: dict[str, Any] = {
             "description": "Largest image to accept, in bytes. Default 67108864 (64 MiB).",
             "schema": {"type": ["integer", "null"], "minimum": 1},
         },
+        "image_hosts": {
+            "label": "Image hosts",
+            "description": "Hosts that images may come from though their address is not public; with commas.",
+            "schema": {"type": ["string", "null"]},
+        },
         "allow_http": {
             "label": "Allow http",
             "description": "Let the token go unencrypted to another machine. Never needed for 127.0.0.1.",

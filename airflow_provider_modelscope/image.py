@@ -1,19 +1,23 @@
-"""One picture as bytes: what it is, and its conversion to another format with its labels kept.
+"""One picture in a file: what it is, and its conversion to another format with its labels kept.
 
-Nothing here knows where a picture comes from or goes to.
+Nothing here knows where a picture comes from or goes to. Its bytes are read where they are needed, so that
+many pictures cost memory for no more than one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import warnings
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, Self
+from hashlib import file_digest
+from io import SEEK_END, BytesIO
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from airflow_provider_modelscope.exceptions import ImageError
+from airflow_provider_modelscope.exceptions import ImageError, ImageNotStoredError
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -45,34 +49,69 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A picture that Pillow could decode whole.
+    """A picture that Pillow could decode whole. Close it, or use it in a ``with``, to have its file closed.
 
-    :param content: The bytes, as they came.
+    :param file: The file with the bytes, as they came, and nothing else.
+    :param length: How many bytes.
     :param format: Pillow's name of the format, told from the bytes.
     :param width: In pixels.
     :param height: In pixels.
     """
 
-    content: bytes = field(repr=False)
+    file: IO[bytes] = field(repr=False)
+    length: int
     format: str
     width: int
     height: int
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Return the picture that the bytes hold.
+        """Return the picture that the bytes hold. Raises what :meth:`from_file` does."""
+        return cls.from_file(BytesIO(content))
 
-        :raises ImageError: where they do not hold a whole picture of at most 64 Mi pixels.
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[bytes]) -> Self:
+        """Write bytes into a temporary file, and return the picture that they are.
+
+        The file has no name, so nothing can leave it behind: with the last that has it open, it is gone.
+
+        :raises ImageNotStoredError: where the temporary folder does not take it.
+        :raises ImageError: as :meth:`from_file`; and what the chunks raise.
+        """
+        with ExitStack() as opened:
+            try:
+                file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed where no picture comes of it
+                opened.callback(_close, file)
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+            except OSError as error:
+                raise ImageNotStoredError(
+                    f"This machine's temporary folder does not take the picture: {error}. Make room there, "
+                    "or let the environment's TMPDIR name another folder"
+                ) from error
+            image = cls.from_file(file)
+            opened.pop_all()
+        return image
+
+    @classmethod
+    def from_file(cls, file: IO[bytes]) -> Self:
+        """Return the picture that a file holds, which from then on belongs to it.
+
+        :raises ImageError: where it does not hold a whole picture of at most 64 Mi pixels; the file is left
+            open.
         """
         from PIL import Image as Pillow
 
         Pillow.init()
         formats = tuple(name for name in _FORMATS if name in Pillow.OPEN)  # not every Pillow has them all
+        length = file.seek(0, SEEK_END)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the cap below is ours, and odd metadata is no fault here
                 for is_second_look in (False, True):  # verify() reads checksums, but leaves the file unusable
-                    with Pillow.open(BytesIO(content), formats=formats) as picture:
+                    file.seek(0)
+                    with Pillow.open(file, formats=formats) as picture:
                         if picture.width * picture.height > MAX_PIXELS:
                             raise ImageError(
                                 f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS}"
@@ -84,12 +123,29 @@ class Image:
         except ImageError:
             raise
         except Exception as error:  # hostile bytes make Pillow raise nearly anything
+            file.seek(0)
             raise ImageError(
-                f"Not a whole picture ({error}); {len(content)} bytes that start with {content[:16]!r}"
+                f"Not a whole picture ({error}); {length} bytes that start with {file.read(16)!r}"
             ) from error
         # A JPEG of several pictures (MPO) opens with a plain JPEG.
         name = "JPEG" if picture.format == "MPO" else str(picture.format)
-        return cls(content=content, format=name, width=picture.width, height=picture.height)
+        return cls(file=file, length=length, format=name, width=picture.width, height=picture.height)
+
+    def close(self) -> None:
+        """Close the file; a temporary one is gone then."""
+        _close(self.file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def content(self) -> bytes:
+        """The bytes, read anew from the file."""
+        self.file.seek(0)
+        return self.file.read()
 
     @property
     def content_type(self) -> str:
@@ -104,13 +160,14 @@ class Image:
     @property
     def sha256(self) -> str:
         """The checksum of the bytes, in hexadecimal."""
-        return sha256(self.content).hexdigest()
+        self.file.seek(0)
+        return file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type] # it is a binary file
 
     def converted(self, format_: str) -> Self:
         """Return the picture in one of the ``CONVERTIBLE`` formats; itself where it is in that already.
 
         The labels of AI-generated content and the parameters in its metadata come along. Transparency is
-        flattened on white where the format has none.
+        flattened on white where the format has none. The new picture has a temporary file of its own.
 
         :raises ImageError: where that format cannot hold the picture or its labels.
         """
@@ -121,7 +178,8 @@ class Image:
         output = BytesIO()
         options = {} if format_ == "PNG" else {"quality": 95}
         try:
-            with Pillow.open(BytesIO(self.content)) as picture:
+            self.file.seek(0)
+            with Pillow.open(self.file) as picture:
                 picture.load()
                 painted = _painted(picture, format_)
                 painted.save(output, format_, **options, **_metadata(picture, painted, format_))
@@ -129,7 +187,12 @@ class Image:
             raise ImageError(
                 f"The {self.format} of {self.width}x{self.height} pixels cannot become {format_}: {error}"
             ) from error
-        return type(self).from_bytes(output.getvalue())
+        return type(self).from_chunks([output.getvalue()])
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # where there was no room, there is none for what is left to write either
+        file.close()
 
 
 def _painted(picture: Pillow.Image, format_: str) -> Pillow.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,17 +53,18 @@ def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
     return generation
 
 
-def _images(generation: Generation, hook: ModelScopeHook) -> list[Image]:
+def _images(generation: Generation, hook: ModelScopeHook, opened: ExitStack) -> list[Image]:
     """Download every image; where a URL works no longer, ask for fresh ones, once."""
     try:
-        return [hook.download_image(url) for url in generation.output_images]
+        return [opened.enter_context(hook.download_image(url)) for url in generation.output_images]
     except ImageGoneError as error:
+        opened.close()
         log.warning("Asking generation %s for fresh URLs: %s", generation.generation_id, error)
         fresh = finished_generation(hook, generation.generation_id)
         if len(fresh.output_images) != len(generation.output_images):
             raise
     try:
-        return [hook.download_image(url) for url in fresh.output_images]
+        return [opened.enter_context(hook.download_image(url)) for url in fresh.output_images]
     except ImageGoneError as error:
         error.message += ". It was the second that the service gave: the image is gone"
         error.generation_id = generation.generation_id
@@ -81,22 +83,23 @@ def land(
 
     Pushes the XCom ``images`` with what is known of each, see :class:`StoredImage`.
     """
-    images = _images(generation, hook)
-    if destination.format:
-        images = [image.converted(destination.format) for image in images]
-    stored = [
-        StoredImage(
-            uri=destination.store(image, generation_id=generation.generation_id, number=number),
-            content_type=image.content_type,
-            width=image.width,
-            height=image.height,
-            bytes=len(image.content),
-            sha256=image.sha256,
-            seed=generation.seed,
-            model=model,
-        )
-        for number, image in enumerate(images, start=1)
-    ]
+    with ExitStack() as opened:
+        images = _images(generation, hook, opened)
+        if destination.format:
+            images = [opened.enter_context(image.converted(destination.format)) for image in images]
+        stored = [
+            StoredImage(
+                uri=destination.store(image, generation_id=generation.generation_id, number=number),
+                content_type=image.content_type,
+                width=image.width,
+                height=image.height,
+                bytes=image.length,
+                sha256=image.sha256,
+                seed=generation.seed,
+                model=model,
+            )
+            for number, image in enumerate(images, start=1)
+        ]
     for image in stored:
         log.info(
             "Stored generation %s: %s (%dx%d, %d bytes)",

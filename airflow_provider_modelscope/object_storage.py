@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import mimetypes
 import os
 import re
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,8 +17,10 @@ from urllib.parse import quote, urlsplit
 
 from airflow_provider_modelscope.exceptions import (
     ImageError,
+    ImageNotStoredError,
     InvalidDestinationError,
     InvalidRequestError,
+    ModelScopeError,
     ModelScopeRetryableError,
 )
 from airflow_provider_modelscope.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
@@ -28,14 +32,20 @@ if TYPE_CHECKING:
 
 MAX_SOURCE_BYTES = 10 * 1024 * 1024  # of a picture to edit
 
-# How each filesystem's pipe_file is told the content type, so that a browser shows the object.
+# How each filesystem's pipe_file is told the content type, so that a browser shows the object. These
+# stores, unlike others, never show half an object: it is there once it is whole.
 _CONTENT_TYPE_ARGUMENT = {
     "s3": "ContentType",
     "s3a": "ContentType",
     "gs": "content_type",
     "gcs": "content_type",
+    "abfs": "content_settings",
+    "abfss": "content_settings",
 }
 _LOCAL = ("file", "local")
+# What a store refuses for good.
+_REFUSALS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_REFUSING = (errno.EROFS, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,22 +108,24 @@ class Destination:
         and number always have the same name.
 
         :param number: Which of the generation's images it is, from 1.
-        :raises ImageError: where the store does not hold what it was given.
+        :raises InvalidDestinationError: where the store does not let it be written there.
+        :raises ImageNotStoredError: where the store has no room, cannot be reached, or does not hold what it
+            was given.
         """
         from airflow.providers.common.compat.sdk import get_hook_lineage_collector
 
         uri = self._uri_of(generation_id, number, image.suffix)
         path = _open(uri, self.storage_conn_id)
-        if path.protocol in _LOCAL:
-            _replace_file(Path(path.path), image.content)
-        else:
-            argument = _CONTENT_TYPE_ARGUMENT.get(path.protocol)
-            path.fs.pipe_file(
-                path.path, image.content, **({argument: image.content_type} if argument else {})
-            )
-            path.fs.invalidate_cache()
-        if (size := path.fs.size(path.path)) != len(image.content):
-            raise ImageError(f"{uri} was given {len(image.content)} bytes and holds {size}: store it again")
+        try:
+            if path.protocol in _LOCAL:
+                _replace_file(Path(path.path), image)
+            else:
+                _put(path, image)
+        except ImageNotStoredError as error:
+            error.message = f"{uri}: {error.message}"
+            raise
+        except Exception as error:  # each store has errors of its own
+            raise _not_stored(uri, error) from error
         with suppress(ValueError):  # an asset's URI has at most 1500 characters, in Airflow 3.0 of ASCII
             get_hook_lineage_collector().add_output_asset(context=path, uri=uri)
         return uri
@@ -186,19 +198,83 @@ def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destinatio
     return path
 
 
-def _replace_file(path: Path, content: bytes) -> None:
+def _replace_file(path: Path, image: Image) -> None:
     """Write beside the final name, then rename: nobody ever reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".image-", delete=False) as file:
         try:
-            file.write(content)
+            image.file.seek(0)
+            shutil.copyfileobj(image.file, file)
             file.flush()
             os.fsync(file.fileno())
+            _see_that_it_holds(os.fstat(file.fileno()).st_size, image)
             Path(file.name).chmod(0o666 & ~_umask())  # as open() would have made it, not private
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
+
+
+def _put(path: ObjectStoragePath, image: Image) -> None:
+    """Put the whole object at once, and see that the store holds it; half of it is removed again."""
+    shows_halves = path.protocol not in _CONTENT_TYPE_ARGUMENT
+    before = _size(path) if shows_halves else None
+    try:
+        # Not put_file: it names the content type after the file on disk, and where a filesystem has only
+        # open() to offer, a read that fails on the way leaves half an object.
+        path.fs.pipe_file(path.path, image.content, **_content_type(path.protocol, image.content_type))
+    except BaseException:
+        with suppress(Exception):  # what went wrong first is what should be told
+            if shows_halves and _size(path) not in (None, before, image.length):
+                path.fs.rm_file(path.path)
+        raise
+    try:
+        _see_that_it_holds(_size(path), image)
+    except ImageNotStoredError:
+        with suppress(Exception):
+            path.fs.rm_file(path.path)
+        raise
+
+
+def _see_that_it_holds(size: int | None, image: Image) -> None:
+    if size != image.length:
+        raise ImageNotStoredError(
+            f"It was given {image.length} bytes and holds {size or 0}, which are removed: store it again"
+        )
+
+
+def _size(path: ObjectStoragePath) -> int | None:
+    """Return how many bytes the store holds there now, None where there is no object."""
+    path.fs.invalidate_cache()
+    try:
+        size: int | None = path.fs.size(path.path)
+    except FileNotFoundError:
+        return None
+    return size
+
+
+def _content_type(protocol: str, content_type: str) -> dict[str, Any]:
+    """Return the argument that tells a filesystem's ``pipe_file`` the content type."""
+    argument = _CONTENT_TYPE_ARGUMENT.get(protocol)
+    if argument == "content_settings":
+        from azure.storage.blob import ContentSettings
+
+        return {argument: ContentSettings(content_type=content_type)}
+    return {argument: content_type} if argument else {}
+
+
+def _not_stored(uri: str, error: Exception) -> ModelScopeError:
+    """Return our error for a store's own: final where it would refuse the same again."""
+    problem = f"{type(error).__name__}: {error}"
+    kept = "The generation is kept by the service: the transfer can store it"
+    status = getattr(error, "status_code", None)  # of Azure's errors, which are no OSErrors
+    if isinstance(error, _REFUSALS) or getattr(error, "errno", 0) in _REFUSING or status in (401, 403, 404):
+        return _invalid(
+            uri,
+            f"cannot be written ({problem}). See that its bucket or folder is there, and that the connection "
+            f"or the worker's user may write to it. {kept}",
+        )
+    return ImageNotStoredError(f"{uri} was not stored ({problem}). {kept}")
 
 
 def _umask() -> int:

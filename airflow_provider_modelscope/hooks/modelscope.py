@@ -7,14 +7,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_modelscope.exceptions import (
     ImageError,
     ImageGoneError,
-    ImageRefusedError,
+    ImageNotStoredError,
     ModelScopeError,
     ModelScopeRetryableError,
     RateLimitedError,
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.waiting import GenerationWait
 
 IMAGE_TRIES = 5  # of a download, for what it fetches is paid for; the pauses between them double
-MAX_REDIRECTS = 3  # of an image's URL
 VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
 
 
@@ -44,8 +42,9 @@ class ModelScopeHook(BaseHook):
 
     :param modelscope_conn_id: A connection of type ``modelscope``. Its password is the API token, its host
         the base URL (the service's own by default); its extra may hold ``request_timeout`` (seconds, 30),
-        ``verify`` (true, false, or the path of a CA bundle), ``proxy`` (URL), ``max_image_bytes`` (64 MiB)
-        and ``allow_http`` (false: plain http only to this machine).
+        ``verify`` (true, false, or the path of a CA bundle), ``proxy`` (URL), ``max_image_bytes`` (64 MiB),
+        ``image_hosts`` (none: hosts that images may come from although their address is not public) and
+        ``allow_http`` (false: plain http only to this machine).
     """
 
     conn_name_attr = "modelscope_conn_id"
@@ -191,46 +190,28 @@ class ModelScopeHook(BaseHook):
     def download_image(self, url: str) -> Image:
         """Return an output image, whole and decodable. The token is not sent to its host.
 
-        What fails in passing, half an image included, is tried again.
+        It stands in a temporary file that goes when the image is closed: use it in a ``with``. What fails in
+        passing, half an image included, is tried again.
 
         :param url: One of a generation's ``output_images``.
         :raises ImageGoneError: where the URL works no longer.
         :raises ImageRefusedError: where it is too large, or where images may not come from.
+        :raises ImageNotStoredError: where the temporary folder has no room for it.
         :raises ImageError: where it cannot be had whole.
         """
-        from airflow_provider_modelscope.image import Image
+        from airflow_provider_modelscope.hooks.download import download
 
         failed = 0
         while True:
             try:
-                return Image.from_bytes(self._download(url))
-            except ImageGoneError:
+                return download(url, self.account)
+            except (ImageGoneError, ImageNotStoredError):
                 raise
             except ImageError as error:
                 failed += 1
                 if failed == IMAGE_TRIES:
                     raise
                 self._pause(error, PAUSE * 2 ** (failed - 1))
-
-    def _download(self, url: str) -> bytes:
-        import requests
-
-        limit = self.account.max_image_bytes
-        content = bytearray()
-        try:
-            with self._session() as session, self._follow(session, url) as response:
-                promised = response.headers.get("Content-Length", "")
-                for chunk in response.iter_content(64 * 1024):
-                    content += chunk
-                    if len(content) > limit:
-                        raise ImageRefusedError(
-                            f"{url} is larger than the connection's max_image_bytes, {limit}"
-                        )
-        except requests.RequestException as error:
-            raise ImageError(f"{url} cannot be downloaded: {error}") from error
-        if promised.isdecimal() and int(promised) != len(content):
-            raise ImageError(f"{url} broke off: {len(content)} of {promised} bytes came")
-        return bytes(content)
 
     def test_connection(self) -> tuple[bool, str]:
         """Tell whether the service takes this token, and what to do where it does not."""
@@ -293,31 +274,6 @@ class ModelScopeHook(BaseHook):
                 ) from error
             raise ServiceUnavailableError(f"{self.account.base_url} gave no answer: {error}") from error
         return Answer(status_code=response.status_code, headers=response.headers, body=response.content)
-
-    def _follow(self, session: requests.Session, url: str) -> requests.Response:
-        """Return the open answer behind at most three redirects, each to where images may come from."""
-        for _ in range(MAX_REDIRECTS + 1):
-            if not self.account.may_fetch(url):
-                raise ImageRefusedError(f"{url} is no https address: images are fetched from no other")
-            response = session.get(
-                url,
-                headers={"Accept-Encoding": "identity"},
-                timeout=self.account.request_timeout,
-                verify=self.account.verify,
-                allow_redirects=False,
-                stream=True,
-            )
-            if response.is_redirect:
-                url = urljoin(url, response.headers["Location"])
-            elif response.ok:
-                return response
-            else:
-                gone = response.status_code in (403, 404, 410)
-                kind = ImageGoneError if gone else ImageError
-                problem = "works no longer" if gone else "cannot be had now"
-                raise kind(f"The image's URL {problem}: {url}", code=response.status_code)
-            response.close()
-        raise ImageError(f"{url} is behind more than {MAX_REDIRECTS} redirects")
 
 
 def _was_not_sent(error: requests.RequestException) -> bool:

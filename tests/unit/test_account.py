@@ -16,6 +16,24 @@ TOKEN = "ms-8f3b1c9a-0000-4000-8000-0123456789ab"
 
 # Wrong extras, and what their errors say.
 WRONG: list[tuple[str, list[Any], str]] = [
+    ("image_hosts", [5, True, {}, [5], ["a.example", None]], "must be a list of host names, or a text of "),
+    (
+        "image_hosts",
+        [
+            "https://images.example",
+            "images.example:443",
+            "images.example/a",
+            "me:secret@images.example",
+            "*",
+            "images.*.example",
+            "*images.example",
+            "images example",
+            ["a.example", "b.example;c.example"],
+            "[::1]",
+            "图片.example",
+        ],
+        "must hold names such as images.example or *.images.example, without scheme, port or path, not ",
+    ),
     (
         "request_timeout",
         [0, -1, 600.1, "soon", True, False, [5], {}, float("nan"), float("inf"), 10**400],
@@ -62,6 +80,7 @@ def test_a_token_alone_is_enough() -> None:
         verify=True,
         proxy=None,
         max_image_bytes=64 * 1024 * 1024,
+        image_hosts=(),
     )
 
 
@@ -192,6 +211,11 @@ def test_a_host_that_cannot_be_used_is_named(given: dict[str, Any], part: str) -
         ({"max_image_bytes": 1}, "max_image_bytes", 1),
         ({"max_image_bytes": "1024"}, "max_image_bytes", 1024),
         ({"max_image_bytes": 2**40}, "max_image_bytes", 2**40),
+        ({"image_hosts": ["images.example"]}, "image_hosts", ("images.example",)),
+        ({"image_hosts": "A.Example., *.b.example ,"}, "image_hosts", ("a.example", "*.b.example")),
+        ({"image_hosts": ["minio", "10.0.0.7", "fd00::7"]}, "image_hosts", ("minio", "10.0.0.7", "fd00::7")),
+        ({"image_hosts": []}, "image_hosts", ()),
+        ({"image_hosts": " "}, "image_hosts", ()),
         ({"verify": True}, "verify", True),
         ({"verify": "true"}, "verify", True),
         ({"verify": 1}, "verify", True),
@@ -344,3 +368,21 @@ def test_images_come_over_https_or_http_where_the_api_itself_does(
 ) -> None:
     assert Account(token=TOKEN).may_fetch(url) is from_https
     assert Account(token=TOKEN, base_url="http://127.0.0.1:8765").may_fetch(url) is from_http
+
+
+@pytest.mark.parametrize(
+    ("host", "is_named"),
+    [
+        ("minio", True),
+        ("minio.", True),
+        ("a.images.example", True),
+        ("a.b.images.example", True),
+        ("images.example", False),
+        ("notimages.example", False),
+        ("a.images.example.evil.example", False),
+        ("minio.evil.example", False),
+        ("", False),
+    ],
+)
+def test_images_come_from_the_named_hosts_and_those_below_a_star(host: str, is_named: bool) -> None:
+    assert account(extra={"image_hosts": "minio, *.images.example"}).takes_images_from(host) is is_named

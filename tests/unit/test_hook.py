@@ -192,9 +192,9 @@ class TestDownload:
         self, emulator: Emulator, hook: ModelScopeHook
     ) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
-        image = hook.download_image(url)
-        assert [image.content] == list(emulator.served.values())
-        assert (image.content_type, image.width, image.height) == ("image/png", 64, 64)
+        with hook.download_image(url) as image:
+            assert [image.content] == list(emulator.served.values())
+            assert (image.content_type, image.width, image.height) == ("image/png", 64, 64)
         assert "Authorization" not in emulator.requests[-1].headers
 
     @pytest.mark.parametrize("fault", ["truncated", "garbage", "html", "reset", "500"])
@@ -205,7 +205,8 @@ class TestDownload:
         emulator.fail(f"image:{fault}:5")
         with pytest.raises(ImageError):
             hook.download_image(url)
-        assert hook.download_image(url).width == 64
+        with hook.download_image(url) as image:
+            assert image.width == 64
 
     @pytest.mark.parametrize("fault", ["truncated", "garbage", "html", "reset", "500", "429"])
     def test_what_fails_in_passing_is_tried_again(
@@ -213,7 +214,8 @@ class TestDownload:
     ) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
         emulator.fail(f"image:{fault}:4")
-        assert hook.download_image(url).width == 64
+        with hook.download_image(url) as image:
+            assert image.width == 64
 
     @pytest.mark.parametrize("code", [403, 404, 410])
     def test_a_url_that_works_no_longer_is_said_so_at_once(

@@ -19,6 +19,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
     ImageError,
     ImageGoneError,
+    InvalidDestinationError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.landing import StoredImage, finished_generation, land
@@ -224,7 +225,7 @@ class TestLanding:
     ) -> None:
         generation = with_several_images(finished(), finished(seed=6))
         (tmp_path / "cat-2.png").mkdir()
-        with pytest.raises(IsADirectoryError):
+        with pytest.raises(InvalidDestinationError, match="IsADirectoryError"):
             landed(generation, f"file://{tmp_path}/cat.png", context)
         assert not context["ti"].pushed
 

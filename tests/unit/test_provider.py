@@ -67,6 +67,7 @@ def test_the_form_is_the_same_from_the_info_and_from_the_hooks_methods(
         "verify": "StringField",
         "proxy": "PasswordField",
         "max_image_bytes": "IntegerField",
+        "image_hosts": "StringField",
         "allow_http": "BooleanField",
     }
     widgets: dict[str, Any] = ModelScopeHook.get_connection_form_widgets()
