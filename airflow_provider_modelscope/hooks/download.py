@@ -79,8 +79,6 @@ def _session() -> requests.Session:
 
 def _follow(session: requests.Session, url: str, account: Account) -> requests.Response:
     """Return the open answer behind at most three redirects, each to where images may come from."""
-    import requests
-
     # Given with the request, as the session's own would yield to the environment's.
     proxies = {"http": account.proxy, "https": account.proxy} if account.proxy else None
     given = url
@@ -98,7 +96,7 @@ def _follow(session: requests.Session, url: str, account: Account) -> requests.R
                 stream=True,
                 proxies=proxies,
             )
-        except requests.RequestException as error:
+        except OSError as error:  # as all that requests raises is; a bundle that is not there is a plain one
             # Without its causes, whose texts hold the URL whole.
             raise ImageError(f"{without_query(url)} cannot be downloaded: {_reason(error)}") from None
         if response.ok and not response.is_redirect:
