@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.image import Image
     from airflow_provider_modelscope.object_storage import Destination
 
-PATIENCE = 30.0  # seconds in which an answer that contradicts an earlier "finished" may right itself
+PATIENCE = 90.0  # seconds in which an answer that contradicts an earlier "finished" may right itself
 
 log = logging.getLogger(__name__)
 
