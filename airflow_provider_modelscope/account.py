@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from ipaddress import ip_address
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from airflow_provider_modelscope.exceptions import InvalidConnectionError
+from airflow_provider_modelscope.exceptions import InvalidConnectionError, shown
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -23,6 +27,9 @@ DEFAULT_HUB_URL = "https://modelscope.cn"
 
 # The site behind each API: its accounts, tokens and models.
 _HUBS = {DEFAULT_BASE_URL: DEFAULT_HUB_URL, "https://api-inference.modelscope.ai": "https://modelscope.ai"}
+
+# Types of connection that may hold a token for ModelScope, ours and those that say no service.
+_TYPES = ("modelscope", "http", "https", "generic", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,48 +61,32 @@ class Account:
         Reads ``extra`` as text: ``Connection.extra_dejson`` asks the supervisor to mask its values, which
         must not happen on the triggerer's event loop.
 
-        :raises InvalidConnectionError: saying which field is wrong and what is allowed.
+        :raises InvalidConnectionError: naming every wrong field, and what is allowed.
         """
-        wrong = partial(_wrong, connection.conn_id)
-        try:
-            extra = json.loads(connection.extra or "{}")
-        except (ValueError, RecursionError):
-            extra = None
-        if not isinstance(extra, dict):
-            raise wrong("extra", "is not a JSON object")
-        given = {name: value for name, value in extra.items() if value is not None and str(value).strip()}
+        mistakes: list[str] = []
 
-        def number(name: str, default: float, most: float) -> float:
+        def read(name: str, check: Callable[[], Any]) -> Any:
             try:
-                value = float(given.get(name, default))
-            except (TypeError, ValueError, OverflowError):
-                value = 0.0
-            if given.get(name) is True or not 0 < value <= most:
-                raise wrong(name, f"must be a number above 0 and at most {most:g}, not {given[name]!r}")
-            return value
+                return check()
+            except ValueError as mistake:
+                mistakes.append(f"{name} {mistake}")
 
-        def flag(name: str, default: bool) -> bool | str:
-            value = given.get(name, default)
-            words = {"true": True, "1": True, "false": False, "0": False}
-            return words.get(str(value).strip().lower(), str(value).strip())
-
-        if not isinstance(given.get("verify", True), bool | int | str):
-            raise wrong("verify", "must be true, false, or the path of a bundle of authorities")
-        allow_http = flag("allow_http", False)
-        if not isinstance(allow_http, bool):
-            raise wrong("allow_http", f"must be true or false, not {allow_http!r}")
-        proxy = given.get("proxy")
-        if proxy is not None and not (isinstance(proxy, str) and re.match("https?://[^/]", proxy)):
-            raise wrong("proxy", "must be the URL of an HTTP proxy, such as http://proxy.example:3128")
-        return cls(
-            token=_token(connection, wrong),
-            base_url=_base_url(connection, allow_http, wrong),
-            request_timeout=number("request_timeout", cls.request_timeout, 600),
-            verify=flag("verify", cls.verify is True),
-            proxy=proxy,
-            max_image_bytes=math.ceil(number("max_image_bytes", cls.max_image_bytes, 2**40)),
-            image_hosts=_image_hosts(given.get("image_hosts", []), wrong),
-        )
+        read("conn_type", lambda: _check_type(connection))
+        if not mistakes:  # else there is nothing else to say of it
+            given = read("extra", lambda: _extra(connection)) or {}
+            values = {
+                name: read(name, partial(_EXTRAS[name], value))
+                for name, value in given.items()
+                if name in _EXTRAS
+            }
+            if (connection.conn_type or "modelscope") == "modelscope":  # an HTTP connection's hold headers
+                mistakes += [_unknown(name) for name in given if name not in _EXTRAS]
+            allow_http = values.pop("allow_http", False)
+            values["token"] = read("password", lambda: _token(connection))
+            values["base_url"] = read("host", lambda: _base_url(connection, allow_http is True))
+        if mistakes:
+            raise InvalidConnectionError(f"Airflow connection {connection.conn_id!r}: {'; '.join(mistakes)}.")
+        return cls(**values)
 
     @property
     def hub_url(self) -> str | None:
@@ -128,43 +119,123 @@ class Account:
         return any(fnmatchcase(host.rstrip("."), name) for name in self.image_hosts)
 
 
-def _wrong(connection_id: str | None, field_name: str, problem: str) -> InvalidConnectionError:
-    return InvalidConnectionError(f"Airflow connection {connection_id!r}: {field_name} {problem}.")
+# Each check returns what a field of the connection means, and raises ValueError with what is allowed.
 
 
-def _token(connection: Connection, wrong: Any) -> str:
+def _check_type(connection: Connection) -> None:
+    kind = connection.conn_type or ""
+    if kind.lower() not in _TYPES:
+        raise ValueError(
+            f"must be 'modelscope', not {shown(kind)}: another service's secret is not sent to ModelScope"
+        )
+
+
+def _extra(connection: Connection) -> dict[str, Any]:
+    """Return the extras that are given, without the empty ones."""
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except (ValueError, RecursionError):
+        extra = None
+    if not isinstance(extra, dict):
+        raise ValueError("is not a JSON object")
+    return {name: value for name, value in extra.items() if value is not None and str(value).strip()}
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name.lower(), _EXTRAS, n=1)
+    hint = f"is {near[0]} meant?" if near else f"known are {', '.join(_EXTRAS)}"
+    return f"extra {shown(name)} is not known: {hint}"
+
+
+def _number(most: float) -> Callable[[Any], float]:
+    def checked(given: Any) -> float:
+        try:
+            value = 0.0 if isinstance(given, bool) else float(given)
+        except (TypeError, ValueError, OverflowError):
+            value = 0.0
+        if not 0 < value <= most:
+            raise ValueError(f"must be a number above 0 and at most {most:g}, not {shown(given)}")
+        return value
+
+    return checked
+
+
+def _flag(given: Any) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    try:
+        return words[str(given).strip().lower()]
+    except KeyError:
+        raise ValueError(f"must be true or false, not {shown(given)}") from None
+
+
+def _verify(given: Any) -> bool | str:
+    try:
+        return _flag(given)
+    except ValueError:
+        path = str(given).strip()
+    # Where it is missing, neither requests nor aiohttp says which setting is at fault.
+    if isinstance(given, str) and os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a long name
+        return path
+    raise ValueError(
+        "must be true, false, or the path of a bundle of authorities, which is there on this machine, "
+        f"not {shown(given)}"
+    )
+
+
+def _proxy(given: Any) -> str:
+    if isinstance(given, str) and re.match(r"https?://\S+$", given):
+        with suppress(ValueError):  # of a port that is none, or an unclosed [ of an IPv6 address
+            parts = urlsplit(given)
+            if parts.port != 0 and _is_host_name(parts.hostname or ""):
+                return given
+    raise ValueError("must be the URL of an HTTP proxy, such as http://proxy.example:3128")
+
+
+def _image_hosts(given: Any) -> tuple[str, ...]:
+    """Return the names in a list, or in a text with commas."""
+    names = given.split(",") if isinstance(given, str) else given
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("must be a list of host names, or a text of them with commas between")
+    hosts = tuple(name.strip().lower().rstrip(".") for name in names if name.strip())
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", host) and not _is_address(host):
+            raise ValueError(
+                "must hold names such as images.example or *.images.example, without scheme, port or path, "
+                f"not {shown(host.rpartition('@')[2])}"
+            )
+    return hosts
+
+
+# The fields of the extra: allow_http says what the host may be, the others are fields of the account.
+_EXTRAS: Mapping[str, Callable[[Any], Any]] = {
+    "request_timeout": _number(600),
+    "verify": _verify,
+    "proxy": _proxy,
+    "max_image_bytes": lambda given: math.ceil(_number(2**40)(given)),
+    "image_hosts": _image_hosts,
+    "allow_http": _flag,
+}
+
+
+def _token(connection: Connection) -> str:
     """Return the token without what comes along when one is pasted: ``Bearer``, spaces, newlines."""
     token = re.sub(
         r"\s+", "", re.sub(r"^\s*bearer(\s+|$)", "", connection.password or "", flags=re.IGNORECASE)
     )
     if not token:
-        raise wrong("password", f"is empty: it holds the API token, from {DEFAULT_HUB_URL}/my/myaccesstoken")
+        raise ValueError(f"is empty: it holds the API token, from {DEFAULT_HUB_URL}/my/myaccesstoken")
     if not (token.isascii() and token.isprintable()):
-        raise wrong("password", "holds characters that no API token has")
+        raise ValueError("holds characters that no API token has")
     return token
 
 
-def _image_hosts(given: Any, wrong: Any) -> tuple[str, ...]:
-    """Return the names in a list, or in a text with commas."""
-    names = given.split(",") if isinstance(given, str) else given
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise wrong("image_hosts", "must be a list of host names, or a text of them with commas between")
-    hosts = tuple(name.strip().lower().rstrip(".") for name in names if name.strip())
-    for host in hosts:
-        if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", host) and not _is_address(host):
-            raise wrong(
-                "image_hosts",
-                "must hold names such as images.example or *.images.example, without scheme, port or path, "
-                f"not {host.rpartition('@')[2]!r}",
-            )
-    return hosts
-
-
-def _base_url(connection: Connection, allow_http: bool, wrong: Any) -> str:
+def _base_url(connection: Connection, allow_http: bool) -> str:
     """Return the base URL that host, schema and port stand for."""
     host = (connection.host or "").strip()
     if not host:
         return DEFAULT_BASE_URL
+    if "@" in host or "?" in host or "#" in host:  # not shown: a user's name may stand beside a password
+        raise ValueError(f"must be a bare URL such as {DEFAULT_BASE_URL}, without user, query or fragment")
     if host.count(":") > 1 and "://" not in host and "[" not in host:
         host = f"[{host}]"  # Airflow takes the brackets off an IPv6 address in a connection's URI
     try:
@@ -172,17 +243,23 @@ def _base_url(connection: Connection, allow_http: bool, wrong: Any) -> str:
             usual = "http" if _is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
             host = f"{connection.schema if connection.schema in ('http', 'https') else usual}://{host}"
         parts = urlsplit(host)
-        port = parts.port or connection.port
+        port = connection.port or None if parts.port is None else parts.port
     except ValueError:
-        raise wrong("host", f"is not a URL: {host!r}") from None
-    scheme, name = parts.scheme.lower(), parts.hostname
-    if scheme not in ("http", "https") or not name:
-        raise wrong("host", f"must be a URL such as {DEFAULT_BASE_URL}, not {host!r}")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise wrong("host", f"must be a bare URL such as {DEFAULT_BASE_URL}, without user, query or fragment")
+        raise ValueError(f"is not a URL: {shown(host)}") from None
+    scheme, name = parts.scheme.lower(), parts.hostname or ""
+    if scheme not in ("http", "https") or not _is_host_name(name):
+        raise ValueError(f"must be a URL such as {DEFAULT_BASE_URL}, not {shown(host)}")
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError(f"is not a URL: its port must be from 1 to 65535, not {port}")
+    if endpoint := re.search(r"/v1/(images|tasks|models|chat)\b.*", parts.path):
+        raise ValueError(
+            f"must be a URL such as {DEFAULT_BASE_URL}: without {shown(endpoint[0])}, which is added to it"
+        )
+    if re.search(r"\s", host) or not host.isprintable():
+        raise ValueError(f"may not hold spaces or control characters: {shown(host)}")
     if scheme == "http" and not (allow_http or _is_loopback(name)):
-        raise wrong(
-            "host", f"would send the token in the clear to {name}: use https, or set allow_http in the extra"
+        raise ValueError(
+            f"would send the token in the clear to {name}: use https, or set allow_http in the extra"
         )
     path = re.sub(r"(/v1)?/*$", "", parts.path.rstrip("/"))
     netloc = f"[{name}]" if ":" in name else name
@@ -194,6 +271,11 @@ def _is_address(name: str) -> bool:
         return bool(ip_address(name))
     except ValueError:
         return False
+
+
+def _is_host_name(name: str) -> bool:
+    """Whether a URL's host may be one: a name of DNS, or an IPv6 address."""
+    return ":" in name or bool(re.fullmatch(r"(?=.{1,253}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", name))
 
 
 def _is_loopback(name: str) -> bool:

@@ -10,6 +10,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationRejectedError,
     InvalidRequestError,
+    shown,
 )
 
 SUCCEED = "SUCCEED"
@@ -110,15 +111,20 @@ class Generation:
 
 
 def checked_id(generation_id: Any) -> str:
-    """Return a generation's id as text: opaque, but there.
+    """Return a generation's id as text: opaque, but one word, and there.
 
     :raises InvalidRequestError: where it is none, as when the task upstream returned nothing.
     """
     is_id = isinstance(generation_id, str | int) and not isinstance(generation_id, bool)
     text = str(generation_id).strip() if is_id else ""
-    if text in ("", "None"):
+    # What begins with a bracket is a list or a mapping that a template made text of.
+    if (
+        text in ("", "None", "null")
+        or text[0] in "[{("
+        or not (text.isprintable() and len(text.split()) == 1)
+    ):
         raise InvalidRequestError(
-            f"generation_id = {generation_id!r}: must be the id that a submit task returned; "
+            f"generation_id = {shown(generation_id)}: must be the id that a submit task returned; "
             "for several, map over them with .expand(generation_id=...)"
         )
     return text

@@ -8,9 +8,11 @@ import mimetypes
 import os
 import re
 import shutil
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
@@ -22,8 +24,11 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ModelScopeError,
     ModelScopeRetryableError,
+    check_all,
+    shortened,
+    shown,
 )
-from airflow_provider_modelscope.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
+from airflow_provider_modelscope.image import CONVERTIBLE, FORMAT_OF_SUFFIX, MAX_PIXELS, Image
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -93,8 +98,8 @@ class Destination:
                 destination, "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"
             )
         path = _open(destination, storage_conn_id)
-        if name.name and parts.scheme in _LOCAL and Path(path.path).is_dir():
-            raise _invalid(destination, "that is a folder: end it with '/' to store into it")
+        if parts.scheme in _LOCAL and (obstacle := _obstacle(Path(path.path), is_folder=not name.name)):
+            raise _invalid(destination, obstacle)
         return cls(
             uri=destination.replace(connection + at, "", 1),
             storage_conn_id=storage_conn_id or connection or None,
@@ -147,7 +152,12 @@ def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = N
     """
     if not request.stored_images:
         return request
-    inlined = {url: _data_uri(url, storage_conn_id) for url in request.stored_images}
+    inlined: dict[str, str] = {}
+
+    def inline(url: str) -> None:
+        inlined[url] = _data_uri(url, storage_conn_id)
+
+    check_all(*(partial(inline, url) for url in request.stored_images))
     if isinstance(request.image_url, str):
         return replace(request, image_url=inlined[request.image_url])
     return replace(request, image_url=[inlined.get(url, url) for url in request.image_url or ()])
@@ -157,31 +167,65 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
     """Read one picture from object storage."""
 
     def wrong(problem: str) -> InvalidRequestError:
-        return InvalidRequestError(f"Nothing was sent. image_url = {uri!r}: {problem}.")
+        return InvalidRequestError(f"Nothing was sent. image_url = {shown(uri, 300)}: {problem}.")
 
     try:
         path = _open(uri, storage_conn_id, parameter="image_url")
+        if path.protocol in _LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
+            raise wrong("is a folder or a device, not a file")  # a pipe would be waited for, for ever
         with path.fs.open(path.path, "rb") as file:
             content: bytes = file.read(MAX_SOURCE_BYTES + 1)
     except InvalidDestinationError as error:
         raise InvalidRequestError(f"Nothing was sent. {error.message}") from error
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise wrong(f"cannot be read ({type(error).__name__}: {error})") from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError) as error:
+        raise wrong(f"cannot be read ({type(error).__name__}: {shortened(str(error), 300)})") from error
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise wrong(f"cannot be read ({error.strerror})") from error
         raise ModelScopeRetryableError(f"Nothing was sent. image_url = {uri!r}: {error}") from error
     if len(content) > MAX_SOURCE_BYTES:
         raise wrong(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")
     try:
         image = Image.from_bytes(content)
-    except ImageError as error:
-        raise wrong(error.message) from error
+    except ImageError as error:  # whose message shows some bytes of what may be any file of this worker
+        raise wrong(
+            f"holds {len(content)} bytes that are not a whole picture, such as PNG or JPEG, of at most "
+            f"{MAX_PIXELS} pixels"
+        ) from error
     return f"data:{image.content_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _obstacle(path: Path, *, is_folder: bool) -> str | None:
+    """Return what keeps images from a local path, as far as that can be told without writing."""
+    for folder in (path, *path.parents):
+        try:
+            mode = folder.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):  # what is missing will be made
+            continue
+        except OSError as error:
+            return f"it cannot be written to ({error.strerror})"
+        if folder == path and not is_folder:
+            if stat.S_ISREG(mode):
+                continue  # it is replaced
+            if stat.S_ISDIR(mode):
+                return "that is a folder: end it with '/' to store into it"
+            return "that is a device: name a file or a folder"
+        if not stat.S_ISDIR(mode):
+            return f"{shown(str(folder), 300)} is a file: name a folder"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"this worker may not write to {shown(str(folder), 300)}: allow it, or name another folder"
+        return None
+    return None
 
 
 def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destination") -> ObjectStoragePath:
     """Return the path, after a look whether this Airflow has the filesystem and the connection for it."""
     from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
 
+    if not isinstance(storage_conn_id, str | None):
+        raise _invalid(
+            storage_conn_id, "must be the id of an Airflow connection", parameter="storage_conn_id"
+        )
     try:
         # Not left to Airflow: its versions differ in which of two connections they prefer.
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")
@@ -285,4 +329,4 @@ def _umask() -> int:
 
 
 def _invalid(uri: Any, problem: str, *, parameter: str = "destination") -> InvalidDestinationError:
-    return InvalidDestinationError(f"{parameter} = {uri!r}: {problem}")
+    return InvalidDestinationError(f"{parameter} = {shown(uri, 300)}: {problem}")

@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_modelscope.exceptions import InvalidRequestError
+from airflow_provider_modelscope.exceptions import InvalidRequestError, shortened, shown
 
 MAX_SEED = 2**31 - 1
 MAX_TEXT = 2000  # prompts are shorter than this
@@ -74,7 +74,7 @@ class GenerationRequest:
             try:
                 object.__setattr__(self, name, check(value))
             except ValueError as mistake:
-                mistakes.append(f"{name} = {_shown(value)}: {mistake}")
+                mistakes.append(f"{name} = {shown(value)}: {mistake}")
         mistakes += self._size_mistakes()
         if mistakes:
             raise InvalidRequestError("Nothing was sent. Please correct " + "; ".join(mistakes) + ".")
@@ -98,7 +98,7 @@ class GenerationRequest:
         """
         if self.stored_images:
             raise InvalidRequestError(
-                f"image_url = {_shown(self.stored_images[0])}: ModelScope cannot read object storage. An "
+                f"image_url = {shown(self.stored_images[0])}: ModelScope cannot read object storage. An "
                 "operator inlines it; elsewhere call object_storage.inline_images first."
             )
         named = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -135,25 +135,15 @@ def _family(model: Any) -> str | None:
     return families[0] if len(families) == 1 else None
 
 
-def _shown(value: Any) -> str:
-    """Return the value as an error shows it."""
-    try:
-        return _short(repr(value), 80)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in a list in a list ...
-        return f"a huge {type(value).__name__}"
-
-
 def _public(url: str) -> str:
     """Return what may be kept of a picture's URL: a query may be a signature, ``data:`` holds megabytes."""
     if url.lower().startswith("data:"):
-        return _short(url)
-    address, query, _ = url.partition("?")
+        return shortened(url, 300)
+    address, query, _ = _PASSWORD.sub(r"\1...@", url).partition("?")
     return address + ("?..." if query else "")
 
 
-def _short(text: str, most: int = 300) -> str:
-    """Cut what is long: a ``data:`` URI may hold megabytes."""
-    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
+_PASSWORD = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)  # with its user, in a URL
 
 
 # Each check takes what a Dag gave, returns what is sent, and raises ValueError with what is allowed.
@@ -181,9 +171,14 @@ def _sendable_text(value: Any) -> str:
 
 def _model(value: Any) -> str:
     text = _sendable_text(value).strip()
-    if not text or text == "None":
+    if not _may_be_id(text):
         raise ValueError("must be a ModelScope model id, such as 'Qwen/Qwen-Image'")
     return text
+
+
+def _may_be_id(text: str) -> bool:
+    """Whether it may be the id of a model: any word, but not what Jinja makes of nothing or of a list."""
+    return text not in ("", "None", "null") and text[0] not in "[{(" and text.isprintable()
 
 
 def _short_text(value: Any) -> str:
@@ -269,13 +264,16 @@ def _image_url(value: Any) -> str | list[str]:
 def _one_image_url(value: Any) -> str:
     if isinstance(value, str):
         url = _sendable_text(value).strip()
-        if re.match(r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,[\w+/]", url, re.IGNORECASE):
+        if _DATA_URI.fullmatch(url):
             return url
         if re.match(r"(?!data:)[a-z][a-z0-9+.-]*://", url, re.IGNORECASE) and _is_url(url):
             return url
     raise ValueError(_IMAGE_URL_FORMS)
 
 
+_DATA_URI = re.compile(
+    r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+", re.IGNORECASE | re.ASCII
+)
 _IMAGE_URL_FORMS = (
     "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, "
     "an object storage path such as 's3://bucket/key' or 'file:///folder/name.png'"
@@ -292,8 +290,8 @@ def _is_url(text: str) -> bool:
 
 def _loras(value: Any) -> str | dict[str, float]:
     value = _from_json(value, "{")
-    if isinstance(value, str) and value.strip():
-        return _sendable_text(value).strip()
+    if isinstance(value, str) and _may_be_id(_sendable_text(value).strip()):
+        return value.strip()
     rule = f"must be a LoRA id, or a mapping of 1 to {MAX_LORAS} ids to weights that sum to 1.0"
     if not isinstance(value, Mapping) or not 1 <= len(value) <= MAX_LORAS:
         raise ValueError(rule)
@@ -312,8 +310,10 @@ def _extra_parameters(value: Any) -> dict[str, Any]:
     value = _from_json(value, "{")
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError("must be a mapping of names to JSON values")
-    if taken := sorted(set(value) & _CHECKS.keys()):
+    if taken := sorted({name.strip().lower() for name in value} & _CHECKS.keys()):
         raise ValueError(f"may not override {', '.join(taken)}: use the parameter of that name")
+    if not all(map(str.strip, value)):
+        raise ValueError("must be a mapping of names to JSON values, and a name is empty")
     try:
         text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         text.encode()

@@ -9,14 +9,16 @@ import logging
 import math
 import random
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
+    InvalidRequestError,
     ModelScopeError,
     ModelScopeFinalError,
     RateLimitedError,
     ServiceUnreachableError,
+    shown,
 )
 from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL, SeenTimes, seconds_to_next_look
 
@@ -218,3 +220,17 @@ def end_of_wait(
     """
     limit = math.inf if execution_timeout is None else execution_timeout.total_seconds()
     return min(since + min(timeout, MAX_WAIT), started_at + limit)
+
+
+def check_seconds(*, least: float = 0.0, **given: Any) -> None:
+    """Check parameters that hold seconds, each given under its own name. They are no templates: no text.
+
+    :raises InvalidRequestError: naming every one that is no number from ``least`` to :data:`MAX_WAIT`.
+    """
+    mistakes = [
+        f"{name} = {shown(value)}: must be a number of seconds from {least:g} to {MAX_WAIT:.0f}"
+        for name, value in given.items()
+        if isinstance(value, bool) or not (isinstance(value, int | float) and least <= value <= MAX_WAIT)
+    ]
+    if mistakes:
+        raise InvalidRequestError("Nothing was sent. Please correct " + "; ".join(mistakes) + ".")

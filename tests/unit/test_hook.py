@@ -364,7 +364,7 @@ def test_an_unknown_model_is_named(service: Mocker, hook: ModelScopeHook) -> Non
 
 
 @pytest.mark.parametrize(
-    ("verify", "used"), [(False, False), ("false", False), ("/ca.pem", "/ca.pem"), (True, "/env.pem")]
+    ("verify", "used"), [(False, False), ("false", False), (__file__, __file__), (True, "/env.pem")]
 )
 def test_the_connections_verify_wins_over_the_environments_bundle(
     service: Mocker, monkeypatch: pytest.MonkeyPatch, verify: Any, used: Any
