@@ -220,7 +220,7 @@ def _obstacle(path: Path, *, is_folder: bool) -> str | None:
 
 def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destination") -> ObjectStoragePath:
     """Return the path, after a look whether this Airflow has the filesystem and the connection for it."""
-    from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
 
     if not isinstance(storage_conn_id, str | None):
         raise _invalid(
@@ -230,8 +230,12 @@ def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destinatio
         # Not left to Airflow: its versions differ in which of two connections they prefer.
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")
         bare_uri = uri.replace(connection + at, "", 1)
-        path = ObjectStoragePath(bare_uri, conn_id=storage_conn_id or connection or None)
+        connection_id = storage_conn_id or connection or None
+        path = ObjectStoragePath(bare_uri, conn_id=connection_id)
         _ = path.fs
+        # AWS goes on without a connection that is not there; only its default one need not be.
+        if connection_id and connection_id != "aws_default" and path.protocol not in _LOCAL:
+            BaseHook.get_connection(connection_id)
     except (ValueError, ImportError, AirflowNotFoundException) as error:
         raise _invalid(
             uri,
