@@ -222,15 +222,15 @@ def end_of_wait(
     return min(since + min(timeout, MAX_WAIT), started_at + limit)
 
 
-def check_seconds(*, least: float = 0.0, **given: Any) -> None:
+def check_seconds(**given: Any) -> None:
     """Check parameters that hold seconds, each given under its own name. They are no templates: no text.
 
-    :raises InvalidRequestError: naming every one that is no number from ``least`` to :data:`MAX_WAIT`.
+    :raises InvalidRequestError: naming every one that is no number from 0 to :data:`MAX_WAIT`.
     """
     mistakes = [
-        f"{name} = {shown(value)}: must be a number of seconds from {least:g} to {MAX_WAIT:.0f}"
+        f"{name} = {shown(value)}: must be a number of seconds from 0 to {MAX_WAIT:.0f}"
         for name, value in given.items()
-        if isinstance(value, bool) or not (isinstance(value, int | float) and least <= value <= MAX_WAIT)
+        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= MAX_WAIT)
     ]
     if mistakes:
         raise InvalidRequestError("Nothing was sent. Please correct " + "; ".join(mistakes) + ".")

@@ -16,14 +16,23 @@ from airflow_provider_modelscope.deferral import (
     submit_or_defer,
     wait_or_defer,
 )
+from airflow_provider_modelscope.exceptions import check_all
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
+from airflow_provider_modelscope.waiting import (
+    POLL_INTERVAL,
+    GenerationWait,
+    QueueWait,
+    check_choice,
+    check_seconds,
+    end_of_wait,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_modelscope.durable import SubmissionRecord
     from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.request import GenerationRequest
     from airflow_provider_modelscope.upstream import Submission
 
 # The parameters of a request are attributes of the operators under the same names.
@@ -39,6 +48,7 @@ REQUEST_PARAMETERS = (
     "loras",
     "extra_parameters",
 )
+ON_LOST_ANSWER = ("resubmit", "fail")
 
 
 class ModelScopeSubmitImageGenerationOperator(BaseOperator):
@@ -123,9 +133,24 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Submit, or take up what an earlier try submitted, and return the ``generation_id``."""
+        check_all(*self._checks())
         since = time.time()
         queue = QueueWait(since=since, end_time=self._end_of(self.queue_timeout, context, since=since))
         return self._start(queue, context, had_turn=False)
+
+    def _checks(self) -> list[Callable[[], object]]:
+        """Return what finds mistakes before anything is sent, and paid for."""
+        return [
+            self._request,
+            lambda: check_seconds(queue_timeout=self.queue_timeout),
+            lambda: check_choice(ON_LOST_ANSWER, on_lost_answer=self.on_lost_answer),
+            lambda: self.hook.account,
+        ]
+
+    def _request(self) -> GenerationRequest:
+        from airflow_provider_modelscope.request import GenerationRequest
+
+        return GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
 
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Go on after the wait in the triggerer for room in the account's queue."""
@@ -141,10 +166,9 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
     def _start(self, queue: QueueWait, context: Context, *, had_turn: bool) -> Any:
         from airflow_provider_modelscope.durable import fingerprint_of
         from airflow_provider_modelscope.object_storage import inline_images
-        from airflow_provider_modelscope.request import GenerationRequest
         from airflow_provider_modelscope.upstream import Submission
 
-        asked = GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
+        asked = self._request()
         request = inline_images(asked, storage_conn_id=self.storage_conn_id)
         record = self._record(context)
         fingerprint = fingerprint_of(request, self.hook.account)
@@ -232,13 +256,16 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         self.timeout = timeout
         self.defer_after = defer_after
 
-    def execute(self, context: Context) -> Any:
-        """Submit, wait, and return the URIs of what is stored."""
+    def _checks(self) -> list[Callable[[], object]]:
         from airflow_provider_modelscope.object_storage import Destination
 
-        # Before anything is paid for: is there somewhere to put it?
-        Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
-        return super().execute(context)
+        return [
+            *super()._checks(),
+            lambda: Destination.parse(self.destination, storage_conn_id=self.storage_conn_id),
+            lambda: check_seconds(
+                timeout=self.timeout, defer_after=self.defer_after, poll_interval=self.poll_interval
+            ),
+        ]
 
     def _go_on(
         self, submission: Submission, record: SubmissionRecord, context: Context, *, since: float

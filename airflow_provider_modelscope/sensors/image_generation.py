@@ -18,9 +18,9 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
-from airflow_provider_modelscope.exceptions import GenerationTimeoutError
+from airflow_provider_modelscope.exceptions import GenerationTimeoutError, check_all
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, end_of_wait
+from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, check_seconds, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -92,6 +92,11 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         from airflow_provider_modelscope.generation import checked_id
         from airflow_provider_modelscope.upstream import Submission
 
+        check_all(  # timeout and poke_interval are checked by Airflow's own sensor
+            lambda: checked_id(self.generation_id),
+            lambda: check_seconds(defer_after=self.defer_after),
+            lambda: self.hook.account,
+        )
         generation_id = checked_id(self.generation_id)
         submission = Submission.find(generation_id, task=self, context=context)
         started_at = context["ti"].start_date.timestamp()

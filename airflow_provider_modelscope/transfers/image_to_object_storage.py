@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_modelscope.exceptions import check_all
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 
 if TYPE_CHECKING:
@@ -59,8 +60,11 @@ class ModelScopeImageToObjectStorageOperator(BaseOperator):
         from airflow_provider_modelscope.object_storage import Destination
         from airflow_provider_modelscope.upstream import Submission
 
-        generation_id = checked_id(self.generation_id)
-        destination = Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
+        def parsed() -> Destination:
+            return Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
+
+        check_all(lambda: checked_id(self.generation_id), parsed, lambda: self.hook.account)
+        generation_id, destination = checked_id(self.generation_id), parsed()
         generation = finished_generation(self.hook, generation_id)
         generation.raise_for_failure(retry_submits=False)
         submission = Submission.find(generation_id, task=self, context=context)
