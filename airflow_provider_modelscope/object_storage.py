@@ -236,11 +236,16 @@ def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destinatio
         # AWS goes on without a connection that is not there; only its default one need not be.
         if connection_id and connection_id != "aws_default" and path.protocol not in _LOCAL:
             BaseHook.get_connection(connection_id)
-    except (ValueError, ImportError, AirflowNotFoundException) as error:
+    except AirflowNotFoundException as error:
+        problem = (
+            f"cannot be opened ({error}): storage_conn_id names a connection that is to be defined first"
+        )
+        raise _invalid(uri, problem, parameter=parameter) from error
+    except (ValueError, ImportError) as error:
         raise _invalid(
             uri,
-            f"cannot be opened ({error}): install the extra of that store (s3, gcs or azure), and see that "
-            "storage_conn_id names a connection to it",
+            f"cannot be opened ({error}): install the extra of that store (s3, gcs or azure), or use another "
+            "of s3://, gs://, abfs:// and file://",
             parameter=parameter,
         ) from error
     return path

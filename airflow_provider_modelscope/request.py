@@ -272,7 +272,7 @@ def _one_image_url(value: Any) -> str:
 
 
 _DATA_URI = re.compile(
-    r"data:image/[\w.+-]+(;[\w=.+-]+)*;base64,[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+", re.IGNORECASE | re.ASCII
+    r"(?i:data:image/[\w.+-]+(;[\w=.+-]+)*;base64,)[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+", re.ASCII
 )
 _IMAGE_URL_FORMS = (
     "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, "

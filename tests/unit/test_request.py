@@ -384,6 +384,23 @@ def test_what_modelscope_can_read_is_not_a_stored_image(pictures: Any) -> None:
     assert asking(image_url=pictures).stored_images == []
 
 
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://me:secret@a.example/1.png", "https://...@a.example/1.png"),
+        ("HTTP://secret@a.example/1.png?a=secret", "HTTP://...@a.example/1.png?..."),
+    ],
+)
+def test_a_password_in_a_pictures_url_is_sent_but_kept_nowhere(url: str, kept: str) -> None:
+    request = asking(image_url=url)
+    assert request.to_json()["image_url"] == url
+    assert request.private_images == [url]
+    assert request.summary()["image_url"] == kept
+    for public in ("https://a.example/@1.png", "s3://conn@bucket/1.png"):
+        assert asking(image_url=public).private_images == []
+        assert asking(image_url=public).summary()["image_url"] == public
+
+
 def test_a_summary_shows_everything_but_the_pictures_bytes() -> None:
     long = "data:image/png;base64," + "A" * 10_000
     short = long[:280] + "... (10022 characters)"
