@@ -20,6 +20,7 @@ A reader meets the modules in the order data flows:
 ``operators``          submit a generation; or submit, wait and store in one task
 ``sensors``            wait for a generation
 ``transfers``          store a generation's images
+``mistakes``           how mistakes in what was given are found and told
 ``exceptions``         every error, by what a retry would do
 ``emulator``           the service without a token, a quota or a network
 =====================  ==========================================================================

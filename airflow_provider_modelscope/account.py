@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from airflow_provider_modelscope.exceptions import InvalidConnectionError, shown
+from airflow_provider_modelscope.exceptions import (
+    InvalidConnectionError,
+)
+from airflow_provider_modelscope.mistakes import shown
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection

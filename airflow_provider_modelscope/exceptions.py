@@ -31,7 +31,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -185,39 +185,3 @@ class ImageGoneError(ImageError):
 
 class ImageNotStoredError(ImageError):
     """A disk has no room for an output image, or the store failed to take it; nothing half stands there."""
-
-
-def check_all(*checks: Callable[[], object]) -> None:
-    """Make every check, so that nobody mends one mistake only to meet the next on the next run.
-
-    :raises ModelScopeFinalError: of the first mistake's kind, with what every check found wrong.
-    """
-    mistakes: list[ModelScopeFinalError] = []
-    passing: list[Exception] = []  # such as a secrets backend that is away
-    for check in checks:
-        try:
-            check()
-        except ModelScopeFinalError as mistake:
-            mistakes.append(mistake)
-        except Exception as fault:
-            passing.append(fault)
-    if len(mistakes) > 1:
-        first, *others = (f"{str(mistake).rstrip('.')}." for mistake in mistakes)
-        raise type(mistakes[0])(
-            " ".join([first, *(text.removeprefix("Nothing was sent. ") for text in others)])
-        )
-    for error in (*mistakes, *passing):
-        raise error
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """Return a wrong value as an error shows it, in so many characters or a few more."""
-    try:
-        return shortened(repr(value), most)
-    except Exception:  # an integer of thousands of digits, a list in a list in a list ...
-        return f"a huge {type(value).__name__}"
-
-
-def shortened(text: str, most: int) -> str:
-    """Cut what is long: a ``data:`` URI may hold megabytes."""
-    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"

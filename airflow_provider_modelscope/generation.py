@@ -10,8 +10,8 @@ from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationRejectedError,
     InvalidRequestError,
-    shown,
 )
+from airflow_provider_modelscope.mistakes import shown
 
 SUCCEED = "SUCCEED"
 FAILED = "FAILED"

@@ -24,11 +24,9 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ModelScopeError,
     ModelScopeRetryableError,
-    check_all,
-    shortened,
-    shown,
 )
 from airflow_provider_modelscope.image import CONVERTIBLE, FORMAT_OF_SUFFIX, MAX_PIXELS, Image
+from airflow_provider_modelscope.mistakes import check_all, shortened, shown
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath

@@ -15,7 +15,10 @@ from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_modelscope.exceptions import InvalidRequestError, shortened, shown
+from airflow_provider_modelscope.exceptions import (
+    InvalidRequestError,
+)
+from airflow_provider_modelscope.mistakes import raise_mistakes, shortened, shown
 
 MAX_SEED = 2**31 - 1
 MAX_TEXT = 2000  # prompts are shorter than this
@@ -76,8 +79,7 @@ class GenerationRequest:
             except ValueError as mistake:
                 mistakes.append(f"{name} = {shown(value)}: {mistake}")
         mistakes += self._size_mistakes()
-        if mistakes:
-            raise InvalidRequestError("Nothing was sent. Please correct " + "; ".join(mistakes) + ".")
+        raise_mistakes(mistakes)
 
     def _size_mistakes(self) -> list[str]:
         """Return what is wrong with a well-formed size for this family of models."""

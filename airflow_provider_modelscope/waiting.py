@@ -9,17 +9,16 @@ import logging
 import math
 import random
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
-    InvalidRequestError,
     ModelScopeError,
     ModelScopeFinalError,
     RateLimitedError,
     ServiceUnreachableError,
-    shown,
 )
+from airflow_provider_modelscope.mistakes import MAX_WAIT
 from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL, SeenTimes, seconds_to_next_look
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 POLL_INTERVAL = 15.0  # seconds; while a model's times are unknown looks are 5 s apart, see ``schedule``
 QUIET_AFTER_429 = 5.0  # seconds; the service was never seen to say how long
-MAX_WAIT = 365 * 24 * 3600.0  # seconds; a longer timeout is no date that Airflow can keep
 MAX_RETRY_AFTER = 300.0  # seconds; more than this is not believed
 TRIES = 3  # of what failed in passing
 PAUSE = 1.0  # seconds between them
@@ -220,17 +218,3 @@ def end_of_wait(
     """
     limit = math.inf if execution_timeout is None else execution_timeout.total_seconds()
     return min(since + min(timeout, MAX_WAIT), started_at + limit)
-
-
-def check_seconds(**given: Any) -> None:
-    """Check parameters that hold seconds, each given under its own name. They are no templates: no text.
-
-    :raises InvalidRequestError: naming every one that is no number from 0 to :data:`MAX_WAIT`.
-    """
-    mistakes = [
-        f"{name} = {shown(value)}: must be a number of seconds from 0 to {MAX_WAIT:.0f}"
-        for name, value in given.items()
-        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= MAX_WAIT)
-    ]
-    if mistakes:
-        raise InvalidRequestError("Nothing was sent. Please correct " + "; ".join(mistakes) + ".")

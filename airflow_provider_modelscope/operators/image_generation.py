@@ -16,16 +16,9 @@ from airflow_provider_modelscope.deferral import (
     submit_or_defer,
     wait_or_defer,
 )
-from airflow_provider_modelscope.exceptions import check_all
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.waiting import (
-    POLL_INTERVAL,
-    GenerationWait,
-    QueueWait,
-    check_choice,
-    check_seconds,
-    end_of_wait,
-)
+from airflow_provider_modelscope.mistakes import check_all, check_choice, check_seconds
+from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -188,7 +181,10 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 
     def _earlier(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
         """Return what an earlier try submitted, where that is worth being taken up."""
-        from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError
+        from airflow_provider_modelscope.exceptions import (
+            ModelScopeError,
+            ModelScopeFinalError,
+        )
 
         earlier = record.recall(fingerprint)
         if earlier is None:
@@ -233,7 +229,7 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         ``<generation_id>-<n>.<suffix>``; else that very object (from the second image on with ``-<n>``). A
         suffix ``.png``, ``.jpg`` or ``.webp`` converts where the image is of another format.
     :param storage_conn_id: The connection to object storage.
-    :param poll_interval: Longest time between looks in seconds, at least 1; most are closer.
+    :param poll_interval: Longest time between looks in seconds; most are closer, but none closer than 1.
     :param timeout: Seconds from submission after which the task fails.
     :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
         a deferral costs some 11 s, in which a fast model has finished. 0 frees the worker at once.
@@ -294,7 +290,10 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         self, wait: Callable[[], Generation], record: SubmissionRecord, context: Context
     ) -> list[str]:
         """Store what comes of the wait; the record goes when that is done, or cannot be."""
-        from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageGoneError
+        from airflow_provider_modelscope.exceptions import (
+            GenerationTimeoutError,
+            ImageGoneError,
+        )
 
         try:
             uris = self._land(wait(), context)

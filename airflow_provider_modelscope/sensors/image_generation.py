@@ -18,9 +18,16 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
-from airflow_provider_modelscope.exceptions import GenerationTimeoutError, check_all
+from airflow_provider_modelscope.exceptions import (
+    GenerationTimeoutError,
+)
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, check_seconds, end_of_wait
+from airflow_provider_modelscope.mistakes import check_all, check_seconds
+from airflow_provider_modelscope.waiting import (
+    POLL_INTERVAL,
+    GenerationWait,
+    end_of_wait,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg

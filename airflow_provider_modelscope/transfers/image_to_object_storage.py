@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_modelscope.exceptions import check_all
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.mistakes import check_all
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
