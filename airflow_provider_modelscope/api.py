@@ -9,16 +9,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_provider_modelscope.exceptions import (
+    MAX_MESSAGE,
+    MAX_NAME,
     AccountNotReadyError,
     AuthenticationError,
+    InvalidRequestError,
     ModelScopeError,
+    ModelScopeFinalError,
     QueueFullError,
     QuotaExhaustedError,
     RateLimitedError,
@@ -26,12 +31,23 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
     SubmissionLostError,
     UnknownModelError,
+    one_line,
+    redacted,
 )
-from airflow_provider_modelscope.generation import FAILED, ErrorDetail, Generation, is_callers_fault
+from airflow_provider_modelscope.generation import (
+    FAILED,
+    ErrorDetail,
+    Generation,
+    checked_id,
+    is_callers_fault,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.account import Account
     from airflow_provider_modelscope.request import GenerationRequest
+
+MAX_BODY = 32 * 1024 * 1024  # bytes of an answer that are read: it may repeat the pictures that it was sent
+REQUEST_ID_HEADERS = ("X-Request-Id", "X-Acs-Request-Id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +62,23 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One HTTP answer, whole."""
+    """One HTTP answer.
+
+    :param headers: Looked up in any case.
+    :param body: Its first ``MAX_BODY`` bytes, decompressed.
+    :param secret: What is not to be shown of it where it repeats that: the token.
+    """
 
     status_code: int
-    headers: Mapping[str, str]  # looked up in any case
+    headers: Mapping[str, str]
     body: bytes = b""
+    secret: str = field(default="", repr=False)
 
-    @property
+    @cached_property
     def json(self) -> dict[str, Any] | None:
         """The JSON object that it holds, or None."""
+        if len(self.body) >= MAX_BODY:  # it was cut, and reading it would take a second
+            return None
         try:
             value = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -62,14 +86,27 @@ class Answer:
         return value if isinstance(value, dict) else None
 
     @property
+    def is_page(self) -> bool:
+        """Whether it is a page for people: a proxy or a firewall sends those, the API none."""
+        is_html = "html" in self.headers.get("Content-Type", "").lower() or bool(
+            re.match(rb"\s*<", self.body)
+        )
+        return is_html and self.json is None
+
+    @property
     def detail(self) -> ErrorDetail:
         """What it says of an error, empty where it says nothing."""
-        return ErrorDetail.from_json(self.json or {})
+        detail = ErrorDetail.from_json(self.json or {}, secret=self.secret)
+        if detail.request_id:
+            return detail
+        header = next(filter(None, map(self.headers.get, REQUEST_ID_HEADERS)), "")
+        return replace(detail, request_id=one_line(header, MAX_NAME, secret=self.secret) or None)
 
     @property
     def words(self) -> str:
         """What it says: the service's message, or else the body's text."""
-        return " ".join((self.detail.message or self.body[:4000].decode(errors="replace")).split())
+        body = self.body[: 4 * MAX_MESSAGE].decode(errors="replace")
+        return " ".join((self.detail.message or one_line(body, MAX_MESSAGE, secret=self.secret)).split())
 
     @property
     def evidence(self) -> str:
@@ -94,8 +131,8 @@ class Answer:
     def quota(self) -> dict[str, str]:
         """What it says of the quota left, where the service sends that."""
         names = ("requests-limit", "requests-remaining", "model-requests-limit", "model-requests-remaining")
-        found = {name: self.headers.get(f"modelscope-ratelimit-{name}") for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        found = {name: self.headers.get(f"modelscope-ratelimit-{name}", "") for name in names}
+        return {name: value for name, value in found.items() if re.fullmatch("-?[0-9]{1,12}", value)}
 
 
 def submission_call(account: Account, request: GenerationRequest) -> Call:
@@ -135,11 +172,14 @@ def read_submission(answer: Answer, *, account: Account, model: str) -> str:
     :raises ModelScopeError: whatever the answer means instead. :class:`SubmissionLostError` where nobody
         can tell whether a generation was made.
     """
-    generation_id = (answer.json or {}).get("task_id")
-    is_id = isinstance(generation_id, int | str) and not isinstance(generation_id, bool)
+    answer = replace(answer, secret=account.token)
     if 200 <= answer.status_code < 300:
-        if is_id and (text := str(generation_id).strip()):
-            return text
+        try:
+            generation_id = checked_id((answer.json or {}).get("task_id"))
+        except InvalidRequestError:
+            generation_id = ""
+        if generation_id and redacted(generation_id, account.token) == generation_id:  # an id is shown
+            return generation_id
         raise lost(
             f"ModelScope's answer names no generation. It says: {answer.evidence}",
             answer.status_code,
@@ -164,17 +204,28 @@ def lost(what_happened: str, code: int | None = None, request_id: str | None = N
 def read_generation(answer: Answer, *, account: Account, generation_id: str) -> Generation:
     """Return what the service says of a generation.
 
+    That it has ended is believed under the HTTP statuses 400 and 5xx as well, where the body gives the images
+    or the reason: only the service itself knows those. A page of HTML is nobody's verdict.
+
     :raises ModelScopeError: where the answer is about something else, :class:`ServiceUnavailableError`
         where it may pass.
     """
-    if answer.status_code == 404:
-        message = f"not found: {answer.evidence}"
-        detail = ErrorDetail(message=message, code=404, request_id=answer.detail.request_id)
+    answer = replace(answer, secret=account.token)
+    status, body = answer.status_code, answer.json
+    if status == 404 and not answer.is_page:
+        detail = replace(answer.detail, message=f"not found: {answer.evidence}", code=404)
         return Generation(generation_id=generation_id, status=FAILED, error=detail)
-    body = answer.json
-    if 200 <= answer.status_code < 300 and body is not None and "task_status" in body:
-        return Generation.from_json(body, generation_id=generation_id)
+    if body is not None and "task_status" in body:
+        said = Generation.from_json(body, generation_id=generation_id, secret=account.token)
+        gives_end = said.is_finished and bool(said.output_images or said.error.message)
+        if 200 <= status < 300 or (gives_end and (status == 400 or status >= 500)):
+            silent = said.status == FAILED and not said.error.message
+            reason = f"without a reason: {answer.evidence}" if silent else said.error.message
+            return replace(said, error=replace(answer.detail, message=reason))
     error = error_of(answer, account=account)
+    if answer.is_page and isinstance(error, ModelScopeFinalError):
+        text = f"A page that is not of ModelScope's API answered. It says: {answer.evidence}"
+        error = ServiceUnavailableError(text, code=status, request_id=error.request_id)
     error.generation_id = generation_id
     raise error
 
@@ -184,6 +235,8 @@ def error_of(answer: Answer, *, account: Account, model: str | None = None) -> M
 
     :param model: The model asked for: a 429 that names it speaks of the day's quota.
     """
+    if answer.secret != account.token:
+        answer = replace(answer, secret=account.token)
     says = f"ModelScope says: {answer.evidence.rstrip('.')}."
     words = answer.words.lower().replace("\u2019", "'")
     kind: type[ModelScopeError] = ServiceUnavailableError
@@ -210,7 +263,11 @@ def error_of(answer: Answer, *, account: Account, model: str | None = None) -> M
         case code if is_callers_fault(code):
             kind = RequestRejectedError
         case code if 300 <= code < 400:
-            says = f"{account.base_url} redirects, which is not followed. Check the connection's host"
+            target = one_line(answer.headers.get("Location") or "nowhere", 200, secret=account.token)
+            says = (
+                f"{account.base_url} redirects, which is not followed, to {target}. "
+                "Check the connection's host"
+            )
         case code if code < 300:
             says = f"{account.base_url} does not answer as ModelScope's API does. It says: {answer.evidence}"
     return kind(

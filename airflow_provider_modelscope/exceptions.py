@@ -36,11 +36,32 @@ from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+MAX_MESSAGE = 4000  # characters
+MAX_NAME = 100  # characters of an id or a word
+MIN_SECRET = 8  # characters: what is shorter keeps nothing secret, and stands in ordinary words
+
+
+def redacted(text: str, secret: str) -> str:
+    """Return text without a secret that it repeats."""
+    return text.replace(secret, "***") if len(secret) >= MIN_SECRET else text
+
+
+def one_line(text: str, most: int, *, secret: str = "") -> str:
+    """Return text as one line that every log and database can hold, whoever wrote it.
+
+    :param most: How many characters to keep, at most.
+    :param secret: What not to show of it: the token, which a service may echo.
+    """
+    text = redacted(text, secret)[:most]
+    # Escape sequences would speak to a terminal, PostgreSQL takes no NUL, UTF-8 no half of a surrogate pair.
+    odd = {letter for letter in text if not letter.isprintable()}
+    return text.translate({ord(letter): " " if letter.isspace() else "\ufffd" for letter in odd}).strip()
+
 
 class ModelScopeError(AirflowException):
     """The parent of all; what is known of the failure stands in the text and in the attributes.
 
-    :param message: What went wrong, and what to do.
+    :param message: What went wrong, and what to do; kept as one line of at most 4000 characters.
     :param code: The answer's HTTP status, or the ``code`` that the service gave in its body.
     :param request_id: ModelScope's id of its answer, for its support.
     :param generation_id: The generation it is about.
@@ -56,8 +77,8 @@ class ModelScopeError(AirflowException):
         generation_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = one_line(message, MAX_MESSAGE)
+        super().__init__(self.message)
         self.code = code
         self.request_id = request_id
         self.generation_id = generation_id
@@ -65,7 +86,9 @@ class ModelScopeError(AirflowException):
 
     def __str__(self) -> str:
         known = {"code": self.code, "request id": self.request_id, "generation": self.generation_id}
-        evidence = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        evidence = ", ".join(
+            f"{name} {one_line(str(value), MAX_NAME)}" for name, value in known.items() if value is not None
+        )
         return f"{self.message} ({evidence})" if evidence else self.message
 
     def to_json(self) -> dict[str, Any]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from airflow_provider_modelscope.exceptions import (
+    MAX_MESSAGE,
+    MAX_NAME,
     GenerationFailedError,
     GenerationRejectedError,
     InvalidRequestError,
+    one_line,
 )
 from airflow_provider_modelscope.mistakes import shown
 
 SUCCEED = "SUCCEED"
 FAILED = "FAILED"
 NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just accepted"
+
+MAX_ID = 200  # characters; ids seen have 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +34,24 @@ class ErrorDetail:
     request_id: str | None = None
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        """Read ``{"errors": {...}}`` or ``{"error": {...}}``; ``request_id`` stands inside or beside it."""
+    def from_json(cls, body: Mapping[str, Any], *, secret: str = "") -> Self:
+        """Read ``{"errors": {...}}`` or ``{"error": {...}}``; the details stand inside or beside it.
+
+        :param secret: What not to show of it.
+        """
         inner = body.get("errors") or body.get("error")
+        if isinstance(inner, list) and inner and isinstance(inner[0], Mapping):
+            inner = inner[0]
         envelope = inner if isinstance(inner, Mapping) else {"message": inner or body.get("message")}
+        code = envelope.get("code", body.get("code"))
+        message = _text(envelope.get("message") or "")
+        if isinstance(code, str) and _integer(code) is None:
+            message = f"{one_line(code, MAX_NAME, secret=secret)}: {message}"  # a name says something too
+        request_id = _text(envelope.get("request_id") or body.get("request_id") or "")
         return cls(
-            message=str(envelope.get("message") or ""),
-            code=_integer(envelope.get("code")),
-            request_id=str(envelope.get("request_id") or body.get("request_id") or "") or None,
+            message=one_line(message, MAX_MESSAGE, secret=secret),
+            code=_integer(code),
+            request_id=one_line(request_id, MAX_NAME, secret=secret) or None,
         )
 
 
@@ -59,16 +76,19 @@ class Generation:
     error: ErrorDetail = ErrorDetail()
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any], *, generation_id: str) -> Self:
-        """Read the body of an answer, whose own ``task_id`` is empty while it runs."""
-        images, used, taken = body.get("output_images"), body.get("input"), body.get("time_taken")
+    def from_json(cls, body: Mapping[str, Any], *, generation_id: str, secret: str = "") -> Self:
+        """Read the body of an answer, whose own ``task_id`` is empty while it runs.
+
+        :param secret: What not to show of what it says.
+        """
+        images, used = body.get("output_images"), body.get("input")
         return cls(
             generation_id=generation_id,
-            status=str(body.get("task_status") or "").strip().upper(),
+            status=one_line(_text(body.get("task_status") or ""), MAX_NAME, secret=secret).upper(),
             output_images=tuple(images) if isinstance(images, list) and all(map(_is_url, images)) else (),
             parameters=used if isinstance(used, Mapping) else {},
-            milliseconds=taken if isinstance(taken, int | float) and not isinstance(taken, bool) else None,
-            error=ErrorDetail.from_json(body),
+            milliseconds=_finite(body.get("time_taken")),
+            error=ErrorDetail.from_json(body, secret=secret),
         )
 
     @property
@@ -111,16 +131,16 @@ class Generation:
 
 
 def checked_id(generation_id: Any) -> str:
-    """Return a generation's id as text: opaque, but one word, and there.
+    """Return a generation's id as text: opaque, but one word, there, and such that a URL can hold it.
 
     :raises InvalidRequestError: where it is none, as when the task upstream returned nothing.
     """
     is_id = isinstance(generation_id, str | int) and not isinstance(generation_id, bool)
-    text = str(generation_id).strip() if is_id else ""
-    # What begins with a bracket is a list or a mapping that a template made text of.
+    text = _text(generation_id).strip() if is_id else ""
     if (
-        text in ("", "None", "null")
-        or text[0] in "[{("
+        text in ("", "None", "null", ".", "..")  # a path that ends in dots is another path
+        or text[0] in "[{("  # a list or a mapping that a template made text of
+        or len(text) > MAX_ID
         or not (text.isprintable() and len(text.split()) == 1)
     ):
         raise InvalidRequestError(
@@ -137,10 +157,32 @@ def is_callers_fault(code: int | None) -> bool:
 
 def _integer(value: Any) -> int | None:
     try:
-        return None if isinstance(value, bool) else int(value)
+        number = None if isinstance(value, bool) else int(value)
     except (TypeError, ValueError, OverflowError):
         return None
+    return number if number is not None and abs(number) < 2**63 else None  # what a database can hold
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _text(value: Any, as_text: Callable[[Any], str] = str) -> str:
+    """Return a value as text, empty where there is no end of it."""
+    try:
+        return as_text(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in a list in a list ...
+        return ""
 
 
 def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and value.lower().startswith(("https://", "http://"))
+    """Whether a value is an http(s) URL with a host, and of characters that can be sent."""
+    try:
+        parts = urlsplit(value) if isinstance(value, str) and value.isprintable() else None
+        return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # such as an unclosed [ of an IPv6 address
+        return False

@@ -35,8 +35,9 @@ URL = "https://muse-ai.oss-cn-hangzhou.aliyuncs.com/img/0f.jpeg"
 
 def answer(status: int, body: Any = b"", **headers: str) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
+    secret = headers.pop("secret", "")
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status_code=status, headers=CaseInsensitiveDict(named), body=raw)
+    return Answer(status_code=status, headers=CaseInsensitiveDict(named), body=raw, secret=secret)
 
 
 def submitted(given: Answer, account: Account = ACCOUNT, model: str = MODEL) -> str:
@@ -118,7 +119,7 @@ def test_no_call_shows_the_token_or_the_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("task_id", "generation_id"),
-    [("4003503", "4003503"), (4003503, "4003503"), (" 7\n", "7"), (0, "0"), ("a/b", "a/b")],
+    [("4003503", "4003503"), (4003503, "4003503"), (" 7\n", "7"), (0, "0"), ("a/b", "a/b"), ("a  b", "a  b")],
 )
 @pytest.mark.parametrize("status", [200, 201, 202])
 def test_an_accepted_submission_gives_an_opaque_id(status: int, task_id: Any, generation_id: str) -> None:
@@ -126,7 +127,13 @@ def test_an_accepted_submission_gives_an_opaque_id(status: int, task_id: Any, ge
     assert submitted(answer(status, body)) == generation_id
 
 
-@pytest.mark.parametrize("task_id", ["", " ", None, True, False, 1.5, [], ["7"], {"id": "7"}], ids=repr)
+NO_IDS: list[Any] = [
+    "", " ", None, True, False, 1.5, [], ["7"], {"id": "7"},
+    "None", "..", "7\n8", "7\0", "7" * 201, int("7" * 201), TOKEN, f"7?key={TOKEN}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("task_id", NO_IDS, ids=range(len(NO_IDS)))
 def test_an_answer_without_an_id_may_have_started_a_generation(task_id: Any) -> None:
     body = {"task_id": task_id, "errors": {"message": "odd"}, "request_id": "r-1"}
     error = submission_error(answer(200, body))
@@ -293,6 +300,101 @@ def test_a_look_that_meets_another_server_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize("status", [400, 500, 503])
+@pytest.mark.parametrize(
+    ("body", "ended"),
+    [
+        ({"task_status": "FAILED", "errors": {"code": 400, "message": "No cats"}}, "FAILED"),
+        ({"task_status": "SUCCEED", "output_images": [URL]}, "SUCCEED"),
+        ({"task_status": "FAILED"}, None),
+        ({"task_status": "SUCCEED"}, None),
+        ({"task_status": "PROCESSING", "errors": {"message": "No cats"}}, None),
+    ],
+    ids=["failed", "succeed", "no reason", "no images", "runs"],
+)
+def test_an_end_that_the_body_describes_is_believed_under_a_status_of_its_own(
+    status: int, body: Any, ended: str | None
+) -> None:
+    given = answer(status, body)
+    if ended:
+        assert (looked(given).status, looked(given).is_finished) == (ended, True)
+    else:
+        assert look_error(given).code == status
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 408, 429])
+def test_a_status_about_who_asks_or_how_often_is_no_verdict_on_the_generation(status: int) -> None:
+    body = {"task_status": "FAILED", "errors": {"code": 500, "message": "No"}}
+    assert look_error(answer(status, body)).code == status
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 405, 407, 500, 502])
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [(b"<!DOCTYPE html>wait", {}), (b"  <html>", {}), (b"Blocked", {"content_type": "text/html"})],
+)
+def test_a_page_of_a_proxy_or_firewall_is_no_verdict_on_a_generation(
+    status: int, body: bytes, headers: dict[str, str]
+) -> None:
+    error = look_error(answer(status, body, **headers))
+    assert type(error) is ServiceUnavailableError
+    assert (error.code, error.generation_id) == (status, "42")
+    assert body.decode().strip() in error.message
+
+
+def test_json_that_calls_itself_a_page_is_json() -> None:
+    given = answer(200, {"task_status": "PENDING"}, content_type="text/html")
+    assert looked(given).status == "PENDING"
+
+
+def test_a_failure_without_a_reason_shows_what_came_instead() -> None:
+    failed = looked(answer(200, {"task_status": "FAILED", "why": "no cats"}))
+    assert "without a reason: " in failed.error.message
+    assert "no cats" in failed.error.message
+
+
+@pytest.mark.parametrize("header", ["x-request-id", "X-Acs-Request-Id"])
+def test_a_request_id_that_only_a_header_names_is_evidence_too(header: str) -> None:
+    headers = {header: "r-2"}
+    assert submission_error(answer(500, b"Sorry", **headers)).request_id == "r-2"
+    assert looked(answer(200, {"task_status": "FAILED"}, **headers)).error.request_id == "r-2"
+    assert look_error(answer(500, {"error": {"request_id": "r-1"}}, **headers)).request_id == "r-1"
+
+
+@pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 404, 429, 500])
+def test_an_answer_that_repeats_the_token_does_not_bring_it_into_a_text(status: int) -> None:
+    echo = f"You sent Bearer {TOKEN}"
+    escaped = json.dumps(echo).replace("-", "\\u002d")
+    bodies = [
+        echo.encode(),
+        {"errors": {"message": echo, "code": echo, "request_id": TOKEN}},
+        f'{{"error": {escaped}, "request_id": {escaped}, "task_id": {escaped}}}'.encode(),
+        {"task_status": f"X{TOKEN}", "task_id": TOKEN},
+        {"task_status": "FAILED", "errors": [echo]},
+        {"task_status": "FAILED", "echo": echo},
+    ]
+    for body in bodies:
+        given = answer(status, body, x_request_id=TOKEN, location=f"https://a.example/?{echo}")
+        said = str(submission_error(given))
+        try:
+            said += repr(looked(given))
+        except ModelScopeError as error:
+            said += str(error) + str(error.to_json())
+        assert TOKEN not in said
+        assert "***" in said
+    assert TOKEN not in repr(answer(200, secret=TOKEN))
+
+
+def test_an_integer_too_long_to_be_read_is_not_the_apis_json() -> None:
+    body = b'{"task_status": "SUCCEED", "time_taken": ' + b"9" * 5000 + b"}"
+    assert "task_status" in look_error(answer(200, body)).message
+
+
+def test_a_redirect_says_where_to() -> None:
+    error = look_error(answer(302, location="https://login.example/\n"))
+    assert "to https://login.example/. Check the connection's host" in error.message
+
+
 def test_calls_and_answers_are_frozen() -> None:
     for value in (answer(200), api.generation_call(ACCOUNT, "42")):
         for field in fields(value):
@@ -385,4 +487,6 @@ def test_the_quota_is_shown_where_it_is_sent_in_any_case(case: Any) -> None:
     assert answer(200, **{case(name): value for name, value in sent.items()}).quota == quota
     remaining = "modelscope-ratelimit-requests-remaining"
     assert answer(200, **{case(remaining): "3"}).quota == {"requests-remaining": "3"}
+    for odd in ("", "x" * 100, "3\n", TOKEN):
+        assert answer(200, **{remaining: odd}).quota == {}
     assert answer(200, **{"x-ratelimit-requests-remaining": "3"}).quota == {}

@@ -17,6 +17,7 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ModelScopeFinalError,
     ModelScopeRetryableError,
+    one_line,
 )
 
 TREE = {
@@ -111,3 +112,20 @@ def test_what_is_learnt_later_is_in_the_text_too() -> None:
     error = ModelScopeError("no")
     error.generation_id = "42"
     assert str(error) == "no (generation 42)"
+
+
+def test_an_error_is_one_line_that_every_log_and_database_can_hold() -> None:
+    error = ModelScopeError(
+        "no\r\n\x1b[31m\0\ud800猫\u202e" + "x" * 9000, request_id="r\n" * 5000, generation_id="\x07"
+    )
+    assert error.message.startswith("no  �[31m��猫�xxx")
+    assert (str(error).isprintable(), len(str(error)) < 4300) == (True, True)
+    assert "generation �" in str(error)
+
+
+def test_a_secret_is_not_in_the_line_unless_it_is_too_short_to_be_one() -> None:
+    assert (
+        one_line("Bearer ms-0123456789 or ms-0123456789", 20, secret="ms-0123456789") == "Bearer *** or ***"
+    )
+    assert one_line("task not found", 100, secret="not") == "task not found"
+    assert one_line("task not found", 100) == "task not found"

@@ -45,6 +45,17 @@ def read(body: Any) -> Generation:
         ({"task_status": "SUCCEED", "output_images": ["HTTP://a.example/b"]}, "SUCCEED", 1, 0),
         ({"task_status": "SUCCEED"}, "SUCCEED", 0, 0),
         ({"task_status": "SUCCEED", "output_images": []}, "SUCCEED", 0, 0),
+        *[
+            ({"task_status": "SUCCEED", "output_images": [odd]}, "SUCCEED", 0, 0)
+            for odd in (
+                "https://",
+                "https:///a.png",
+                "https://[::1/a.png",
+                "https://a/\ud800",
+                "https://a/\n",
+            )
+        ],
+        ({"task_status": "\x1b[2J" + "x" * 5000}, "�[2J" + "X" * 96, 0, 0),
         ({"task_status": "PROCESSING", "output_images": [URL]}, "PROCESSING", 0, 0),
         ({"task_status": "FAILED", "errors": {"code": 500, "message": "boom"}}, "FAILED", 1, 0),
         ({"task_status": "failed"}, "FAILED", 1, 0),
@@ -144,7 +155,14 @@ def test_no_shape_of_an_answer_breaks_the_reading_or_passes_for_success(
         ({"errors": ["no", 5]}, "['no', 5]", None, None),
         ({"error": 5}, "5", None, None),
         ({"errors": None, "message": "no", "request_id": ""}, "no", None, None),
-        ({"errors": {"message": {"zh": "否"}, "code": "InvalidParameter"}}, "{'zh': '否'}", None, None),
+        ({"errors": {"message": {"zh": "否"}, "code": "Odd"}}, "Odd: {'zh': '否'}", None, None),
+        ({"errors": [{"message": "no", "code": 400}, 5]}, "no", 400, None),
+        ({"errors": [[[]]]}, "[[[]]]", None, None),
+        ({"message": "no", "code": "Throttling"}, "Throttling: no", None, None),
+        ({"errors": "no", "code": 400}, "no", 400, None),
+        ({"errors": {"message": "no", "code": 10**400}}, "no", None, None),
+        ({"errors": {"message": "no", "code": "9" * 5000}}, f"{'9' * 100}: no", None, None),
+        ({"errors": {"message": "\x1b[31mno\0\n\ud800"}, "request_id": "r\n1"}, "�[31mno� �", None, "r 1"),
         ({"errors": {"message": "no", "code": True}, "request_id": 5}, "no", None, "5"),
         ({"errors": {"message": "no", "code": float("inf")}}, "no", None, None),
         ({"errors": {"message": "no", "code": float("nan")}}, "no", None, None),
@@ -193,6 +211,12 @@ def test_a_failure_is_final_where_the_same_request_would_be_refused_again(
         failed.raise_for_failure(retry_submits=False)
 
 
+def test_a_time_taken_that_is_no_time_is_none() -> None:
+    for odd in (10**400, float("nan"), float("inf"), "5", True, [5]):
+        assert read({"task_status": "SUCCEED", "time_taken": odd}).milliseconds is None
+    assert read({"task_status": "SUCCEED", "time_taken": 5}).milliseconds == 5
+
+
 @pytest.mark.parametrize("status", ["SUCCEED", "PROCESSING", ""])
 def test_what_has_not_failed_raises_nothing(status: str) -> None:
     generation = Generation(generation_id="42", status=status, error=ErrorDetail(message="boom", code=400))
@@ -219,3 +243,12 @@ def test_what_is_no_id_is_refused_with_a_way_out(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="must be the id that a submit task returned") as caught:
         checked_id(given)
     assert f"generation_id = {given!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [".", "..", "4\n5", "4\0", "\x1b[2J", "\ud800", "4" * 201, 10**200, 10**5000], ids=range(9)
+)
+def test_what_no_url_can_hold_is_no_id(given: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="must be the id that a submit task returned"):
+        checked_id(given)
+    assert checked_id("4" * 200) == "4" * 200
