@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.waiting import GenerationWait
 
 IMAGE_TRIES = 5  # of a download, for what it fetches is paid for; the pauses between them double
+GRACE = 1.0  # seconds that a request may take beside its timeout
 VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
+
+Result = TypeVar("Result")
 
 
 class ModelScopeHook(BaseHook):
@@ -241,8 +246,8 @@ class ModelScopeHook(BaseHook):
         session = requests.Session()
         # Without an auth of its own requests would take one from a .netrc, in place of the token.
         session.auth = lambda prepared: prepared
-        if self.account.proxy:
-            session.proxies = {"http": self.account.proxy, "https": self.account.proxy}
+        # Even where it does not follow a redirect, requests reads all of it, and trips over an odd Location.
+        session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
         return session
 
     def _send(self, call: Call) -> Answer:
@@ -252,36 +257,79 @@ class ModelScopeHook(BaseHook):
         :raises ServiceUnavailableError: where it may have been.
         """
         import requests
-
-        from airflow_provider_modelscope.api import Answer
+        from urllib3.exceptions import HTTPError
 
         try:
-            with self._session() as session:
-                response = session.request(
-                    call.method,
-                    call.url,
-                    headers=dict(call.headers),
-                    data=call.body,
-                    timeout=self.account.request_timeout,
-                    verify=self.account.verify,  # set on the session, the environment's bundle would win
-                    allow_redirects=False,  # the token goes to the API's own origin only
-                )
-        except requests.RequestException as error:
+            # The timeout of requests is one for each read: bytes that drip would hold the worker for ever. It
+            # comes first where it applies, as it says more.
+            return _within(self.account.request_timeout + GRACE, lambda: self._exchange(call))
+        except (requests.RequestException, HTTPError, ValueError, TimeoutError) as error:
             if _was_not_sent(error):
                 raise ServiceUnreachableError(
                     f"{self.account.base_url} cannot be reached: {error}. Check the host and proxy of "
                     f"connection {self.modelscope_conn_id!r}, and this machine's network"
                 ) from error
             raise ServiceUnavailableError(f"{self.account.base_url} gave no answer: {error}") from error
-        return Answer(status_code=response.status_code, headers=response.headers, body=response.content)
+
+    def _exchange(self, call: Call) -> Answer:
+        from airflow_provider_modelscope.api import MAX_BODY, Answer
+
+        proxy = self.account.proxy
+        body = bytearray()
+        with (
+            self._session() as session,
+            session.request(
+                call.method,
+                call.url,
+                headers=dict(call.headers),
+                data=call.body,
+                timeout=self.account.request_timeout,
+                # Set on the session, the environment's bundle and proxy would win.
+                verify=self.account.verify,
+                proxies={"http": proxy, "https": proxy} if proxy else None,
+                allow_redirects=False,  # the token goes to the API's own origin only
+                stream=True,
+            ) as response,
+        ):
+            for chunk in response.iter_content(64 * 1024):
+                body += chunk
+                if len(body) >= MAX_BODY:
+                    break
+        return Answer(status_code=response.status_code, headers=response.headers, body=bytes(body[:MAX_BODY]))
 
 
-def _was_not_sent(error: requests.RequestException) -> bool:
+def _within(seconds: float, work: Callable[[], Result]) -> Result:
+    """Return what the work returns. After so many seconds it is left to its thread, which ends with the task.
+
+    :raises TimeoutError: where that takes longer.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=run, name="modelscope-request", daemon=True).start()
+    try:
+        return result.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"it took longer than {seconds:g} s") from None
+
+
+def _was_not_sent(error: Exception) -> bool:
     """Whether no connection came about: then a submission can have created nothing."""
     import requests
-    from urllib3.exceptions import NewConnectionError
+    from urllib3.exceptions import LocationParseError, NewConnectionError
 
-    if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
+    if isinstance(
+        error,
+        requests.ConnectTimeout
+        | requests.exceptions.ProxyError
+        | requests.exceptions.InvalidURL
+        | LocationParseError,
+    ):
         return True
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     return isinstance(reason, NewConnectionError) or "CERTIFICATE_VERIFY_FAILED" in str(error)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 from yarl import URL
 
-from airflow_provider_modelscope.api import Answer, Call, generation_call, read_generation
+from airflow_provider_modelscope.api import MAX_BODY, Answer, Call, generation_call, read_generation
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     InvalidConnectionError,
@@ -128,13 +128,18 @@ class Client:
                 proxy=self._proxy,
                 allow_redirects=False,  # the token goes to the API's own origin only
             ) as response:
-                body = await response.read()
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) >= MAX_BODY:
+                        response.close()  # not to be read to its end
+                        break
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: a timeout is one too
             # What a proxy answered would show its URL, password included.
             said = f"{error.status}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
             text = f"{self._account.base_url} gave no answer: {type(error).__name__} {said}"
             raise ServiceUnavailableError(text.rstrip()) from None
-        answer = Answer(status_code=response.status, headers=response.headers, body=body)
+        answer = Answer(status_code=response.status, headers=response.headers, body=bytes(body[:MAX_BODY]))
         self._quiet.hear(answer, now=time.time())
         return answer
 
