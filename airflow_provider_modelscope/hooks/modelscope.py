@@ -21,6 +21,7 @@ from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
     ServiceUnavailableError,
     ServiceUnreachableError,
+    redacted,
 )
 from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
 from airflow_provider_modelscope.waiting import PAUSE, TRIES, QueueWait
@@ -264,12 +265,13 @@ class ModelScopeHook(BaseHook):
             # comes first where it applies, as it says more.
             return _within(self.account.request_timeout + GRACE, lambda: self._exchange(call))
         except (requests.RequestException, HTTPError, ValueError, TimeoutError) as error:
+            said = redacted(str(error), self.account.token)  # it may show what came
             if _was_not_sent(error):
                 raise ServiceUnreachableError(
-                    f"{self.account.base_url} cannot be reached: {error}. Check the host and proxy of "
+                    f"{self.account.base_url} cannot be reached: {said}. Check the host and proxy of "
                     f"connection {self.modelscope_conn_id!r}, and this machine's network"
                 ) from error
-            raise ServiceUnavailableError(f"{self.account.base_url} gave no answer: {error}") from error
+            raise ServiceUnavailableError(f"{self.account.base_url} gave no answer: {said}") from error
 
     def _exchange(self, call: Call) -> Answer:
         from airflow_provider_modelscope.api import MAX_BODY, Answer

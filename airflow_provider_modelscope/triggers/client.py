@@ -20,6 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidConnectionError,
     ModelScopeError,
     ServiceUnavailableError,
+    redacted,
 )
 from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.triggers.accounts import account_of
@@ -138,7 +139,7 @@ class Client:
             # What a proxy answered would show its URL, password included.
             said = f"{error.status}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
             text = f"{self._account.base_url} gave no answer: {type(error).__name__} {said}"
-            raise ServiceUnavailableError(text.rstrip()) from None
+            raise ServiceUnavailableError(redacted(text.rstrip(), self._account.token)) from None
         answer = Answer(status_code=response.status, headers=response.headers, body=bytes(body[:MAX_BODY]))
         self._quiet.hear(answer, now=time.time())
         return answer

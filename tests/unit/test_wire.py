@@ -166,6 +166,9 @@ GARBAGE: dict[str, bytes] = {
     "no zstd": http(DONE, b"Content-Encoding: zstd", length(len(DONE))),
     "only promises": http(status=b"100 Continue") * 1000,
     "only hints": http(status=b"103 Early Hints") * 1000,
+    "an echo": f"HTTP/1.1 Authorization: Bearer {TOKEN}\r\n\r\n".encode(),
+    "an echo in a header": http(b"", b"X\0: " + TOKEN.encode(), length(0)),
+    "an echo in a body": http(TOKEN.encode(), length(len(TOKEN))),
     "another protocol asked for": http(status=b"101 Switching Protocols"),
     "no content": http(DONE, status=b"204 No Content"),
     "not modified": http(b"", status=b"304 Not Modified"),
@@ -182,10 +185,12 @@ def test_garbage_is_an_error_of_ours_and_a_submission_is_not_sent_again(garbage:
             assert isinstance(seen, Generation | ServiceUnavailableError)
             assert not isinstance(seen, ServiceUnreachableError)
             assert str(seen).isprintable()
+            assert TOKEN not in str(seen)
         server.heads.clear()
         error = submission_error(server.host)
         assert type(error) is SubmissionLostError
         assert str(error).isprintable()
+        assert TOKEN not in str(error)
         assert len(server.heads) == 1
 
 
