@@ -130,7 +130,7 @@ class GenerationRequest:
 
 
 def _family(model: Any) -> str | None:
-    name = str(model).rpartition("/")[2]
+    name = model.rpartition("/")[2] if isinstance(model, str) else ""
     families = [
         family for family, (pattern, _, _) in _SIZES.items() if re.search(pattern, name, re.IGNORECASE)
     ]
