@@ -54,7 +54,7 @@ def one_line(text: str, most: int, *, secret: str = "") -> str:
     """
     text = redacted(text, secret)[:most]
     # Escape sequences would speak to a terminal, PostgreSQL takes no NUL, UTF-8 no half of a surrogate pair.
-    odd = {letter for letter in text if not letter.isprintable()}
+    odd = set() if text.isprintable() else {letter for letter in set(text) if not letter.isprintable()}
     return text.translate({ord(letter): " " if letter.isspace() else "\ufffd" for letter in odd}).strip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from airflow_provider_modelscope.emulator.picture import draw
 from airflow_provider_modelscope.emulator.service import Answer, Service
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
 
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of a request body; image editing sends whole images as base64."""
+
+log = logging.getLogger(__name__)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Make one line of what aiohttp logs where a client does not speak HTTP: the fault is not in here."""
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.msg = "What came is no HTTP request, and was answered with %d. Is the client's URL https?"
+        record.args = (record.exc_info[1].code,)
+        record.exc_info = None
+    return True
+
+
+log.addFilter(_without_traceback)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +108,7 @@ async def serving(
 
     application = web.Application(client_max_size=MAX_BODY)
     application.router.add_route("*", "/{path:(?s:.*)}", handle)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(application, access_log=None, logger=log, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

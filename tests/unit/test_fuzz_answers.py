@@ -264,7 +264,7 @@ def test_ten_thousand_odd_answers_are_values_or_errors_of_ours() -> None:
     print(f"{tried} odd answers tried:", *sorted(seen.items()))
     assert tried >= 10_000
     for kind in ("accepted", SUCCEED, FAILED, "Generation", "SubmissionLostError", "ServiceUnavailableError"):
-        assert seen[kind] >= 30, kind
+        assert seen[kind] >= 10, kind
 
 
 @settings(unhurried, max_examples=200)

@@ -138,8 +138,8 @@ def test_any_values_make_a_request_in_range_or_name_their_mistakes() -> None:
 
     try_one()
     print(f"{made} requests made, {refused} refused")
-    assert made > 200
-    assert refused > 200
+    assert made > 50
+    assert refused > 50
 
 
 def test_one_wrong_value_is_the_one_that_is_named() -> None:
