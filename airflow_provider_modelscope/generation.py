@@ -45,7 +45,7 @@ class ErrorDetail:
         envelope = inner if isinstance(inner, Mapping) else {"message": inner or body.get("message")}
         code = envelope.get("code", body.get("code"))
         message = _text(envelope.get("message") or "")
-        if isinstance(code, str) and _integer(code) is None:
+        if isinstance(code, str) and code.strip() and _integer(code) is None:
             message = f"{one_line(code, MAX_NAME, secret=secret)}: {message}"  # a name says something too
         request_id = _text(envelope.get("request_id") or body.get("request_id") or "")
         return cls(

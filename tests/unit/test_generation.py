@@ -159,6 +159,7 @@ def test_no_shape_of_an_answer_breaks_the_reading_or_passes_for_success(
         ({"errors": [{"message": "no", "code": 400}, 5]}, "no", 400, None),
         ({"errors": [[[]]]}, "[[[]]]", None, None),
         ({"message": "no", "code": "Throttling"}, "Throttling: no", None, None),
+        ({"message": "no", "code": " "}, "no", None, None),
         ({"errors": "no", "code": 400}, "no", 400, None),
         ({"errors": {"message": "no", "code": 10**400}}, "no", None, None),
         ({"errors": {"message": "no", "code": "9" * 5000}}, f"{'9' * 100}: no", None, None),
