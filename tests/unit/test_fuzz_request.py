@@ -133,8 +133,6 @@ def test_any_values_make_a_request_in_range_or_name_their_mistakes() -> None:
         extra = request.extra_parameters or {}
         check_documented({name: value for name, value in sent.items() if name not in extra})
         json.dumps(request.summary(), allow_nan=False).encode()
-        if not request.private_images:
-            assert GenerationRequest(**request.summary()) == request
 
     try_one()
     print(f"{made} requests made, {refused} refused")

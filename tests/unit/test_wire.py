@@ -299,7 +299,7 @@ def test_an_answer_that_drips_does_not_hold_a_wait(drip: bytes, monkeypatch: pyt
 
 
 def test_a_host_that_no_name_server_takes_got_nothing() -> None:
-    for host in ("a" * 70 + ".localhost:1", "a..localhost:1"):
-        assert isinstance(submission_error(host), ServiceUnreachableError)
-        assert isinstance(look_from_a_worker(host), ServiceUnreachableError)
-        assert isinstance(look_from_the_triggerer(host), ServiceUnavailableError)
+    host = "ü" * 60 + ".localhost:1"  # too long as the DNS would write it
+    assert isinstance(submission_error(host), ServiceUnreachableError)
+    assert isinstance(look_from_a_worker(host), ServiceUnreachableError)
+    assert isinstance(look_from_the_triggerer(host), ServiceUnavailableError)
