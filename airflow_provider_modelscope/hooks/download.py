@@ -9,7 +9,6 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from http.cookiejar import DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -19,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ImageRefusedError,
 )
+from airflow_provider_modelscope.hooks.transport import CHUNK, new_session, proxies_of
 
 if TYPE_CHECKING:
     import requests
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.image import Image
 
 MAX_REDIRECTS = 3
-CHUNK = 64 * 1024  # bytes that are in memory at a time
 
 _NAT64 = IPv6Network("64:ff9b::/96")  # its last 32 bits are the IPv4 address that it stands for
 
@@ -43,7 +42,7 @@ def download(url: str, account: Account) -> Image:
     """
     from airflow_provider_modelscope.image import Image
 
-    with _session() as session, _follow(session, url, account) as response:
+    with new_session() as session, _follow(session, url, account) as response:
         try:
             return Image.from_chunks(_chunks(response, most=account.max_image_bytes))
         except (ImageError, ImageRefusedError) as error:
@@ -63,24 +62,8 @@ def without_query(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _session() -> requests.Session:
-    """Return a session that shows no image host who asks."""
-    import requests
-
-    class Session(requests.Session):
-        def get_redirect_target(self, resp: requests.Response) -> None:
-            """Name none: to prepare the next request, requests would read the whole body into memory."""
-
-    session = Session()
-    session.auth = lambda prepared: prepared  # without an auth of its own it would take one from a .netrc
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    return session
-
-
 def _follow(session: requests.Session, url: str, account: Account) -> requests.Response:
     """Return the open answer behind at most three redirects, each to where images may come from."""
-    # Given with the request, as the session's own would yield to the environment's.
-    proxies = {"http": account.proxy, "https": account.proxy} if account.proxy else None
     given = url
     for _ in range(MAX_REDIRECTS + 1):
         url = _checked(url, account)
@@ -94,7 +77,7 @@ def _follow(session: requests.Session, url: str, account: Account) -> requests.R
                 verify=account.verify,  # set on the session, the environment's bundle would win
                 allow_redirects=False,
                 stream=True,
-                proxies=proxies,
+                proxies=proxies_of(account),
             )
         except OSError as error:  # as all that requests raises is; a bundle that is not there is a plain one
             # Without its causes, whose texts hold the URL whole.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -21,14 +19,11 @@ from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
     ServiceUnavailableError,
     ServiceUnreachableError,
-    redacted,
 )
 from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
 from airflow_provider_modelscope.waiting import PAUSE, TRIES, QueueWait
 
 if TYPE_CHECKING:
-    import requests
-
     from airflow_provider_modelscope.account import Account
     from airflow_provider_modelscope.api import Answer, Call
     from airflow_provider_modelscope.generation import Generation
@@ -37,10 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.waiting import GenerationWait
 
 IMAGE_TRIES = 5  # of a download, for what it fetches is paid for; the pauses between them double
-GRACE = 1.0  # seconds that a request may take beside its timeout
 VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
-
-Result = TypeVar("Result")
 
 
 class ModelScopeHook(BaseHook):
@@ -241,97 +233,12 @@ class ModelScopeHook(BaseHook):
             return False, str(error)
         return True, f"{account.base_url} answers and does not refuse the token."
 
-    def _session(self) -> requests.Session:
-        import requests
-
-        session = requests.Session()
-        # Without an auth of its own requests would take one from a .netrc, in place of the token.
-        session.auth = lambda prepared: prepared
-        # Even where it does not follow a redirect, requests reads all of it, and trips over an odd Location.
-        session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
-        return session
-
     def _send(self, call: Call) -> Answer:
-        """Send one call over a connection of its own: a kept one may be dead, which only shows after sending.
-
-        :raises ServiceUnreachableError: where nothing was sent.
-        :raises ServiceUnavailableError: where it may have been.
-        """
-        import requests
-        from urllib3.exceptions import HTTPError
+        from airflow_provider_modelscope.hooks.transport import send
 
         try:
-            # The timeout of requests is one for each read: bytes that drip would hold the worker for ever. It
-            # comes first where it applies, as it says more.
-            return _within(self.account.request_timeout + GRACE, lambda: self._exchange(call))
-        except (requests.RequestException, HTTPError, ValueError, TimeoutError) as error:
-            said = redacted(str(error), self.account.token)  # it may show what came
-            if _was_not_sent(error):
-                raise ServiceUnreachableError(
-                    f"{self.account.base_url} cannot be reached: {said}. Check the host and proxy of "
-                    f"connection {self.modelscope_conn_id!r}, and this machine's network"
-                ) from error
-            raise ServiceUnavailableError(f"{self.account.base_url} gave no answer: {said}") from error
-
-    def _exchange(self, call: Call) -> Answer:
-        from airflow_provider_modelscope.api import MAX_BODY, Answer
-
-        proxy = self.account.proxy
-        body = bytearray()
-        with (
-            self._session() as session,
-            session.request(
-                call.method,
-                call.url,
-                headers=dict(call.headers),
-                data=call.body,
-                timeout=self.account.request_timeout,
-                # Set on the session, the environment's bundle and proxy would win.
-                verify=self.account.verify,
-                proxies={"http": proxy, "https": proxy} if proxy else None,
-                allow_redirects=False,  # the token goes to the API's own origin only
-                stream=True,
-            ) as response,
-        ):
-            for chunk in response.iter_content(64 * 1024):
-                body += chunk
-                if len(body) >= MAX_BODY:
-                    break
-        return Answer(status_code=response.status_code, headers=response.headers, body=bytes(body[:MAX_BODY]))
-
-
-def _within(seconds: float, work: Callable[[], Result]) -> Result:
-    """Return what the work returns. After so many seconds it is left to its thread, which ends with the task.
-
-    :raises TimeoutError: where that takes longer.
-    """
-    result: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
-
-    Thread(target=run, name="modelscope-request", daemon=True).start()
-    try:
-        return result.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"it took longer than {seconds:g} s") from None
-
-
-def _was_not_sent(error: Exception) -> bool:
-    """Whether no connection came about: then a submission can have created nothing."""
-    import requests
-    from urllib3.exceptions import LocationParseError, NewConnectionError
-
-    if isinstance(
-        error,
-        requests.ConnectTimeout
-        | requests.exceptions.ProxyError
-        | requests.exceptions.InvalidURL
-        | LocationParseError,
-    ):
-        return True
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(reason, NewConnectionError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
+            return send(call, self.account)
+        except ServiceUnreachableError as error:
+            connection = f"connection {self.modelscope_conn_id!r}"
+            error.message += f". Check the host and proxy of {connection}, and this machine's network"
+            raise

@@ -23,7 +23,7 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.generation import Generation
-from airflow_provider_modelscope.hooks import modelscope
+from airflow_provider_modelscope.hooks import modelscope, transport
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.request import GenerationRequest
 from airflow_provider_modelscope.triggers.client import shared_client
@@ -283,7 +283,7 @@ DRIPS = {
 
 @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
 def test_an_answer_that_drips_does_not_hold_a_wait(drip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelscope, "GRACE", 0.0)
+    monkeypatch.setattr(transport, "GRACE", 0.0)
     monkeypatch.setattr(modelscope, "TRIES", 1)
 
     def say(connection: socket.socket) -> None:
