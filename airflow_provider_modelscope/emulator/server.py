@@ -185,6 +185,20 @@ class Emulator:
         """Turn a fault on from now, e.g. ``poll:500:3``."""
         self._service.faults.add(switch)
 
+    def finish(self) -> None:
+        """Let what runs now be finished, however many ``seconds`` it was to take.
+
+        So a test can give a generation hours, and end it when what it tests has happened.
+        """
+        finished = Future[None]()
+
+        def finish() -> None:  # in the thread that answers: nothing is answered meanwhile
+            self._service.finish(now=time.monotonic())
+            finished.set_result(None)
+
+        self._loop.call_soon_threadsafe(finish)
+        finished.result()
+
     def __enter__(self) -> Emulator:
         self._thread.start()
         self.base_url, self._loop, self._stop = self._started.result()

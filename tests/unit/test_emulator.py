@@ -289,6 +289,30 @@ def test_a_generation_is_pending_then_processing_then_succeeds() -> None:
     assert done["output_images"][0].startswith("http://api/images/")
 
 
+def test_what_runs_can_be_finished_at_once_and_what_comes_later_runs() -> None:
+    with Emulator(seconds=3600) as emulator:
+        generation_id = accepted_id(emulator)
+        assert poll(emulator, generation_id).json()["task_status"] == "PENDING"
+        emulator.finish()
+        assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
+        emulator.finish()
+        later = accepted_id(emulator)
+        assert poll(emulator, later).json()["task_status"] == "PENDING"
+        [(begin, end), (_, later_end)] = emulator.spans
+        assert end - begin < 3600
+        assert later_end > end
+
+
+def test_a_generation_that_failed_stays_so_when_it_is_finished() -> None:
+    with Emulator(seconds=3600, faults=["poll:failed", "poll:stall"], user_queue=2) as emulator:
+        ids = [accepted_id(emulator) for _ in range(2)]
+        statuses = [poll(emulator, generation_id).json()["task_status"] for generation_id in ids]
+        emulator.finish()
+        assert [poll(emulator, generation_id).json()["task_status"] for generation_id in ids] == statuses
+        assert statuses == ["FAILED", "PROCESSING"]
+        assert submit(emulator).ok
+
+
 def test_an_image_is_there_only_when_its_generation_has_succeeded() -> None:
     service = Service(seconds=8)
     path = look(service, ask(service, 0)["task_id"], 8)["output_images"][0].removeprefix("http://api")
