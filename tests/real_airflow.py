@@ -15,14 +15,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import requests
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 START_SECONDS = 180  # for all of Airflow to come up; some 40 here
+PARTS = ("api-server", "scheduler", "triggerer", "dag-processor")
 EXAMPLE_DAGS = Path(__file__).parent.parent / "example_dags"
 
 
@@ -108,17 +111,8 @@ class RealAirflow:
         :param port: The API server's; a free one if None.
         :raises RuntimeError: with the end of their log, where they do not come up.
         """
-        port = port or free_port()
-        url = f"http://localhost:{port}"
-        environment = self.environment | {
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # no login, on this machine only
-            "AIRFLOW__API__HOST": "127.0.0.1",
-            "AIRFLOW__API__PORT": str(port),
-            "AIRFLOW__API__BASE_URL": url,
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
-            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-        }
+        url = f"http://localhost:{port or free_port()}"
+        environment = self._environment_at(url)
         log = self.home / "standalone.log"
         with log.open("w") as output:
             processes = subprocess.Popen(
@@ -130,7 +124,7 @@ class RealAirflow:
             )
             try:
                 deadline = time.monotonic() + START_SECONDS
-                while not self._is_healthy(url):
+                while not _is_healthy(url):
                     if processes.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError(f"Airflow did not start:\n{log.read_text()[-5000:]}")
                     time.sleep(0.5)
@@ -138,13 +132,32 @@ class RealAirflow:
             finally:
                 _end_group(processes)
 
-    def _is_healthy(self, url: str) -> bool:
-        """Whether the API server answers and has heard from scheduler, triggerer and Dag processor."""
+    @contextmanager
+    def parts(self) -> Iterator[Parts]:
+        """Run the same four, each to be killed and started by itself; end them all.
+
+        :raises RuntimeError: with the end of its log, where one does not come up.
+        """
+        url = f"http://localhost:{free_port()}"
+        parts = Parts(self, url, self._environment_at(url))
         try:
-            health = requests.get(f"{url}/api/v2/monitor/health", timeout=5).json()
-        except (requests.RequestException, ValueError):
-            return False
-        return all(part.get("status") == "healthy" for part in health.values())
+            for part in PARTS:
+                parts.start(part)
+            parts.await_health()
+            yield parts
+        finally:
+            parts.end()
+
+    def _environment_at(self, url: str) -> dict[str, str]:
+        return self.environment | {
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # no login, on this machine only
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": url.rpartition(":")[2],
+            "AIRFLOW__API__BASE_URL": url,
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+        }
 
     def run_dag(
         self,
@@ -207,6 +220,91 @@ class RealAirflow:
         """Return the rows that Airflow's database answers; ``:name`` in the statement is a parameter."""
         with create_engine(self.database_url, poolclass=NullPool).connect() as connection:
             return list(connection.execute(text(statement), parameters))
+
+
+class Parts:
+    """A running Airflow whose parts, named as in ``PARTS``, can be killed and started one by one."""
+
+    def __init__(self, airflow: RealAirflow, url: str, environment: dict[str, str]) -> None:
+        self.url = url
+        self._airflow = airflow
+        self._environment = environment
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started_at: dict[str, datetime] = {}
+
+    def log_of(self, part: str) -> Path:
+        """Return where a part writes its log, all its lives long."""
+        return self._airflow.home / f"{part}.log"
+
+    def start(self, part: str) -> None:
+        """Start a part; :meth:`await_health` waits until it works."""
+        self._started_at[part] = datetime.now(UTC)
+        with self.log_of(part).open("a") as output:
+            self._processes[part] = subprocess.Popen(
+                self._airflow.command(part),
+                env=self._environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for those who started it
+            )
+
+    def await_health(self) -> None:
+        """Wait until every part has been heard of since its start.
+
+        :raises RuntimeError: with the end of its log, where one does not come up.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not _is_healthy(self.url, since=self._started_at):
+            for part, process in self._processes.items():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{part} did not start:\n{self.log_of(part).read_text()[-5000:]}")
+            time.sleep(0.5)
+
+    def kill(self, part: str) -> None:
+        """Kill a part with all its processes (-9); the scheduler's are also its workers and their tasks."""
+        kill_tree(self._processes[part].pid)
+        self._processes.pop(part).wait()
+
+    def end(self) -> None:
+        """Kill what runs."""
+        for part in list(self._processes):
+            self.kill(part)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all that it started (-9), whatever process groups they made."""
+    try:
+        root = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return
+    stopped: list[psutil.Process] = []
+    while started := [one for one in (root, *root.children(recursive=True)) if one not in stopped]:
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()  # from here on it starts no other
+        stopped += started
+    for process in stopped:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _is_healthy(url: str, *, since: dict[str, datetime] | None = None) -> bool:
+    """Whether the API server answers and has heard from scheduler, triggerer and Dag processor.
+
+    :param since: When the parts were started, where only what was heard later counts.
+    """
+    try:
+        health = requests.get(f"{url}/api/v2/monitor/health", timeout=5).json()
+    except (requests.RequestException, ValueError):
+        return False
+    if any(part.get("status") != "healthy" for part in health.values()):
+        return False
+    for part, started_at in (since or {}).items():
+        name = part.replace("-", "_")
+        heard = health.get(name, {}).get(f"latest_{name}_heartbeat")
+        if heard and datetime.fromisoformat(heard) < started_at:
+            return False
+    return True
 
 
 def free_port(wanted: int = 0) -> int:
