@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo ui test proof check bench clean
+.PHONY: help demo ui test test-faults proof check bench clean
 help: ## Show what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
@@ -23,6 +23,9 @@ ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and
 
 test: $(READY) ## The tests
 	@$(BIN)/python -m pytest
+
+test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; three minutes
+	@$(BIN)/python -m pytest tests/faults
 
 proof: $(READY) ## What only a busy Airflow on PostgreSQL can show; ten minutes
 	@$(BIN)/python -m pytest tests/proof -rA --durations=0 --durations-min=1

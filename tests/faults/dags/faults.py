@@ -1,0 +1,73 @@
+"""The Dags of the faults: one task, on a worker or deferred; and the chain of three.
+
+What a task waits for ends when a row says so, not with time: so tasks defer at once and look often.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_modelscope.operators.image_generation import (
+    ModelScopeImageGenerationOperator,
+    ModelScopeSubmitImageGenerationOperator,
+)
+from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
+from airflow_provider_modelscope.transfers.image_to_object_storage import (
+    ModelScopeImageToObjectStorageOperator,
+)
+
+RETRIES: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=1)}
+SERVICE: dict[str, Any] = {"modelscope_conn_id": "{{ dag_run.conf['modelscope_conn_id'] }}"}
+STORE: dict[str, Any] = {
+    "destination": "{{ dag_run.conf['destination'] }}",
+    "storage_conn_id": "{{ dag_run.conf['storage_conn_id'] }}",
+}
+PICTURE: dict[str, Any] = {"model": "Qwen/Qwen-Image", "size": "512x512"}
+PROMPT = "a postcard from {{ run_id }}"
+FIVE = 5
+
+
+def one_step(dag_id: str, **parameters: Any) -> None:
+    """Make a Dag of one task that does it all."""
+    with DAG(dag_id, schedule=None, default_args=RETRIES):
+        ModelScopeImageGenerationOperator(
+            task_id="draw",
+            prompt=PROMPT,
+            poll_interval=2,
+            defer_after=0,
+            **PICTURE,
+            **SERVICE,
+            **STORE,
+            **parameters,
+        )
+
+
+def chain(dag_id: str, *, deferrable: bool) -> None:
+    """Make a Dag of the three tasks."""
+    with DAG(dag_id, schedule=None, default_args=RETRIES):
+        submit = ModelScopeSubmitImageGenerationOperator(
+            task_id="submit", prompt=PROMPT, deferrable=deferrable, **PICTURE, **SERVICE
+        )
+        wait = ModelScopeImageGenerationSensor(
+            task_id="wait",
+            generation_id=submit.output,
+            poke_interval=2,
+            deferrable=deferrable,
+            defer_after=0,
+            **SERVICE,
+        )
+        ModelScopeImageToObjectStorageOperator(task_id="store", generation_id=wait.output, **SERVICE, **STORE)
+
+
+one_step("deferred", deferrable=True)
+one_step("on_worker", deferrable=False)
+chain("chain_deferred", deferrable=True)
+chain("chain_on_worker", deferrable=False)
+
+with DAG("five_deferred", schedule=None, default_args=RETRIES):
+    ModelScopeImageGenerationOperator.partial(
+        task_id="draw", deferrable=True, poll_interval=2, defer_after=0, **PICTURE, **SERVICE, **STORE
+    ).expand(prompt=[f"postcard {number} of {FIVE}" for number in range(1, FIVE + 1)])

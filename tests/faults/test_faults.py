@@ -1,0 +1,17 @@
+"""Whatever breaks: each image is stored as it was served, and none is paid for twice in silence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.rows import ROWS, Row
+
+if TYPE_CHECKING:
+    from tests.faults.stage import Outcome
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_no_image_is_lost_and_none_is_paid_twice_in_silence(row: Row, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes[row.name] == row.expected
