@@ -262,8 +262,11 @@ class Parts:
 
     def kill(self, part: str) -> None:
         """Kill a part with all its processes (-9); the scheduler's are also its workers and their tasks."""
-        kill_tree(self._processes[part].pid)
-        self._processes.pop(part).wait()
+        process = self._processes.pop(part)
+        kill_tree(process.pid)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it left behind, where it had ended by itself
+        process.wait()
 
     def end(self) -> None:
         """Kill what runs."""

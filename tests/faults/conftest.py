@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ TABLE = pytest.StashKey[list[str]]()
 
 @pytest.fixture(scope="session")
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # whichever comes, what was started is ended
+        signal.signal(signal_, signal.default_int_handler)
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     chosen = [row for row in ROWS if {"row": row} in parameters]
     with stage_for(chosen, tmp_path_factory.mktemp("faults") / "airflow") as stage:
@@ -42,7 +45,7 @@ def outcomes(stage: Stage, pytestconfig: pytest.Config) -> dict[str, Outcome]:
             raise
     outcomes = {scene.row.name: scene.outcome() for scene in stage.scenes}
     pytestconfig.stash[TABLE] = [
-        "| Fault | Expected | Seen |",
+        "| Fault | Expected | Seen, images to the byte |",
         "| --- | --- | --- |",
         *(
             f"| {scene.row.fault} | {scene.row.expected} | {outcomes[scene.row.name].seen} |"

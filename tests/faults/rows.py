@@ -39,6 +39,14 @@ class Row:
     faults: tuple[str, ...] = ()
 
 
+def wait(scene: Scene) -> None:
+    """Bring the tasks to where they wait."""
+    scene.start()
+    if scene.row.dag_id.endswith("deferred"):
+        scene.until_deferred(scene.row.expected.images)
+    scene.until_looking()
+
+
 def kill_when_recorded(scene: Scene) -> None:
     scene.wire.fault = "deaf"  # or else it would soon have deferred
     scene.start()
@@ -58,8 +66,7 @@ def kill_before_the_answer(scene: Scene) -> None:
 
 
 def kill_while_looking(scene: Scene) -> None:
-    scene.start()
-    scene.until_looking()
+    wait(scene)
     scene.kill_worker()
     scene.until_ended()
 
@@ -67,10 +74,9 @@ def kill_while_looking(scene: Scene) -> None:
 def kill_while_storing(scene: Scene) -> None:
     assert scene.store
     scene.store.fault = "hang"
-    scene.start()
-    scene.until_accepted()
+    wait(scene)
     scene.emulator.finish()
-    scene.until(lambda: scene.store and scene.store.caught, "storing")
+    scene.until_storing()
     scene.kill_worker()
     scene.store.fault = ""
     scene.expect_nothing_stored()
@@ -91,8 +97,7 @@ def outage_of_the_service(scene: Scene) -> None:
 def store_down(scene: Scene) -> None:
     assert scene.store
     scene.store.down()
-    scene.start()
-    scene.until_accepted()
+    wait(scene)
     scene.emulator.finish()
     scene.until_tried()
     scene.store.up()
@@ -103,9 +108,9 @@ def store_down(scene: Scene) -> None:
 def _store_fails(scene: Scene, fault: Fault) -> None:
     assert scene.store
     scene.store.fault = fault
-    scene.start()
-    scene.until_accepted()
+    wait(scene)
     scene.emulator.finish()
+    scene.until_storing()
     scene.until_tried()
     scene.expect_nothing_stored()
     scene.store.fault = ""
@@ -121,15 +126,13 @@ def store_breaks_off(scene: Scene) -> None:
 
 
 def clear_while_waiting(scene: Scene) -> None:
-    scene.start()
-    scene.until_deferred()
+    wait(scene)
     scene.clear()
     scene.until_ended()
 
 
 def mark_failed_and_clear(scene: Scene) -> None:
-    scene.start()
-    scene.until_deferred()
+    wait(scene)
     scene.mark_failed()
     scene.until(lambda: scene.state == "failed", "marked as failed")
     scene.clear()
@@ -152,16 +155,6 @@ def go_on(scene: Scene) -> None:
     """Leave it to the service's own faults."""
     scene.start()
     scene.until_ended()
-
-
-def wait(scene: Scene) -> None:
-    """Bring the tasks to where they wait."""
-    scene.start()
-    if scene.row.dag_id.endswith("deferred"):
-        scene.until_deferred(scene.row.expected.images)
-    else:
-        scene.until_recorded()
-    scene.until_looking()
 
 
 KILLED = "worker killed (-9) "

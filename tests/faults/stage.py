@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,12 +41,12 @@ TOLD = "paid twice"  # what the log says where that may be
 SETTINGS = {
     "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "AIRFLOW__CORE__FERNET_KEY": "",  # triggers lie in the database as they are, so that a search reads them
-    "AIRFLOW__CORE__PARALLELISM": "24",
+    "AIRFLOW__CORE__PARALLELISM": "12",  # more at once starve the scheduler of a small machine
     "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "40",  # see the proofs
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "2",
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
     "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "12",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
@@ -84,11 +85,11 @@ class Outcome:
     problem: str = ""
 
     def __str__(self) -> str:
-        words = [f"{self.images} stored of {self.submissions} submitted"]
-        if self.others:
-            words.append(f"{self.others} that were not served")
+        words = [_count(self.images, "image"), _count(self.submissions, "submission")]
         if self.told:
-            words.append("the log says so")
+            words.append("told in the log")
+        if self.others:
+            words.append(f"{self.others} stored that were not served")
         return ", ".join([*words, self.ended])
 
     @property
@@ -178,6 +179,10 @@ class Scene:
         """Wait until so many tasks wait in the triggerer."""
         self.until(lambda: sum(one.state == "deferred" for one in self.tasks()) == count, "deferred")
 
+    def until_storing(self) -> None:
+        """Wait until the fault before the object store has met somebody."""
+        self.until(lambda: self.store and self.store.caught, "storing")
+
     def until_tried(self) -> None:
         """Wait until a task's first try has failed."""
         self.until(
@@ -203,8 +208,9 @@ class Scene:
         """Kill (-9) the process of the task that runs, and the one that supervises it."""
         [pid] = [one.pid for one in self.tasks() if one.state == "running"]
         supervisor = psutil.Process(pid).parent()
+        # A part of Airflow leads a session of its own: this is a worker, not the scheduler.
         assert supervisor is not None
-        assert "LocalExecutor" in " ".join(supervisor.cmdline())  # its worker's title, not the scheduler's
+        assert os.getsid(supervisor.pid) != supervisor.pid
         kill_tree(supervisor.pid)
 
     def clear(self) -> None:
@@ -363,6 +369,10 @@ def stage_for(rows: list[Row], home: Path) -> Iterator[Stage]:
         stack.callback(stage.close)
         stage.scenes = [Scene(stage, *prop) for prop in props]
         yield stage
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _s3(url: str) -> Any:

@@ -9,9 +9,17 @@ import pytest
 from tests.faults.rows import ROWS, Row
 
 if TYPE_CHECKING:
-    from tests.faults.stage import Outcome
+    from tests.faults.stage import Outcome, Stage
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_no_image_is_lost_and_none_is_paid_twice_in_silence(row: Row, outcomes: dict[str, Outcome]) -> None:
     assert outcomes[row.name] == row.expected
+
+
+def test_a_record_is_gone_when_the_images_are_stored(stage: Stage, outcomes: dict[str, Outcome]) -> None:
+    """So that Clear asks for new images."""
+    left = stage.query(
+        "select run_id, key from task_state_store join dag_run using (run_id) where state = 'success'"
+    )
+    assert left == []
