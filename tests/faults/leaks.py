@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,15 +20,13 @@ Place = tuple[str, bytes]  # what it is called, and what stands there
 
 
 def forms_of(secret: str) -> dict[str, bytes]:
-    """Return what a secret looks like, by the name of the form, in lower case where case does not matter."""
+    """Return what a secret looks like, by the name of the form."""
     plain = secret.encode()
     quoted = quote(secret, safe="").encode()
     forms = {
         "plain": plain,
         "URL-encoded": quoted,
-        "URL-encoded in lower case": quoted.replace(b"%2F", b"%2f")
-        .replace(b"%2B", b"%2b")
-        .replace(b"%3D", b"%3d"),
+        "URL-encoded in lower case": re.sub(rb"%..", lambda code: code[0].lower(), quoted),
         "JSON with escaped slashes": plain.replace(b"/", rb"\/"),
         "hexadecimal": plain.hex().encode(),  # as PostgreSQL shows bytes
     }
@@ -52,7 +52,7 @@ def find(secret: str, places: Iterable[Place]) -> list[str]:
 def files(folder: Path) -> Iterator[Place]:
     """Every file under a folder, its name included."""
     for path in folder.rglob("*"):
-        if path.is_file():
+        with suppress(FileNotFoundError, IsADirectoryError):  # Airflow may remove it meanwhile
             yield str(path), str(path).encode() + b"\0" + path.read_bytes()
 
 

@@ -35,7 +35,6 @@ class Row:
     expected: Outcome = ONCE
     part: str = ""
     in_s3: bool = False
-    user_queue: int = 1
     faults: tuple[str, ...] = ()
 
 

@@ -124,10 +124,12 @@ class Scene:
         """Trigger the Dag run."""
         name = self.row.name
         folder = f"s3://{BUCKET}/{name}/" if self.store else f"file://{self._folder}/"
-        conf = {"modelscope_conn_id": name, "destination": folder, "storage_conn_id": f"store_{name}"}
-        if not self.store:
-            del conf["storage_conn_id"]
-        body = {"dag_run_id": name, "logical_date": None, "conf": {"storage_conn_id": None, **conf}}
+        conf = {
+            "modelscope_conn_id": name,
+            "destination": folder,
+            "storage_conn_id": f"store_{name}" if self.store else None,
+        }
+        body = {"dag_run_id": name, "logical_date": None, "conf": conf}
         self._stage.ask("POST", f"dags/{self.row.dag_id}/dagRuns", body)
 
     def tasks(self) -> list[Task]:
@@ -343,8 +345,7 @@ def stage_for(rows: list[Row], home: Path) -> Iterator[Stage]:
         connections: dict[str, dict[str, Any]] = {}
         props = []
         for row in rows:
-            service = Emulator(seconds=HOURS, user_queue=row.user_queue, tokens=[TOKEN], faults=row.faults)
-            emulator = stack.enter_context(service)
+            emulator = stack.enter_context(Emulator(seconds=HOURS, tokens=[TOKEN], faults=row.faults))
             wire = stack.enter_context(Proxy(emulator.base_url))
             connections[row.name] = {"conn_type": "modelscope", "password": TOKEN, "host": wire.url}
             before_store = None

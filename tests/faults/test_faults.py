@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_no_image_is_lost_and_none_is_paid_twice_in_silence(row: Row, outcomes: dict[str, Outcome]) -> None:
+def test_what_was_promised_comes_of_each_fault(row: Row, outcomes: dict[str, Outcome]) -> None:
     assert outcomes[row.name] == row.expected
 
 
