@@ -24,7 +24,7 @@ ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and
 test: $(READY) ## The tests
 	@$(BIN)/python -m pytest
 
-test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; three minutes
+test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; four minutes
 	@$(BIN)/python -m pytest tests/faults
 
 proof: $(READY) ## What only a busy Airflow on PostgreSQL can show; ten minutes

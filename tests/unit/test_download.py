@@ -130,7 +130,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def open_files() -> int:
-    """Return how many temporary files this process holds open; sockets may belong to another test's threads."""
+    """Return how many temporary files this process holds open; sockets may be another test's."""
     count = 0
     for file in Path("/proc/self/fd").glob("*"):
         with suppress(OSError):  # the folder's own, closed by now
