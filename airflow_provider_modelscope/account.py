@@ -15,7 +15,6 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
 
 from airflow_provider_modelscope.exceptions import (
     InvalidConnectionError,
@@ -102,12 +101,16 @@ class Account:
         return f"{self.hub_url or DEFAULT_HUB_URL}/my/myaccesstoken"
 
     def proxy_for(self, url: str) -> str | None:
-        """Return the proxy to reach a URL through: the connection's own, or else the environment's."""
-        parts = urlsplit(url)
-        if self.proxy or proxy_bypass(parts.hostname or ""):
-            return self.proxy
-        environment = getproxies()
-        return environment.get(parts.scheme) or environment.get("all")
+        """Return the proxy to reach a URL through: the connection's own, or else the environment's.
+
+        There is none on the way to this machine: the token would leave it, over http in the clear.
+        """
+        from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
+
+        if _is_loopback(urlsplit(url).hostname or ""):
+            return None
+        proxy = self.proxy or select_proxy(url, get_environ_proxies(url))
+        return str(prepend_scheme_if_needed(proxy, "http")) if proxy else None  # type: ignore[no-untyped-call]
 
     def may_fetch(self, url: str) -> bool:
         """Whether an image may come from there: https, or http where the API itself is."""

@@ -205,16 +205,14 @@ def read_generation(answer: Answer, *, account: Account, generation_id: str) -> 
     """Return what the service says of a generation.
 
     That it has ended is believed under the HTTP statuses 400 and 5xx as well, where the body gives the images
-    or the reason: only the service itself knows those. A page of HTML is nobody's verdict.
+    or the reason: only the service itself knows those. Of anything else only a refusal in the API's own JSON
+    is a verdict: a gateway's 404 or a firewall's page may pass, and what runs is paid for.
 
     :raises ModelScopeError: where the answer is about something else, :class:`ServiceUnavailableError`
         where it may pass.
     """
     answer = replace(answer, secret=account.token)
     status, body = answer.status_code, answer.json
-    if status == 404 and not answer.is_page:
-        detail = replace(answer.detail, message=f"not found: {answer.evidence}", code=404)
-        return Generation(generation_id=generation_id, status=FAILED, error=detail)
     if body is not None and "task_status" in body:
         said = Generation.from_json(body, generation_id=generation_id, secret=account.token)
         gives_end = said.is_finished and bool(said.output_images or said.error.message)
@@ -223,9 +221,11 @@ def read_generation(answer: Answer, *, account: Account, generation_id: str) -> 
             reason = f"without a reason: {answer.evidence}" if silent else said.error.message
             return replace(said, error=replace(answer.detail, message=reason))
     error = error_of(answer, account=account)
-    if answer.is_page and isinstance(error, ModelScopeFinalError):
-        text = f"A page that is not of ModelScope's API answered. It says: {answer.evidence}"
-        error = ServiceUnavailableError(text, code=status, request_id=error.request_id)
+    if isinstance(error, ModelScopeFinalError) and (body is None or status == 404):
+        text = f"Not an answer of ModelScope's API to a look. It says: {answer.evidence}"
+        error = ServiceUnavailableError(
+            text, code=status, request_id=error.request_id, retry_after=error.retry_after
+        )
     error.generation_id = generation_id
     raise error
 
@@ -280,4 +280,6 @@ def _authorization(account: Account) -> dict[str, str]:
 
 
 def _speaks_of_balance(words: str) -> bool:
-    return bool(re.search(r"\bbalance\b|\bcredits?\b|insufficient fund|余额|欠费", words))
+    return bool(
+        re.search(r"insufficient|not enough|out of credit|no credit|balance (is|of) |余额|欠费", words)
+    )

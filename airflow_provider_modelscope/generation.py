@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -94,7 +95,8 @@ class Generation:
     @property
     def is_missing(self) -> bool:
         """Whether the service says that it knows no such generation: at its start not yet a verdict."""
-        return self.status == FAILED and "not found" in self.error.message.lower()
+        is_so = re.search(r"\btask\b.{0,99}not found|not found.{0,9}\btask\b", self.error.message.lower())
+        return self.status == FAILED and bool(is_so)
 
     def has_failed(self, *, age: float) -> bool:
         """Whether it FAILED, at this age in seconds."""

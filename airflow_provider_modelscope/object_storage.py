@@ -7,9 +7,9 @@ import errno
 import mimetypes
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,7 +128,9 @@ class Destination:
             error.message = f"{uri}: {error.message}"
             raise
         except Exception as error:  # each store has errors of its own
-            raise _not_stored(uri, error) from error
+            failure = _not_stored(uri, error)
+            failure.generation_id = generation_id
+            raise failure from error
         with suppress(ValueError):  # an asset's URI has at most 1500 characters, in Airflow 3.0 of ASCII
             get_hook_lineage_collector().add_output_asset(context=path, uri=uri)
         return uri
@@ -252,18 +254,19 @@ def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destinatio
 def _replace_file(path: Path, image: Image) -> None:
     """Write beside the final name, then rename: nobody ever reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".image-", delete=False) as file:
-        try:
+    beside = path.with_name(f".image-{secrets.token_hex(8)}")
+    try:
+        with beside.open("xb") as file:
             image.file.seek(0)
             shutil.copyfileobj(image.file, file)
             file.flush()
             os.fsync(file.fileno())
             _see_that_it_holds(os.fstat(file.fileno()).st_size, image)
-            Path(file.name).chmod(0o666 & ~_umask())  # as open() would have made it, not private
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):  # what went wrong first is what should be told
+            beside.unlink()
+        raise
 
 
 def _put(path: ObjectStoragePath, image: Image) -> None:
@@ -282,16 +285,15 @@ def _put(path: ObjectStoragePath, image: Image) -> None:
     try:
         _see_that_it_holds(_size(path), image)
     except ImageNotStoredError:
-        with suppress(Exception):
-            path.fs.rm_file(path.path)
+        if shows_halves:  # elsewhere what stands there is whole, and another task's
+            with suppress(Exception):
+                path.fs.rm_file(path.path)
         raise
 
 
 def _see_that_it_holds(size: int | None, image: Image) -> None:
     if size != image.length:
-        raise ImageNotStoredError(
-            f"It was given {image.length} bytes and holds {size or 0}, which are removed: store it again"
-        )
+        raise ImageNotStoredError(f"It was given {image.length} bytes and holds {size or 0}: store it again")
 
 
 def _size(path: ObjectStoragePath) -> int | None:
@@ -317,7 +319,10 @@ def _content_type(protocol: str, content_type: str) -> dict[str, Any]:
 def _not_stored(uri: str, error: Exception) -> ModelScopeError:
     """Return our error for a store's own: final where it would refuse the same again."""
     problem = f"{type(error).__name__}: {error}"
-    kept = "The generation is kept by the service: the transfer can store it"
+    kept = (
+        "The service keeps the generation: clear the task, which takes it up from Airflow 3.3 on, or let the "
+        "transfer store it"
+    )
     status = getattr(error, "status_code", None)  # of Azure's errors, which are no OSErrors
     if isinstance(error, _REFUSALS) or getattr(error, "errno", 0) in _REFUSING or status in (401, 403, 404):
         return _invalid(
@@ -326,13 +331,6 @@ def _not_stored(uri: str, error: Exception) -> ModelScopeError:
             f"or the worker's user may write to it. {kept}",
         )
     return ImageNotStoredError(f"{uri} was not stored ({problem}). {kept}")
-
-
-def _umask() -> int:
-    """Read the process's umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _invalid(uri: Any, problem: str, *, parameter: str = "destination") -> InvalidDestinationError:

@@ -15,9 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_modelscope.exceptions import (
-    InvalidRequestError,
-)
+from airflow_provider_modelscope.exceptions import InvalidRequestError, without_login
 from airflow_provider_modelscope.mistakes import raise_mistakes, shortened, shown
 
 MAX_SEED = 2**31 - 1
@@ -141,11 +139,8 @@ def _public(url: str) -> str:
     """Return what may be kept of a picture's URL: a query may be a signature, ``data:`` holds megabytes."""
     if url.lower().startswith("data:"):
         return shortened(url, 300)
-    address, query, _ = _PASSWORD.sub(r"\1...@", url).partition("?")
+    address, query, _ = without_login(url).partition("?")
     return address + ("?..." if query else "")
-
-
-_PASSWORD = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)  # with its user, in a URL
 
 
 # Each check takes what a Dag gave, returns what is sent, and raises ValueError with what is allowed.
@@ -168,6 +163,8 @@ def _sendable_text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError("must be text that UTF-8 can write, without lone surrogates") from None
+    if "\0" in value:
+        raise ValueError("may not hold a NUL character, which Airflow's database could not keep")
     return value
 
 
@@ -319,6 +316,8 @@ def _extra_parameters(value: Any) -> dict[str, Any]:
     try:
         text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         text.encode()
+        if "\\u0000" in text:
+            raise ValueError("a NUL character, which Airflow's database could not keep")
         own: dict[str, Any] = json.loads(text)  # a copy: the Dag's own mapping may change later
     except (TypeError, ValueError, RecursionError) as mistake:
         raise ValueError(f"must be a mapping of names to JSON values ({mistake})") from None

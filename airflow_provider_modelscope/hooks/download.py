@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -18,7 +19,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ImageRefusedError,
 )
-from airflow_provider_modelscope.hooks.transport import CHUNK, new_session, proxies_of
+from airflow_provider_modelscope.hooks.transport import CHUNK, SLOWEST, new_session, proxies_for
 
 if TYPE_CHECKING:
     import requests
@@ -44,7 +45,7 @@ def download(url: str, account: Account) -> Image:
 
     with new_session() as session, _follow(session, url, account) as response:
         try:
-            return Image.from_chunks(_chunks(response, most=account.max_image_bytes))
+            return Image.from_chunks(_chunks(response, account))
         except (ImageError, ImageRefusedError) as error:
             answer = (
                 f"{response.status_code}, content type {response.headers.get('Content-Type', '')[:100]!r}"
@@ -64,11 +65,14 @@ def without_query(url: str) -> str:
 
 def _follow(session: requests.Session, url: str, account: Account) -> requests.Response:
     """Return the open answer behind at most three redirects, each to where images may come from."""
+    from urllib3.exceptions import HTTPError
+
     given = url
     for _ in range(MAX_REDIRECTS + 1):
         url = _checked(url, account)
         for scheme in ("https://", "http://"):
             session.mount(scheme, _checking_adapter(url, account))
+        reason = ""
         try:
             response = session.get(
                 url,
@@ -77,11 +81,12 @@ def _follow(session: requests.Session, url: str, account: Account) -> requests.R
                 verify=account.verify,  # set on the session, the environment's bundle would win
                 allow_redirects=False,
                 stream=True,
-                proxies=proxies_of(account),
+                proxies=proxies_for(url, account),
             )
-        except OSError as error:  # as all that requests raises is; a bundle that is not there is a plain one
-            # Without its causes, whose texts hold the URL whole.
-            raise ImageError(f"{without_query(url)} cannot be downloaded: {_reason(error)}") from None
+        except (OSError, HTTPError, ValueError) as error:  # all that requests raises is an OSError
+            reason = _reason(error)
+        if reason:  # raised here, without its cause, which holds the URL whole
+            raise ImageError(f"{without_query(url)} cannot be downloaded: {reason}")
         if response.ok and not response.is_redirect:
             return response
         response.close()
@@ -99,10 +104,12 @@ def _follow(session: requests.Session, url: str, account: Account) -> requests.R
     )
 
 
-def _chunks(response: requests.Response, *, most: int) -> Iterator[bytes]:
+def _chunks(response: requests.Response, account: Account) -> Iterator[bytes]:
     """Yield what comes, as long as it is not too much, and see that it is all that was promised."""
     import requests
 
+    most = account.max_image_bytes
+    end = time.monotonic() + most / SLOWEST + account.request_timeout
     promised = response.headers.get("Content-Length", "")
     expected = int(promised) if re.fullmatch("[0-9]{1,18}", promised) else None
     if expected is not None and expected > most:
@@ -115,6 +122,8 @@ def _chunks(response: requests.Response, *, most: int) -> Iterator[bytes]:
             size += len(chunk)
             if size > most:
                 raise ImageRefusedError(f"It is larger than the connection's max_image_bytes, {most}")
+            if time.monotonic() > end:
+                raise ImageError(f"It came too slowly: {size} bytes are here when all should be")
             yield chunk
     except requests.RequestException as error:
         raise ImageError(f"It broke off: {_reason(error)}") from None

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.api import Answer, Call
 
 CHUNK = 64 * 1024  # bytes that are read at a time
+SLOWEST = 100_000  # bytes a second; what is slower is broken off
 GRACE = 1.0  # seconds that a call may take beside its timeout
 
 Result = TypeVar("Result")
+
+
+class NotSentError(OSError):
+    """It did not come to a connection."""
 
 
 def new_session() -> requests.Session:
@@ -40,9 +45,10 @@ def new_session() -> requests.Session:
     return session
 
 
-def proxies_of(account: Account) -> dict[str, str] | None:
-    """Return the connection's proxy, to be given with a request: a session's yields to the environment's."""
-    return {"http": account.proxy, "https": account.proxy} if account.proxy else None
+def proxies_for(url: str, account: Account) -> dict[str, str]:
+    """Return the proxy for a URL, to be given with a request: a session's yields to the environment's."""
+    proxy = account.proxy_for(url) or ""
+    return {"http": proxy, "https": proxy}
 
 
 def send(call: Call, account: Account) -> Answer:
@@ -53,18 +59,21 @@ def send(call: Call, account: Account) -> Answer:
     """
     from urllib3.exceptions import HTTPError
 
+    timeout = account.request_timeout + len(call.body or b"") / SLOWEST
     try:
         # The timeout of requests is one for each read: bytes that drip would hold the worker for ever. It
         # comes first where it applies, as it says more.
-        return _within(account.request_timeout + GRACE, lambda: _exchange(call, account))
+        return _within(timeout + GRACE, lambda: _exchange(call, account, timeout))
     except (OSError, HTTPError, ValueError) as error:  # all that requests raises of its own is an OSError
         said = redacted(str(error), account.token)  # it may show what came
+        kind, what = ServiceUnavailableError, "gave no answer"
         if _was_not_sent(error):
-            raise ServiceUnreachableError(f"{account.base_url} cannot be reached: {said}") from error
-        raise ServiceUnavailableError(f"{account.base_url} gave no answer: {said}") from error
+            kind, what = ServiceUnreachableError, "cannot be reached"
+    # Raised here, without its cause: that holds the headers, and what came, token included.
+    raise kind(f"{account.base_url} {what}: {said}")
 
 
-def _exchange(call: Call, account: Account) -> Answer:
+def _exchange(call: Call, account: Account, timeout: float) -> Answer:
     from airflow_provider_modelscope.api import MAX_BODY, Answer
 
     body = bytearray()
@@ -75,9 +84,9 @@ def _exchange(call: Call, account: Account) -> Answer:
             call.url,
             headers=dict(call.headers),
             data=call.body,
-            timeout=account.request_timeout,
+            timeout=timeout,
             verify=account.verify,  # set on the session, the environment's bundle would win
-            proxies=proxies_of(account),
+            proxies=proxies_for(call.url, account),
             allow_redirects=False,  # the token goes to the API's own origin only
             stream=True,
         ) as response,
@@ -102,7 +111,10 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
         except BaseException as error:
             result.set_exception(error)
 
-    Thread(target=run, name="modelscope-request", daemon=True).start()
+    try:
+        Thread(target=run, name="modelscope-request", daemon=True).start()
+    except RuntimeError as error:  # this machine has no room for another
+        raise NotSentError(str(error)) from error
     try:
         return result.result(seconds)
     except TimeoutError:
@@ -112,15 +124,23 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
 def _was_not_sent(error: Exception) -> bool:
     """Whether no connection came about: then a submission can have created nothing."""
     import requests
-    from urllib3.exceptions import LocationParseError, NewConnectionError
+    from urllib3.exceptions import (
+        ConnectTimeoutError,
+        LocationParseError,
+        NewConnectionError,
+        ProxyError,
+        SSLError,
+    )
 
-    if isinstance(
-        error,
-        requests.ConnectTimeout
-        | requests.exceptions.ProxyError
-        | requests.exceptions.InvalidURL
-        | LocationParseError,
-    ):
+    no_address = requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | LocationParseError
+    if isinstance(error, NotSentError | requests.ConnectTimeout | no_address):
         return True
     reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(reason, NewConnectionError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
+    if isinstance(reason, ProxyError):
+        # urllib3 calls it so, too, where the answer to what was sent through a proxy does not come.
+        reason = reason.original_error
+        if str(reason).startswith("Tunnel connection failed"):
+            return True
+    if isinstance(reason, SSLError):
+        return "CERTIFICATE_VERIFY_FAILED" in str(reason)
+    return isinstance(reason, NewConnectionError | ConnectTimeoutError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import ssl
 import time
@@ -60,7 +61,10 @@ class Client:
         trust: ssl.SSLContext | bool = account.verify is not False
         if isinstance(account.verify, str):
             try:
-                trust = ssl.create_default_context(cafile=account.verify)
+                if os.path.isdir(account.verify):  # noqa: PTH112 - as requests tells them apart
+                    trust = ssl.create_default_context(capath=account.verify)
+                else:
+                    trust = ssl.create_default_context(cafile=account.verify)
             except OSError as error:
                 raise InvalidConnectionError(
                     f"The triggerer cannot read the connection's verify, {account.verify!r}: {error}"
@@ -138,8 +142,11 @@ class Client:
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: a timeout is one too
             # What a proxy answered would show its URL, password included.
             said = f"{error.status}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
-            text = f"{self._account.base_url} gave no answer: {type(error).__name__} {said}"
-            raise ServiceUnavailableError(redacted(text.rstrip(), self._account.token)) from None
+            said = f"{type(error).__name__} {redacted(said, self._account.token)}".rstrip()
+        else:
+            said = ""
+        if said:  # raised here, without its cause, which may hold the token that a service repeats
+            raise ServiceUnavailableError(f"{self._account.base_url} gave no answer: {said}")
         answer = Answer(status_code=response.status, headers=response.headers, body=bytes(body[:MAX_BODY]))
         self._quiet.hear(answer, now=time.time())
         return answer

@@ -18,6 +18,7 @@ class Line:
     def __init__(self) -> None:
         self._places: list[_Place] = []
         self._turns = Turns()
+        self._given = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -31,13 +32,15 @@ class Line:
         try:
             yield
         finally:
-            self._turns.end(wait.generation_id, now=time.time(), is_awaited=bool(self._places))
+            self._turns.end(wait.generation_id, is_awaited=bool(self._places))
             self._call()
 
     def refuse(self) -> None:
-        """Let the line know that the one who had the last turn found no room."""
-        self._turns.refuse()
-        self._call()
+        """Let the line know that one who had a turn found no room."""
+        if self._given:  # else another triggerer's line gave it, which is no more
+            self._given -= 1
+            self._turns.refuse()
+            self._call()
 
     async def turn(self, *, since: float, end_time: float, model: str) -> bool:
         """Wait for a turn, and tell whether it came before the end.
@@ -52,9 +55,10 @@ class Line:
         insort(self._places, place, key=lambda other: other.since)
         try:
             while (now := time.time()) < end_time:
-                due = self._turns.due() if self._places[0] is place else end_time
+                due = self._turns.due(now=now) if self._places[0] is place else end_time
                 if due <= now:
                     self._turns.take(now=now, usual_seconds=SEEN_TIMES.of(model).median)
+                    self._given += 1
                     return True
                 await place.wait(min(due, end_time) - now)
             return False

@@ -33,7 +33,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._seen: dict[str, _Run] = {}  # by the generation's id
-        self._unseen: list[_Run] = []  # of those who had their turn, oldest first
+        self._unseen: list[_Run] = []  # of those who had their turn, the last of them last
+        self._room = 0  # left by generations that ended, and given to nobody yet
         self._last = -math.inf
         self._guess = GUESS
 
@@ -41,8 +42,11 @@ class Turns:
         """Begin a line: somebody was just refused."""
         self._last = max(self._last, now)
 
-    def due(self) -> float:
+    def due(self, *, now: float) -> float:
         """Return when the next turn is due, in epoch seconds."""
+        if self._room:
+            return now
+        self._last = min(self._last, now)  # though the clock be set back
         ends = [run.ends_at for run in self._unpromised]
         expected = min(ends) - LEAD_SECONDS if ends else self._last + self._guess
         return min(expected, self._last + LONGEST)
@@ -54,7 +58,9 @@ class Turns:
         """
         starts_at = now + START_SECONDS
         others = sorted(self._unpromised, key=lambda run: run.ends_at)
-        if others:
+        if self._room:
+            self._room -= 1
+        elif others:
             before = others.pop(0)
             before.is_promised = True
             if before.ends_at < math.inf:
@@ -86,14 +92,14 @@ class Turns:
             self._unseen = self._unseen[len(earlier) :]
         self._seen[generation_id] = run
 
-    def end(self, generation_id: str, *, now: float, is_awaited: bool) -> None:
+    def end(self, generation_id: str, *, is_awaited: bool) -> None:
         """Take note that a generation has ended.
 
         :param is_awaited: Whether anybody stands in the line for the room that it leaves.
         """
         run = self._seen.pop(generation_id, None)
         if run and is_awaited and not run.is_promised:
-            self._unseen.insert(0, _Run(since=run.since, ends_at=now))
+            self._room += 1
 
     @property
     def _unpromised(self) -> list[_Run]:

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import sys
-import tempfile
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
@@ -468,13 +467,23 @@ class TestWholeOrNot:
             def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **told: Any) -> None:
                 super().pipe_file(path, value[:100], mode)
 
-        s3, stored = register("s3", Forgetful()), image()
+        register("s3", Forgetful())
+        stored = image()
         with pytest.raises(
             ImageNotStoredError,
-            match=f"^s3://bucket/cat.png: It was given {stored.length} bytes and holds 100, which are rem",
+            match=f"^s3://bucket/cat.png: It was given {stored.length} bytes and holds 100: store it again",
         ):
             store("s3://bucket/cat.png", stored)
-        assert not s3.objects
+
+    def test_what_another_task_stored_there_meanwhile_is_not_removed(self, register: Register) -> None:
+        class Shared(Store):
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **told: Any) -> None:
+                super().pipe_file(path, b"another task's image", mode)
+
+        s3 = register("s3", Shared())
+        with pytest.raises(ImageNotStoredError):
+            store("s3://bucket/cat.png", image())
+        assert s3.objects == {"bucket/cat.png": b"another task's image"}
 
     @pytest.mark.parametrize("before", [b"", b"the cat of yesterday"], ids=["new", "there already"])
     def test_half_an_object_is_removed_where_a_store_shows_it(
@@ -539,7 +548,7 @@ class TestWholeOrNot:
         def refused(*_: Any, **__: Any) -> None:  # root may write anywhere, so no folder's mode would do
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)
+        monkeypatch.setattr(Path, "open", refused)
         with pytest.raises(InvalidDestinationError, match=r"cannot be written .*Read-only file system"):
             store(f"file://{tmp_path}/cat.png", image())
         assert not files(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 from airflow_provider_modelscope.triggers.turns import LEAD_SECONDS, LONGEST, MAX_GUESS, Turns
 
+NOW = 1000.0  # later than anything here
 STAND_BY, SETTLE, DEFERS_AT, TASKS = 6.0, 8.0, 9.5, 40
 
 
@@ -76,17 +77,17 @@ class World:
 
     def end(self, now: float, task: int) -> None:
         self.usual = self.seconds
-        self.turns.end(str(task), now=now, is_awaited=bool(self.line))
+        self.turns.end(str(task), is_awaited=bool(self.line))
         self.give(now)
 
     def give(self, now: float) -> None:
-        while self.line and self.turns.due() <= now:
+        while self.line and self.turns.due(now=now) <= now:
             self.turns.take(now=now, usual_seconds=self.usual)
             self.given += 1
             there = now + self.start * self.luck.uniform(0.8, 1.2)
             self.at(there, self.submit, self.line.pop(0), there + STAND_BY)
         if self.line:
-            self.at(self.turns.due() + 1e-6, self.give)
+            self.at(self.turns.due(now=now) + 1e-6, self.give)
 
 
 @pytest.mark.parametrize(
@@ -113,26 +114,26 @@ def test_a_generation_that_is_known_gives_its_turn_ahead_of_its_end() -> None:
     turns = Turns()
     turns.begin(now=100)
     turns.see("a", since=100, usual_seconds=50)
-    assert turns.due() == 150 - LEAD_SECONDS
+    assert turns.due(now=NOW) == 150 - LEAD_SECONDS
 
 
 def test_one_that_is_not_known_gives_its_turn_when_it_ends() -> None:
     turns = Turns()
     turns.begin(now=100)
     turns.see("a", since=100, usual_seconds=None)
-    assert turns.due() == 100 + LONGEST
-    turns.end("a", now=130, is_awaited=True)
-    assert turns.due() <= 130
+    assert turns.due(now=NOW) == 100 + LONGEST
+    turns.end("a", is_awaited=True)
+    assert turns.due(now=NOW) == NOW
 
 
 def test_the_room_of_one_generation_is_given_once() -> None:
     turns = Turns()
     turns.see("a", since=100, usual_seconds=50)
     turns.take(now=145, usual_seconds=50)
-    turns.end("a", now=151, is_awaited=True)
-    assert turns.due() == 150 + 50 - LEAD_SECONDS
+    turns.end("a", is_awaited=True)
+    assert turns.due(now=NOW) == 150 + 50 - LEAD_SECONDS
     turns.see("b", since=152, usual_seconds=50)
-    assert turns.due() == 152 + 50 - LEAD_SECONDS
+    assert turns.due(now=NOW) == 152 + 50 - LEAD_SECONDS
 
 
 def test_several_slots_give_several_turns() -> None:
@@ -141,9 +142,9 @@ def test_several_slots_give_several_turns() -> None:
     for name, since in (("a", 100), ("b", 101), ("c", 102)):
         turns.see(name, since=since, usual_seconds=50)
     for end in (150, 151, 152):
-        assert turns.due() == end - LEAD_SECONDS
+        assert turns.due(now=NOW) == end - LEAD_SECONDS
         turns.take(now=end - LEAD_SECONDS, usual_seconds=50)
-    assert turns.due() == 150 + 50 - LEAD_SECONDS
+    assert turns.due(now=NOW) == 150 + 50 - LEAD_SECONDS
 
 
 def test_who_finds_no_room_is_asked_again_when_the_end_was_seen() -> None:
@@ -151,17 +152,17 @@ def test_who_finds_no_room_is_asked_again_when_the_end_was_seen() -> None:
     turns.see("a", since=100, usual_seconds=50)
     turns.take(now=145, usual_seconds=50)
     turns.refuse()
-    assert turns.due() == 145 + LONGEST
-    turns.end("a", now=170, is_awaited=True)
-    assert turns.due() <= 170
+    assert turns.due(now=NOW) == 145 + LONGEST
+    turns.end("a", is_awaited=True)
+    assert turns.due(now=NOW) == NOW
 
 
 def test_where_nothing_is_ever_seen_the_pauses_grow_to_a_minute() -> None:
     turns, now, pauses = Turns(), 100.0, []
     turns.begin(now=now)
     for _ in range(8):
-        pauses.append(turns.due() - now)
-        now = turns.due()
+        pauses.append(turns.due(now=NOW) - now)
+        now = turns.due(now=NOW)
         turns.take(now=now, usual_seconds=None)
         turns.refuse()
     assert pauses[0] < 10
@@ -173,5 +174,5 @@ def test_what_nobody_waits_for_leaves_nothing_behind() -> None:
     turns = Turns()
     for number in range(3):
         turns.see(str(number), since=100, usual_seconds=5)
-        turns.end(str(number), now=105, is_awaited=False)
-    assert turns.due() == -math.inf
+        turns.end(str(number), is_awaited=False)
+    assert turns.due(now=NOW) == -math.inf
