@@ -195,7 +195,7 @@ def lost(what_happened: str, code: int | None = None, request_id: str | None = N
     """Return the error of a submission of which nobody can tell whether it made a generation."""
     return SubmissionLostError(
         f"{what_happened}. The service may have started a generation all the same, and charged it; "
-        "it has no way to ask. It was not sent again",
+        "there is no way to ask it. It was not sent again",
         code=code,
         request_id=request_id,
     )

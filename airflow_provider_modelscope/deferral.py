@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
     from airflow_provider_modelscope.waiting import GenerationWait
 
+SHORT = 15.0  # seconds that are waited for room on a worker, as a deferral takes nearly as long
 STAND_BY = 6.0  # seconds to go on trying from a worker whose turn came a little early
 DEFER_AFTER = 8.0  # seconds of a generation's age to look from a worker; fast models need 1 to 6
 
@@ -70,6 +71,8 @@ def submit_or_defer(
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 
     until = time.time() + (STAND_BY if had_turn else 0)
+    if queue.end_time < until + SHORT:  # it would hardly have settled in the line before the time is up
+        return hook.submit_in_line(request, queue, sending=sending)
     stand_by = QueueWait(since=until, end_time=until, refused=had_turn, longest_pause=1.0)
     try:
         return hook.submit_in_line(request, stand_by, sending=sending)

@@ -47,8 +47,10 @@ class SubmissionRecord:
         generation: ``"resubmit"`` or ``"fail"``.
     """
 
-    def __init__(self, context: Context, *, durable: bool, on_lost_answer: str) -> None:
+    def __init__(self, context: Context, *, durable: bool = True, on_lost_answer: str = "resubmit") -> None:
         self._store: Any = context.get("task_state_store") if durable else None
+        # Grows when the task is cleared, and only then: so it tells a retry from that.
+        self._max_tries: int | None = getattr(context["ti"], "max_tries", None)
         self._on_lost_answer = on_lost_answer
 
     def recall(self, fingerprint: str) -> Submission | None:
@@ -60,8 +62,14 @@ class SubmissionRecord:
         match self._read():
             case None:
                 return None
-            case {"fingerprint": str(other)} if other != fingerprint:
-                log.info("An earlier try asked for something else, or as another account: submitting anew")
+            case {"done": int(max_tries)} if max_tries != self._max_tries:
+                return None
+            case {"fingerprint": str(other), **rest} if other != fingerprint:
+                log.warning(
+                    "An earlier try asked for something else, or as another account: submitting anew. Its "
+                    "generation was %s",
+                    rest.get("generation_id", "not known"),
+                )
                 return None
             case {
                 "generation_id": str(generation_id),
@@ -69,18 +77,21 @@ class SubmissionRecord:
                 "submitted_at": float() | int() as submitted_at,
             }:
                 return Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
-            case {"fingerprint": str(), "sent_at": float() | int()}:
+            case {"fingerprint": str(), "sent_at": float() | int() as sent_at}:
+                seconds = time.time() - sent_at
+                what_happened = f"An earlier try ended while it was submitting, {seconds:.0f} s ago"
                 if self._on_lost_answer == "fail":
-                    raise self._unresolved("An earlier try ended while it was submitting")
+                    raise self._unresolved(what_happened)
                 log.warning(
-                    "An earlier try ended while it was submitting, and nobody can tell whether that made a "
-                    "generation. Submitting again: this prompt may be paid twice"
+                    "%s, and nobody can tell whether that made a generation. Submitting again: this prompt "
+                    "may be paid twice",
+                    what_happened,
                 )
                 return None
             case record:
                 raise RecordError(
-                    f"What this task's state store holds as {KEY!r} is no record of ours: {record!r:.200}. "
-                    "Nothing was sent. Delete it there, or set durable=False"
+                    f"Nothing was sent: what this task's state store holds as {KEY!r} is no record of ours: "
+                    f"{record!r:.200}. Delete it there, or set durable=False"
                 )
 
     @contextmanager
@@ -94,7 +105,8 @@ class SubmissionRecord:
             yield
         except SubmissionLostError as error:
             if self._on_lost_answer == "fail":
-                raise self._unresolved(error.message) from error
+                raise self._unresolved(error.message) from None
+            error.message += '. A retry sends it again and may pay twice; on_lost_answer="fail" prevents that'
             raise
         except ModelScopeError:
             self.forget()
@@ -103,33 +115,52 @@ class SubmissionRecord:
     def _unresolved(self, what_happened: str) -> SubmissionUnresolvedError:
         self.forget()  # the next to run this task is a person, who knows
         return SubmissionUnresolvedError(
-            f"{what_happened}. A generation may have been made and charged, and on_lost_answer='fail' "
-            "forbids to pay twice. Clear the task to submit again"
+            f"{what_happened}. on_lost_answer='fail' forbids to pay twice: clear the task to submit again"
         )
 
-    def keep(self, fingerprint: str, submission: Submission, *, is_taken_up: bool) -> None:
-        """Keep a generation.
-
-        :param is_taken_up: Whether an earlier try submitted it.
-        """
+    def keep(self, fingerprint: str, submission: Submission) -> None:
+        """Keep the generation that was made."""
         try:
-            self._write({"fingerprint": fingerprint, **vars(submission), "is_taken_up": is_taken_up})
+            self._write({"fingerprint": fingerprint, **vars(submission)})
         except RecordError as error:  # it is made and paid for: go on with it
             log.warning("A retry would submit generation %s again: %s", submission.generation_id, error)
 
-    def give_up(self) -> bool:
-        """Forget a generation that a second try could not bring to its end either; tell whether it is one."""
-        match self._read():
-            case {"is_taken_up": True, "generation_id": generation_id}:
-                log.warning(
-                    "Two tries had no luck with generation %s: the next one is paid anew", generation_id
-                )
-                self.forget()
-                return True
-        return False
+    def miss(self) -> bool:
+        """Note that the generation could not be brought to its end, though the service answered.
+
+        The second time it is forgotten: what comes next is a new one. Return whether this is the second.
+        """
+        try:
+            record = self._read()
+            if not isinstance(record, dict):
+                return False
+            if not record.get("is_missed"):
+                self._write({**record, "is_missed": True})
+                return False
+        except RecordError as error:
+            log.warning("%s", error)
+            return False
+        log.warning(
+            "Generation %s is given up: what comes next is a new one, paid anew", record["generation_id"]
+        )
+        self.forget()
+        return True
+
+    def finish(self) -> None:
+        """Note that the work is done. The record goes when Airflow has noted that as well.
+
+        Until then a retry would take the generation up, while Clear means a new one.
+        """
+        if self._max_tries is None:
+            return self.forget()
+        try:
+            if isinstance(record := self._read(), dict):
+                self._write({**record, "done": self._max_tries})
+        except RecordError as error:
+            log.warning("Clear would give the same images again: %s", error)
 
     def forget(self) -> None:
-        """Forget what was submitted: the work is done, or there is none to take up."""
+        """Forget what was submitted: there is nothing to take up."""
         if self._store is None:
             return
         try:
@@ -141,7 +172,7 @@ class SubmissionRecord:
         try:
             return None if self._store is None else self._store.get(KEY)
         except Exception as error:  # whatever its backend raises
-            raise RecordError(f"Nothing was sent: this task's state store cannot be read: {error}") from error
+            raise RecordError(f"This task's state store cannot be read: {error}") from error
 
     def _write(self, record: dict[str, Any]) -> None:
         try:
@@ -149,3 +180,8 @@ class SubmissionRecord:
                 self._store.set(KEY, record)
         except Exception as error:  # whatever its backend raises
             raise RecordError(f"This task's state store cannot be written to: {error}") from error
+
+
+def forget_submission(context: Context) -> None:
+    """Let the record go, as ``on_success_callback``: Airflow has noted the success."""
+    SubmissionRecord(context).forget()

@@ -24,6 +24,7 @@
         ├── RecordError                 the record of what was submitted cannot be read or written
         ├── GenerationFailedError       the generation FAILED; a new one may not
         ├── GenerationTimeoutError      it did not finish in time
+        │   └── GenerationUnseenError   nobody knows, as the service could not be asked at the end
         └── ImageError                  an output image could not be had whole
             ├── ImageGoneError          its URL works no longer
             └── ImageNotStoredError     no room for it on a disk, or the store failed to take it
@@ -211,6 +212,10 @@ class GenerationFailedError(ModelScopeRetryableError):
 
 class GenerationTimeoutError(ModelScopeRetryableError):
     """The generation did not finish in time; it may yet."""
+
+
+class GenerationUnseenError(GenerationTimeoutError):
+    """Whether the generation finished in time is not known: the service could not be asked at the end."""
 
 
 class ImageError(ModelScopeRetryableError):

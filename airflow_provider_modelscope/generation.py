@@ -124,8 +124,10 @@ class Generation:
             return
         # One that is missing is nobody's fault: a new one may do better.
         final = not retry_submits or (is_callers_fault(self.error.code) and not self.is_missing)
+        unknown = "It does not know this generation: a wrong id, another account's or host's, or too old. "
         raise (GenerationRejectedError if final else GenerationFailedError)(
-            f"ModelScope says FAILED: {self.error.message or 'without a reason'}",
+            f"{unknown if self.is_missing else ''}ModelScope says FAILED: "
+            f"{self.error.message or 'without a reason'}",
             code=self.error.code,
             request_id=self.error.request_id,
             generation_id=self.generation_id,

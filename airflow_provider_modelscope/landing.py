@@ -1,4 +1,4 @@
-"""A finished generation becomes objects in object storage: every image of it, or none."""
+"""A finished generation becomes objects in object storage: none before every image of it is here, whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageGoneError
+from airflow_provider_modelscope.exceptions import (
+    GenerationTimeoutError,
+    GenerationUnseenError,
+    ImageGoneError,
+)
 from airflow_provider_modelscope.waiting import GenerationWait
 
 if TYPE_CHECKING:
@@ -41,13 +45,16 @@ class StoredImage:
 def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
     """Return a generation that was seen to finish, with a fresh list of its images.
 
-    :raises GenerationTimeoutError: where it is not finished after all.
+    :raises GenerationUnseenError: where it is not finished after all, or cannot be looked at.
     """
     now = time.time()
     wait = GenerationWait(generation_id, submitted_at=now, end_time=now + PATIENCE, poll_interval=2)
-    generation = hook.look_until(wait, wait.end_time)
+    try:
+        generation = hook.look_until(wait, wait.end_time)
+    except GenerationTimeoutError as error:  # it was seen to finish: so this is no verdict on it
+        raise GenerationUnseenError(error.message, generation_id=generation_id) from None
     if generation is None:
-        raise GenerationTimeoutError(
+        raise GenerationUnseenError(
             "The generation is not finished: wait for it with the sensor", generation_id=generation_id
         )
     return generation

@@ -5,6 +5,7 @@ The service's own answer names neither, and a chain hands on nothing but the ``g
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context
 
 XCOM_KEY = "request"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,4 +51,7 @@ class Submission:
     def record(self, request: Mapping[str, Any], context: Context) -> None:
         """Push it as XCom, with what was asked for: tasks downstream find it there, and people."""
         value: dict[str, Any] = {**request, **vars(self)}
-        context["ti"].xcom_push(key=XCOM_KEY, value=value)
+        try:
+            context["ti"].xcom_push(key=XCOM_KEY, value=value)
+        except Exception as error:  # whatever its backend raises; the generation is made and paid for
+            log.warning("XCom %r of generation %s was not kept: %r", XCOM_KEY, self.generation_id, error)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
+    GenerationUnseenError,
     ModelScopeError,
     ModelScopeFinalError,
     RateLimitedError,
     ServiceUnreachableError,
 )
+from airflow_provider_modelscope.generation import SUCCEED
 from airflow_provider_modelscope.mistakes import MAX_WAIT
 from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL, SeenTimes, seconds_to_next_look
 
@@ -70,6 +72,7 @@ class GenerationWait:
         self.model = model
         self.quick_until = quick_until
         self.last_seen = "not seen yet"
+        self._is_unseen = True
         self._ran_at: float | None = None  # its age when it was last seen to run
 
     def after(self, look: Generation | ModelScopeError, *, now: float) -> Generation | float:
@@ -85,9 +88,10 @@ class GenerationWait:
         if isinstance(look, ModelScopeFinalError):
             raise look
         if isinstance(look, ModelScopeError):
+            self._is_unseen = True
             self.last_seen = f"not to be seen: {look}"
             retry_after = min(look.retry_after or 0.0, MAX_RETRY_AFTER)
-            log.warning("Looking at generation %s failed: %s", self.generation_id, look)
+            log.warning("Generation %s could not be looked at: %s", self.generation_id, look)
         elif look.is_missing and not look.has_failed(age=age):
             self.last_seen = "not found"
         elif look.is_finished:
@@ -95,7 +99,10 @@ class GenerationWait:
             return look
         else:
             self._ran_at = age
+            self._is_unseen = False
             self.last_seen = look.status or "without a status"
+            if look.status == SUCCEED:
+                self.last_seen += " without images"
         if now >= self.end_time:
             raise self._timeout()
         delay = max(self._delay(age), retry_after)
@@ -121,7 +128,8 @@ class GenerationWait:
 
     def _timeout(self) -> GenerationTimeoutError:
         deadline = datetime.fromtimestamp(self.end_time, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return GenerationTimeoutError(
+        kind = GenerationUnseenError if self._is_unseen else GenerationTimeoutError
+        return kind(
             f"The generation was {self.last_seen} at its deadline, {deadline}. It may yet finish: "
             "waiting for its id again costs nothing",
             generation_id=self.generation_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from http.cookiejar import DefaultCookiePolicy
@@ -141,6 +142,6 @@ def _was_not_sent(error: Exception) -> bool:
         reason = reason.original_error
         if str(reason).startswith("Tunnel connection failed"):
             return True
-    if isinstance(reason, SSLError):
-        return "CERTIFICATE_VERIFY_FAILED" in str(reason)
+    if isinstance(reason, SSLError):  # of the handshake, not of what came after
+        return bool(re.search("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|HANDSHAKE|PROTOCOL", str(reason)))
     return isinstance(reason, NewConnectionError | ConnectTimeoutError)

@@ -44,6 +44,12 @@ REQUEST_PARAMETERS = (
 ON_LOST_ANSWER = ("resubmit", "fail")
 
 
+def _on_success(context: Context) -> None:
+    from airflow_provider_modelscope.durable import forget_submission
+
+    forget_submission(context)
+
+
 class ModelScopeSubmitImageGenerationOperator(BaseOperator):
     """Start a generation and return its ``generation_id``, without waiting for it.
 
@@ -118,6 +124,8 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         self.deferrable = deferrable
         self.durable = durable
         self.on_lost_answer = on_lost_answer
+        callbacks = self.on_success_callback or []
+        self.on_success_callback = [*(callbacks if isinstance(callbacks, list) else [callbacks]), _on_success]
 
     @cached_property
     def hook(self) -> ModelScopeHook:
@@ -172,9 +180,9 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
                 id_ = submit_or_defer(self, request, queue, self.hook, had_turn=had_turn, sending=sending)
             else:
                 id_ = self.hook.submit_in_line(request, queue, sending=sending)
-            self.log.info("ModelScope accepted generation %s by %s", id_, asked.model)
+            self.log.info("ModelScope accepted generation %s by %s: %.80r", id_, asked.model, asked.prompt)
             submission = Submission(generation_id=id_, model=asked.model, submitted_at=time.time())
-        record.keep(fingerprint, submission, is_taken_up=earlier is not None)
+            record.keep(fingerprint, submission)
         submission.record(asked.summary(), context)
         since = submission.submitted_at if earlier is None else time.time()
         return self._go_on(submission, record, context, since=since)
@@ -184,12 +192,16 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         from airflow_provider_modelscope.exceptions import (
             ModelScopeError,
             ModelScopeFinalError,
+            RequestRejectedError,
         )
 
         earlier = record.recall(fingerprint)
         if earlier is None:
             return None
         look = self.hook.look(earlier.generation_id)
+        if isinstance(look, RequestRejectedError):  # the service takes its id no longer
+            self.log.warning("Generation %s cannot be had: submitting anew. %s", earlier.generation_id, look)
+            return None
         if isinstance(look, ModelScopeFinalError):
             raise look
         if not isinstance(look, ModelScopeError) and look.has_failed(age=time.time() - earlier.submitted_at):
@@ -203,7 +215,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
     def _go_on(
         self, submission: Submission, record: SubmissionRecord, context: Context, *, since: float
     ) -> Any:
-        record.forget()
+        record.finish()
         return submission.generation_id
 
     def _record(self, context: Context) -> SubmissionRecord:
@@ -292,19 +304,22 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         """Store what comes of the wait; the record goes when that is done, or cannot be."""
         from airflow_provider_modelscope.exceptions import (
             GenerationTimeoutError,
+            GenerationUnseenError,
             ImageGoneError,
         )
 
         try:
             uris = self._land(wait(), context)
+        except GenerationUnseenError:
+            raise
         except GenerationTimeoutError:
-            record.give_up()
+            record.miss()
             raise
         except ImageGoneError:
-            if not record.give_up():
+            if not record.miss():
                 raise
             return list(self.execute(context))
-        record.forget()
+        record.finish()
         return uris
 
     def _land(self, generation: Generation, context: Context) -> list[str]:

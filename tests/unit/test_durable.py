@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,10 @@ from airflow_provider_modelscope.durable import KEY
 from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationTimeoutError,
+    GenerationUnseenError,
     ImageGoneError,
+    ModelScopeError,
     ModelScopeFinalError,
-    QueueFullError,
     RecordError,
     SubmissionLostError,
     SubmissionUnresolvedError,
@@ -33,6 +35,14 @@ if TYPE_CHECKING:
 ASKED: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "A cat", "size": "64x64"}
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
+
+
+class RealTaskInstance(TaskInstance):
+    """A task instance that says, as Airflow's do, how often it may be tried: more after a Clear."""
+
+    def __init__(self, max_tries: int) -> None:
+        super().__init__()
+        self.max_tries = max_tries
 
 
 class Store:
@@ -185,10 +195,11 @@ class TestARetry:
         "changed", [{"prompt": "A dog"}, {"seed": 1}, {"extra_parameters": {"a": 1}}], ids=str
     )
     def test_with_another_request_submits_anew(
-        self, emulator: Emulator, store: Store, changed: dict[str, Any]
+        self, emulator: Emulator, store: Store, changed: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         generation_id = die(submitter(), store)
         assert submitter(**changed).execute(a_try(store)) != generation_id
+        assert f"Its generation was {generation_id}" in caplog.text
 
     def test_as_another_account_submits_anew(
         self, emulator: Emulator, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -253,6 +264,25 @@ class TestTheRecord:
         assert first != second
         assert not store.kept
 
+    def test_stays_until_airflow_has_noted_the_success_so_that_a_retry_pays_nothing(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        for make in (submitter, partial(one_step, tmp_path)):
+            store.kept.clear()
+            first = make().execute(a_try(store, RealTaskInstance(2)))
+            assert make().execute(a_try(store, RealTaskInstance(2))) == first  # the success was not noted
+            task, cleared = make(), a_try(store, RealTaskInstance(5))
+            assert task.execute(cleared) != first
+            for callback in task.on_success_callback:
+                callback(cleared)
+            assert not store.kept
+
+    def test_leaves_the_tasks_own_callbacks_in_place(self) -> None:
+        def own(context: Any) -> None: ...
+
+        for given, kept in ((None, []), (own, [own]), ([own, own], [own, own])):
+            assert submitter(on_success_callback=given).on_success_callback[:-1] == kept
+
     def test_holds_no_token_and_nothing_of_the_request_but_its_model(
         self, emulator: Emulator, store: Store
     ) -> None:
@@ -265,7 +295,7 @@ class TestTheRecord:
         self, emulator: Emulator, store: Store, fault: str
     ) -> None:
         emulator.fail(f"submit:{fault}")
-        with pytest.raises((QueueFullError, Exception)):
+        with pytest.raises(ModelScopeError):
             submitter(queue_timeout=0).execute(a_try(store))
         assert not store.kept
 
@@ -318,6 +348,25 @@ class TestTheRecord:
         assert one_step(tmp_path).execute(a_try(store))
         assert "could not be deleted" in caplog.text
 
+    def test_of_a_generation_that_could_not_be_asked_for_is_kept(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        generation_id = die(one_step(tmp_path), store)
+        for _ in range(2):
+            emulator.fail("poll:503:6")
+            with pytest.raises(GenerationUnseenError):
+                one_step(tmp_path, timeout=0).execute(a_try(store))
+        [uri] = one_step(tmp_path).execute(a_try(store))
+        assert generation_id in uri
+        assert emulator.accepted == 1
+
+    def test_of_an_id_that_the_service_takes_no_longer_lets_the_task_through(
+        self, emulator: Emulator, store: Store
+    ) -> None:
+        generation_id = die(submitter(), store)
+        emulator.fail("poll:410")
+        assert submitter().execute(a_try(store)) != generation_id
+
 
 class TestALostAnswer:
     @pytest.mark.parametrize("fault", ["lost", "reset", "500", "no-id", "html"])
@@ -335,7 +384,9 @@ class TestALostAnswer:
         self, emulator: Emulator, store: Store
     ) -> None:
         emulator.fail("submit:lost")
-        with pytest.raises(SubmissionUnresolvedError, match=r"on_lost_answer='fail'.*Clear") as raised:
+        with pytest.raises(
+            SubmissionUnresolvedError, match=r"on_lost_answer='fail' .*clear the task"
+        ) as raised:
             submitter(on_lost_answer="fail").execute(a_try(store))
         assert isinstance(raised.value, ModelScopeFinalError)
         assert emulator.accepted == 1

@@ -225,7 +225,7 @@ def test_retry_after_is_honoured_up_to_five_minutes_and_to_the_deadline(
     ("look", "seen"),
     [
         (RUNNING, "PROCESSING"),
-        (EMPTY, "SUCCEED"),
+        (EMPTY, "SUCCEED without images"),
         (generation(""), "without a status"),
         (MISSING, "not found"),
         (ServiceUnavailableError("gone", code=502), "not to be seen: gone (code 502)"),

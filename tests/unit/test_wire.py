@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ import pytest
 
 from airflow_provider_modelscope.account import Account
 from airflow_provider_modelscope.api import MAX_BODY
+from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ServiceUnavailableError,
@@ -303,3 +305,58 @@ def test_a_host_that_no_name_server_takes_got_nothing() -> None:
     assert isinstance(submission_error(host), ServiceUnreachableError)
     assert isinstance(look_from_a_worker(host), ServiceUnreachableError)
     assert isinstance(look_from_the_triggerer(host), ServiceUnavailableError)
+
+
+def test_what_a_proxy_passed_on_may_have_been_charged_though_no_answer_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(b"") as proxy:  # urllib3 calls that an error of the proxy
+        connect(monkeypatch, "http://api.example", proxy=f"http://{proxy.host}", allow_http=True)
+        with pytest.raises(SubmissionLostError):
+            ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
+    assert len(proxy.heads) == 1
+
+
+@pytest.mark.parametrize("says", ["407 Who are you", "502 No"])
+def test_a_proxy_that_opens_no_tunnel_passed_nothing_on(says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(f"HTTP/1.1 {says}\r\nContent-Length: 0\r\n\r\n".encode()) as proxy:
+        connect(monkeypatch, "https://api.example", proxy=f"http://{proxy.host}")
+        with pytest.raises(ServiceUnreachableError):
+            ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
+
+
+def test_a_proxy_that_is_down_and_a_host_that_speaks_no_tls_got_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect(monkeypatch, "https://api.example", proxy="http://127.0.0.1:9")
+    with pytest.raises(ServiceUnreachableError):
+        ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
+    with Emulator() as emulator:
+        connect(monkeypatch, emulator.base_url.replace("http", "https"))
+        with pytest.raises(ServiceUnreachableError):
+            ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
+
+
+def test_the_token_goes_through_no_proxy_on_the_way_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Emulator() as emulator, serving(b"") as proxy:
+        monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
+        host = emulator.base_url.removeprefix("http://")
+        generation_id = hook_of(monkeypatch, host).submit_generation(REQUEST)
+        assert generation_id == emulator.requests[0].generation_id
+        assert isinstance(look_from_the_triggerer(host), Generation)
+    assert not proxy.heads
+
+
+def test_no_cause_of_an_error_holds_the_token() -> None:
+    with serving(f"HTTP/1.1 {TOKEN} {TOKEN}\r\n\r\n".encode()) as server:
+        for act in (*LOOKS, submission_error):
+            error = act(server.host)
+            assert isinstance(error, ModelScopeError)
+            assert TOKEN not in "".join(traceback.format_exception(error))
+
+
+def hook_of(monkeypatch: pytest.MonkeyPatch, host: str) -> ModelScopeHook:
+    connect(monkeypatch, f"http://{host}")
+    return ModelScopeHook()
