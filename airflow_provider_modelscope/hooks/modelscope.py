@@ -240,5 +240,5 @@ class ModelScopeHook(BaseHook):
             return send(call, self.account)
         except ServiceUnreachableError as error:
             connection = f"connection {self.modelscope_conn_id!r}"
-            error.message += f". Check the host and proxy of {connection}, and this machine's network"
+            error.message += f". Check host, proxy and verify of {connection}, and this machine's network"
             raise
