@@ -19,8 +19,8 @@ tabulated when times were recorded (a millisecond), so that a look costs two sea
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
-from collections import OrderedDict
+from bisect import bisect_right
+from collections import OrderedDict, deque
 from itertools import accumulate, pairwise
 
 MIN_POLL_INTERVAL = 1.0  # seconds; the service is not asked faster
@@ -52,6 +52,7 @@ class Times:
 
     def __init__(self) -> None:
         self._recorded = 0
+        self._last: deque[float] = deque(maxlen=3)
         self._ended = [0.0] * len(_WIDTHS)  # how many in each step of age
         self._untabulated = 0
         self._tables: dict[float, list[float]] = {}
@@ -60,11 +61,9 @@ class Times:
         return self._recorded
 
     @property
-    def median(self) -> float | None:
-        """How many seconds it usually takes, where that is known."""
-        if not self._recorded:
-            return None
-        return _MIDDLES[bisect_left(list(accumulate(self._ended)), sum(self._ended) / 2)]
+    def usual(self) -> float | None:
+        """How many seconds the last ones took, where any was seen."""
+        return sorted(self._last)[len(self._last) // 2] if self._last else None
 
     def record(self, seconds: float, *, after: float | None = None) -> None:
         """Remember a time. One that is no time (negative, NaN, infinite, hours long) is ignored.
@@ -76,6 +75,7 @@ class Times:
         if not 0 < seconds <= MAX_SECONDS:
             return
         seconds = max(MIN_POLL_INTERVAL, seconds)
+        self._last.append(seconds)
         exact = 0.99 * seconds  # finer than any step
         start = after if after is not None and 0 <= after <= exact else exact
         ended = [0.5 ** (1 / HALF_LIFE) * count for count in self._ended]

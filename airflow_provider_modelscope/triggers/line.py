@@ -26,7 +26,7 @@ class Line:
     @contextmanager
     def running(self, wait: GenerationWait) -> Iterator[None]:
         """Let the line know of a generation of the account while it runs."""
-        usual_seconds = SEEN_TIMES.of(wait.model or "").median
+        usual_seconds = SEEN_TIMES.of(wait.model or "").usual
         self._turns.see(wait.generation_id, since=wait.submitted_at, usual_seconds=usual_seconds)
         self._call()
         try:
@@ -57,7 +57,7 @@ class Line:
             while (now := time.time()) < end_time:
                 due = self._turns.due(now=now) if self._places[0] is place else end_time
                 if due <= now:
-                    self._turns.take(now=now, usual_seconds=SEEN_TIMES.of(model).median)
+                    self._turns.take(now=now, usual_seconds=SEEN_TIMES.of(model).usual)
                     self._given += 1
                     return True
                 await place.wait(min(due, end_time) - now)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_modelscope.schedule import Times
 from airflow_provider_modelscope.triggers.turns import LEAD_SECONDS, LONGEST, MAX_GUESS, Turns
 
 NOW = 1000.0  # later than anything here
@@ -21,14 +22,19 @@ class World:
 
     :param seconds: How long a generation runs.
     :param start: Seconds from a turn to its worker's first try, give or take a fifth.
+    :param before: How long generations of that model ran before, if any were seen.
     :param is_seen: Whether the triggerer sees the generations that outlast their worker's first looks.
     """
 
-    def __init__(self, seconds: float, *, start: float = 3.5, is_seen: bool = True) -> None:
+    def __init__(
+        self, seconds: float, *, start: float = 3.5, is_seen: bool = True, before: float | None = None
+    ) -> None:
         self.seconds = seconds
         self.start = start
         self.is_seen = is_seen
-        self.usual: float | None = None
+        self.times = Times()
+        for _ in range(20 if before else 0):
+            self.times.record(before or 0)
         self.turns = Turns()
         self.line: list[int] = []
         self.events: list[tuple[float, float, Callable[..., None], tuple[Any, ...]]] = []
@@ -71,18 +77,18 @@ class World:
         self.give(now)
 
     def see(self, now: float, task: int, since: float) -> None:
-        self.turns.see(str(task), since=since, usual_seconds=self.usual)
+        self.turns.see(str(task), since=since, usual_seconds=self.times.usual)
         self.at(since + self.seconds + 0.3, self.end, task)
         self.give(now)
 
     def end(self, now: float, task: int) -> None:
-        self.usual = self.seconds
+        self.times.record(self.seconds)
         self.turns.end(str(task), is_awaited=bool(self.line))
         self.give(now)
 
     def give(self, now: float) -> None:
         while self.line and self.turns.due(now=now) <= now:
-            self.turns.take(now=now, usual_seconds=self.usual)
+            self.turns.take(now=now, usual_seconds=self.times.usual)
             self.given += 1
             there = now + self.start * self.luck.uniform(0.8, 1.2)
             self.at(there, self.submit, self.line.pop(0), there + STAND_BY)
@@ -99,8 +105,19 @@ class World:
         (World(25, start=15), 0.75, 1.4),
         (World(5), 0.7, 1.5),
         (World(150, is_seen=False), 0.75, 4),
+        (World(10, before=2), 0.83, 1.7),
+        (World(10, before=100), 0.8, 2.0),
     ],
-    ids=["10 s", "25 s", "150 s", "25 s, slow workers", "5 s: never seen here", "150 s, not seen here"],
+    ids=[
+        "10 s",
+        "25 s",
+        "150 s",
+        "25 s, slow workers",
+        "5 s: never seen here",
+        "150 s, not seen here",
+        "10 s, once 2 s",
+        "10 s, once 100 s",
+    ],
 )
 def test_an_account_is_busy_and_workers_do_not_come_for_nothing(
     world: World, busy: float, turns: float
