@@ -89,7 +89,11 @@ class Turns:
         earlier = [unseen for unseen in self._unseen if unseen.since <= since]
         if earlier:  # the last of these is this one, and those before it will not be seen
             run.is_promised = earlier[-1].is_promised
+            late = run.ends_at - earlier[-1].ends_at
             self._unseen = self._unseen[len(earlier) :]
+            if math.isfinite(late):  # and so will be those that begin when it ends
+                for unseen in self._unseen:
+                    unseen.ends_at += late
         self._seen[generation_id] = run
 
     def end(self, generation_id: str, *, is_awaited: bool) -> None:

@@ -99,7 +99,7 @@ class World:
 @pytest.mark.parametrize(
     ("world", "busy", "turns"),
     [
-        (World(10), 0.85, 1.4),
+        (World(10), 0.92, 1.1),
         (World(25), 0.95, 1.2),
         (World(150), 0.98, 1.1),
         (World(25, start=15), 0.75, 1.4),
