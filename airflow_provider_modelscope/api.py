@@ -86,14 +86,6 @@ class Answer:
         return value if isinstance(value, dict) else None
 
     @property
-    def is_page(self) -> bool:
-        """Whether it is a page for people: a proxy or a firewall sends those, the API none."""
-        is_html = "html" in self.headers.get("Content-Type", "").lower() or bool(
-            re.match(rb"\s*<", self.body)
-        )
-        return is_html and self.json is None
-
-    @property
     def detail(self) -> ErrorDetail:
         """What it says of an error, empty where it says nothing."""
         detail = ErrorDetail.from_json(self.json or {}, secret=self.secret)

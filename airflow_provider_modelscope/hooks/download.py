@@ -65,28 +65,12 @@ def without_query(url: str) -> str:
 
 def _follow(session: requests.Session, url: str, account: Account) -> requests.Response:
     """Return the open answer behind at most three redirects, each to where images may come from."""
-    from urllib3.exceptions import HTTPError
-
     given = url
     for _ in range(MAX_REDIRECTS + 1):
         url = _checked(url, account)
         for scheme in ("https://", "http://"):
             session.mount(scheme, _checking_adapter(url, account))
-        reason = ""
-        try:
-            response = session.get(
-                url,
-                headers={"Accept-Encoding": "identity"},
-                timeout=account.request_timeout,
-                verify=account.verify,  # set on the session, the environment's bundle would win
-                allow_redirects=False,
-                stream=True,
-                proxies=proxies_for(url, account),
-            )
-        except (OSError, HTTPError, ValueError) as error:  # all that requests raises is an OSError
-            reason = _reason(error)
-        if reason:  # raised here, without its cause, which holds the URL whole
-            raise ImageError(f"{without_query(url)} cannot be downloaded: {reason}")
+        response = _get(session, url, account)
         if response.ok and not response.is_redirect:
             return response
         response.close()
@@ -102,6 +86,26 @@ def _follow(session: requests.Session, url: str, account: Account) -> requests.R
     raise ImageRefusedError(
         f"{without_query(given)} is behind more than {MAX_REDIRECTS} redirects: no more are followed"
     )
+
+
+def _get(session: requests.Session, url: str, account: Account) -> requests.Response:
+    """Return the open answer of one host."""
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return session.get(
+            url,
+            headers={"Accept-Encoding": "identity"},
+            timeout=account.request_timeout,
+            verify=account.verify,  # set on the session, the environment's bundle would win
+            allow_redirects=False,
+            stream=True,
+            proxies=proxies_for(url, account),
+        )
+    except (OSError, HTTPError, ValueError) as error:  # all that requests raises is an OSError
+        reason = _reason(error)
+    # Raised here, without its cause, which holds the URL whole.
+    raise ImageError(f"{without_query(url)} cannot be downloaded: {reason}")
 
 
 def _chunks(response: requests.Response, account: Account) -> Iterator[bytes]:

@@ -144,12 +144,12 @@ class Client:
             said = f"{error.status}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
             said = f"{type(error).__name__} {redacted(said, self._account.token)}".rstrip()
         else:
-            said = ""
-        if said:  # raised here, without its cause, which may hold the token that a service repeats
-            raise ServiceUnavailableError(f"{self._account.base_url} gave no answer: {said}")
-        answer = Answer(status_code=response.status, headers=response.headers, body=bytes(body[:MAX_BODY]))
-        self._quiet.hear(answer, now=time.time())
-        return answer
+            body = body[:MAX_BODY]
+            answer = Answer(status_code=response.status, headers=response.headers, body=bytes(body))
+            self._quiet.hear(answer, now=time.time())
+            return answer
+        # Raised here, without its cause, which may hold the token that a service repeats.
+        raise ServiceUnavailableError(f"{self._account.base_url} gave no answer: {said}")
 
 
 def until_a_tick(seconds: float, *, now: float) -> float:
