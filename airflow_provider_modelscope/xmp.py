@@ -1,0 +1,355 @@
+"""Metadata inside a picture's file: an XMP packet is put in, or added to, and no other byte changes.
+
+Pillow would encode the pixels anew and drop what it does not know, so the file's own parts are walked here.
+Bytes in, bytes out: what the properties say is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from xml.etree import ElementTree
+from xml.parsers import expat
+from xml.sax.saxutils import escape, quoteattr
+
+MAX_PACKET = 4 * 1024 * 1024  # bytes; a compressed one could unpack to anything
+MAX_PACKET_IN_JPEG = 65_502  # bytes; what XMP's specification lets one segment hold
+
+_RDF, _XML = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://www.w3.org/XML/1998/namespace"
+_LONGEST_NAMESPACE = 255  # every name that is read repeats it, so a long one would fill the memory
+_START = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+    f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}">\n'
+)
+_END = '</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
+_EMPTY_TAG = re.compile(rb"""<[^"'/>]*(?:(?:"[^"]*"|'[^']*')[^"'/>]*)*/>""")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_FORBIDDEN = re.compile(r"[^\t\n\r -\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")  # by XML 1.0, even escaped
+
+_PNG_SIGNATURE, _PNG_KEYWORD = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp\0"
+_JPEG_NAME = b"http://ns.adobe.com/xap/1.0/\0"
+_APP0, _APP1, _APP2, _SOS = b"\xe0", b"\xe1", b"\xe2", b"\xda"
+# Any number of 0xFF that fill, and a marker: one that stands alone, or one with its size.
+_SEGMENT = re.compile(rb"(?s)\xff+(?:[\x01\xd0-\xd7]|([\xc0-\xcf\xda-\xfe])(..))")
+_WEBP_XMP, _WEBP_ALPHA = 0x04, 0x10  # flags of VP8X
+_MAX_RIFF = 2**32 - 64  # bytes; a little less than its size can say
+
+
+class CannotEmbedError(ValueError):
+    """The file cannot take the properties; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Property:
+    """One simple text property.
+
+    :param namespace: The URI that names its schema.
+    :param prefix: The usual one; no two namespaces share it.
+    :param name: As the schema spells it: ASCII letters, digits, ``_``, ``.`` and ``-``.
+    :param text: Anything; what XML cannot hold is written as U+FFFD.
+    """
+
+    namespace: str
+    prefix: str
+    name: str
+    text: str
+
+
+def packet_of(content: bytes) -> str | None:
+    """Return the XMP packet of a PNG, JPEG or WebP; None where no such picture, or no readable one, is."""
+    try:
+        packet = _carrier_of(content).packet
+        return None if packet is None else packet.decode()
+    except ValueError:  # CannotEmbedError is one, and UnicodeDecodeError
+        return None
+
+
+def properties_of(packet: str) -> dict[tuple[str, str], str]:
+    """Return the texts of the packet's simple properties and lists by namespace and name; structures do not.
+
+    Empty for a packet that :func:`with_properties` would not add to.
+    """
+    try:
+        _Outline(packet.encode())
+    except ValueError:
+        return {}
+    found: dict[tuple[str, str], str] = {}
+    for rdf in ElementTree.fromstring(packet).iter(f"{{{_RDF}}}RDF"):  # noqa: S314 - it declares no entities
+        for description in rdf.iterfind(f"{{{_RDF}}}Description"):
+            texts = [*description.items(), *((element.tag, _text_of(element)) for element in description)]
+            for tag, text in texts:
+                namespace, _, name = tag.removeprefix("{").rpartition("}")
+                if text is not None and namespace not in ("", _RDF, _XML):
+                    found.setdefault((namespace, name), text)
+    return found
+
+
+def with_properties(content: bytes, properties: Sequence[Property], *, own_namespace: str) -> bytes:
+    """Return the picture with these properties in its packet, and everything else as it was.
+
+    What stands in the packet already stays, and is not added again: two different labels are an error.
+
+    :param own_namespace: Of properties that nobody else writes: an earlier block with them is replaced.
+    :raises CannotEmbedError: for what is no whole PNG, JPEG or WebP, has a packet that cannot be added to, or
+        has no room; and for a name that would break the packet.
+    """
+    if unfit := [each.name for each in properties if not _NAME.fullmatch(each.name)]:
+        raise CannotEmbedError(f"XMP has no property with the name {unfit[0]!r}")
+    carrier = _carrier_of(content)
+    if carrier.packet is None:
+        packet = f"{_START}{_block('', properties)}{_END}".encode()
+    else:
+        outline = _Outline(carrier.packet, own_namespace)
+        properties = [each for each in properties if f"{each.namespace}}}{each.name}" not in outline.names]
+        packet = outline.with_block(_block(outline.about or "", properties).encode())
+    if not properties:
+        return content
+    if len(packet) > carrier.most:
+        raise CannotEmbedError(f"The XMP would have {len(packet)} bytes; there is room for {carrier.most}")
+    return carrier.put(packet)
+
+
+def _block(about: str, properties: Sequence[Property]) -> str:
+    # It declares every prefix, RDF's too, so that it can stand in any packet and is told from others' blocks.
+    namespaces = {"rdf": _RDF} | {each.prefix: each.namespace for each in properties}
+    declared = "".join(f" xmlns:{prefix}={quoteattr(uri)}" for prefix, uri in namespaces.items())
+    elements = "".join(
+        f"<{each.prefix}:{each.name}>{_escaped(each.text)}</{each.prefix}:{each.name}>\n"
+        for each in properties
+    )
+    return f"<rdf:Description rdf:about={quoteattr(about)}{declared}>\n{elements}</rdf:Description>"
+
+
+def _escaped(text: str) -> str:
+    return escape(_FORBIDDEN.sub("\ufffd", text), {"\r": "&#13;"})  # a bare one would be read as \n
+
+
+def _text_of(element: ElementTree.Element) -> str | None:
+    """Return the text of a property written as an element; None for a structure."""
+    if not element.attrib.keys() <= {f"{{{_XML}}}lang", f"{{{_RDF}}}resource"}:
+        return None
+    if not len(element):
+        return element.get(f"{{{_RDF}}}resource", element.text or "")
+    lists = [f"{{{_RDF}}}{name}" for name in ("Alt", "Bag", "Seq")]
+    if len(element) > 1 or element[0].tag not in lists or any(len(item) for item in element[0]):
+        return None
+    return ", ".join(item.text or "" for item in element[0])
+
+
+class _Outline:
+    """What stands in a packet and where, with our own earlier blocks set apart.
+
+    Expat is asked itself because it tells the offsets. Its names are ``namespace}name``.
+
+    :raises CannotEmbedError: where nothing can be added.
+    """
+
+    def __init__(self, packet: bytes, own_namespace: str = "") -> None:
+        self.names: set[str] = set()  # of elements and attributes outside of our own blocks
+        self.about: str | None = None  # what the first description says that it is about
+        self._packet = packet
+        self._own: set[str | None] = {_RDF, own_namespace}
+        self._end = 0  # the offset of the last closing tag of rdf:RDF
+        self._blocks: list[tuple[int, int]] = []
+        self._block: tuple[int, int] | None = None  # the open one: its offset and its depth
+        self._open: list[str] = []
+        self._declared: set[str | None] = set()
+        self._parser = expat.ParserCreate("UTF-8", "}")
+        self._parser.StartDoctypeDeclHandler = self._refuse
+        self._parser.StartNamespaceDeclHandler = self._declare
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._finish
+        if b"\0" in packet:
+            raise _unfit("it is not UTF-8")  # but maybe UTF-16, which expat finds by itself
+        try:
+            packet.decode()
+            self._parser.Parse(packet, True)
+        except (UnicodeDecodeError, expat.ExpatError) as error:
+            raise _unfit(str(error)) from error
+        if not self._end:
+            raise _unfit("it has no rdf:RDF with a closing tag")
+
+    def with_block(self, block: bytes) -> bytes:
+        """Return the packet with this block, and without our own earlier ones."""
+        pieces, at = [], 0
+        for start, end in self._blocks:
+            pieces.append(self._packet[at:start])
+            at = end
+        return b"".join((*pieces, self._packet[at : self._end], block, self._packet[self._end :]))
+
+    def _refuse(self, *_: object) -> None:
+        raise _unfit("it has a DOCTYPE")
+
+    def _declare(self, _: str | None, namespace: str | None) -> None:
+        if namespace and len(namespace) > _LONGEST_NAMESPACE:
+            raise _unfit(f"it has a namespace of {len(namespace)} characters")
+        self._declared.add(namespace)
+
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        at = self._parser.CurrentByteIndex
+        if tag == f"{_RDF}}}Description":
+            if self.about is None:
+                self.about = attributes.get(f"{_RDF}}}about", attributes.get("about", ""))
+            # As we write it. Other programs declare RDF's prefix further out: a description where one of them
+            # gathered our properties and a label is not ours to remove.
+            if not self._block and self._own <= self._declared and self._open[-1:] == [f"{_RDF}}}RDF"]:
+                self._block = at, len(self._open)
+        if not self._block:
+            self.names.update((tag, *attributes))
+        self._declared.clear()
+        # An element without a closing tag is told here: for its end, expat gives the offset of what follows.
+        self._open.append("" if _EMPTY_TAG.match(self._packet, at) else tag)
+
+    def _finish(self, _: str) -> None:
+        at, tag = self._parser.CurrentByteIndex, self._open.pop()
+        if tag == f"{_RDF}}}RDF":
+            self._end = at
+        if self._block and self._block[1] == len(self._open):
+            if tag:
+                self._blocks.append((self._block[0], self._packet.index(b">", at) + 1))
+            self._block = None
+
+
+def _unfit(reason: str) -> CannotEmbedError:
+    return CannotEmbedError(f"The XMP packet that stands there cannot be added to: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Carrier:
+    """A picture's file, seen as what carries a packet."""
+
+    packet: bytes | None
+    put: Callable[[bytes], bytes]  # returns the file with another packet
+    most: int = MAX_PACKET
+
+
+def _carrier_of(content: bytes) -> _Carrier:
+    if content.startswith(_PNG_SIGNATURE):
+        carrier = _png(content)
+    elif content.startswith(b"\xff\xd8\xff"):
+        carrier = _jpeg(content)
+    elif content.startswith(b"RIFF") and content.startswith(b"WEBP", 8):
+        carrier = _webp(content)
+    else:
+        raise CannotEmbedError(f"Only a PNG, JPEG or WebP takes metadata; this starts with {content[:12]!r}")
+    if len(carrier.packet or b"") > MAX_PACKET:
+        raise CannotEmbedError(f"The XMP packet that stands there has more than {MAX_PACKET} bytes")
+    return carrier
+
+
+def _malformed(what: str) -> CannotEmbedError:
+    return CannotEmbedError(f"The {what} is cut off or malformed")
+
+
+def _png(content: bytes) -> _Carrier:
+    at, kind, pixels, found = len(_PNG_SIGNATURE), b"", 0, None
+    while kind != b"IEND":
+        start, kind = at, content[at + 4 : at + 8]
+        at += 12 + int.from_bytes(content[at : at + 4])
+        if at > len(content) or (start == len(_PNG_SIGNATURE)) != (kind == b"IHDR"):
+            raise _malformed("PNG")
+        if kind == b"IDAT":
+            pixels = pixels or start
+        elif not found and kind == b"iTXt" and content.startswith(_PNG_KEYWORD, start + 8, at - 4):
+            found = start, at
+    if not pixels:
+        raise _malformed("PNG")
+    # A new chunk goes before the pixels: some programs read no further.
+    start, end = found or (pixels, pixels)
+
+    def put(packet: bytes) -> bytes:
+        data = _PNG_KEYWORD + b"\0\0\0\0" + packet  # not compressed, and in no language
+        checksum = zlib.crc32(b"iTXt" + data).to_bytes(4)
+        return b"".join((content[:start], len(data).to_bytes(4), b"iTXt", data, checksum, content[end:]))
+
+    packet = _png_text(content[start + 8 + len(_PNG_KEYWORD) : end - 4]) if found else None
+    return _Carrier(packet=packet, put=put)
+
+
+def _png_text(data: bytes) -> bytes:
+    """Return the text of an iTXt chunk, given what follows the keyword."""
+    flags, fields = data[:2], data[2:].split(b"\0", 2)  # language, translated keyword, text
+    if len(fields) == 3 and flags == b"\0\0":
+        return fields[2]
+    if len(fields) == 3 and flags == b"\1\0":
+        unpacking = zlib.decompressobj()
+        with suppress(zlib.error):
+            text = unpacking.decompress(fields[2], MAX_PACKET)
+            if unpacking.eof:
+                return text
+    raise _malformed(f"PNG's XMP, or longer than {MAX_PACKET} bytes,")
+
+
+def _jpeg(content: bytes) -> _Carrier:
+    # A new segment goes behind the leading ones of JFIF and EXIF, which want to be first, and before an MPF:
+    # that counts the offsets of further pictures from its own place.
+    at, marker, place, is_leading, mpf, found = 2, b"", 2, True, 0, None
+    while marker != _SOS:
+        segment = _SEGMENT.match(content, at)
+        if segment and not segment[1]:
+            at = segment.end()
+            continue
+        size = int.from_bytes(segment[2]) if segment else 0
+        if not segment or size < 2 or segment.start(2) + size > len(content):
+            raise _malformed("JPEG")
+        marker, start, data, at = segment[1], segment.start(1) - 1, segment.end(), segment.start(2) + size
+        is_exif = marker == _APP1 and content.startswith(b"Exif\0", data, at)
+        if is_leading := is_leading and (marker == _APP0 or is_exif):
+            place = at
+        elif marker == _APP2 and content.startswith(b"MPF\0", data, at):
+            mpf = mpf or start
+        elif not found and marker == _APP1 and content.startswith(_JPEG_NAME, data, at):
+            found = start, at
+    if content.find(b"\xff\xd9", at) < 0:  # their end; the pixels themselves have no such bytes
+        raise _malformed("JPEG")
+    start, end = found or (place, place)
+
+    def put(packet: bytes) -> bytes:
+        if 0 < mpf < start:
+            raise CannotEmbedError("The JPEG's further pictures would not be found behind longer XMP")
+        size = (2 + len(_JPEG_NAME) + len(packet)).to_bytes(2)
+        return b"".join((content[:start], b"\xff\xe1", size, _JPEG_NAME, packet, content[end:]))
+
+    packet = content[start + 4 + len(_JPEG_NAME) : end] if found else None
+    return _Carrier(packet=packet, put=put, most=MAX_PACKET_IN_JPEG)
+
+
+def _webp(content: bytes) -> _Carrier:
+    at, stop, found = 12, 8 + int.from_bytes(content[4:8], "little"), None
+    while at < stop <= len(content):
+        start, size = at, int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+        if not found and content.startswith(b"XMP ", start):
+            found = start, at, content[start + 8 : start + 8 + size]
+    if not 12 < at == stop:
+        raise _malformed("WebP")
+    header, rest = _webp_header(content)
+    start, end, packet = found or (stop, stop, None)
+
+    def put(packet: bytes) -> bytes:
+        chunk = b"XMP " + len(packet).to_bytes(4, "little") + packet + b"\0" * (len(packet) % 2)
+        body = b"".join((b"WEBP", header, content[rest:start], chunk, content[end:stop]))
+        return b"".join((b"RIFF", len(body).to_bytes(4, "little"), body, content[stop:]))
+
+    return _Carrier(packet=packet, put=put, most=min(MAX_PACKET, _MAX_RIFF - stop))
+
+
+def _webp_header(content: bytes) -> tuple[bytes, int]:
+    """Return the start of the VP8X chunk that announces XMP, and the offset of what follows it."""
+    kind, size, data = content[12:16], int.from_bytes(content[16:20], "little"), content[20:30]
+    if kind == b"VP8X" and size >= 10:
+        return content[12:20] + bytes([data[0] | _WEBP_XMP]), 21
+    sides, flags = [0], _WEBP_XMP
+    if kind == b"VP8 " and size >= 10 and data[3:6] == b"\x9d\x01\x2a":
+        sides = [int.from_bytes(side, "little") & 0x3FFF for side in (data[6:8], data[8:])]
+    elif kind == b"VP8L" and size >= 5 and data[0] == 0x2F:
+        bits = int.from_bytes(data[1:5], "little")
+        sides = [1 + (bits >> shift & 0x3FFF) for shift in (0, 14)]
+        flags |= _WEBP_ALPHA * (bits >> 28 & 1)
+    if 0 in sides:
+        raise _malformed("WebP")
+    canvas = b"".join((side - 1).to_bytes(3, "little") for side in sides)
+    return b"VP8X\x0a\0\0\0" + bytes([flags, 0, 0, 0]) + canvas, 12
