@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from airflow_provider_modelscope.exceptions import (
     InvalidConnectionError,
@@ -99,6 +99,10 @@ class Account:
     def settings_url(self) -> str:
         """Where a person finds their tokens and binds or verifies the account."""
         return f"{self.hub_url or DEFAULT_HUB_URL}/my/myaccesstoken"
+
+    def model_url(self, model: str) -> str:
+        """Return the page of a model, which says what it is for and whether it can be asked."""
+        return f"{self.hub_url or DEFAULT_HUB_URL}/models/{quote(model)}"
 
     def proxy_for(self, url: str) -> str | None:
         """Return the proxy to reach a URL through: the connection's own, or else the environment's.

@@ -121,7 +121,14 @@ class SubmissionRecord:
     def keep(self, fingerprint: str, submission: Submission) -> None:
         """Keep the generation that was made."""
         try:
-            self._write({"fingerprint": fingerprint, **vars(submission)})
+            self._write(
+                {
+                    "fingerprint": fingerprint,
+                    "generation_id": submission.generation_id,
+                    "model": submission.model,
+                    "submitted_at": submission.submitted_at,
+                }
+            )
         except RecordError as error:  # it is made and paid for: go on with it
             log.warning("A retry would submit generation %s again: %s", submission.generation_id, error)
 

@@ -112,6 +112,28 @@ class Generation:
         """The seed that was really used, where the service says so."""
         return _integer(self.parameters.get("seed"))
 
+    @property
+    def request_id(self) -> str | None:
+        """ModelScope's id of this answer, for its support."""
+        return self.error.request_id
+
+    def used_parameters(self) -> dict[str, Any]:
+        """Return the parameters really used, under the names that a request has for them.
+
+        Only what the service said, in the form that is known of it, and such that a database can hold it.
+        """
+        said = self.parameters
+        width, height = _integer(said.get("width")), _integer(said.get("height"))
+        used = {
+            "prompt": _kept_text(said.get("prompt")),
+            "negative_prompt": _kept_text(said.get("negativePrompt")),
+            "size": f"{width}x{height}" if width and height else None,
+            "seed": self.seed,
+            "steps": _integer(said.get("numInferenceSteps")),
+            "guidance": _finite(said.get("guidanceScale")),
+        }
+        return {name: value for name, value in used.items() if value is not None}
+
     def raise_for_failure(self, *, retry_submits: bool) -> None:
         """Raise if it FAILED.
 
@@ -181,6 +203,13 @@ def _text(value: Any, as_text: Callable[[Any], str] = str) -> str:
         return as_text(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list in a list in a list ...
         return ""
+
+
+def _kept_text(value: Any) -> str | None:
+    """Return a prompt as a database can hold it, None where there is none."""
+    if not isinstance(value, str) or not value.strip():
+        return None
+    return "\n".join(one_line(line, MAX_MESSAGE) for line in value[:MAX_MESSAGE].splitlines())
 
 
 def _is_url(value: Any) -> bool:

@@ -84,5 +84,12 @@ def get_provider_info() -> dict[str, Any]:
                 "python-module": "airflow_provider_modelscope.transfers.image_to_object_storage",
             }
         ],
+        "task-decorators": [
+            {
+                "class-name": "airflow_provider_modelscope.decorators.image_generation.modelscope_image_task",
+                "name": "modelscope_image",
+            }
+        ],
+        "extra-links": [f"airflow_provider_modelscope.links.{name}" for name in ("ImagesLink", "ModelLink")],
         "connection-types": [CONNECTION_TYPE],
     }

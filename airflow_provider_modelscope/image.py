@@ -10,8 +10,8 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import file_digest
 from io import SEEK_END, BytesIO
@@ -101,25 +101,12 @@ class Image:
         :raises ImageError: where it does not hold a whole picture of at most 64 Mi pixels; the file is left
             open.
         """
-        from PIL import Image as Pillow
-
-        Pillow.init()
-        formats = tuple(name for name in _FORMATS if name in Pillow.OPEN)  # not every Pillow has them all
         length = file.seek(0, SEEK_END)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the cap below is ours, and odd metadata is no fault here
-                for is_second_look in (False, True):  # verify() reads checksums, but leaves the file unusable
-                    file.seek(0)
-                    with Pillow.open(file, formats=formats) as picture:
-                        if picture.width * picture.height > MAX_PIXELS:
-                            raise ImageError(
-                                f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS}"
-                            )
-                        if is_second_look:
-                            picture.load()
-                        else:
-                            picture.verify()
+            with _opened(file) as picture:  # which reads checksums, but leaves the picture unusable
+                picture.verify()
+            with _opened(file) as picture:
+                picture.load()
         except ImageError:
             raise
         except Exception as error:  # hostile bytes make Pillow raise nearly anything
@@ -127,9 +114,8 @@ class Image:
             raise ImageError(
                 f"Not a whole picture ({error}); {length} bytes that start with {file.read(16)!r}"
             ) from error
-        # A JPEG of several pictures (MPO) opens with a plain JPEG.
-        name = "JPEG" if picture.format == "MPO" else str(picture.format)
-        return cls(file=file, length=length, format=name, width=picture.width, height=picture.height)
+        format_ = _format_of(picture)
+        return cls(file=file, length=length, format=format_, width=picture.width, height=picture.height)
 
     def close(self) -> None:
         """Close the file; a temporary one is gone then."""
@@ -188,6 +174,63 @@ class Image:
                 f"The {self.format} of {self.width}x{self.height} pixels cannot become {format_}: {error}"
             ) from error
         return type(self).from_chunks([output.getvalue()])
+
+
+def content_type_of(content: bytes) -> str:
+    """Return the MIME type of a picture, told from its first bytes.
+
+    :raises ImageError: where they are not those of a picture.
+    """
+    try:
+        with _opened(BytesIO(content)) as picture:
+            return _FORMATS[_format_of(picture)][0]
+    except ImageError:
+        raise
+    except Exception as error:  # hostile bytes make Pillow raise nearly anything
+        raise ImageError(f"Not a picture ({error})") from error
+
+
+def thumbnail(content: bytes, side: int) -> bytes:
+    """Return a picture, its first if it moves, as a WebP whose sides have at most so many pixels.
+
+    :raises ImageError: where the bytes are not a whole picture of at most 64 Mi pixels.
+    """
+    output = BytesIO()
+    try:
+        with _opened(BytesIO(content)) as picture:
+            picture.draft("RGB", (2 * side, 2 * side))  # a JPEG need not be decoded at its full size
+            picture.thumbnail((side, side))
+            _painted(picture, "WEBP").save(output, "WEBP", quality=80)
+    except ImageError:
+        raise
+    except Exception as error:  # hostile bytes make Pillow raise nearly anything
+        raise ImageError(f"Not a whole picture ({error})") from error
+    return output.getvalue()
+
+
+@contextmanager
+def _opened(file: IO[bytes]) -> Iterator[Pillow.Image]:
+    """Open a file as one of the formats that are taken for pictures, without decoding it.
+
+    :raises ImageError: where it has more than 64 Mi pixels.
+    :raises Exception: nearly anything, here and later: hostile bytes make Pillow do so.
+    """
+    from PIL import Image as Pillow
+
+    Pillow.init()
+    formats = tuple(name for name in _FORMATS if name in Pillow.OPEN)  # not every Pillow has them all
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cap below is ours, and odd metadata is no fault here
+        file.seek(0)
+        with Pillow.open(file, formats=formats) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ImageError(f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
+            yield picture
+
+
+def _format_of(picture: Pillow.Image) -> str:
+    # A JPEG of several pictures (MPO) opens with a plain JPEG.
+    return "JPEG" if picture.format == "MPO" else str(picture.format)
 
 
 def _close(file: IO[bytes]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.exceptions import (
@@ -13,6 +13,9 @@ from airflow_provider_modelscope.exceptions import (
     GenerationUnseenError,
     ImageGoneError,
 )
+from airflow_provider_modelscope.object_storage import Document
+from airflow_provider_modelscope.outlets import tell_outlets
+from airflow_provider_modelscope.provenance import Provenance
 from airflow_provider_modelscope.waiting import GenerationWait
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.image import Image
     from airflow_provider_modelscope.object_storage import Destination
+    from airflow_provider_modelscope.upstream import Submission
 
 PATIENCE = 90.0  # seconds in which an answer that contradicts an earlier "finished" may right itself
 
@@ -30,9 +34,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """What is known of one stored image; an entry of the XCom ``images``."""
+    """What is known of one stored image; an entry of the XCom ``images``.
+
+    :param storage_conn_id: The connection that it was stored through.
+    :param parameters: What was asked for, and in its place what was really used where the service says so.
+    :param milliseconds: How long the generation took, where the service says so.
+    :param sidecar: The URI of the file beside it that tells how it was made, where one was asked for.
+    """
 
     uri: str
+    storage_conn_id: str | None
     content_type: str
     width: int
     height: int
@@ -40,6 +51,10 @@ class StoredImage:
     sha256: str
     seed: int | None
     model: str | None
+    generation_id: str
+    parameters: dict[str, Any]
+    milliseconds: float | None
+    sidecar: str | None = None
 
 
 def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
@@ -84,34 +99,52 @@ def land(
     *,
     hook: ModelScopeHook,
     context: Context,
-    model: str | None,
-) -> list[str]:
-    """Download every image, then store every image, and return their URIs.
+    submission: Submission | None,
+    sidecar: bool = False,
+    embed_metadata: bool = False,
+) -> list[StoredImage]:
+    """Download every image, then store every image, and return what is known of each.
 
-    Pushes the XCom ``images`` with what is known of each, see :class:`StoredImage`.
+    Pushes that as the XCom ``images``, and tells the task's outlets of it.
+
+    :param submission: What was recorded when it was submitted, where that is known.
+    :param sidecar: Store beside each image a JSON file that tells how it was made.
+    :param embed_metadata: Write that, in short, into the image.
     """
+    provenance = Provenance(generation=generation, submission=submission)
+    stored: list[StoredImage] = []
     with ExitStack() as opened:
         images = _images(generation, hook, opened)
         if destination.format:
             images = [opened.enter_context(image.converted(destination.format)) for image in images]
-        stored = [
-            StoredImage(
-                uri=destination.store(image, generation_id=generation.generation_id, number=number),
-                content_type=image.content_type,
-                width=image.width,
-                height=image.height,
-                bytes=image.length,
-                sha256=image.sha256,
-                seed=generation.seed,
-                model=model,
-            )
-            for number, image in enumerate(images, start=1)
-        ]
-    for image in stored:
+        for number, downloaded in enumerate(images, start=1):
+            with provenance.embedded_in(downloaded) if embed_metadata else nullcontext(downloaded) as image:
+                uri = destination.store(image, generation_id=generation.generation_id, number=number)
+                one = StoredImage(
+                    uri=uri,
+                    storage_conn_id=destination.storage_conn_id,
+                    content_type=image.content_type,
+                    width=image.width,
+                    height=image.height,
+                    bytes=image.length,
+                    sha256=image.sha256,
+                    seed=generation.seed,
+                    model=submission.model if submission else None,
+                    generation_id=generation.generation_id,
+                    parameters=provenance.parameters,
+                    milliseconds=generation.milliseconds,
+                )
+            if sidecar:
+                document = Document(content=provenance.document(asdict(one), context))
+                beside = destination.store_beside(uri, document, generation_id=generation.generation_id)
+                one = replace(one, sidecar=beside)
+            stored.append(one)
+    for one in stored:
         log.info(
             "Stored generation %s: %s (%dx%d, %d bytes)",
-            generation.generation_id, image.uri, image.width, image.height, image.bytes,
+            generation.generation_id, one.uri, one.width, one.height, one.bytes,
         )  # fmt: skip
-    described: list[dict[str, Any]] = [asdict(image) for image in stored]
+    described = [asdict(one) for one in stored]
+    tell_outlets(described, context)
     context["ti"].xcom_push(key="images", value=described)
-    return [image.uri for image in stored]
+    return stored

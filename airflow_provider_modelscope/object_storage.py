@@ -13,8 +13,9 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_modelscope.exceptions import (
@@ -118,12 +119,26 @@ class Destination:
         from airflow.providers.common.compat.sdk import get_hook_lineage_collector
 
         uri = self._uri_of(generation_id, number, image.suffix)
+        path = self._put(uri, image, generation_id=generation_id)
+        with suppress(ValueError):  # an asset's URI has at most 1500 characters, in Airflow 3.0 of ASCII
+            get_hook_lineage_collector().add_output_asset(context=path, uri=uri)
+        return uri
+
+    def store_beside(self, uri: str, document: Document, *, generation_id: str) -> str:
+        """Put what is told of a stored image beside it, as ``<uri>.json``, and return that URI.
+
+        Raises what :meth:`store` does.
+        """
+        self._put(f"{uri}.json", document, generation_id=generation_id)
+        return f"{uri}.json"
+
+    def _put(self, uri: str, thing: Image | Document, *, generation_id: str) -> ObjectStoragePath:
         path = _open(uri, self.storage_conn_id)
         try:
             if path.protocol in _LOCAL:
-                _replace_file(Path(path.path), image)
+                _replace_file(Path(path.path), thing)
             else:
-                _put(path, image)
+                _put_object(path, thing)
         except ImageNotStoredError as error:
             error.message = f"{uri}: {error.message}"
             raise
@@ -131,9 +146,7 @@ class Destination:
             failure = _not_stored(uri, error)
             failure.generation_id = generation_id
             raise failure from error
-        with suppress(ValueError):  # an asset's URI has at most 1500 characters, in Airflow 3.0 of ASCII
-            get_hook_lineage_collector().add_output_asset(context=path, uri=uri)
-        return uri
+        return path
 
     def _uri_of(self, generation_id: str, number: int, suffix: str) -> str:
         if self.uri.endswith("/"):
@@ -143,6 +156,24 @@ class Destination:
             return self.uri
         own_suffix = PurePosixPath(self.uri).suffix
         return f"{self.uri.removesuffix(own_suffix)}-{number}{own_suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A JSON text to store, with what an :class:`Image` has that a store needs."""
+
+    content: bytes
+    content_type: str = "application/json"
+
+    @property
+    def file(self) -> IO[bytes]:
+        """The text, to be read."""
+        return BytesIO(self.content)
+
+    @property
+    def length(self) -> int:
+        """How many bytes."""
+        return len(self.content)
 
 
 def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = None) -> GenerationRequest:
@@ -163,6 +194,21 @@ def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = N
     return replace(request, image_url=[inlined.get(url, url) for url in request.image_url or ()])
 
 
+def read_object(uri: str, storage_conn_id: str | None, *, most: int, parameter: str = "uri") -> bytes:
+    """Return an object's bytes; of one that is larger than ``most`` so many and one more.
+
+    :raises InvalidDestinationError: where it cannot be opened here at all.
+    :raises Exception: whatever its store raises.
+    """
+    path = _open(uri, storage_conn_id, parameter=parameter)
+    if path.protocol in _LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
+        # A pipe would be waited for, for ever.
+        raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
+    with path.fs.open(path.path, "rb") as file:
+        content: bytes = file.read(most + 1)
+    return content
+
+
 def _data_uri(uri: str, storage_conn_id: str | None) -> str:
     """Read one picture from object storage."""
 
@@ -170,11 +216,7 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
         return InvalidRequestError(f"Nothing was sent. image_url = {shown(uri, 300)}: {problem}.")
 
     try:
-        path = _open(uri, storage_conn_id, parameter="image_url")
-        if path.protocol in _LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
-            raise wrong("is a folder or a device, not a file")  # a pipe would be waited for, for ever
-        with path.fs.open(path.path, "rb") as file:
-            content: bytes = file.read(MAX_SOURCE_BYTES + 1)
+        content = read_object(uri, storage_conn_id, most=MAX_SOURCE_BYTES, parameter="image_url")
     except InvalidDestinationError as error:
         raise InvalidRequestError(f"Nothing was sent. {error.message}") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError) as error:
@@ -251,17 +293,17 @@ def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destinatio
     return path
 
 
-def _replace_file(path: Path, image: Image) -> None:
+def _replace_file(path: Path, thing: Image | Document) -> None:
     """Write beside the final name, then rename: nobody ever reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".image-{secrets.token_hex(8)}")
     try:
         with beside.open("xb") as file:
-            image.file.seek(0)
-            shutil.copyfileobj(image.file, file)
+            (source := thing.file).seek(0)
+            shutil.copyfileobj(source, file)
             file.flush()
             os.fsync(file.fileno())
-            _see_that_it_holds(os.fstat(file.fileno()).st_size, image)
+            _see_that_it_holds(os.fstat(file.fileno()).st_size, thing)
         beside.replace(path)
     except BaseException:
         with suppress(OSError):  # what went wrong first is what should be told
@@ -269,21 +311,21 @@ def _replace_file(path: Path, image: Image) -> None:
         raise
 
 
-def _put(path: ObjectStoragePath, image: Image) -> None:
+def _put_object(path: ObjectStoragePath, thing: Image | Document) -> None:
     """Put the whole object at once, and see that the store holds it; half of it is removed again."""
     shows_halves = path.protocol not in _CONTENT_TYPE_ARGUMENT
     before = _size(path) if shows_halves else None
     try:
         # Not put_file: it names the content type after the file on disk, and where a filesystem has only
         # open() to offer, a read that fails on the way leaves half an object.
-        path.fs.pipe_file(path.path, image.content, **_content_type(path.protocol, image.content_type))
+        path.fs.pipe_file(path.path, thing.content, **_content_type(path.protocol, thing.content_type))
     except BaseException:
         with suppress(Exception):  # what went wrong first is what should be told
-            if shows_halves and _size(path) not in (None, before, image.length):
+            if shows_halves and _size(path) not in (None, before, thing.length):
                 path.fs.rm_file(path.path)
         raise
     try:
-        _see_that_it_holds(_size(path), image)
+        _see_that_it_holds(_size(path), thing)
     except ImageNotStoredError:
         if shows_halves:  # elsewhere what stands there is whole, and another task's
             with suppress(Exception):
@@ -291,9 +333,9 @@ def _put(path: ObjectStoragePath, image: Image) -> None:
         raise
 
 
-def _see_that_it_holds(size: int | None, image: Image) -> None:
-    if size != image.length:
-        raise ImageNotStoredError(f"It was given {image.length} bytes and holds {size or 0}: store it again")
+def _see_that_it_holds(size: int | None, thing: Image | Document) -> None:
+    if size != thing.length:
+        raise ImageNotStoredError(f"It was given {thing.length} bytes and holds {size or 0}: store it again")
 
 
 def _size(path: ObjectStoragePath) -> int | None:

@@ -109,9 +109,9 @@ class GenerationRequest:
         """Return what was asked for, as it may be kept and shown: without what is private of its pictures."""
         pictures = self.image_url
         if isinstance(pictures, str):
-            pictures = _public(pictures)
+            pictures = public_url(pictures)
         elif pictures is not None:
-            pictures = [_public(picture) for picture in pictures]
+            pictures = [public_url(picture) for picture in pictures]
         return {name: value for name, value in vars(self).items() if value is not None} | (
             {"image_url": pictures} if pictures else {}
         )
@@ -135,7 +135,7 @@ def _family(model: Any) -> str | None:
     return families[0] if len(families) == 1 else None
 
 
-def _public(url: str) -> str:
+def public_url(url: str) -> str:
     """Return what may be kept of a picture's URL: a query may be a signature, ``data:`` holds megabytes."""
     if url.lower().startswith("data:"):
         return shortened(url, 300)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,14 +18,17 @@ from airflow_provider_modelscope.deferral import (
     wait_or_defer,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.links import LINKS, push_links
 from airflow_provider_modelscope.mistakes import check_all, check_choice, check_seconds
 from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_modelscope.durable import SubmissionRecord
     from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.landing import StoredImage
     from airflow_provider_modelscope.request import GenerationRequest
     from airflow_provider_modelscope.upstream import Submission
 
@@ -84,6 +88,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 
     template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
+    operator_extra_links = LINKS
     ui_color = "#e9e5ff"
 
     def __init__(
@@ -134,7 +139,11 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Submit, or take up what an earlier try submitted, and return the ``generation_id``."""
+        return self._begin(context)
+
+    def _begin(self, context: Context) -> Any:
         check_all(*self._checks())
+        push_links(context, model_url=self.hook.account.model_url(self._request().model))
         since = time.time()
         queue = QueueWait(since=since, end_time=self._end_of(self.queue_timeout, context, since=since))
         return self._start(queue, context, had_turn=False)
@@ -183,7 +192,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
             self.log.info("ModelScope accepted generation %s by %s: %.80r", id_, asked.model, asked.prompt)
             submission = Submission(generation_id=id_, model=asked.model, submitted_at=time.time())
             record.keep(fingerprint, submission)
-        submission.record(asked.summary(), context)
+        replace(submission, request=asked.summary()).record(context)
         since = submission.submitted_at if earlier is None else time.time()
         return self._go_on(submission, record, context, since=since)
 
@@ -232,8 +241,9 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator):
     """Start a generation, wait for it, store its images, and return the list of their URIs.
 
-    The XCom ``images`` describes each image: ``uri``, ``content_type``, ``width``, ``height``, ``bytes``,
-    ``sha256``, ``seed``, ``model``. The XCom ``request`` shows the ``generation_id`` while it still runs.
+    The XCom ``images`` describes each image, see :class:`~airflow_provider_modelscope.landing.StoredImage`.
+    The XCom ``request`` shows the ``generation_id`` while it still runs. Assets in ``outlets`` get the images
+    as extra, aliases get them as assets.
 
     Takes the parameters of :class:`ModelScopeSubmitImageGenerationOperator`, and:
 
@@ -245,9 +255,13 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
     :param timeout: Seconds from submission after which the task fails.
     :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
         a deferral costs some 11 s, in which a fast model has finished. 0 frees the worker at once.
+    :param sidecar: Store beside each image ``<name>.json``, which tells how it was made.
+    :param embed_metadata: Write that, in short, into PNG, JPEG and WebP images, with the IPTC's marker of
+        pictures made by AI. Pixels and the service's own label stay as they are.
     """
 
     template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")
+    _stored: Sequence[StoredImage] = ()
 
     def __init__(
         self,
@@ -256,6 +270,8 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         poll_interval: float = POLL_INTERVAL,
         timeout: float = 900,
         defer_after: float = DEFER_AFTER,
+        sidecar: bool = False,
+        embed_metadata: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -263,6 +279,8 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.defer_after = defer_after
+        self.sidecar = sidecar
+        self.embed_metadata = embed_metadata
 
     def _checks(self) -> list[Callable[[], object]]:
         from airflow_provider_modelscope.object_storage import Destination
@@ -318,14 +336,29 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         except ImageGoneError:
             if not record.miss():
                 raise
-            return list(self.execute(context))
+            return list(self._begin(context))
         record.finish()
         return uris
 
     def _land(self, generation: Generation, context: Context) -> list[str]:
         from airflow_provider_modelscope.landing import land
         from airflow_provider_modelscope.object_storage import Destination
+        from airflow_provider_modelscope.upstream import Submission
 
         generation.raise_for_failure(retry_submits=True)
-        destination = Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
-        return land(generation, destination, hook=self.hook, context=context, model=self.model)
+        self._stored = land(
+            generation,
+            Destination.parse(self.destination, storage_conn_id=self.storage_conn_id),
+            hook=self.hook,
+            context=context,
+            submission=Submission.own(context),
+            sidecar=self.sidecar,
+            embed_metadata=self.embed_metadata,
+        )
+        return [image.uri for image in self._stored]
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return what OpenLineage is told: the model and the pictures to edit, and what was stored."""
+        from airflow_provider_modelscope.lineage import lineage_of
+
+        return lineage_of(self._stored)

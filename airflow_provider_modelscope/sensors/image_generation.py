@@ -22,6 +22,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.links import LINKS, push_links
 from airflow_provider_modelscope.mistakes import check_all, check_seconds
 from airflow_provider_modelscope.waiting import (
     POLL_INTERVAL,
@@ -53,6 +54,7 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")
+    operator_extra_links = LINKS
     ui_color = "#e9e5ff"
 
     def __init__(
@@ -106,6 +108,8 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         )
         generation_id = checked_id(self.generation_id)
         submission = Submission.find(generation_id, task=self, context=context)
+        model_url = self.hook.account.model_url(submission.model) if submission else None
+        push_links(context, model_url=model_url, has_images=False)
         started_at = context["ti"].start_date.timestamp()
         since = submission.submitted_at if submission else started_at
         return GenerationWait(

@@ -19,6 +19,8 @@ TOKEN = "ms-0b1c2d3e-test"
 class TaskInstance:
     """The part of Airflow's task instance that our tasks use, in memory."""
 
+    dag_id, run_id, task_id, map_index = "a_dag", "a_run", "a_task", -1
+
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
         self.start_date = datetime.now(UTC)
@@ -27,8 +29,9 @@ class TaskInstance:
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = json.loads(json.dumps(value))  # as the database would hold it
 
-    def xcom_pull(self, task_ids: str, key: str) -> Any:
-        return self.upstream
+    def xcom_pull(self, task_ids: str, key: str, map_indexes: int | None = None) -> Any:
+        is_own = (task_ids, map_indexes) == (self.task_id, self.map_index)
+        return self.pushed.get(key) if is_own else self.upstream
 
 
 @pytest.fixture

@@ -539,10 +539,10 @@ class TestTemporaryFiles:
             def landed(count: int) -> int:
                 generation = Generation(generation_id="42", status="SUCCEED", output_images=(url,) * count)
                 tracemalloc.start()
-                uris = land(generation, destination, hook=hook, context=context, model=None)
+                stored = land(generation, destination, hook=hook, context=context, submission=None)
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
-                assert len(uris) == count
+                assert len(stored) == count
                 return peak
 
             landed(1)  # what is imported on the way costs once
@@ -563,7 +563,7 @@ class TestTemporaryFiles:
                     Destination.parse(f"file://{tmp_path}/cat.jpg"),
                     hook=ModelScopeHook(),
                     context=context,
-                    model=None,
+                    submission=None,
                 )
             assert open_files() == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-2.jpg", "cat.jpg"]

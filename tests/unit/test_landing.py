@@ -25,6 +25,7 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.landing import StoredImage, finished_generation, land
 from airflow_provider_modelscope.object_storage import Destination
 from airflow_provider_modelscope.request import GenerationRequest
+from airflow_provider_modelscope.upstream import Submission
 from tests.unit.conftest import connect
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def submitted(**parameters: Any) -> str:
-    asked = {"model": "Qwen/Qwen-Image", "prompt": "一只金色的猫", "size": "96x64", "seed": 5, **parameters}
-    return ModelScopeHook().submit_generation(GenerationRequest(**asked))
+    return ModelScopeHook().submit_generation(GenerationRequest(**{**ASKED, **parameters}))
 
 
 def finished(**parameters: Any) -> Generation:
@@ -55,12 +55,26 @@ def with_several_images(*others: Generation) -> Generation:
     return replace(others[0], output_images=tuple(url for other in others for url in other.output_images))
 
 
+ASKED = {"model": "Qwen/Qwen-Image", "prompt": "一只金色的猫", "size": "96x64", "seed": 5}
+SUBMISSION = Submission(generation_id="42", model="Qwen/Qwen-Image", submitted_at=5.0, request=ASKED)
+
+
 def landed(
-    generation: Generation, destination: str, context: Context, model: str | None = "Qwen/Qwen-Image"
+    generation: Generation,
+    destination: str,
+    context: Context,
+    submission: Submission | None = SUBMISSION,
+    **options: bool,
 ) -> list[str]:
-    return land(
-        generation, Destination.parse(destination), hook=ModelScopeHook(), context=context, model=model
+    stored = land(
+        generation,
+        Destination.parse(destination),
+        hook=ModelScopeHook(),
+        context=context,
+        submission=submission,
+        **options,
     )
+    return [image.uri for image in stored]
 
 
 def content_of(uri: str) -> bytes:
@@ -80,6 +94,7 @@ class TestLanding:
             "images": [
                 {
                     "uri": uri,
+                    "storage_conn_id": None,
                     "content_type": "image/png",
                     "width": 96,
                     "height": 64,
@@ -87,19 +102,25 @@ class TestLanding:
                     "sha256": sha256(served).hexdigest(),
                     "seed": 5,
                     "model": "Qwen/Qwen-Image",
+                    "generation_id": generation.generation_id,
+                    # What was not asked for is what the service used.
+                    "parameters": {**ASKED, "steps": 30, "guidance": 7.5},
+                    "milliseconds": generation.milliseconds,
+                    "sidecar": None,
                 }
             ]
         }
 
     def test_the_description_has_the_promised_fields_and_no_other(self) -> None:
         assert [field.name for field in fields(StoredImage)] == [
-            "uri", "content_type", "width", "height", "bytes", "sha256", "seed", "model",
+            "uri", "storage_conn_id", "content_type", "width", "height", "bytes", "sha256", "seed", "model",
+            "generation_id", "parameters", "milliseconds", "sidecar",
         ]  # fmt: skip
 
     def test_what_is_not_known_is_none(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
-        landed(replace(finished(), parameters={}), f"file://{tmp_path}/", context, model=None)
+        landed(replace(finished(), parameters={}), f"file://{tmp_path}/", context, submission=None)
         [image] = context["ti"].pushed["images"]
-        assert (image["seed"], image["model"]) == (None, None)
+        assert (image["seed"], image["model"], image["parameters"]) == (None, None, {})
 
     def test_several_images_land_in_their_order(
         self, emulator: Emulator, context: Context, tmp_path: Path
@@ -149,18 +170,10 @@ class TestLanding:
         [uri] = landed(finished(), f"file://{tmp_path}/cat.{suffix}", context)
         assert uri == f"file://{tmp_path}/cat.{suffix}"
         content, [served] = content_of(uri), emulator.served.values()
-        assert context["ti"].pushed["images"] == [
-            {
-                "uri": uri,
-                "content_type": content_type,
-                "width": 96,
-                "height": 64,
-                "bytes": len(content),
-                "sha256": sha256(content).hexdigest(),
-                "seed": 5,
-                "model": "Qwen/Qwen-Image",
-            }
-        ]
+        [image] = context["ti"].pushed["images"]
+        described = (content_type, 96, 64, len(content), sha256(content).hexdigest())
+        names = ("content_type", "width", "height", "bytes", "sha256")
+        assert tuple(image[name] for name in names) == described
         before, after = Pillow.open(BytesIO(served)), Pillow.open(BytesIO(content))
         assert (before.format, after.format) == ("PNG", format_)
         assert b"TC260:AIGC" in after.info["xmp"]

@@ -90,7 +90,7 @@ class TestSubmit:
         generation_id = submitter().execute(context)
         assert emulator.requests[0].json == {**ASKED, "seed": 5}
         assert emulator.requests[0].generation_id == generation_id
-        [kept] = context["ti"].pushed.values()
+        kept = context["ti"].pushed["request"]
         assert before <= kept.pop("submitted_at") <= time.time()
         assert kept == {"generation_id": generation_id, **ASKED, "seed": 5}
 
@@ -153,8 +153,11 @@ class TestWaiting:
         [image], [chain_image] = context["ti"].pushed["images"], chained["ti"].pushed["images"]
         assert Path(uri.removeprefix("file://")).read_bytes() in emulator.served.values()
         assert uri == f"file://{tmp_path}/{context['ti'].pushed['request']['generation_id']}-1.png"
-        # Only a Dag knows which submit task stands upstream, so the model is None here.
-        assert chain_image == {**image, "uri": chain_uri, "model": None}
+        # Only a Dag knows which submit task stands upstream, so the model is not known here.
+        assert image["parameters"].pop("model") == "Qwen/Qwen-Image"
+        own = {name: chain_image[name] for name in ("generation_id", "milliseconds")}
+        assert chain_image == {**image, **own, "uri": chain_uri, "model": None}
+        assert chain_image["generation_id"] == generation_id
         assert image["seed"] == 5
         assert image["model"] == "Qwen/Qwen-Image"
 

@@ -35,7 +35,7 @@ def task(request: pytest.FixtureRequest) -> Any:
 def test_what_was_recorded_of_the_generation_is_found(task: Any, context: Any, found: Any) -> None:
     context["ti"].upstream = found
     assert Submission.find("42", task=task, context=context) == Submission(
-        generation_id="42", model="a/b", submitted_at=5.0
+        generation_id="42", model="a/b", submitted_at=5.0, request={"model": "a/b", "prompt": "A cat"}
     )
 
 
@@ -54,5 +54,6 @@ def test_a_task_without_a_submit_task_upstream_asks_for_no_xcom(context: Any) ->
 
 def test_what_is_recorded_shows_what_was_asked_for(context: Any) -> None:
     request = GenerationRequest(model="a/b", prompt="A cat", seed=3)
-    Submission(generation_id="42", model="a/b", submitted_at=5.0).record(request.summary(), context)
+    summary = request.summary()
+    Submission(generation_id="42", model="a/b", submitted_at=5.0, request=summary).record(context)
     assert context["ti"].pushed == {"request": {**RECORDED, "seed": 3}}

@@ -1,0 +1,1 @@
+"""``@task`` for the generation of images."""

@@ -1,0 +1,141 @@
+"""``@task.modelscope_image``: a function that returns a prompt becomes a task that draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    SET_DURING_EXECUTION,
+    DecoratedOperator,
+    TaskDeferred,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
+from airflow_provider_modelscope.mistakes import shown
+from airflow_provider_modelscope.operators.image_generation import (
+    REQUEST_PARAMETERS,
+    ModelScopeImageGenerationOperator,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk.bases.decorator import TaskDecorator
+
+XCOM_KEY = "parameters"
+
+
+class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenerationOperator):
+    """Ask for what the function returns: a prompt, or a mapping of the request's parameters.
+
+    What it returns is sent as it is: nothing in it is rendered, so a prompt from outside runs no Jinja. It
+    takes precedence over what the decorator was given. A retry calls the function again; one that then
+    returns something else asks for something else, which is paid for anew.
+
+    The other parameters are those of
+    :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`.
+
+    :param python_callable: The function.
+    :param op_args: Its positional arguments.
+    :param op_kwargs: Its keyword arguments.
+    """
+
+    custom_operator_name = "@task.modelscope_image"
+    overwrite_rtif_after_execution = True  # so that the task's page shows what the function returned
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *ModelScopeImageGenerationOperator.template_fields,
+    )
+    template_fields_renderers = {
+        **DecoratedOperator.template_fields_renderers,
+        **ModelScopeImageGenerationOperator.template_fields_renderers,
+    }
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            **{"model": None, "prompt": SET_DURING_EXECUTION, **kwargs},
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Call the function, and do with what it returns what the one-step operator does."""
+        context_merge(context, self.op_kwargs)
+        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
+        self._take(_parameters_of(self.python_callable(*self.op_args, **kwargs)))
+        try:
+            return super().execute(context)
+        except TaskDeferred:  # another process goes on, without what is set here
+            context["ti"].xcom_push(key=XCOM_KEY, value=vars(self._request()))
+            raise
+
+    def execute_queued(self, context: Context, event: Any = None) -> Any:
+        """Go on after the wait in the triggerer for room, with what the function had returned."""
+        self._take_pushed(context)
+        return super().execute_queued(context, event)
+
+    def execute_complete(self, context: Context, event: Any = None) -> list[str]:
+        """Go on after the wait in the triggerer, with what the function had returned."""
+        self._take_pushed(context)
+        return super().execute_complete(context, event)
+
+    def _take(self, parameters: Mapping[str, Any]) -> None:
+        for name, value in parameters.items():
+            setattr(self, name, value)
+
+    def _take_pushed(self, context: Context) -> None:
+        ti = context["ti"]
+        parameters = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_KEY, map_indexes=ti.map_index)
+        if not isinstance(parameters, Mapping):
+            raise ModelScopeRetryableError(
+                f"What the function had returned is not there any more, as the XCom {XCOM_KEY!r} of this task"
+            )
+        self._take(parameters)
+
+
+def modelscope_image_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make of a function a task that draws what it returns: ``@task.modelscope_image(...)``.
+
+    :param python_callable: The function: it returns a prompt, or a mapping of the request's parameters.
+    :param kwargs: The other parameters of
+        :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        # The task returns URIs; Airflow would infer from a function's "-> dict" that it returns that.
+        multiple_outputs=False,
+        decorated_operator_class=_ModelScopeImageDecoratedOperator,
+        **kwargs,
+    )
+
+
+def _parameters_of(returned: Any) -> Mapping[str, Any]:
+    """Return the request's parameters that a function returned.
+
+    :raises InvalidRequestError: where it returned something else.
+    """
+    if isinstance(returned, str):
+        return {"prompt": returned}
+    names = ", ".join(REQUEST_PARAMETERS)
+    if not isinstance(returned, Mapping):
+        raise InvalidRequestError(
+            f"Nothing was sent. The function returned {shown(returned)}: it must return a prompt, or a "
+            f"mapping with some of {names}."
+        )
+    if unknown := [name for name in returned if name not in REQUEST_PARAMETERS]:
+        raise InvalidRequestError(
+            f"Nothing was sent. The function returned {shown(unknown[0])} as a parameter: it may return "
+            f"{names}."
+        )
+    return returned

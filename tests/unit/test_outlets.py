@@ -1,0 +1,65 @@
+"""Dags scheduled on a task's outlets are told of the images that it stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import Asset, AssetAlias
+from airflow.sdk.execution_time.context import OutletEventAccessors
+
+from airflow_provider_modelscope.outlets import TOLD, tell_outlets
+
+if TYPE_CHECKING:
+    import pytest
+
+IMAGES: list[dict[str, Any]] = [
+    {
+        "uri": f"s3://bucket/42-{number}.png",
+        "sha256": "ab" * 32,
+        "width": 64,
+        "height": 32,
+        "model": "a/b",
+        "seed": 5,
+        "generation_id": "42",
+        "parameters": {"prompt": "A cat"},
+    }
+    for number in (1, 2)
+]
+WHAT_IS_TOLD = [{name: image[name] for name in TOLD} for image in IMAGES]
+
+
+def told(*outlets: Any) -> Any:
+    context: Any = {"outlets": list(outlets), "outlet_events": OutletEventAccessors()}
+    tell_outlets(IMAGES, context)
+    return context["outlet_events"]
+
+
+def test_an_asset_gets_every_image_as_extra() -> None:
+    asset = Asset("pictures")
+    assert told(asset)[asset].extra == {"images": WHAT_IS_TOLD}
+
+
+def test_an_alias_gets_every_image_as_an_asset() -> None:
+    alias = AssetAlias("pictures")
+    events = told(alias)[alias].asset_alias_events
+    assert [event.dest_asset_key.uri for event in events] == [image["uri"] for image in IMAGES]
+    assert [event.extra for event in events] == WHAT_IS_TOLD
+
+
+def test_the_prompt_is_not_told() -> None:
+    assert "A cat" not in str(WHAT_IS_TOLD)
+
+
+def test_other_outlets_and_none_are_left_alone() -> None:
+    told("a table of some other kind")
+    tell_outlets(IMAGES, {"ti": None})  # type: ignore[typeddict-item]
+
+
+def test_an_image_that_cannot_be_an_asset_is_said_and_the_others_are(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(IMAGES[0], "uri", f"s3://bucket/{'x' * 1600}.png")
+    alias = AssetAlias("pictures")
+    events = told(alias)[alias].asset_alias_events
+    assert [event.dest_asset_key.uri for event in events] == [IMAGES[1]["uri"]]
+    assert "cannot be an asset" in caplog.text
