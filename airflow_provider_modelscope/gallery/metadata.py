@@ -1,0 +1,94 @@
+"""What Airflow's database holds of a Dag run's images: XComs, and how far its tasks are.
+
+The only module that reads it. Airflow's public API has no call that returns the XComs of a whole run, and two
+hundred calls would take seconds. Columns are named one by one: they are the same from Airflow 3.1 on, while
+the models' own methods are not.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
+from airflow_provider_modelscope.upstream import XCOM_KEY as REQUEST
+
+IMAGES = "images"
+
+
+def read_run(dag_id: str, run_id: str) -> Run | None:
+    """Return what is known of a run, None where there is none."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    def of_the_run(model: Any) -> list[Any]:
+        return [model.dag_id == dag_id, model.run_id == run_id]
+
+    with create_session() as session:
+        state = session.scalar(select(DagRun.state).where(*of_the_run(DagRun)))
+        if state is None:
+            return None
+        xcoms = session.execute(
+            select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
+                *of_the_run(XComModel), XComModel.key.in_([IMAGES, REQUEST])
+            )
+        ).all()
+        columns: list[Any] = [
+            TaskInstance.task_id,
+            TaskInstance.map_index,
+            TaskInstance.state,
+            TaskInstance.operator,
+            TaskInstance.rendered_map_index,
+            TaskInstance.start_date,
+        ]
+        tasks = session.execute(select(*columns).where(*of_the_run(TaskInstance))).all()
+    return Run(
+        dag_id=dag_id,
+        run_id=run_id,
+        state=str(state),
+        pushed=[
+            PushedXCom(task_id=task_id, map_index=map_index, key=key, value=_value(value))
+            for task_id, map_index, key, value in xcoms
+        ],
+        tasks=[
+            TaskState(
+                task_id=task_id,
+                map_index=map_index,
+                state=None if state is None else str(state),
+                operator=operator or "",
+                label=label or "",
+                started_at=started_at.timestamp() if started_at else None,
+            )
+            for task_id, map_index, state, operator, label, started_at in tasks
+        ],
+    )
+
+
+def read_images(dag_id: str, run_id: str, task_id: str, map_index: int) -> Any:
+    """Return the XCom ``images`` of a task instance, None where there is none."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        value = session.scalar(
+            select(XComModel.value).where(
+                XComModel.dag_id == dag_id,
+                XComModel.run_id == run_id,
+                XComModel.task_id == task_id,
+                XComModel.map_index == map_index,
+                XComModel.key == IMAGES,
+            )
+        )
+    return _value(value)
+
+
+def _value(value: Any) -> Any:
+    """Return a value as a task pushed it; what core itself writes is JSON in JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

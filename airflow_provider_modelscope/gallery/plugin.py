@@ -1,0 +1,50 @@
+"""What Airflow loads: the tab "Images" of a Dag run and of a task instance."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+from airflow_provider_modelscope.links import GALLERY, HAS_GALLERY
+
+
+async def gallery(
+    scope: MutableMapping[str, Any],
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+) -> None:
+    """Answer as the app does, which is made when it is first asked: a fault in it is no other page's."""
+    from airflow_provider_modelscope.gallery.app import make_app
+
+    await make_app()(scope, receive, send)
+
+
+# Relative addresses, so that they work below whatever base URL Airflow has. Airflow fills the braces in,
+# except {MAP_INDEX} of a task that is not mapped.
+_OF_THE_RUN = f"{GALLERY}/images?dag_id={{DAG_ID}}&run_id={{RUN_ID}}"
+_VIEWS = [
+    {
+        "name": "Images",
+        "href": _OF_THE_RUN,
+        "destination": "dag_run",
+        "url_route": "modelscope-images",
+    },
+    {
+        "name": "Images",
+        "href": f"{_OF_THE_RUN}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}",
+        "destination": "task_instance",
+        "url_route": "modelscope-task-images",
+    },
+]
+
+
+class ModelScopePlugin(AirflowPlugin):
+    """The gallery; nothing on Airflow 3.0, whose UI has no such tabs."""
+
+    name = "modelscope"
+    fastapi_apps = (
+        [{"app": gallery, "url_prefix": f"/{GALLERY}", "name": "ModelScope images"}] if HAS_GALLERY else []
+    )
+    external_views = _VIEWS if HAS_GALLERY else []
