@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo ui test test-faults proof check bench clean
+.PHONY: help demo ui test test-browser test-faults proof check bench clean
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -23,6 +23,9 @@ ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and
 
 test: $(READY) ## The tests
 	@$(BIN)/python -m pytest
+
+test-browser: $(READY) ## What a person sees, in a real browser, which is Debian's chromium; two minutes
+	@$(BIN)/python -m pytest tests/browser
 
 test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; four minutes
 	@$(BIN)/python -m pytest tests/faults

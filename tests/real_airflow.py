@@ -36,6 +36,8 @@ class RealAirflow:
     :param dags: The folder of Dag files.
     :param connections: Airflow connections by id, as in Airflow's JSON form.
     :param database_url: Its database, for SQLAlchemy; a file of SQLite in ``home`` if None.
+    :param login: User name and password for the REST API, where ``environment`` names an auth manager that
+        asks for them. Run :meth:`parts` then: ``airflow standalone`` goes back to Airflow's simple one.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class RealAirflow:
         dags: Path = EXAMPLE_DAGS,
         connections: dict[str, dict[str, Any]] | None = None,
         database_url: str | None = None,
+        login: tuple[str, str] | None = None,
     ) -> None:
         self.home = home
+        self.login = login
         self.database = home / "airflow.db"
         self.database_url = database_url or f"sqlite:///{self.database}"
         foreign = ("AIRFLOW_", "PYTHONWARNINGS")
@@ -159,6 +163,21 @@ class RealAirflow:
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
         }
 
+    def session(self, url: str, login: tuple[str, str] | None = None) -> requests.Session:
+        """Return a session that may use the REST API of the Airflow that runs at ``url``.
+
+        :param login: Whose; that of the constructor if None.
+        """
+        if login := login or self.login:
+            given = dict(zip(("username", "password"), login, strict=True))
+            answer = requests.post(f"{url}/auth/token", json=given, timeout=30)
+        else:
+            answer = requests.get(f"{url}/auth/token", timeout=30)
+        answer.raise_for_status()
+        session = requests.Session()
+        session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        return session
+
     def run_dag(
         self,
         url: str,
@@ -176,9 +195,7 @@ class RealAirflow:
         """
         deadline = time.monotonic() + limit
         dag_url = f"{url}/api/v2/dags/{dag_id}"
-        with requests.Session() as session:
-            token = session.get(f"{url}/auth/token", timeout=30).json()["access_token"]
-            session.headers["Authorization"] = f"Bearer {token}"
+        with self.session(url) as session:
             session.patch(dag_url, json={"is_paused": False}, timeout=30).raise_for_status()
             run = session.post(f"{dag_url}/dagRuns", json={"logical_date": None, "conf": conf}, timeout=30)
             if not run.ok:

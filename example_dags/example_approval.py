@@ -1,0 +1,80 @@
+"""A person decides: three posters are drawn, shown in Airflow's own form, and one of them is published.
+
+The form stands under "Required Actions" of the Dag run and of the task ``choose``, from Airflow 3.1 on. Its
+pictures come from the gallery, so only those see them who may read the XComs of this Dag. Who does not answer
+in time has approved none.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import ObjectStoragePath, Param, XComArg, dag, task
+
+from airflow_provider_modelscope.links import picture_path
+from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
+
+SEEDS = [1, 2, 3]
+NONE = "None of them"
+TIME_LIMIT = timedelta(hours=12)
+BODY = """\
+{% for seed in seeds %}
+**{{ loop.index }}** ![Poster {{ loop.index }}]({{ picture_path(dag.dag_id, run_id, "draw", loop.index0) }})
+
+{% endfor %}
+"""
+
+
+@dag(
+    schedule=None,
+    tags=["modelscope", "example"],
+    params={
+        "prompt": Param("A poster for a jazz festival, linocut", type="string"),
+        "destination": Param("file:///tmp/modelscope-images/posters/", type="string"),
+    },
+    user_defined_macros={"picture_path": picture_path, "seeds": SEEDS},
+)
+def example_approval() -> None:
+    """Draw three posters, ask which one to publish, and move that one."""
+    draw = ModelScopeImageGenerationOperator.partial(
+        task_id="draw",
+        model="Qwen/Qwen-Image",
+        prompt="{{ params.prompt }}",
+        size="768x1024",
+        destination="{{ params.destination }}candidates/",
+        deferrable=True,
+    ).expand(seed=SEEDS)
+
+    choose = HITLOperator(
+        task_id="choose",
+        subject="Which poster is published?",
+        body=BODY,
+        options=[*(str(number) for number, _ in enumerate(SEEDS, start=1)), NONE],
+        defaults=NONE,
+        response_timeout=TIME_LIMIT,
+    )
+
+    @task
+    def publish(candidates: Any, chosen: Any, ti: Any = None, params: Any = None) -> str:
+        """Move the chosen one to the published folder, and tell the gallery where it is now."""
+        [choice] = chosen["chosen_options"]
+        if choice == NONE:
+            raise AirflowSkipException("No poster was approved")
+        [image] = candidates[int(choice) - 1]
+        source = ObjectStoragePath(image["uri"], conn_id=image["storage_conn_id"])
+        uri = f"{params['destination']}published/{source.name}"
+        target = ObjectStoragePath(uri, conn_id=image["storage_conn_id"])
+        if not target.exists():  # else an earlier try has moved it
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.move(target)
+        ti.xcom_push(key="images", value=[{**image, "uri": uri}])
+        return uri
+
+    draw >> choose
+    publish(XComArg(draw, "images"), choose.output)
+
+
+example_approval()
