@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo ui test test-browser test-faults proof check bench clean
+.PHONY: help demo ui test test-browser screenshots test-faults proof check bench clean
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -26,6 +26,9 @@ test: $(READY) ## The tests
 
 test-browser: $(READY) ## What a person sees, in a real browser, which is Debian's chromium; two minutes
 	@$(BIN)/python -m pytest tests/browser
+
+screenshots: $(READY) ## The README's pictures of the gallery, made anew; a minute
+	@$(BIN)/python -m tests.browser.screenshots
 
 test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; four minutes
 	@$(BIN)/python -m pytest tests/faults

@@ -12,14 +12,21 @@ A reader meets the modules in the order data flows:
 ``image``              one picture: its facts, and its conversion to another format
 ``object_storage``     where images are read from and stored
 ``hooks``              the protocol, and the download of an image, on a worker, over requests
+``provenance``         how an image was made: told beside it, and inside it
+``xmp``                metadata inside a picture's file, without another byte changed
 ``deferral``           a task's waits: on its worker, in the triggerer, on a worker again
 ``landing``            a finished generation becomes objects in object storage
+``outlets``            what assets are told of stored images
+``lineage``            what OpenLineage is told of them
 ``triggers``           the protocol in the triggerer, over aiohttp
 ``upstream``           what a submit task recorded, for the tasks downstream of it
 ``durable``            what a task remembers of its submission across its tries
 ``operators``          submit a generation; or submit, wait and store in one task
 ``sensors``            wait for a generation
 ``transfers``          store a generation's images
+``decorators``         the one task, of a function that returns a prompt
+``links``              where a task's images and its model can be looked at
+``gallery``            the images of a Dag run in Airflow's own UI
 ``mistakes``           how mistakes in what was given are found and told
 ``exceptions``         every error, by what a retry would do
 ``emulator``           the service without a token, a quota or a network

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-MAX_PACKET = 4 * 1024 * 1024  # bytes; a compressed one could unpack to anything
+MAX_PACKET = 1024 * 1024  # bytes; a compressed one could unpack to anything
 MAX_PACKET_IN_JPEG = 65_502  # bytes; what XMP's specification lets one segment hold
 
 _RDF, _XML = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://www.w3.org/XML/1998/namespace"
@@ -165,9 +165,8 @@ class _Outline:
         if b"\0" in packet:
             raise _unfit("it is not UTF-8")  # but maybe UTF-16, which expat finds by itself
         try:
-            packet.decode()
             self._parser.Parse(packet, True)
-        except (UnicodeDecodeError, expat.ExpatError) as error:
+        except expat.ExpatError as error:
             raise _unfit(str(error)) from error
         if not self._end:
             raise _unfit("it has no rdf:RDF with a closing tag")
@@ -190,26 +189,27 @@ class _Outline:
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         at = self._parser.CurrentByteIndex
+        # Told here, because for the end of a tag that closes itself expat gives the offset of what follows.
+        is_empty = _EMPTY_TAG.match(self._packet, at)
         if tag == f"{_RDF}}}Description":
             if self.about is None:
                 self.about = attributes.get(f"{_RDF}}}about", attributes.get("about", ""))
             # As we write it. Other programs declare RDF's prefix further out: a description where one of them
             # gathered our properties and a label is not ours to remove.
-            if not self._block and self._own <= self._declared and self._open[-1:] == [f"{_RDF}}}RDF"]:
+            is_ours = self._own <= self._declared and self._open[-1:] == [f"{_RDF}}}RDF"] and not is_empty
+            if is_ours and not self._block:
                 self._block = at, len(self._open)
         if not self._block:
             self.names.update((tag, *attributes))
         self._declared.clear()
-        # An element without a closing tag is told here: for its end, expat gives the offset of what follows.
-        self._open.append("" if _EMPTY_TAG.match(self._packet, at) else tag)
+        self._open.append("" if is_empty else tag)
 
     def _finish(self, _: str) -> None:
         at, tag = self._parser.CurrentByteIndex, self._open.pop()
         if tag == f"{_RDF}}}RDF":
             self._end = at
         if self._block and self._block[1] == len(self._open):
-            if tag:
-                self._blocks.append((self._block[0], self._packet.index(b">", at) + 1))
+            self._blocks.append((self._block[0], self._packet.index(b">", at) + 1))
             self._block = None
 
 
@@ -293,7 +293,7 @@ def _jpeg(content: bytes) -> _Carrier:
             at = segment.end()
             continue
         size = int.from_bytes(segment[2]) if segment else 0
-        if not segment or size < 2 or segment.start(2) + size > len(content):
+        if not segment or size < 2:
             raise _malformed("JPEG")
         marker, start, data, at = segment[1], segment.start(1) - 1, segment.end(), segment.start(2) + size
         is_exif = marker == _APP1 and content.startswith(b"Exif\0", data, at)

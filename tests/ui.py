@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from airflow_provider_modelscope.emulator import Emulator
 from tests.real_airflow import RealAirflow, free_port
 
+DAG = "example_scheduled_content"
 FOLDER = Path(__file__).parent.parent / ".ui"
 
 
@@ -38,13 +41,27 @@ def main() -> int:
         with airflow.standalone(port=free_port(8080)) as url:
             print(f"\nAirflow:  {url}")
             print(f"Service:  {'ModelScope' if token else f'emulator on {emulator.base_url}'}")
-            print("Dags:     example_text_to_image and three more: trigger one")
-            print("Images:   in the folder that the trigger form shows as destination")
+            print("Dags:     example_text_to_image and more: trigger one")
+            if not token:  # with one it would cost credit
+                print(f"Images:   {url}/{_images(airflow, url, emulator)}")
             print("Ctrl-C ends it all.", flush=True)
             with suppress(KeyboardInterrupt):
                 signal.pause()
         print("Ended.")
     return 0
+
+
+def _images(airflow: RealAirflow, url: str, emulator: Emulator) -> str:
+    """Return where the UI shows a run's images; it is run where there is none yet."""
+
+    def runs() -> list[str]:
+        asked = "select run_id from xcom where dag_id = :dag_id and key = 'images'"
+        return [run_id for (run_id,) in airflow.query(asked, dag_id=DAG)]
+
+    if not runs():
+        folder = {"destination": f"file://{FOLDER}/images/"}
+        airflow.run_dag(url, DAG, folder, logical_date=datetime.now(UTC), watch=emulator.finish)
+    return f"dags/{DAG}/runs/{quote(runs()[0])}/plugin/modelscope-images"
 
 
 if __name__ == "__main__":

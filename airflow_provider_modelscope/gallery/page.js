@@ -96,9 +96,9 @@ document.addEventListener("DOMContentLoaded", () => {
       dialog.close();
     }
   });
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") step(-1);
-    if (event.key === "ArrowRight") step(1);
+  document.addEventListener("keydown", (event) => {
+    if (dialog.open && event.key === "ArrowLeft") step(-1);
+    if (dialog.open && event.key === "ArrowRight") step(1);
   });
   dialog.addEventListener("close", () => {
     picture.removeAttribute("src");
@@ -149,7 +149,10 @@ document.addEventListener("DOMContentLoaded", () => {
     try {
       const answer = document.hidden ? null : await fetch(location.href);
       if (answer?.ok) {
-        const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("gallery");
+        const text = await answer.text();
+        // Not the page's head, whose styles have a nonce that is not this page's.
+        const main = text.slice(text.indexOf("<main"), text.lastIndexOf("</main>"));
+        const fresh = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
         gallery.dataset.live = fresh.dataset.live;
         for (const line of gallery.querySelectorAll(":scope > p")) line.remove();
         gallery.prepend(...fresh.querySelectorAll(":scope > p"));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,17 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 import pytest
+import requests
 
 from airflow_provider_modelscope.emulator import Emulator
 from tests.browser.people import ADMIN, FAB, Person, invite
 from tests.browser.visits import Visits, chromium, find_chromium
-from tests.real_airflow import RealAirflow
+from tests.real_airflow import EXAMPLE_DAGS, RealAirflow
 
 if TYPE_CHECKING:
-    import requests
     from playwright.sync_api import Browser
 
 DAGS = Path(__file__).parent / "dags"
+IN_TIME = "TIME_LIMIT = timedelta(hours=12)"
 
 
 class DagRun(NamedTuple):
@@ -28,6 +30,16 @@ class DagRun(NamedTuple):
 
     dag_id: str
     run_id: str
+
+    @property
+    def gallery(self) -> str:
+        """The path of its images, without Airflow around them."""
+        return f"/modelscope/images?dag_id={self.dag_id}&run_id={quote(self.run_id, safe='')}"
+
+    def picture(self, kind: str, number: int = 1, *, task_id: str = "draw", map_index: int = -1) -> str:
+        """Return the path of one of its images, ``image`` or ``thumbnail``."""
+        which = f"task_id={task_id}&map_index={map_index}&number={number}"
+        return f"{self.gallery.replace('images', kind, 1)}&{which}"
 
     @property
     def path(self) -> str:
@@ -60,13 +72,40 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture(scope="session")
-def airflow(browser: Browser, emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> RealAirflow:
+def slow() -> Iterator[Emulator]:
+    """A service that finishes when it is told to, behind the connection ``modelscope_slow``."""
+    with Emulator(seconds=3600) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    browser: Browser, emulator: Emulator, slow: Emulator, tmp_path_factory: pytest.TempPathFactory
+) -> RealAirflow:
     """Airflow with its users; ``browser`` comes first, so that nothing is made where there is none."""
-    connection = {"conn_type": "modelscope", "password": "ms-browser", "host": emulator.base_url}
+    folder = tmp_path_factory.mktemp("browser")
+    shutil.copytree(DAGS, folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    for example in ("example_approval.py", "example_assets.py"):
+        shutil.copy(EXAMPLE_DAGS / example, folder / "dags")
+    # The same example again, whose time for an answer is over at once.
+    approval = (EXAMPLE_DAGS / "example_approval.py").read_text()
+    assert IN_TIME in approval
+    (folder / "dags" / "late_approval.py").write_text(
+        approval.replace(IN_TIME, "TIME_LIMIT = timedelta(seconds=1)").replace(
+            "example_approval(", "late_approval("
+        )
+    )
     airflow = RealAirflow(
-        tmp_path_factory.mktemp("browser") / "airflow",
-        dags=DAGS,
-        connections={"modelscope_default": connection},
+        folder / "airflow",
+        dags=folder / "dags",
+        connections={
+            f"modelscope_{name}": {
+                "conn_type": "modelscope",
+                "password": "ms-browser",
+                "host": service.base_url,
+            }
+            for name, service in (("default", emulator), ("slow", slow))
+        },
         login=ADMIN.login,
     )
     airflow.environment |= FAB
@@ -84,6 +123,12 @@ def url(airflow: RealAirflow) -> Iterator[str]:
         yield parts.url
 
 
+def last_run(airflow: RealAirflow, dag_id: str) -> DagRun:
+    """Return a Dag's last run."""
+    rows = airflow.query("select run_id from dag_run where dag_id = :dag_id order by id", dag_id=dag_id)
+    return DagRun(dag_id, rows[-1][0])
+
+
 @pytest.fixture(scope="session")
 def ran(airflow: RealAirflow, url: str) -> Callable[[str], DagRun]:
     """Run a Dag, once for all tests."""
@@ -93,8 +138,7 @@ def ran(airflow: RealAirflow, url: str) -> Callable[[str], DagRun]:
         if dag_id not in runs:
             state = airflow.run_dag(url, dag_id, {"destination": f"file://{airflow.home}/images/{dag_id}/"})
             assert state == "success", airflow.task_states(dag_id)
-            [[run_id]] = airflow.query("select run_id from dag_run where dag_id = :dag_id", dag_id=dag_id)
-            runs[dag_id] = DagRun(dag_id, run_id)
+            runs[dag_id] = last_run(airflow, dag_id)
         return runs[dag_id]
 
     return run
@@ -125,3 +169,10 @@ def visits(all_visits: Visits) -> Iterator[Visits]:
     yield all_visits
     all_visits.close()
     assert not all_visits.errors
+
+
+@pytest.fixture
+def anybody() -> Iterator[requests.Session]:
+    """Make requests as nobody."""
+    with requests.Session() as session:
+        yield session
