@@ -199,9 +199,10 @@ def thumbnail(content: bytes, side: int) -> bytes:
     try:
         with _opened(BytesIO(content)) as picture:
             picture.draft("RGB", (2 * side, 2 * side))  # a JPEG need not be decoded at its full size
+            painted = _painted(picture, "WEBP")
             # As fast as it can be done well: a page may ask for two hundred.
-            picture.thumbnail((side, side), reducing_gap=1.0)
-            _painted(picture, "WEBP").save(output, "WEBP", quality=80, method=1)
+            painted.thumbnail((side, side), reducing_gap=1.0)
+            painted.save(output, "WEBP", quality=80, method=1)
     except ImageError:
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything

@@ -67,7 +67,7 @@ class Exchange:
 
 def first_id() -> int:
     """Return an id that no earlier emulator gave: what is stored under an id must not be overwritten."""
-    return int(time.time())
+    return time.time_ns() // 1000
 
 
 @asynccontextmanager

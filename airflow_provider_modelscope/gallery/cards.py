@@ -111,6 +111,14 @@ class Card:
         return f"{self.task_id} {self.map_index} {self.number or 1}"
 
     @property
+    def which(self) -> str:
+        """Which of a mapped task's instances it belongs to; empty for another task's."""
+        if self.map_index < 0:
+            return ""
+        # Airflow's own name for an instance is its index, where the Dag has given none.
+        return self.label if self.label not in ("", str(self.map_index)) else f"[{self.map_index}]"
+
+    @property
     def parameters(self) -> Mapping[str, Any]:
         """The parameters of the request."""
         given = self.facts.get("parameters") if self.number else self.facts
@@ -120,6 +128,12 @@ class Card:
     def prompt(self) -> str:
         """What was asked for."""
         return str(self.parameters.get("prompt") or "")
+
+    @property
+    def seed(self) -> str:
+        """The seed that was used, or asked for."""
+        seed = self.parameters.get("seed")
+        return "" if seed is None else str(seed)
 
     @property
     def alternative_text(self) -> str:
@@ -136,7 +150,7 @@ class Card:
             "Negative prompt": asked.get("negative_prompt"),
             "Model": asked.get("model") or facts.get("model"),
             "Size": size,
-            "Seed": asked.get("seed"),
+            "Seed": self.seed,
             "Steps": asked.get("steps"),
             "Guidance": asked.get("guidance"),
             "LoRAs": asked.get("loras"),

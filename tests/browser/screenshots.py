@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from playwright.sync_api import expect
@@ -12,6 +14,9 @@ from playwright.sync_api import expect
 from airflow_provider_modelscope.emulator import Emulator
 from tests.browser.visits import Visits, chromium, find_chromium
 from tests.real_airflow import RealAirflow
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 SHOWCASE = Path(__file__).parent / "showcase"
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -27,7 +32,7 @@ def main() -> int:
         return 1
     with (
         TemporaryDirectory(prefix="screenshots-") as folder,
-        Emulator(user_queue=IMAGES) as emulator,
+        Emulator(seconds=2, user_queue=IMAGES) as emulator,
         Emulator(seconds=3600) as slow,
     ):
         airflow = RealAirflow(
@@ -42,10 +47,12 @@ def main() -> int:
         with airflow.standalone() as url, chromium(program) as browser:
             visits = Visits(browser, url)
 
+            taken: list[str] = []
+
             def look() -> None:
-                states = airflow.task_states(DAG)
-                if states.count(("draw", "success")) == IMAGES and airflow.xcoms(DAG, "poster", "request"):
-                    _take(visits, airflow)
+                drawn = airflow.task_states(DAG).count(("draw", "success"))
+                if drawn == IMAGES and slow.accepted and not taken:
+                    taken.extend(_take(visits, airflow))
                     slow.finish()
 
             given = {"destination": f"file://{folder}/images/"}
@@ -54,20 +61,25 @@ def main() -> int:
     return 0
 
 
-def _take(visits: Visits, airflow: RealAirflow) -> None:
+def _take(visits: Visits, airflow: RealAirflow) -> Iterator[str]:
     [[run_id]] = airflow.query("select run_id from dag_run")
-    path = f"/dags/{DAG}/runs/{quote(run_id, safe='')}/plugin/modelscope-images"
     for scheme in ("light", "dark"):
         page = visits.page(None, viewport=VIEWPORT, color_scheme=scheme)
-        page.goto(path)
+        page.goto(f"/dags/{DAG}/runs/{quote(run_id, safe='')}")
+        page.get_by_role("link", name="Images", exact=True).click()
         frame = page.frame_locator("iframe[title='Images']")
         expect(frame.locator("li img")).to_have_count(IMAGES)
         page.wait_for_load_state("networkidle")
-        page.screenshot(path=DOCS / f"images-{scheme}.png")
+        yield _shot(page, f"images-{scheme}.png")
         frame.locator("li a").first.click()
         expect(frame.locator("dialog img")).to_have_js_property("naturalWidth", 1024)
-        page.screenshot(path=DOCS / f"image-{scheme}.png")
-        print(f"{DOCS.name}/images-{scheme}.png, {DOCS.name}/image-{scheme}.png", flush=True)
+        yield _shot(page, f"image-{scheme}.png")
+
+
+def _shot(page: Page, name: str) -> str:
+    page.screenshot(path=DOCS / name)
+    print(f"{DOCS.name}/{name}", flush=True)
+    return name
 
 
 if __name__ == "__main__":

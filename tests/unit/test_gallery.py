@@ -174,6 +174,13 @@ class TestCards:
         assert [(card.map_index, card.label) for card in groups["b"]] == [(2, "number 2"), (10, "number 10")]
         assert [card.number for card in groups["a"]] == [1, 2]
 
+    @pytest.mark.parametrize(
+        ("map_index", "label", "which"), [(-1, "", ""), (3, "", "[3]"), (3, "3", "[3]"), (3, "cats", "cats")]
+    )
+    def test_an_instance_of_a_mapped_task_is_named(self, map_index: int, label: str, which: str) -> None:
+        a_task = task("success", map_index=map_index, label=label)
+        assert only(run(a_task, pushed("images", [image()], map_index=map_index))).which == which
+
     def test_only_the_map_index_that_was_asked_for_is_shown(self) -> None:
         images = [pushed("images", [image(str(index))], "b", index) for index in (1, 2)]
         assert only(run(*images), task_id="b", map_index=2).map_index == 2
