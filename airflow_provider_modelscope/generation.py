@@ -206,10 +206,10 @@ def _text(value: Any, as_text: Callable[[Any], str] = str) -> str:
 
 
 def _kept_text(value: Any) -> str | None:
-    """Return a prompt as a database can hold it, None where there is none."""
+    """Return a prompt as it is, but such that a database can hold it; None where there is none."""
     if not isinstance(value, str) or not value.strip():
         return None
-    return "\n".join(one_line(line, MAX_MESSAGE) for line in value[:MAX_MESSAGE].splitlines())
+    return re.sub("[\0\ud800-\udfff]", "\ufffd", value[:MAX_MESSAGE])
 
 
 def _is_url(value: Any) -> bool:

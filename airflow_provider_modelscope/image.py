@@ -193,16 +193,16 @@ def content_type_of(content: bytes) -> str:
 def thumbnail(content: bytes, side: int) -> bytes:
     """Return a picture, its first if it moves, as a WebP whose sides have at most so many pixels.
 
-    :raises ImageError: where the bytes are not a whole picture of at most 64 Mi pixels.
+    :raises ImageError: where the bytes are not a whole picture, or one of more than 16 Mi pixels.
     """
     output = BytesIO()
     try:
-        with _opened(BytesIO(content)) as picture:
+        with _opened(BytesIO(content), most=MAX_PIXELS // 4) as picture:
             picture.draft("RGB", (2 * side, 2 * side))  # a JPEG need not be decoded at its full size
-            painted = _painted(picture, "WEBP")
+            painted = picture if picture.mode in ("RGB", "RGBA", "L") else _painted(picture, "WEBP")
             # As fast as it can be done well: a page may ask for two hundred.
             painted.thumbnail((side, side), reducing_gap=1.0)
-            painted.save(output, "WEBP", quality=80, method=1)
+            _painted(painted, "WEBP").save(output, "WEBP", quality=80, method=1)
     except ImageError:
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything
@@ -211,10 +211,11 @@ def thumbnail(content: bytes, side: int) -> bytes:
 
 
 @contextmanager
-def _opened(file: IO[bytes]) -> Iterator[Pillow.Image]:
+def _opened(file: IO[bytes], *, most: int = MAX_PIXELS) -> Iterator[Pillow.Image]:
     """Open a file as one of the formats that are taken for pictures, without decoding it.
 
-    :raises ImageError: where it has more than 64 Mi pixels.
+    :param most: How many pixels it may have.
+    :raises ImageError: where it has more.
     :raises Exception: nearly anything, here and later: hostile bytes make Pillow do so.
     """
     from PIL import Image as Pillow
@@ -225,8 +226,8 @@ def _opened(file: IO[bytes]) -> Iterator[Pillow.Image]:
         warnings.simplefilter("ignore")  # the cap below is ours, and odd metadata is no fault here
         file.seek(0)
         with Pillow.open(file, formats=formats) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
+            if picture.width * picture.height > most:
+                raise ImageError(f"{picture.width}x{picture.height} pixels are more than {most}")
             yield picture
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.object_storage import Document
 from airflow_provider_modelscope.outlets import tell_outlets
 from airflow_provider_modelscope.provenance import Provenance
+from airflow_provider_modelscope.upstream import IMAGES
 from airflow_provider_modelscope.waiting import GenerationWait
 
 if TYPE_CHECKING:
@@ -118,24 +119,24 @@ def land(
         if destination.format:
             images = [opened.enter_context(image.converted(destination.format)) for image in images]
         for number, downloaded in enumerate(images, start=1):
-            with provenance.embedded_in(downloaded) if embed_metadata else nullcontext(downloaded) as image:
-                uri = destination.store(image, generation_id=generation.generation_id, number=number)
-                one = StoredImage(
-                    uri=uri,
-                    storage_conn_id=destination.storage_conn_id,
-                    content_type=image.content_type,
-                    width=image.width,
-                    height=image.height,
-                    bytes=image.length,
-                    sha256=image.sha256,
-                    seed=generation.seed,
-                    model=submission.model if submission else None,
-                    generation_id=generation.generation_id,
-                    parameters=provenance.parameters,
-                    milliseconds=generation.milliseconds,
-                )
+            image = provenance.embedded_in(downloaded) if embed_metadata else downloaded
+            uri = destination.store(image, generation_id=generation.generation_id, number=number)
+            one = StoredImage(
+                uri=uri,
+                storage_conn_id=destination.storage_conn_id,
+                content_type=image.content_type,
+                width=image.width,
+                height=image.height,
+                bytes=image.length,
+                sha256=image.sha256,
+                seed=generation.seed,
+                model=submission.model if submission else None,
+                generation_id=generation.generation_id,
+                parameters=provenance.parameters,
+                milliseconds=generation.milliseconds,
+            )
             if sidecar:
-                document = Document(content=provenance.document(asdict(one), context))
+                document = Document(content=provenance.document(one, context))
                 beside = destination.store_beside(uri, document, generation_id=generation.generation_id)
                 one = replace(one, sidecar=beside)
             stored.append(one)
@@ -144,7 +145,6 @@ def land(
             "Stored generation %s: %s (%dx%d, %d bytes)",
             generation.generation_id, one.uri, one.width, one.height, one.bytes,
         )  # fmt: skip
-    described = [asdict(one) for one in stored]
-    tell_outlets(described, context)
-    context["ti"].xcom_push(key="images", value=described)
+    context["ti"].xcom_push(key=IMAGES, value=[asdict(one) for one in stored])
+    tell_outlets(stored, context)
     return stored

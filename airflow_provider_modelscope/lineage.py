@@ -41,9 +41,8 @@ def _dataset(uri: str) -> Dataset:
     from airflow.providers.common.compat.openlineage.facet import Dataset
 
     parts = urlsplit(uri)
-    if parts.scheme in ("file", "local"):
+    scheme = {"local": "file", "s3a": "s3", "gcs": "gs"}.get(parts.scheme, parts.scheme)
+    if scheme == "file":
         return Dataset(namespace="file", name=parts.path)
     # A connection's id before the bucket is Airflow's own matter.
-    return Dataset(
-        namespace=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", name=parts.path.lstrip("/")
-    )
+    return Dataset(namespace=f"{scheme}://{parts.netloc.rpartition('@')[2]}", name=parts.path.lstrip("/"))

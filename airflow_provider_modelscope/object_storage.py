@@ -61,12 +61,13 @@ class Destination:
     format: str | None
 
     @classmethod
-    def parse(cls, destination: str, *, storage_conn_id: str | None = None) -> Self:
+    def parse(cls, destination: str, *, storage_conn_id: str | None = None, sidecar: bool = False) -> Self:
         """Check a destination, before anything is paid for.
 
         :param destination: ``s3://bucket/folder/``, ``file:///folder/name.png`` and so on. With a ``/`` at
             its end it is a folder. An object's suffix may ask for a format: ``.png``, ``.jpg``, ``.webp``.
         :param storage_conn_id: The connection to reach it with, else the one in ``s3://conn_id@bucket/``.
+        :param sidecar: Whether a file is to stand beside each image.
         :raises InvalidDestinationError: saying what is wrong and what is allowed.
         """
         if not isinstance(destination, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", destination):
@@ -97,8 +98,11 @@ class Destination:
                 destination, "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"
             )
         path = _open(destination, storage_conn_id)
-        if parts.scheme in _LOCAL and (obstacle := _obstacle(Path(path.path), is_folder=not name.name)):
-            raise _invalid(destination, obstacle)
+        if parts.scheme in _LOCAL:
+            if obstacle := _obstacle(Path(path.path), is_folder=not name.name):
+                raise _invalid(destination, obstacle)
+            if sidecar and name.name and (obstacle := _obstacle(Path(_beside(path.path)), is_folder=False)):
+                raise _invalid(destination, f"the sidecar beside it, {shown(_beside(name.name))}: {obstacle}")
         return cls(
             uri=destination.replace(connection + at, "", 1),
             storage_conn_id=storage_conn_id or connection or None,
@@ -129,16 +133,16 @@ class Destination:
 
         Raises what :meth:`store` does.
         """
-        self._put(f"{uri}.json", document, generation_id=generation_id)
-        return f"{uri}.json"
+        self._put(_beside(uri), document, generation_id=generation_id)
+        return _beside(uri)
 
-    def _put(self, uri: str, thing: Image | Document, *, generation_id: str) -> ObjectStoragePath:
+    def _put(self, uri: str, body: Image | Document, *, generation_id: str) -> ObjectStoragePath:
         path = _open(uri, self.storage_conn_id)
         try:
             if path.protocol in _LOCAL:
-                _replace_file(Path(path.path), thing)
+                _replace_file(Path(path.path), body)
             else:
-                _put_object(path, thing)
+                _put_object(path, body)
         except ImageNotStoredError as error:
             error.message = f"{uri}: {error.message}"
             raise
@@ -174,6 +178,10 @@ class Document:
     def length(self) -> int:
         """How many bytes."""
         return len(self.content)
+
+
+def _beside(uri: str) -> str:
+    return f"{uri}.json"
 
 
 def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = None) -> GenerationRequest:
@@ -293,17 +301,17 @@ def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destinatio
     return path
 
 
-def _replace_file(path: Path, thing: Image | Document) -> None:
+def _replace_file(path: Path, body: Image | Document) -> None:
     """Write beside the final name, then rename: nobody ever reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".image-{secrets.token_hex(8)}")
     try:
         with beside.open("xb") as file:
-            (source := thing.file).seek(0)
+            (source := body.file).seek(0)
             shutil.copyfileobj(source, file)
             file.flush()
             os.fsync(file.fileno())
-            _see_that_it_holds(os.fstat(file.fileno()).st_size, thing)
+            _see_that_it_holds(os.fstat(file.fileno()).st_size, body)
         beside.replace(path)
     except BaseException:
         with suppress(OSError):  # what went wrong first is what should be told
@@ -311,21 +319,21 @@ def _replace_file(path: Path, thing: Image | Document) -> None:
         raise
 
 
-def _put_object(path: ObjectStoragePath, thing: Image | Document) -> None:
+def _put_object(path: ObjectStoragePath, body: Image | Document) -> None:
     """Put the whole object at once, and see that the store holds it; half of it is removed again."""
     shows_halves = path.protocol not in _CONTENT_TYPE_ARGUMENT
     before = _size(path) if shows_halves else None
     try:
         # Not put_file: it names the content type after the file on disk, and where a filesystem has only
         # open() to offer, a read that fails on the way leaves half an object.
-        path.fs.pipe_file(path.path, thing.content, **_content_type(path.protocol, thing.content_type))
+        path.fs.pipe_file(path.path, body.content, **_content_type(path.protocol, body.content_type))
     except BaseException:
         with suppress(Exception):  # what went wrong first is what should be told
-            if shows_halves and _size(path) not in (None, before, thing.length):
+            if shows_halves and _size(path) not in (None, before, body.length):
                 path.fs.rm_file(path.path)
         raise
     try:
-        _see_that_it_holds(_size(path), thing)
+        _see_that_it_holds(_size(path), body)
     except ImageNotStoredError:
         if shows_halves:  # elsewhere what stands there is whole, and another task's
             with suppress(Exception):
@@ -333,9 +341,9 @@ def _put_object(path: ObjectStoragePath, thing: Image | Document) -> None:
         raise
 
 
-def _see_that_it_holds(size: int | None, thing: Image | Document) -> None:
-    if size != thing.length:
-        raise ImageNotStoredError(f"It was given {thing.length} bytes and holds {size or 0}: store it again")
+def _see_that_it_holds(size: int | None, body: Image | Document) -> None:
+    if size != body.length:
+        raise ImageNotStoredError(f"It was given {body.length} bytes and holds {size or 0}: store it again")
 
 
 def _size(path: ObjectStoragePath) -> int | None:

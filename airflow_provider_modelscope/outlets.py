@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_modelscope.landing import StoredImage
 
 TOLD = ("uri", "sha256", "width", "height", "model", "seed", "generation_id")
 
 log = logging.getLogger(__name__)
 
 
-def tell_outlets(images: Sequence[Mapping[str, Any]], context: Context) -> None:
+def tell_outlets(images: Sequence[StoredImage], context: Context) -> None:
     """Give each asset in the task's outlets the images as extra, and each alias the images as assets.
 
     The extra of an asset's event is ``{"images": [...]}``, that of an alias's event the one image; an image
     is told by :data:`TOLD`.
-
-    :param images: The entries of the XCom ``images``.
     """
     from airflow.providers.common.compat.sdk import Asset, AssetAlias
     from airflow.sdk.definitions.asset import AssetRef
 
-    told = [{name: image[name] for name in TOLD} for image in images]
+    told: list[dict[str, Any]] = [{name: getattr(image, name) for name in TOLD} for image in images]
     events: Any = context.get("outlet_events")
     for outlet in context.get("outlets") or ():
         if isinstance(outlet, Asset | AssetRef):

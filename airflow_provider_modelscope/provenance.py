@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modelscope import __version__
 from airflow_provider_modelscope.exceptions import ImageError
 from airflow_provider_modelscope.image import Image
-from airflow_provider_modelscope.mistakes import shortened
-from airflow_provider_modelscope.request import public_url
+from airflow_provider_modelscope.request import presentable
 from airflow_provider_modelscope.xmp import (
     CannotEmbedError,
     Property,
@@ -30,19 +26,16 @@ from airflow_provider_modelscope.xmp import (
 )
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.landing import StoredImage
     from airflow_provider_modelscope.upstream import Submission
 
 NAMESPACE = "urn:airflow-provider-modelscope:image"
 IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 MADE_BY_AI = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 LABEL = ("http://www.tc260.org.cn/ns/AIGC/1.0/", "AIGC")  # the service's own, after GB 45438-2025
-MAX_DEPTH, MAX_LENGTH = 6, 4000  # of what the service says of a generation, as it is kept
-_URL = re.compile(r"(data:|[a-z][a-z0-9+.-]*://)\S*", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +56,15 @@ class Provenance:
         asked = self.submission.request if self.submission else {}
         return {**asked, **self.generation.used_parameters()}
 
-    def embedded_in(self, image: Image) -> AbstractContextManager[Image]:
+    def embedded_in(self, image: Image) -> Image:
         """Return the picture with all that in its metadata, and the IPTC's marker of pictures made by AI.
 
         No pixel and no label changes. A picture that cannot take it is returned as it is, with a warning:
-        it is paid for.
+        it is paid for. Where other pictures lie stays out of it, since it may be published.
         """
         told = {"generation_id": self.generation.generation_id, **self.parameters}
+        for private in ("image_url", "extra_parameters"):
+            told.pop(private, None)
         properties = [
             Property(namespace=IPTC, prefix="Iptc4xmpExt", name="DigitalSourceType", text=MADE_BY_AI),
             *(
@@ -78,28 +73,24 @@ class Provenance:
             ),
         ]
         try:
-            content = with_properties(image.content, properties, own_namespace=NAMESPACE)
-        except CannotEmbedError as error:
+            return Image.from_bytes(with_properties(image.content, properties, own_namespace=NAMESPACE))
+        except (CannotEmbedError, ImageError) as error:
             log.warning(
                 "Generation %s: the %s is stored without metadata of how it was made: %s",
                 self.generation.generation_id, image.format, error,
             )  # fmt: skip
-            return nullcontext(image)
-        return Image.from_chunks([content])
+            return image
 
-    def document(self, stored: Mapping[str, Any], context: Context) -> bytes:
-        """Return the JSON text to stand beside a stored image.
-
-        :param stored: What is known of it: the entry of the XCom ``images``.
-        """
+    def document(self, stored: StoredImage, context: Context) -> bytes:
+        """Return the JSON text to stand beside a stored image."""
         ti = context["ti"]
         asked = self.submission
         told = {
-            **{name: stored[name] for name in _OF_THE_IMAGE},
+            **{name: getattr(stored, name) for name in _OF_THE_IMAGE},
             "generation_id": self.generation.generation_id,
             "request_id": self.generation.request_id,
             "request": asked.request if asked else None,
-            "parameters_used": _presentable(self.generation.parameters),
+            "parameters_used": presentable(self.generation.parameters),
             "submitted_at": _iso(asked.submitted_at) if asked else None,
             "stored_at": _iso(datetime.now(UTC).timestamp()),
             "milliseconds": self.generation.milliseconds,
@@ -124,19 +115,6 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _presentable(value: Any, depth: int = 0) -> Any:
-    """Return what the service said, without signatures in URLs, pictures, and what never ends."""
-    if isinstance(value, str):
-        return shortened(public_url(value) if _URL.fullmatch(value) else value, MAX_LENGTH)
-    if isinstance(value, Mapping | list) and depth == MAX_DEPTH:
-        return "..."
-    if isinstance(value, Mapping):
-        return {str(name): _presentable(one, depth + 1) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_presentable(one, depth + 1) for one in value]
-    return value
-
-
 def told_by(file: Path) -> dict[str, Any]:
     """Return what a picture's file and the one beside it tell of how it was made.
 
@@ -153,7 +131,8 @@ def told_by(file: Path) -> dict[str, Any]:
         told["AIGC label"] = properties[LABEL]
     if kind := properties.get((IPTC, "DigitalSourceType")):
         told["digital source type"] = kind
-    told |= {name: text for (namespace, name), text in properties.items() if namespace == NAMESPACE}
+    own = {name: text for (namespace, name), text in properties.items() if namespace == NAMESPACE}
+    told |= {name: text for name, text in own.items() if name not in told}
     beside = file.with_name(f"{file.name}.json")
     if beside.is_file():
         document = json.loads(beside.read_text())

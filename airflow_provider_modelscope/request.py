@@ -21,6 +21,7 @@ from airflow_provider_modelscope.mistakes import raise_mistakes, shortened, show
 MAX_SEED = 2**31 - 1
 MAX_TEXT = 2000  # prompts are shorter than this
 MAX_LORAS = 6
+MAX_DEPTH, MAX_KEPT = 6, 4000  # levels and characters of a value from elsewhere, as it is kept
 
 # Families of models whose sizes are documented: smallest and largest side in pixels. The pattern is
 # looked for in the model's name without its owner; versions that the page does not speak of (FLUX.2)
@@ -109,12 +110,15 @@ class GenerationRequest:
         """Return what was asked for, as it may be kept and shown: without what is private of its pictures."""
         pictures = self.image_url
         if isinstance(pictures, str):
-            pictures = public_url(pictures)
+            pictures = _public(pictures)
         elif pictures is not None:
-            pictures = [public_url(picture) for picture in pictures]
-        return {name: value for name, value in vars(self).items() if value is not None} | (
-            {"image_url": pictures} if pictures else {}
-        )
+            pictures = [_public(picture) for picture in pictures]
+        kept = {name: value for name, value in vars(self).items() if value is not None}
+        if pictures:
+            kept["image_url"] = pictures
+        if self.extra_parameters:
+            kept["extra_parameters"] = presentable(self.extra_parameters)
+        return kept
 
     @property
     def stored_images(self) -> list[str]:
@@ -135,7 +139,20 @@ def _family(model: Any) -> str | None:
     return families[0] if len(families) == 1 else None
 
 
-def public_url(url: str) -> str:
+def presentable(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value as it may be kept and shown: no signatures in URLs, no pictures, no end of it."""
+    if isinstance(value, str):
+        return shortened(_public(value) if _ANY_URL.fullmatch(value) else value, MAX_KEPT)
+    if isinstance(value, Mapping | list) and depth == MAX_DEPTH:
+        return "..."
+    if isinstance(value, Mapping):
+        return {str(name): presentable(one, depth + 1) for name, one in value.items()}
+    if isinstance(value, list):
+        return [presentable(one, depth + 1) for one in value]
+    return value
+
+
+def _public(url: str) -> str:
     """Return what may be kept of a picture's URL: a query may be a signature, ``data:`` holds megabytes."""
     if url.lower().startswith("data:"):
         return shortened(url, 300)
@@ -270,6 +287,7 @@ def _one_image_url(value: Any) -> str:
     raise ValueError(_IMAGE_URL_FORMS)
 
 
+_ANY_URL = re.compile(r"(data:|[a-z][a-z0-9+.-]*://)\S*", re.IGNORECASE)
 _DATA_URI = re.compile(
     r"(?i:data:image/[\w.+-]+(;[\w=.+-]+)*;base64,)[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+", re.ASCII
 )

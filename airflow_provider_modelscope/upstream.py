@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context
 
-XCOM_KEY = "request"
+# The XComs that our tasks push, beside what they return: what was asked for, and what was stored.
+REQUEST, IMAGES = "request", "images"
 
 log = logging.getLogger(__name__)
 
@@ -45,32 +46,50 @@ class Submission:
             kind = getattr(upstream, "operator_class", type(upstream))
             if not issubclass(kind, ModelScopeSubmitImageGenerationOperator):
                 continue
-            found = context["ti"].xcom_pull(task_ids=upstream.task_id, key=XCOM_KEY)
+            found = context["ti"].xcom_pull(task_ids=upstream.task_id, key=REQUEST)
             for recorded in [found] if isinstance(found, dict) else found or []:
-                if recorded and recorded.get("generation_id") == generation_id:
-                    return cls._from_json(**recorded)
+                submission = cls._from_json(recorded)
+                if submission and submission.generation_id == generation_id:
+                    return submission
         return None
 
     @classmethod
     def own(cls, context: Context) -> Self | None:
-        """Return what this very task instance recorded, None where it did not."""
-        ti = context["ti"]
-        recorded = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_KEY, map_indexes=ti.map_index)
-        return cls._from_json(**recorded) if recorded else None
+        """Return what this very task instance recorded, None where that cannot be had."""
+        try:
+            return cls._from_json(own_xcom(context, REQUEST))
+        except Exception as error:  # whatever its backend raises; the generation is made and paid for
+            log.warning("XCom %r of this task cannot be read: %r", REQUEST, error)
+            return None
 
     @classmethod
-    def _from_json(cls, *, generation_id: str, submitted_at: float, **request: Any) -> Self:
-        return cls(
-            generation_id=generation_id,
-            model=request["model"],
-            submitted_at=submitted_at,
-            request=request,
-        )
+    def _from_json(cls, recorded: Any) -> Self | None:
+        match recorded:
+            case {
+                "generation_id": str(generation_id),
+                "model": str(model),
+                "submitted_at": float() | int() as submitted_at,
+            }:
+                own = ("generation_id", "submitted_at")
+                return cls(
+                    generation_id=generation_id,
+                    model=model,
+                    submitted_at=submitted_at,
+                    request={name: value for name, value in recorded.items() if name not in own},
+                )
+        return None
 
     def record(self, context: Context) -> None:
         """Push it as XCom: tasks downstream find it there, and people."""
         value = {**self.request, "generation_id": self.generation_id, "submitted_at": self.submitted_at}
         try:
-            context["ti"].xcom_push(key=XCOM_KEY, value=value)
+            context["ti"].xcom_push(key=REQUEST, value=value)
         except Exception as error:  # whatever its backend raises; the generation is made and paid for
-            log.warning("XCom %r of generation %s was not kept: %r", XCOM_KEY, self.generation_id, error)
+            log.warning("XCom %r of generation %s was not kept: %r", REQUEST, self.generation_id, error)
+
+
+def own_xcom(context: Context, key: str) -> Any:
+    """Return what this very task instance pushed in this try, None where it pushed nothing."""
+    ti = context["ti"]
+    map_index = -1 if ti.map_index is None else ti.map_index
+    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=map_index)

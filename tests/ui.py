@@ -61,7 +61,7 @@ def _images(airflow: RealAirflow, url: str, emulator: Emulator) -> str:
     if not runs():
         folder = {"destination": f"file://{FOLDER}/images/"}
         airflow.run_dag(url, DAG, folder, logical_date=datetime.now(UTC), watch=emulator.finish)
-    return f"dags/{DAG}/runs/{quote(runs()[0])}/plugin/modelscope-images"
+    return f"dags/{DAG}/runs/{quote(runs()[0], safe=':+')}/plugin/modelscope-images"
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     SET_DURING_EXECUTION,
     DecoratedOperator,
-    TaskDeferred,
     context_merge,
     determine_kwargs,
     task_decorator_factory,
@@ -20,12 +20,17 @@ from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
 )
+from airflow_provider_modelscope.upstream import own_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.sdk.bases.decorator import TaskDecorator
 
-XCOM_KEY = "parameters"
+    from airflow_provider_modelscope.waiting import QueueWait
+
+XCOM_KEY = "modelscope_parameters"
+
+log = logging.getLogger(__name__)
 
 
 class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenerationOperator):
@@ -74,34 +79,52 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         self._take(_parameters_of(self.python_callable(*self.op_args, **kwargs)))
-        try:
-            return super().execute(context)
-        except TaskDeferred:  # another process goes on, without what is set here
-            context["ti"].xcom_push(key=XCOM_KEY, value=vars(self._request()))
-            raise
+        return super().execute(context)
 
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Go on after the wait in the triggerer for room, with what the function had returned."""
-        self._take_pushed(context)
+        if not self._take_kept(context):
+            raise ModelScopeRetryableError(
+                f"Nothing was sent: what the function had returned is gone with XCom {XCOM_KEY!r}"
+            )
         return super().execute_queued(context, event)
 
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
-        """Go on after the wait in the triggerer, with what the function had returned."""
-        self._take_pushed(context)
+        """Go on after the wait in the triggerer."""
+        self._take_kept(context)  # needed only where the images are gone and it is submitted again
         return super().execute_complete(context, event)
+
+    def _start(self, queue: QueueWait, context: Context, *, had_turn: bool) -> Any:
+        if self.deferrable and not had_turn:  # another process may go on, without what is set here
+            self._keep(context)
+        return super()._start(queue, context, had_turn=had_turn)
 
     def _take(self, parameters: Mapping[str, Any]) -> None:
         for name, value in parameters.items():
             setattr(self, name, value)
 
-    def _take_pushed(self, context: Context) -> None:
-        ti = context["ti"]
-        parameters = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_KEY, map_indexes=ti.map_index)
-        if not isinstance(parameters, Mapping):
-            raise ModelScopeRetryableError(
-                f"What the function had returned is not there any more, as the XCom {XCOM_KEY!r} of this task"
-            )
-        self._take(parameters)
+    def _keep(self, context: Context) -> None:
+        """Keep what the function returned for the process that goes on, or see that there is no other.
+
+        An XCom is plain text in the database: it may hold no signed URL, and no picture of megabytes.
+        """
+        request = self._request()
+        if request.summary() == {name: value for name, value in vars(request).items() if value is not None}:
+            context["ti"].xcom_push(key=XCOM_KEY, value=request.summary())
+        else:
+            log.info("What the function returned may not be kept, so this task waits on its worker")
+            self.deferrable = False
+
+    def _take_kept(self, context: Context) -> bool:
+        try:
+            kept = own_xcom(context, XCOM_KEY)
+        except Exception as error:  # whatever its backend raises; what is paid for can still be stored
+            log.warning("XCom %r of this task cannot be read: %r", XCOM_KEY, error)
+            return False
+        if not isinstance(kept, Mapping):
+            return False
+        self._take(kept)
+        return True
 
 
 def modelscope_image_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

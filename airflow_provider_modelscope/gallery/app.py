@@ -7,7 +7,8 @@ XCom names.
 from __future__ import annotations
 
 import secrets
-from functools import cache, partial
+import time
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -58,16 +59,20 @@ def make_app() -> FastAPI:
 
 async def images(request: Request, dag_id: str = "") -> Response:
     """Show the images of a Dag run, or of one of its task instances."""
-    run_id, task_id = _named(request, "run_id"), _named(request, "task_id")
-    run = await _in_thread(partial(read_run, dag_id, run_id))
+    return await to_thread.run_sync(_images, request, dag_id)
+
+
+def _images(request: Request, dag_id: str) -> Response:
+    run_id, task_id, map_index = _named(request, "run_id"), _named(request, "task_id"), _map_index(request)
+    run = read_run(dag_id, run_id)
     if run is None:
         raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
-    groups = cards_of(run, task_id=task_id or None, map_index=_map_index(request))
+    groups = cards_of(run, task_id=task_id or None, map_index=map_index)
     cards = [card for group in groups.values() for card in group]
     return _page(
         groups=groups,
         nothing="This task has no images." if task_id else "This run has no images.",
-        place=_place(dag_id, run_id, task_id, _map_index(request)),
+        place=_place(dag_id, run_id, task_id, map_index),
         stored=sum(1 for card in cards if card.number),
         coming=sum(1 for card in cards if not card.is_over),
         missing=sum(1 for card in cards if card.is_over and not card.number),
@@ -92,7 +97,7 @@ async def thumbnail(request: Request, dag_id: str = "") -> Response:
     picture = await _picture(request, dag_id)
 
     def content() -> tuple[bytes, str]:
-        return small(picture), "image/webp"
+        return small(picture, now=time.time()), "image/webp"
 
     return await _serve(request, content, etag=f'"{picture.sha256}-{SIDE}"')
 
@@ -100,7 +105,7 @@ async def thumbnail(request: Request, dag_id: str = "") -> Response:
 async def _picture(request: Request, dag_id: str) -> StoredPicture:
     """Return the image that the query names, as the XCom of that task instance tells of it."""
     run_id, task_id, number = (_named(request, name) for name in ("run_id", "task_id", "number"))
-    pushed = await _in_thread(partial(read_images, dag_id, run_id, task_id, _map_index(request)))
+    pushed = await to_thread.run_sync(read_images, dag_id, run_id, task_id, _map_index(request))
     picture = StoredPicture.of(pushed, _integer(number or "1"))
     if picture is None:
         raise HTTPException(404, "No task has told of such an image.")
@@ -112,7 +117,7 @@ async def _serve(request: Request, content: Callable[[], tuple[bytes, str]], *, 
     if etag in request.headers.get("If-None-Match", ""):
         return Response(status_code=304, headers=headers)
     try:
-        body, content_type = await _in_thread(content)
+        body, content_type = await to_thread.run_sync(content, limiter=_limiter())
     except NotShownError as error:
         raise HTTPException(404, str(error)) from error
     return Response(body, media_type=content_type, headers=headers)
@@ -169,10 +174,6 @@ def _limiter() -> CapacityLimiter:
     return CapacityLimiter(THREADS)
 
 
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    return await to_thread.run_sync(work, limiter=_limiter())
-
-
 def _place(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
     """Return the page of Airflow's UI that these images belong to, from here."""
     run = f"../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
@@ -189,7 +190,7 @@ def _named(request: Request, name: str) -> str:
     for pair in request.url.query.split("&"):
         key, _, value = pair.partition("=")
         if key == name:
-            return unquote(value)
+            return unquote(value).replace("\0", "")  # which PostgreSQL takes in no question
     return ""
 
 

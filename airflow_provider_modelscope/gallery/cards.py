@@ -6,6 +6,7 @@ Pure: what is known comes in as values, and any task may have written them.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 from airflow_provider_modelscope.mistakes import shortened
 from airflow_provider_modelscope.request import GenerationRequest
+from airflow_provider_modelscope.upstream import IMAGES, REQUEST
 
 # The tasks that submit, by the name that Airflow keeps of their class.
 SUBMITTERS = (
@@ -82,7 +84,7 @@ class StoredPicture:
         match entry:
             case {"uri": str(uri), "sha256": str(sha256), "bytes": int(length), **others}:
                 connection = others.get("storage_conn_id")
-                if isinstance(connection, str | None):
+                if isinstance(connection, str | None) and re.fullmatch("[0-9a-f]{64}", sha256):
                     return cls(uri=uri, storage_conn_id=connection, sha256=sha256, length=length)
         return None
 
@@ -172,8 +174,8 @@ class Card:
 
 
 def _seconds(milliseconds: Any) -> str | None:
-    is_number = isinstance(milliseconds, int | float) and math.isfinite(milliseconds)
-    return f"{milliseconds / 1000:.1f} s" if is_number else None
+    is_a_time = isinstance(milliseconds, int | float) and 0 <= milliseconds < 10**9
+    return f"{milliseconds / 1000:.1f} s" if is_a_time else None
 
 
 def cards_of(run: Run, *, task_id: str | None = None, map_index: int = -1) -> dict[str, list[Card]]:
@@ -187,7 +189,7 @@ def cards_of(run: Run, *, task_id: str | None = None, map_index: int = -1) -> di
         submitted = {
             _generation_id(xcom.value)
             for xcom in run.pushed
-            if (xcom.task_id, xcom.map_index) == (task_id, map_index) and xcom.key == "request"
+            if (xcom.task_id, xcom.map_index) == (task_id, map_index) and xcom.key == REQUEST
         } - {None}
         cards = [
             card
@@ -217,7 +219,7 @@ def _cards(run: Run) -> Iterator[Card]:
         return {"task_id": xcom.task_id, "map_index": xcom.map_index, "label": task.label if task else ""}
 
     for xcom in run.pushed:
-        if xcom.key != "images":
+        if xcom.key != IMAGES:
             continue
         if not isinstance(xcom.value, list):
             sentence = "What was stored is told in a custom XCom backend, which is not read here."
@@ -228,7 +230,7 @@ def _cards(run: Run) -> Iterator[Card]:
                 stored.add(_generation_id(facts))
                 yield Card(number=number, facts=facts, **known(xcom))
     for xcom in run.pushed:
-        if xcom.key != "request" or (generation_id := _generation_id(xcom.value)) is None:
+        if xcom.key != REQUEST or (generation_id := _generation_id(xcom.value)) is None:
             continue
         who = known(xcom)
         if generation_id not in stored:

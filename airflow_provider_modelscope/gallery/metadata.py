@@ -11,9 +11,7 @@ import json
 from typing import Any
 
 from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
-from airflow_provider_modelscope.upstream import XCOM_KEY as REQUEST
-
-IMAGES = "images"
+from airflow_provider_modelscope.upstream import IMAGES, REQUEST
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
@@ -28,12 +26,14 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         return [model.dag_id == dag_id, model.run_id == run_id]
 
     with create_session() as session:
-        state = session.scalar(select(DagRun.state).where(*of_the_run(DagRun)))
-        if state is None:
+        found = session.execute(select(DagRun.id, DagRun.state).where(*of_the_run(DagRun))).first()
+        if found is None:
             return None
+        dag_run_id, state = found
         xcoms = session.execute(
             select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
-                *of_the_run(XComModel), XComModel.key.in_([IMAGES, REQUEST])
+                XComModel.dag_run_id == dag_run_id,  # what the table is sorted by
+                XComModel.key.in_([IMAGES, REQUEST]),
             )
         ).all()
         columns: list[Any] = [

@@ -105,7 +105,9 @@ document.addEventListener("DOMContentLoaded", () => {
     cardOf(shown)?.querySelector("a").focus();
   });
   const broken = async (image) => {
-    const text = await reason(image.src);
+    const url = image.src;
+    const text = await reason(url);
+    if (image.src !== url) return; // another one is shown by now
     if (image === picture) {
       picture.hidden = true;
       sentence.hidden = false;
@@ -129,7 +131,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const known = before.get(one.dataset.key);
       before.delete(one.dataset.key);
       const kept = known ? update(known, one) : document.adoptNode(one);
-      const place = last ? last.nextSibling : old.querySelector(`:scope > ${selector}`);
+      const place = last ? last.nextElementSibling : old.querySelector(`:scope > ${selector}`);
       if (kept !== place) old.insertBefore(kept, place);
       last = kept;
     }
@@ -151,7 +153,7 @@ document.addEventListener("DOMContentLoaded", () => {
       if (answer?.ok) {
         const text = await answer.text();
         // Not the page's head, whose styles have a nonce that is not this page's.
-        const main = text.slice(text.indexOf("<main"), text.lastIndexOf("</main>"));
+        const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
         const fresh = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
         gallery.dataset.live = fresh.dataset.live;
         for (const line of gallery.querySelectorAll(":scope > p")) line.remove();

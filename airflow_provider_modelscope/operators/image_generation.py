@@ -192,7 +192,8 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
             self.log.info("ModelScope accepted generation %s by %s: %.80r", id_, asked.model, asked.prompt)
             submission = Submission(generation_id=id_, model=asked.model, submitted_at=time.time())
             record.keep(fingerprint, submission)
-        replace(submission, request=asked.summary()).record(context)
+        submission = replace(submission, request=asked.summary())
+        submission.record(context)
         since = submission.submitted_at if earlier is None else time.time()
         return self._go_on(submission, record, context, since=since)
 
@@ -287,7 +288,9 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
 
         return [
             *super()._checks(),
-            lambda: Destination.parse(self.destination, storage_conn_id=self.storage_conn_id),
+            lambda: Destination.parse(
+                self.destination, storage_conn_id=self.storage_conn_id, sidecar=self.sidecar
+            ),
             lambda: check_seconds(
                 timeout=self.timeout, defer_after=self.defer_after, poll_interval=self.poll_interval
             ),
@@ -306,18 +309,30 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         )
         defer_after = self.defer_after if self.deferrable else None
         return self._finish(
-            lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after), record, context
+            lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after),
+            submission,
+            record,
+            context,
         )
 
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""
         from airflow_provider_modelscope.landing import finished_generation
+        from airflow_provider_modelscope.upstream import Submission
 
-        record = self._record(context)
-        return self._finish(lambda: finished_generation(self.hook, generation_id_of(event)), record, context)
+        return self._finish(
+            lambda: finished_generation(self.hook, generation_id_of(event)),
+            Submission.own(context),
+            self._record(context),
+            context,
+        )
 
     def _finish(
-        self, wait: Callable[[], Generation], record: SubmissionRecord, context: Context
+        self,
+        wait: Callable[[], Generation],
+        submission: Submission | None,
+        record: SubmissionRecord,
+        context: Context,
     ) -> list[str]:
         """Store what comes of the wait; the record goes when that is done, or cannot be."""
         from airflow_provider_modelscope.exceptions import (
@@ -327,7 +342,7 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         )
 
         try:
-            uris = self._land(wait(), context)
+            uris = self._land(wait(), submission, context)
         except GenerationUnseenError:
             raise
         except GenerationTimeoutError:
@@ -340,10 +355,9 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         record.finish()
         return uris
 
-    def _land(self, generation: Generation, context: Context) -> list[str]:
+    def _land(self, generation: Generation, submission: Submission | None, context: Context) -> list[str]:
         from airflow_provider_modelscope.landing import land
         from airflow_provider_modelscope.object_storage import Destination
-        from airflow_provider_modelscope.upstream import Submission
 
         generation.raise_for_failure(retry_submits=True)
         self._stored = land(
@@ -351,7 +365,7 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
             Destination.parse(self.destination, storage_conn_id=self.storage_conn_id),
             hook=self.hook,
             context=context,
-            submission=Submission.own(context),
+            submission=submission,
             sidecar=self.sidecar,
             embed_metadata=self.embed_metadata,
         )

@@ -81,11 +81,14 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Look, wait where it still runs, and return the ``generation_id``."""
+        with self._ending_as_sensors_do():
+            wait = self._wait(context)
+            model_url = self.hook.account.model_url(wait.model) if wait.model else None
+            push_links(context, model_url=model_url, has_images=False)
         if not self.deferrable and (self.reschedule or self.exponential_backoff):
             return super().execute(context)  # Airflow's own loop: the Dag's author says when to look
         with self._ending_as_sensors_do():
             defer_after = self.defer_after if self.deferrable else None
-            wait = self._wait(context)
             return self._succeeded(wait_or_defer(self, wait, self.hook, defer_after=defer_after))
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
@@ -108,8 +111,6 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         )
         generation_id = checked_id(self.generation_id)
         submission = Submission.find(generation_id, task=self, context=context)
-        model_url = self.hook.account.model_url(submission.model) if submission else None
-        push_links(context, model_url=model_url, has_images=False)
         started_at = context["ti"].start_date.timestamp()
         since = submission.submitted_at if submission else started_at
         return GenerationWait(

@@ -75,7 +75,9 @@ class ModelScopeImageToObjectStorageOperator(BaseOperator):
         from airflow_provider_modelscope.upstream import Submission
 
         def parsed() -> Destination:
-            return Destination.parse(self.destination, storage_conn_id=self.storage_conn_id)
+            return Destination.parse(
+                self.destination, storage_conn_id=self.storage_conn_id, sidecar=self.sidecar
+            )
 
         check_all(lambda: checked_id(self.generation_id), parsed, lambda: self.hook.account)
         generation_id, destination = checked_id(self.generation_id), parsed()

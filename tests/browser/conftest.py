@@ -91,7 +91,7 @@ def airflow(
     approval = (EXAMPLE_DAGS / "example_approval.py").read_text()
     assert IN_TIME in approval
     (folder / "dags" / "late_approval.py").write_text(
-        approval.replace(IN_TIME, "TIME_LIMIT = timedelta(seconds=1)").replace(
+        approval.replace(IN_TIME, "TIME_LIMIT = timedelta(seconds=15)").replace(
             "example_approval(", "late_approval("
         )
     )

@@ -188,6 +188,14 @@ class TestNotThere:
         expect(frame.locator("li")).to_have_class("image")
         assert looks_like(frame.locator("li img"), stored(airflow, "browser_waiting")[0])
         assert page.evaluate("() => window.stayed")
+        # The links still show when it is done, and lead there.
+        run = last_run(airflow, "browser_waiting")
+        page.goto(run.task_path(0))
+        expect(page.get_by_role("link", name="Model on ModelScope")).to_be_visible()
+        page.locator("a[href^='modelscope/images']").click()
+        assert looks_like(page.locator("li img"), stored(airflow, "browser_waiting")[0])
+        page.get_by_role("link", name="Back to Airflow").click()
+        page.wait_for_url(f"**{run.task_path(0)}")
 
     def test_a_failed_one_says_so(
         self, airflow: RealAirflow, url: str, slow: Emulator, visits: Visits
@@ -209,7 +217,7 @@ class TestNotThere:
         file.unlink()
         try:
             frame = tab(visits.page(STRANGER), run.path)
-            expect(frame.locator("li a.broken")).to_contain_text("is not there: it was moved or deleted")
+            expect(frame.locator("li a.broken")).to_contain_text("does not hold this image")
         finally:
             file.write_bytes(content)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_modelscope.decorators.image_generation import modelscope_image_task
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
+from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from tests.unit.conftest import TaskInstance
 
 if TYPE_CHECKING:
@@ -174,9 +177,51 @@ class TestDeferred:
     ) -> None:
         again = drawing(function, tmp_path, deferrable=True)
         event = {"status": "turn", "since": 1.0, "end_time": 2.0**40}
-        with pytest.raises(ModelScopeRetryableError, match="'parameters'"):
+        with pytest.raises(ModelScopeRetryableError, match="is gone with XCom 'modelscope_parameters'"):
             again.resume_execution("execute_queued", {"event": event}, context)
         assert not emulator.requests
+
+    def test_where_it_cannot_be_kept_nothing_is_paid_for(
+        self, emulator: Emulator, tmp_path: Path, function: Callable[[], str]
+    ) -> None:
+        class Failing(TaskInstance):
+            def xcom_push(self, key: str, value: Any) -> None:
+                if key == "modelscope_parameters":
+                    raise OSError("no room")
+
+        with pytest.raises(OSError, match="no room"):
+            execute(drawing(function, tmp_path, deferrable=True), {"ti": Failing()})
+        assert not emulator.requests
+
+    @pytest.mark.parametrize(
+        "private",
+        [
+            {"image_url": "https://images.example/a.png?Signature=secret"},
+            {"image_url": [f"data:image/png;base64,{'A' * 1000}"]},
+            {"extra_parameters": {"mask": "https://user:secret@images.example/a.png"}},
+        ],
+        ids=str,
+    )
+    def test_what_is_private_is_not_kept_and_waits_on_the_worker(
+        self, emulator: Emulator, context: Any, tmp_path: Path, private: dict[str, Any]
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        task = drawing(lambda: {"prompt": "A cat", **private}, tmp_path, deferrable=True)
+        assert execute(task, context)
+        kept = json.dumps(context["ti"].pushed)
+        assert "modelscope_parameters" not in kept
+        assert not re.search("Signature|user:secret|A{400}", kept)
+
+    def test_what_is_paid_for_is_stored_though_what_was_kept_is_gone(
+        self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
+    ) -> None:
+        submitter = ModelScopeSubmitImageGenerationOperator(task_id="s", model="a/b", prompt="A cat")
+        elsewhere: Any = {"ti": TaskInstance()}
+        generation_id = submitter.execute(elsewhere)
+        event = {"status": "finished", "generation_id": generation_id}
+        again = drawing(function, tmp_path, deferrable=True)
+        [uri] = again.resume_execution("execute_complete", {"event": event}, context)
+        assert uri.endswith(f"{generation_id}-1.png")
 
 
 def test_it_maps() -> None:

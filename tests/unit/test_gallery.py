@@ -8,9 +8,12 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
 from PIL import Image as Pillow
 
 from airflow_provider_modelscope.decorators.image_generation import _ModelScopeImageDecoratedOperator
+from airflow_provider_modelscope.gallery.app import make_app
 from airflow_provider_modelscope.gallery.cards import (
     SUBMITTERS,
     Card,
@@ -20,7 +23,8 @@ from airflow_provider_modelscope.gallery.cards import (
     TaskState,
     cards_of,
 )
-from airflow_provider_modelscope.gallery.pictures import SIDE, NotShownError, small, whole
+from airflow_provider_modelscope.gallery.pictures import FRESH, SIDE, NotShownError, whole
+from airflow_provider_modelscope.gallery.pictures import small as small_at
 from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeImageGenerationOperator,
     ModelScopeSubmitImageGenerationOperator,
@@ -208,6 +212,8 @@ class TestCards:
             {"parameters": {"prompt": 5}},
             {"milliseconds": "x"},
             {"milliseconds": float("inf")},
+            {"milliseconds": 10**400},
+            {"milliseconds": -1},
             {"width": None},
             {"generation_id": None},
         ],
@@ -231,8 +237,19 @@ class TestWhichPicture:
     def test_other_numbers_tell_none(self, number: int) -> None:
         assert StoredPicture.of([image()], number) is None
 
-    def test_a_connection_that_is_no_text_tells_none(self) -> None:
-        assert StoredPicture.of([image(storage_conn_id=5)], 1) is None
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"storage_conn_id": 5},
+            {"sha256": "x"},
+            {"sha256": "ab" * 31 + "\r\n"},
+            {"bytes": "5"},
+            {"uri": None},
+        ],
+        ids=str,
+    )
+    def test_an_odd_entry_tells_none(self, odd: dict[str, Any]) -> None:
+        assert StoredPicture.of([image(**odd)], 1) is None
 
 
 def stored(file: Path, content: bytes, **other: Any) -> StoredPicture:
@@ -243,10 +260,25 @@ def stored(file: Path, content: bytes, **other: Any) -> StoredPicture:
     return picture
 
 
+def small(picture: StoredPicture, *, now: float = 0.0) -> bytes:
+    return small_at(picture, now=now)
+
+
 def a_picture(format_: str = "PNG", size: tuple[int, int] = (640, 400), mode: str = "RGB") -> bytes:
     file = BytesIO()
     Pillow.new(mode, size, "red" if mode.startswith("RGB") else 1).save(file, format_)
     return file.getvalue()
+
+
+def test_no_route_answers_who_is_nobody() -> None:
+    routes = [route for route in make_app().routes if isinstance(route, APIRoute)]
+    assert {route.path for route in routes} == {"/images", "/image", "/thumbnail"}
+    with TestClient(make_app()) as client:
+        for route in routes:
+            answer = client.get(f"{route.path}?dag_id=a_dag&run_id=a_run&task_id=draw&number=1")
+            assert answer.status_code == 401
+            assert "Sign in to Airflow" in answer.text
+            assert "default-src 'none'" in answer.headers.get("Content-Security-Policy", "default-src 'none'")
 
 
 class TestServing:
@@ -265,12 +297,12 @@ class TestServing:
         picture = stored(tmp_path / "a.png", a_picture())
         (tmp_path / "a.png").write_bytes(a_picture(size=(9, 9)))
         for shown in (whole, small):
-            with pytest.raises(NotShownError, match="was overwritten"):
+            with pytest.raises(NotShownError, match="does not hold this image"):
                 shown(picture)
 
     def test_a_file_whose_checksum_nobody_told_is_not_read_out(self, tmp_path: Path) -> None:
         picture = stored(tmp_path / "a.png", a_picture(), sha256="00" * 32)
-        with pytest.raises(NotShownError, match="another image"):
+        with pytest.raises(NotShownError, match="does not hold this image"):
             whole(picture)
 
     @pytest.mark.parametrize("content", [b"root:x:0:0", b"<svg onload='alert(1)'/>", b"<html>"], ids=repr)
@@ -287,15 +319,27 @@ class TestServing:
     def test_one_that_is_gone_says_so(self, tmp_path: Path) -> None:
         picture = stored(tmp_path / "a.png", a_picture())
         (tmp_path / "a.png").unlink()
-        with pytest.raises(NotShownError, match="moved or deleted"):
+        with pytest.raises(NotShownError, match=r"moved, deleted or overwritten"):
             whole(picture)
 
     def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
         picture = stored(tmp_path / "a.png", a_picture())
         (tmp_path / "a.png").unlink()
         os.mkfifo(tmp_path / "a.png")
-        with pytest.raises(NotShownError, match="cannot read"):
+        with pytest.raises(NotShownError, match="does not hold this image"):
             whole(picture)
+
+    def test_a_small_one_is_not_shown_for_long_after_its_object_is_gone(self, tmp_path: Path) -> None:
+        picture = stored(tmp_path / "a.png", a_picture())
+        before = small(picture)
+        (tmp_path / "a.png").unlink()
+        assert small(picture) == before
+        with pytest.raises(NotShownError, match="does not hold this image"):
+            small(picture, now=FRESH)
+
+    def test_a_huge_one_has_no_small_one(self, tmp_path: Path) -> None:
+        with pytest.raises(NotShownError, match="no picture that can be shown small"):
+            small(stored(tmp_path / "a.png", a_picture(size=(5000, 5000), mode="1")))
 
     @pytest.mark.parametrize("length", [0, -1, 2**40])
     def test_a_length_that_cannot_be_is_not_read(self, tmp_path: Path, length: int) -> None:
@@ -304,7 +348,7 @@ class TestServing:
 
     @pytest.mark.parametrize("uri", ["http://169.254.169.254/latest", "nonsense", "", "s3://", "ftp://a/b"])
     def test_an_address_of_no_store_is_not_asked(self, tmp_path: Path, uri: str) -> None:
-        with pytest.raises(NotShownError, match=r"cannot (open|read)|not there"):
+        with pytest.raises(NotShownError, match=r"cannot open|does not hold this image"):
             whole(stored(tmp_path / "a.png", a_picture(), uri=uri))
 
     def test_an_unknown_connection_is_said(self, tmp_path: Path) -> None:

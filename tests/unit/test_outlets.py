@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
+from airflow_provider_modelscope.landing import StoredImage
 from airflow_provider_modelscope.outlets import TOLD, tell_outlets
 
 if TYPE_CHECKING:
     import pytest
 
-IMAGES: list[dict[str, Any]] = [
-    {
-        "uri": f"s3://bucket/42-{number}.png",
-        "sha256": "ab" * 32,
-        "width": 64,
-        "height": 32,
-        "model": "a/b",
-        "seed": 5,
-        "generation_id": "42",
-        "parameters": {"prompt": "A cat"},
-    }
+IMAGES = [
+    StoredImage(
+        uri=f"s3://bucket/42-{number}.png",
+        storage_conn_id="my_s3",
+        content_type="image/png",
+        width=64,
+        height=32,
+        bytes=5,
+        sha256="ab" * 32,
+        seed=5,
+        model="a/b",
+        generation_id="42",
+        parameters={"prompt": "A cat"},
+        milliseconds=None,
+    )
     for number in (1, 2)
 ]
-WHAT_IS_TOLD = [{name: image[name] for name in TOLD} for image in IMAGES]
+WHAT_IS_TOLD = [{name: getattr(image, name) for name in TOLD} for image in IMAGES]
 
 
-def told(*outlets: Any) -> Any:
+def told(*outlets: Any, images: Sequence[StoredImage] = IMAGES) -> Any:
     context: Any = {"outlets": list(outlets), "outlet_events": OutletEventAccessors()}
-    tell_outlets(IMAGES, context)
+    tell_outlets(images, context)
     return context["outlet_events"]
 
 
@@ -42,7 +49,7 @@ def test_an_asset_gets_every_image_as_extra() -> None:
 def test_an_alias_gets_every_image_as_an_asset() -> None:
     alias = AssetAlias("pictures")
     events = told(alias)[alias].asset_alias_events
-    assert [event.dest_asset_key.uri for event in events] == [image["uri"] for image in IMAGES]
+    assert [event.dest_asset_key.uri for event in events] == [image.uri for image in IMAGES]
     assert [event.extra for event in events] == WHAT_IS_TOLD
 
 
@@ -56,10 +63,10 @@ def test_other_outlets_and_none_are_left_alone() -> None:
 
 
 def test_an_image_that_cannot_be_an_asset_is_said_and_the_others_are(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(IMAGES[0], "uri", f"s3://bucket/{'x' * 1600}.png")
+    images = [replace(IMAGES[0], uri=f"s3://bucket/{'x' * 1600}.png"), IMAGES[1]]
     alias = AssetAlias("pictures")
-    events = told(alias)[alias].asset_alias_events
-    assert [event.dest_asset_key.uri for event in events] == [IMAGES[1]["uri"]]
+    events = told(alias, images=images)[alias].asset_alias_events
+    assert [event.dest_asset_key.uri for event in events] == [IMAGES[1].uri]
     assert "cannot be an asset" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 from PIL import Image as Pillow
 
 from airflow_provider_modelscope import __version__
-from airflow_provider_modelscope.exceptions import ImageNotStoredError
+from airflow_provider_modelscope.exceptions import InvalidDestinationError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.image import Image
-from airflow_provider_modelscope.landing import finished_generation
+from airflow_provider_modelscope.landing import StoredImage, finished_generation
 from airflow_provider_modelscope.object_storage import Destination, Document
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.provenance import (
@@ -28,12 +29,29 @@ from airflow_provider_modelscope.provenance import (
 )
 from airflow_provider_modelscope.request import GenerationRequest
 from airflow_provider_modelscope.upstream import Submission
-from airflow_provider_modelscope.xmp import packet_of, properties_of
+from airflow_provider_modelscope.xmp import Property, packet_of, properties_of, with_properties
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
 
-PROMPT = '金色的猫 & "dogs" <script>alert(1)</script>\nsecond line 🐈'
+STORED = StoredImage(
+    uri="s3://bucket/42-1.png",
+    storage_conn_id=None,
+    content_type="image/png",
+    width=1,
+    height=1,
+    bytes=1,
+    sha256="00" * 32,
+    seed=None,
+    model=None,
+    generation_id="42",
+    parameters={},
+    milliseconds=None,
+)
+PROMPT = (
+    '金色的猫 & "dogs" <script>alert(1)</script>\nsecond line 🐈 👩\u200d🚀 '
+    "https://x.example/a?b=1  می\u200cخواهم\u3000\tend "
+)
 ASKED: dict[str, Any] = {
     "model": "Qwen/Qwen-Image",
     "prompt": PROMPT,
@@ -101,7 +119,7 @@ class TestSidecar:
             "text": "is this a://b?c d",
         }
         provenance = Provenance(generation=replace(generation, parameters=used), submission=None)
-        document = provenance.document(dict.fromkeys(FACTS), context)
+        document = provenance.document(STORED, context)
         assert b"secret" not in document
         assert b"so deep" not in document
         assert len(document) < 2000
@@ -110,17 +128,22 @@ class TestSidecar:
     def test_halves_of_surrogate_pairs_do_no_harm(self, emulator: Emulator, context: Any) -> None:
         generation = finished_generation(ModelScopeHook(), submitted())
         provenance = Provenance(generation=replace(generation, parameters={"x": "\ud83d"}), submission=None)
-        assert json.loads(provenance.document(dict.fromkeys(FACTS), context))
+        assert json.loads(provenance.document(STORED, context))
 
-    def test_one_that_cannot_be_stored_fails_the_task(
-        self, emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_one_that_cannot_be_stored_is_an_error_that_names_it(self, tmp_path: Path) -> None:
+        (tmp_path / "1-1.png.json").mkdir()
+        destination = Destination.parse(f"file://{tmp_path}/")
+        with pytest.raises(InvalidDestinationError, match=r"1-1\.png\.json.*cannot be written"):
+            destination.store_beside(f"file://{tmp_path}/1-1.png", Document(content=b"{}"), generation_id="1")
+
+    @pytest.mark.parametrize("name", ["cat.png", f"{'x' * 247}.png"], ids=["a folder", "a long name"])
+    def test_one_that_could_not_be_stored_is_found_before_anything_is_paid_for(
+        self, emulator: Emulator, context: Any, tmp_path: Path, name: str
     ) -> None:
         (tmp_path / "cat.png.json").mkdir()
-        with pytest.raises(Exception, match=r"cat\.png\.json.*cannot be written"):
-            drawn(tmp_path, context, sidecar=True)
-
-
-FACTS = ("uri", "sha256", "bytes", "content_type", "width", "height", "seed", "model")
+        with pytest.raises(InvalidDestinationError, match="the sidecar beside it"):
+            drawn(tmp_path, context, name, sidecar=True)
+        assert not emulator.requests
 
 
 def submitted() -> str:
@@ -170,19 +193,28 @@ class TestEmbedded:
             generation=finished_generation(ModelScopeHook(), submitted()),
             submission=Submission(generation_id="42", model="a/b", submitted_at=5.0, request=ASKED),
         )
-        with (
-            Image.from_bytes((tmp_path / "cat.gif").read_bytes()) as gif,
-            provenance.embedded_in(gif) as kept,
-        ):
-            assert kept is gif
+        with Image.from_bytes((tmp_path / "cat.gif").read_bytes()) as gif:
+            assert provenance.embedded_in(gif) is gif
         assert "the GIF is stored without metadata" in caplog.text
 
-    def test_a_full_temporary_folder_is_an_error_that_a_retry_may_mend(
-        self, emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_where_other_pictures_lie_stays_out_of_a_file_that_may_be_published(
+        self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
-        with pytest.raises(ImageNotStoredError, match="TMPDIR"):
-            drawn(tmp_path, context, embed_metadata=True)
+        source = drawn(tmp_path, context, "source.png")
+        given = {"image_url": f"file://{source}", "extra_parameters": {"mask": "s3://conn@bucket/mask.png"}}
+        file = drawn(tmp_path, context, "edited.png", embed_metadata=True, sidecar=True, **given)
+        assert {"image_url", "extra_parameters"}.isdisjoint(own_properties(file))
+        assert json.loads((tmp_path / "edited.png.json").read_text())["request"]["image_url"]
+
+    def test_no_signature_is_kept_of_what_goes_along(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        mask = "https://user:secret@images.example/a.png?Signature=secret"
+        drawn(tmp_path, context, sidecar=True, embed_metadata=True, extra_parameters={"masks": [mask]})
+        assert emulator.requests[0].json["masks"] == [mask]
+        files = [str(file.read_bytes()) for file in tmp_path.iterdir()]
+        for kept in (json.dumps(context["ti"].pushed), *files):
+            assert "secret" not in kept
 
     def test_the_sidecar_has_the_checksum_of_what_is_stored(
         self, emulator: Emulator, context: Any, tmp_path: Path
@@ -215,6 +247,15 @@ class TestCommand:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
         assert main([str(tmp_path / "plain.png")]) == 0
         assert "does not tell how it was made" in capsys.readouterr().out
+
+    def test_a_property_does_not_pass_for_what_is_seen_of_the_file(self, tmp_path: Path) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+        forged = [Property(namespace=NAMESPACE, prefix="own", name="sha256", text="f00d")]
+        content = with_properties((tmp_path / "plain.png").read_bytes(), forged, own_namespace=NAMESPACE)
+        (tmp_path / "plain.png").write_bytes(content)
+        (tmp_path / "plain.png.json").write_text('{"sha256": "f00d"}')
+        assert told_by(tmp_path / "plain.png")["sha256"] == hashlib.sha256(content).hexdigest()
+        assert "another picture" in told_by(tmp_path / "plain.png")["plain.png.json"]
 
     def test_a_sidecar_of_another_picture_is_not_taken_for_its_own(self, tmp_path: Path) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")

@@ -161,6 +161,33 @@ class TestWaiting:
         assert image["seed"] == 5
         assert image["model"] == "Qwen/Qwen-Image"
 
+    @pytest.mark.parametrize(
+        "recorded",
+        [
+            None,
+            "s3://xcom/1.json",
+            [],
+            {},
+            {"generation_id": "1"},
+            {"generation_id": 1, "model": "a/b"},
+            OSError,
+        ],
+        ids=str,
+    )
+    def test_what_is_paid_for_is_stored_whatever_became_of_the_xcom_request(
+        self, emulator: Emulator, deferrable: bool, tmp_path: Path, recorded: Any
+    ) -> None:
+        class Forgetful(TaskInstance):
+            def xcom_pull(self, task_ids: str, key: str, map_indexes: int | None = None) -> Any:
+                if recorded is OSError:
+                    raise OSError("the XCom backend is away")
+                return recorded
+
+        ti = Forgetful()
+        [uri] = run(one_step(tmp_path, deferrable=deferrable, defer_after=0), {"ti": ti})
+        assert Path(uri.removeprefix("file://")).read_bytes() in emulator.served.values()
+        assert ti.pushed["images"][0]["uri"] == uri
+
     @pytest.mark.parametrize("fault", ["failed", "rejected"])
     def test_a_failed_generation_ends_the_sensor_for_good_with_the_services_words(
         self, emulator: Emulator, context: Context, deferrable: bool, fault: str

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from io import BytesIO
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, Param
+from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, ObjectStoragePath, Param
 from airflow.sdk import task
 
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
@@ -35,6 +36,39 @@ pictures("browser_other", "A postcard for somebody else")
 pictures("browser_hostile", *("{% raw %}" + prompt + "{% endraw %}" for prompt in HOSTILE))
 pictures("browser_waiting", "A picture that takes its time", modelscope_conn_id="modelscope_slow")
 pictures("browser_failing", "A picture that cannot be", modelscope_conn_id="modelscope_slow")
+
+
+with DAG("browser_taskflow", schedule=None, params={"destination": Param(type="string")}):
+
+    @task.modelscope_image(
+        model="Qwen/Qwen-Image",
+        destination="{{ params.destination }}",
+        modelscope_conn_id="modelscope_slow",
+        deferrable=True,
+        defer_after=0,
+    )
+    def imagine(subject: str) -> str:
+        """Write a prompt that is another one each time, and no template."""
+        return f"{subject} {{{{ 7 * 7 }}}} {time.time_ns()}"
+
+    imagine("A dream")
+
+
+FILES = AssetAlias("browser_files")
+pictures("browser_files", "A picture that others wait for", outlets=[FILES])
+with DAG("browser_files_consumer", schedule=FILES):
+
+    @task
+    def take(triggering_asset_events: Any = None) -> list[Any]:
+        """Return what it is told of each file."""
+        return [
+            [asset.uri, event.extra]
+            for asset, events in triggering_asset_events.items()
+            for event in events
+            if isinstance(asset, Asset)
+        ]
+
+    take()
 
 
 with DAG("browser_many", schedule=None, params={"destination": Param(type="string")}):

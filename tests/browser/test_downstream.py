@@ -1,0 +1,194 @@
+"""A person decides what is published; a Dag that waits for images starts with what it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from airflow_provider_modelscope.provenance import MADE_BY_AI
+from tests.browser.conftest import last_run
+from tests.browser.people import ADMIN, Person
+from tests.browser.test_gallery import looks_like, stored, tab
+
+if TYPE_CHECKING:
+    import requests
+
+    from airflow_provider_modelscope.emulator import Emulator
+    from tests.browser.conftest import DagRun
+    from tests.browser.visits import Visits
+    from tests.real_airflow import RealAirflow
+
+APPROVAL = "example_approval"
+
+
+def published(folder: Path) -> list[Path]:
+    return sorted((folder / "published").glob("*"))
+
+
+def has_settled(airflow: RealAirflow, run: DagRun, task_id: str) -> bool:
+    """Whether the scheduler has heard that the worker is done: who resumes a task sooner may fail it.
+
+    No person answers that fast (apache/airflow issues 66374, 67287).
+    """
+    heard = f"state success for task instance TaskInstanceKey(dag_id='{run.dag_id}', task_id='{task_id}'"
+    log = (airflow.home / "scheduler.log").read_text().splitlines()
+    return any(heard in line and run.run_id in line for line in log)
+
+
+@pytest.mark.parametrize("choice", ["2", "None of them"])
+def test_a_person_sees_the_candidates_and_only_the_approved_one_is_moved(
+    airflow: RealAirflow,
+    url: str,
+    api_as: Callable[[Person], requests.Session],
+    visits: Visits,
+    tmp_path: Path,
+    choice: str,
+) -> None:
+    answered: list[str] = []
+
+    def answer() -> None:
+        if answered or ("choose", "awaiting_input") not in airflow.task_states(APPROVAL):
+            return
+        run = last_run(airflow, APPROVAL)
+        if not has_settled(airflow, run, "choose"):
+            return
+        page = visits.page(ADMIN)
+        page.goto(f"{run.path}/tasks/choose/required_actions")
+        shown = page.get_by_role("img", name="Poster")
+        expect(shown).to_have_count(3)
+        for number, picture in enumerate(stored(airflow, APPROVAL)):
+            assert looks_like(shown.nth(number), picture), number
+        detail = run.api("/taskInstances/choose/-1/hitlDetails")
+        told = api_as(ADMIN).patch(f"{url}{detail}", json={"chosen_options": [choice]}, timeout=30)
+        assert told.status_code == 200, told.text
+        answered.append(choice)
+
+    state = airflow.run_dag(url, APPROVAL, {"destination": f"file://{tmp_path}/"}, watch=answer)
+    assert (state, answered) == ("success", [choice])
+    candidates = sorted((tmp_path / "candidates").iterdir())
+    states = dict(airflow.task_states(APPROVAL))
+    if choice == "None of them":
+        assert (published(tmp_path), len(candidates), states["publish"]) == ([], 3, "skipped")
+        return
+    [moved] = published(tmp_path)
+    drawn = airflow.xcoms(APPROVAL, "draw", "images")
+    assert moved.name == Path(drawn[1][0]["uri"]).name
+    assert [file.name for file in candidates] == sorted(
+        Path(drawn[number][0]["uri"]).name for number in (0, 2)
+    )
+    # The gallery shows it where it is now, and that it is no longer where it was.
+    frame = tab(visits.page(ADMIN), last_run(airflow, APPROVAL).path)
+    assert looks_like(
+        frame.get_by_label("Images of task publish").locator("img"), stored(airflow, APPROVAL, "publish")[0]
+    )
+    expect(frame.get_by_label("Images of task draw").locator("a.broken")).to_contain_text(
+        "does not hold this image"
+    )
+
+
+def test_who_does_not_answer_in_time_has_approved_none(
+    airflow: RealAirflow, url: str, tmp_path: Path
+) -> None:
+    given = {"destination": f"file://{tmp_path}/"}
+    assert airflow.run_dag(url, "late_approval", given, limit=240) == "success"
+    assert dict(airflow.task_states("late_approval"))["publish"] == "skipped"
+    assert published(tmp_path) == []
+    assert len(list((tmp_path / "candidates").iterdir())) == 3
+
+
+def test_a_function_that_returns_a_prompt_becomes_a_task_that_waits_without_a_worker(
+    airflow: RealAirflow, url: str, slow: Emulator, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def finish() -> None:
+        if ("imagine", "deferred") in airflow.task_states("browser_taskflow") and not seen:
+            seen.extend(request.json["prompt"] for request in slow.requests if request.json)
+            slow.finish()
+
+    given = {"destination": f"file://{tmp_path}/"}
+    assert airflow.run_dag(url, "browser_taskflow", given, watch=finish) == "success"
+    [[image]] = airflow.xcoms("browser_taskflow", "imagine", "images")
+    assert image["parameters"]["prompt"] == seen[-1]
+    assert seen[-1].startswith("A dream {{ 7 * 7 }} ")
+    sent = [request.json["prompt"] for request in slow.requests if request.json]
+    assert sent.count(seen[-1]) == 1
+    fields = "select cast(rendered_fields as text) from rendered_task_instance_fields where dag_id = :dag_id"
+    [[rendered]] = airflow.query(fields, dag_id="browser_taskflow")
+    assert "{{ 7 * 7 }}" in rendered
+
+
+TOLD = ("uri", "sha256", "width", "height", "model", "seed", "generation_id")
+
+
+def after(airflow: RealAirflow, url: str, producer: str, consumer: str, folder: Path) -> Any:
+    """Run a Dag, and return what the one that is scheduled on its images got."""
+    with airflow.session(url) as session:
+        answer = session.patch(f"{url}/api/v2/dags/{consumer}", json={"is_paused": False}, timeout=30)
+        answer.raise_for_status()
+    assert airflow.run_dag(url, producer, {"destination": f"file://{folder}/"}) == "success"
+    deadline = time.monotonic() + 120
+    while not airflow.task_states(consumer) or airflow.task_states(consumer)[0][1] != "success":
+        assert time.monotonic() < deadline, airflow.task_states(consumer)
+        time.sleep(0.5)
+    [[task_id]] = {tuple(state[:1]) for state in airflow.task_states(consumer)}
+    [got] = airflow.xcoms(consumer, task_id)
+    return got
+
+
+def test_a_dag_scheduled_on_an_asset_starts_with_what_it_needs(
+    airflow: RealAirflow, url: str, api_as: Callable[[Person], requests.Session], tmp_path: Path
+) -> None:
+    got = after(airflow, url, "example_asset_producer", "example_asset_consumer", tmp_path)
+    [[image]] = airflow.xcoms("example_asset_producer", "hero", "images")
+    assert got == [image["uri"]]
+    asked = f"{url}/api/v2/assets/events?source_dag_id=example_asset_producer"
+    [event] = api_as(ADMIN).get(asked, timeout=30).json()["asset_events"]
+    assert event["extra"]["images"] == [{name: image[name] for name in TOLD}]
+
+
+def test_a_dag_scheduled_on_an_alias_starts_with_the_stored_objects(
+    airflow: RealAirflow, url: str, tmp_path: Path
+) -> None:
+    got = after(airflow, url, "browser_files", "browser_files_consumer", tmp_path)
+    [[image]] = airflow.xcoms("browser_files", "draw", "images")
+    assert got == [[image["uri"], {name: image[name] for name in TOLD}]]
+
+
+def test_an_image_that_is_downloaded_tells_how_it_was_made(
+    airflow: RealAirflow,
+    url: str,
+    api_as: Callable[[Person], requests.Session],
+    emulator: Emulator,
+    tmp_path: Path,
+) -> None:
+    given = {"destination": f"file://{tmp_path}/"}
+    assert airflow.run_dag(url, "example_asset_producer", given) == "success"
+    run = last_run(airflow, "example_asset_producer")
+    downloaded = api_as(ADMIN).get(f"{url}{run.picture('image', task_id='hero')}", timeout=30).content
+    [[image]] = airflow.xcoms("example_asset_producer", "hero", "images")
+    with Image.open(BytesIO(downloaded)) as opened:
+        packet = opened.info["xmp"].decode()
+        pixels = opened.tobytes()
+    for text in (MADE_BY_AI, "A bakery on a corner, wide shot, morning light", image["generation_id"]):
+        assert text in packet
+    [label] = {
+        label.decode()
+        for served in emulator.served.values()
+        if Image.open(BytesIO(served)).tobytes() == pixels
+        for label in re.findall(rb"<TC260:AIGC>.*?</TC260:AIGC>", served)
+    }
+    assert label in packet
+    told = json.loads((tmp_path / f"{image['generation_id']}-1.png.json").read_text())
+    assert (told["dag_id"], told["task_id"]) == ("example_asset_producer", "hero")
+    assert told["sha256"] == hashlib.sha256(downloaded).hexdigest()
