@@ -190,7 +190,8 @@ def _named(request: Request, name: str) -> str:
     for pair in request.url.query.split("&"):
         key, _, value = pair.partition("=")
         if key == name:
-            return unquote(value).replace("\0", "")  # which PostgreSQL takes in no question
+            text = unquote(value)
+            return "" if "\0" in text else text  # nothing has such a name, and PostgreSQL takes none
     return ""
 
 

@@ -190,7 +190,7 @@ class TestNotThere:
         assert page.evaluate("() => window.stayed")
         # The links still show when it is done, and lead there.
         run = last_run(airflow, "browser_waiting")
-        page.goto(run.task_path(0))
+        page.goto(f"{run.task_path(0)}/details")
         expect(page.get_by_role("link", name="Model on ModelScope")).to_be_visible()
         page.locator("a[href^='modelscope/images']").click()
         assert looks_like(page.locator("li img"), stored(airflow, "browser_waiting")[0])
@@ -418,4 +418,4 @@ def test_two_hundred_images_open_in_a_second(
         print(
             f"\n200 images, seconds until all in view are painted: {', '.join(f'{s:.2f}' for s in seconds)}"
         )
-    assert min(seconds) < 1
+    assert sorted(seconds)[1] < 1  # the machine may be busy once
