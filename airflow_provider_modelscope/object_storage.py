@@ -49,7 +49,7 @@ _CONTENT_TYPE_ARGUMENT = {
 _LOCAL = ("file", "local")
 # What a store refuses for good.
 _REFUSALS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-_REFUSING = (errno.EROFS, errno.ENAMETOOLONG)
+_REFUSING = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +227,13 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
         content = read_object(uri, storage_conn_id, most=MAX_SOURCE_BYTES, parameter="image_url")
     except InvalidDestinationError as error:
         raise InvalidRequestError(f"Nothing was sent. {error.message}") from error
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError) as error:
-        raise wrong(f"cannot be read ({type(error).__name__}: {shortened(str(error), 300)})") from error
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise wrong(f"cannot be read ({error.strerror})") from error
-        raise ModelScopeRetryableError(f"Nothing was sent. image_url = {uri!r}: {error}") from error
+    except Exception as error:  # each store has errors of its own
+        problem = f"{type(error).__name__}: {shortened(str(error), 300)}"
+        if isinstance(error, OSError) and error.errno in _REFUSING:
+            problem = str(error.strerror)  # the rest is a long name
+        if isinstance(error, ValueError) or _is_refusal(error):
+            raise wrong(f"cannot be read ({problem})") from error
+        raise ModelScopeRetryableError(f"Nothing was sent. image_url = {uri!r}: {problem}") from error
     if len(content) > MAX_SOURCE_BYTES:
         raise wrong(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")
     try:
@@ -291,13 +292,18 @@ def _open(uri: str, storage_conn_id: str | None, *, parameter: str = "destinatio
             f"cannot be opened ({error}): storage_conn_id names a connection that is to be defined first"
         )
         raise _invalid(uri, problem, parameter=parameter) from error
-    except (ValueError, ImportError) as error:
-        raise _invalid(
-            uri,
-            f"cannot be opened ({error}): install the extra of that store (s3, gcs or azure), or use another "
-            "of s3://, gs://, abfs:// and file://",
-            parameter=parameter,
-        ) from error
+    except (ValueError, ImportError, *_REFUSALS) as error:
+        is_unknown = re.match("No filesystem registered|Unsupported filesystem", str(error))
+        if is_unknown or isinstance(error, ImportError):
+            advice = (
+                "install the extra of that store (s3, gcs or azure), or use another of s3://, gs://, abfs:// "
+                "and file://"
+            )
+        elif connection_id:
+            advice = f"correct the connection {connection_id!r}"
+        else:
+            advice = "name a connection to it in storage_conn_id"
+        raise _invalid(uri, f"cannot be opened ({error}): {advice}", parameter=parameter) from error
     return path
 
 
@@ -373,14 +379,22 @@ def _not_stored(uri: str, error: Exception) -> ModelScopeError:
         "The service keeps the generation: clear the task, which takes it up from Airflow 3.3 on, or let the "
         "transfer store it"
     )
-    status = getattr(error, "status_code", None)  # of Azure's errors, which are no OSErrors
-    if isinstance(error, _REFUSALS) or getattr(error, "errno", 0) in _REFUSING or status in (401, 403, 404):
+    if _is_refusal(error):
         return _invalid(
             uri,
             f"cannot be written ({problem}). See that its bucket or folder is there, and that the connection "
             f"or the worker's user may write to it. {kept}",
         )
     return ImageNotStoredError(f"{uri} was not stored ({problem}). {kept}")
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether a store would refuse the same again."""
+    if isinstance(error, _REFUSALS) or getattr(error, "errno", 0) in _REFUSING:
+        return True
+    # Azure's and Google's errors have classes of their own; Google's 403 has not even a number.
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
+    return str(status) in ("401", "403", "404") or str(error).startswith("Forbidden: ")
 
 
 def _invalid(uri: Any, problem: str, *, parameter: str = "destination") -> InvalidDestinationError:

@@ -85,6 +85,14 @@ class AzureError(Exception):
         self.status_code = status_code
 
 
+class GoogleError(Exception):
+    """As gcsfs has them, whose ``code`` is a number or a text."""
+
+    def __init__(self, message: str, code: int | str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Register(Protocol):
     def __call__(self, protocol: str, store: Store | None = None) -> Store: ...
 
@@ -277,6 +285,28 @@ class TestConnections:
                 rf"{protocol}\): install the extra of that store \(s3, gcs or azure\)",
             ):
                 Destination.parse(f"{protocol}://bucket/cats/")
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ValueError("Must provide either a connection_string or account_name with credentials!!"),
+            FileNotFoundError(2, "No such file or directory", "/secrets/key.json"),
+            PermissionError(13, "Permission denied", "/secrets/key.json"),
+        ],
+    )
+    def test_a_store_that_cannot_use_its_connection_asks_for_another_one(
+        self, error: Exception, filesystems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def get_fs(conn_id: str | None) -> None:
+            raise error
+
+        monkeypatch.setitem(filesystems, "abfs", get_fs)
+        uri = "abfs://container/cats/"
+        with pytest.raises(InvalidDestinationError) as raised:
+            Destination.parse(uri, storage_conn_id="mine")
+        assert raised.value.message.endswith(f"cannot be opened ({error}): correct the connection 'mine'")
+        with pytest.raises(InvalidDestinationError, match=r"name a connection to it in storage_conn_id$"):
+            Destination.parse(uri)
 
     def test_a_provider_without_its_own_extra_says_so(
         self, filesystems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -521,6 +551,10 @@ class TestWholeOrNot:
             (AzureError("no such container", 404), InvalidDestinationError),
             (AzureError("not this account", 403), InvalidDestinationError),
             (AzureError("busy", 503), ImageNotStoredError),
+            (OSError("Forbidden: https://storage.googleapis.com/upload"), InvalidDestinationError),
+            (GoogleError("no such account", 401), InvalidDestinationError),
+            (GoogleError("no such account", "401"), InvalidDestinationError),
+            (GoogleError("busy", 503), ImageNotStoredError),
             (OSError(errno.ENOSPC, "No space left on device"), ImageNotStoredError),
             (OSError(errno.EDQUOT, "Disk quota exceeded"), ImageNotStoredError),
             (ConnectionResetError("reset by peer"), ImageNotStoredError),
@@ -842,13 +876,17 @@ class TestInlining:
         ("fault", "error"),
         [
             (PermissionError("Access Denied"), InvalidRequestError),
+            (OSError("Forbidden: https://storage.googleapis.com/download"), InvalidRequestError),
+            (AzureError("not this account", 403), InvalidRequestError),
+            (AzureError("busy", 503), ModelScopeRetryableError),
+            (GoogleError("busy", 503), ModelScopeRetryableError),
             (ConnectionResetError("reset by peer"), ModelScopeRetryableError),
             (TimeoutError("timed out"), ModelScopeRetryableError),
             (OSError(5, "Input/output error"), ModelScopeRetryableError),
         ],
     )
     def test_a_fault_that_may_pass_is_left_to_retries(
-        self, fault: OSError, error: type[Exception], register: Register
+        self, fault: Exception, error: type[Exception], register: Register
     ) -> None:
         class Failing(Store):
             def _open(self, *_: Any, **__: Any) -> Any:
