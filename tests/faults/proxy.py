@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Coroutine
     from concurrent.futures import Future
     from types import TracebackType
@@ -15,34 +16,39 @@ if TYPE_CHECKING:
 CHUNK = 64 * 1024
 HEAD_END = b"\r\n\r\n"
 BODY_BYTES = 1000  # of an upload that get through before it breaks off
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-REFUSAL = (
-    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(SLOW_DOWN), SLOW_DOWN)
-)
+REFUSALS = {
+    "403": b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
+    "503": b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+}
 
-Fault = Literal["", "503", "cut", "hang", "deaf", "mute"]
+Fault = Literal["", "403", "503", "cut", "hang", "deaf", "mute"]
 
 
 class Proxy:
     """Relays to one service; use it as a context manager.
 
     :param url: The service's.
+    :param tls: Speak TLS with the clients, with this certificate; the service is spoken to without.
     """
 
     url: str
     """Where to reach the service through it."""
 
     fault: Fault = ""
-    """What goes wrong with requests that begin from now on. ``503``: they are refused so. ``cut``: an upload
-    (PUT) breaks off within its body. ``hang``: it stops there. ``deaf``: a GET hangs. ``mute``: a POST gets
-    through, and its answer does not."""
+    """What goes wrong with requests that begin from now on. ``403``, ``503``: they are refused so. ``cut``:
+    an upload (PUT, POST) breaks off within its body. ``hang``: it stops there. ``deaf``: a GET hangs.
+    ``mute``: a POST gets through, and its answer does not."""
 
     caught = 0
     """How many requests that happened to."""
 
-    def __init__(self, url: str) -> None:
+    heads: list[bytes]
+    """The first line and the headers of each request."""
+
+    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None) -> None:
         service = urlsplit(url)
+        self._tls = tls
+        self.heads = []
         self._service = service.hostname, service.port
         self._port = 0
         self._server: asyncio.Server | None = None
@@ -61,7 +67,7 @@ class Proxy:
     def __enter__(self) -> Proxy:
         self._thread.start()
         self.up()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
         return self
 
     def __exit__(
@@ -77,7 +83,7 @@ class Proxy:
         done.result()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
@@ -102,14 +108,17 @@ class Proxy:
             nonlocal is_mute
             left = CHUNK * CHUNK
             while data := await client.read(CHUNK):
+                head, end, _ = data.partition(HEAD_END)
+                if end and head.partition(b"\r\n")[0].endswith(b"HTTP/1.1"):
+                    self.heads.append(head)
                 # A client awaits an answer before it asks again, so what is read may begin a request.
                 match self.fault, data.partition(b" ")[0]:
-                    case "503", b"PUT" | b"HEAD" | b"GET":
+                    case ("403" | "503") as status, (b"PUT" | b"POST" | b"HEAD" | b"GET") as method:
                         self.caught += 1
-                        to_client.write(REFUSAL)
+                        to_client.write(_refusal(status, with_body=method != b"HEAD"))
                         await to_client.drain()
                         return await _ignore(client)
-                    case "cut" | "hang", b"PUT":
+                    case "cut" | "hang", b"PUT" | b"POST":
                         left = data.index(HEAD_END) + len(HEAD_END) + BODY_BYTES
                     case "deaf", b"GET":
                         self.caught += 1
@@ -144,6 +153,12 @@ class Proxy:
             await asyncio.gather(*ways, return_exceptions=True)
             to_client.transport.abort()
             to_service.transport.abort()
+
+
+def _refusal(status: str, *, with_body: bool) -> bytes:
+    body = REFUSALS[status]
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + with_body * body
 
 
 async def _ignore(client: asyncio.StreamReader) -> None:
