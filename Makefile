@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+STORES := $(VENV)/stores
+AZURITE := $(VENV)/azurite
 
-.PHONY: help demo ui test test-browser screenshots test-faults proof check bench clean
+.PHONY: help demo ui test test-browser screenshots test-stores test-faults proof check bench clean
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -29,6 +31,19 @@ test-browser: $(READY) ## What a person sees, in a real browser, which is Debian
 
 screenshots: $(READY) ## The README's pictures of the gallery, made anew; a minute
 	@$(BIN)/python -m tests.browser.screenshots
+
+$(STORES)/.ready: $(READY)
+	@echo "Installing Airflow's providers for Google and Azure beside it, which are large (some minutes, once) ..."
+	@test -d $(STORES) || $(PYTHON) -m venv $(STORES)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$$($(STORES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
+	@$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[stores]'
+	@touch $@
+
+$(AZURITE)/.ready: $(READY)
+	@if command -v node >/dev/null && command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(AZURITE) azurite@3.37.0 && touch $@; fi
+
+test-stores: $(STORES)/.ready $(AZURITE)/.ready ## Images in S3, Azure, GCS and on disk, over the real protocols; a minute
+	@$(STORES)/bin/python -m pytest tests/stores
 
 test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; four minutes
 	@$(BIN)/python -m pytest tests/faults

@@ -1,0 +1,167 @@
+"""A store that fails holds nothing half, its error says what to do, and the next try stores what was paid."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_modelscope.exceptions import (
+    ImageNotStoredError,
+    InvalidDestinationError,
+    InvalidRequestError,
+    ModelScopeError,
+    ModelScopeRetryableError,
+)
+from airflow_provider_modelscope.gallery.cards import StoredPicture
+from airflow_provider_modelscope.gallery.pictures import NotShownError, whole
+from tests.stores.conftest import a_try, one_step, submitted, transfer
+from tests.stores.stores import Object, Store, azure
+from tests.stores.test_landing import in_remote_stores, picture
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.emulator import Emulator
+    from tests.stores.conftest import Record
+    from tests.stores.stores import Bucket
+
+pytestmark = pytest.mark.usefixtures("impatience")
+BEFORE = b"what stood there before"
+KEPT = "The service keeps the generation: clear the task"
+
+
+@contextmanager
+def trouble(store: Store, what: str) -> Iterator[None]:
+    """Let a store refuse connections (``down``), or whatever its relay can do."""
+    relay = store.relay
+    assert relay is not None
+    caught = relay.caught
+    if what == "down":
+        relay.down()
+    else:
+        relay.fault = what  # type: ignore[assignment] # the parameter's values are the fault's
+    try:
+        yield
+    finally:
+        if what == "down":
+            relay.up()
+        else:
+            relay.fault = ""
+            assert relay.caught > caught
+
+
+@in_remote_stores
+@pytest.mark.parametrize(
+    ("what", "error", "advice"),
+    [
+        ("403", InvalidDestinationError, "that the connection or the worker's user may write to it"),
+        ("503", ImageNotStoredError, KEPT),
+        ("down", ImageNotStoredError, KEPT),
+        ("cut", ImageNotStoredError, KEPT),
+    ],
+    ids=["403", "503", "down", "cut"],
+)
+def test_a_store_that_fails_keeps_what_it_had_and_gets_the_image_from_the_next_try(
+    what: str,
+    error: type[ModelScopeError],
+    advice: str,
+    emulator: Emulator,
+    store: Store,
+    bucket: Bucket,
+    record: Record,
+) -> None:
+    uri = bucket.put("cat.png", BEFORE)
+    before = bucket.objects
+    with trouble(store, what), pytest.raises(error, match=advice) as raised:
+        one_step(uri, store.storage_conn_id).execute(a_try(record))
+    assert uri in raised.value.message
+    assert str((store.connection or {}).get("password")) not in raised.value.message
+    assert bucket.objects == before
+    assert one_step(uri, store.storage_conn_id).execute(a_try(record)) == [uri]
+    assert bucket.objects == {uri: Object([*emulator.served.values()][-1], "image/png")}
+    assert emulator.accepted == 1
+
+
+@in_remote_stores
+def test_a_bucket_that_is_not_there_ends_the_task_and_gets_the_image_once_it_is(
+    emulator: Emulator, store: Store, missing_bucket: Bucket
+) -> None:
+    task = transfer(submitted(), missing_bucket.uri("cat.png"), store.storage_conn_id)
+    with pytest.raises(InvalidDestinationError, match="See that its bucket or folder is there") as raised:
+        task.execute(a_try())
+    assert missing_bucket.uri("cat.png") in raised.value.message
+    missing_bucket.make()
+    assert missing_bucket.objects == {}
+    assert task.execute(a_try()) == [*missing_bucket.objects]
+
+
+@in_remote_stores
+def test_a_picture_to_edit_that_is_not_there_is_told_before_anything_is_paid_for(
+    emulator: Emulator, store: Store, bucket: Bucket, missing_bucket: Bucket
+) -> None:
+    for missing in (bucket.uri("none.png"), missing_bucket.uri("none.png")):
+        with pytest.raises(InvalidRequestError, match="cannot be read") as raised:
+            one_step(bucket.uri(), store.storage_conn_id, image_url=missing).execute(a_try())
+        assert missing in raised.value.message
+    assert emulator.requests == []
+
+
+@in_remote_stores
+@pytest.mark.parametrize(
+    ("what", "error", "problem"),
+    [
+        ("403", InvalidRequestError, "cannot be read"),
+        ("503", ModelScopeRetryableError, "Nothing was sent"),
+        ("down", ModelScopeRetryableError, "Nothing was sent"),
+    ],
+    ids=["403", "503", "down"],
+)
+def test_a_picture_to_edit_that_cannot_be_had_costs_nothing_and_is_sent_by_the_next_try(
+    what: str,
+    error: type[ModelScopeError],
+    problem: str,
+    emulator: Emulator,
+    store: Store,
+    bucket: Bucket,
+    record: Record,
+) -> None:
+    task = one_step(
+        bucket.uri("edited/"), store.storage_conn_id, image_url=bucket.put("a.png", content := picture())
+    )
+    with trouble(store, what), pytest.raises(error, match=problem) as raised:
+        task.execute(a_try(record))
+    assert bucket.uri("a.png") in raised.value.message
+    assert emulator.requests == []
+    task.execute(a_try(record))
+    [sent] = [one.json["image_url"] for one in emulator.requests if one.note == "accepted"]
+    assert base64.b64decode(sent.partition(",")[2]) == content
+
+
+@in_remote_stores
+@pytest.mark.parametrize("what", ["403", "503", "down"])
+def test_the_gallery_shows_an_image_when_its_store_is_back(what: str, store: Store, bucket: Bucket) -> None:
+    uri = bucket.put("cat.png", content := picture())
+    checksum = sha256(content).hexdigest()
+    stored = StoredPicture(
+        uri=uri, storage_conn_id=store.storage_conn_id, sha256=checksum, length=len(content)
+    )
+    with trouble(store, what), pytest.raises(NotShownError, match=f"{uri} does not hold"):
+        whole(stored)
+    assert whole(stored) == (content, "image/png")
+
+
+@pytest.mark.parametrize("store", [azure], indirect=True, ids=lambda kind: kind.__name__)
+def test_a_key_that_azure_refuses_ends_the_task(
+    emulator: Emulator, store: Store, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.connection is not None
+    wrong = store.connection | {"password": base64.b64encode(b"wrong").decode()}
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG_KEY", json.dumps(wrong))
+    task = transfer(submitted(), bucket.uri("cat.png"), "wrong_key")
+    with pytest.raises(InvalidDestinationError, match="that the connection or the worker's user may write"):
+        task.execute(a_try())
+    assert bucket.objects == {}
