@@ -39,7 +39,7 @@ $(STORES)/.ready: $(READY)
 	@$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[stores]'
 	@touch $@
 
-$(AZURITE)/.ready: $(READY)
+$(AZURITE)/.ready: Makefile | $(READY)
 	@if command -v node >/dev/null && command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(AZURITE) azurite@3.37.0 && touch $@; fi
 
 test-stores: $(STORES)/.ready $(AZURITE)/.ready ## Images in S3, Azure, GCS and on disk, over the real protocols; a minute
