@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
-from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.providers.standard.operators import hitl  # the module: Airflow 3.0, without it, says so
 from airflow.sdk import ObjectStoragePath, Param, XComArg, dag, task
 
 from airflow_provider_modelscope.links import picture_path
@@ -48,7 +48,7 @@ def example_approval() -> None:
         deferrable=True,
     ).expand(seed=SEEDS)
 
-    choose = HITLOperator(
+    choose = hitl.HITLOperator(
         task_id="choose",
         subject="Which poster is published?",
         body=BODY,

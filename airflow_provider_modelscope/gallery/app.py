@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from airflow import __version__ as AIRFLOW_VERSION
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from anyio import CapacityLimiter, to_thread
@@ -127,11 +128,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Say why there is nothing to see: as a page, or as text in the place of a picture."""
     if not isinstance(error, HTTPException):
         raise error
-    sentence = _SENTENCES.get(error.status_code, str(error.detail))
+    is_nobody = error.status_code == 401 or error.detail == "Invalid JWT token"  # which comes as 403
+    sentence = _SENTENCES.get(401 if is_nobody else error.status_code, str(error.detail))
     if request.url.path.endswith("/images"):
-        # Airflow asks for the login and leads back.
-        asked = quote(f"{request.url.path}?{request.url.query}", safe="")
-        sign_in = f"../api/v2/auth/login?next={asked}" if error.status_code == 401 else None
+        sign_in = _sign_in(request) if is_nobody else None
         return _page(nothing=sentence, sign_in=sign_in, status_code=error.status_code)
     return Response(
         sentence,
@@ -139,6 +139,14 @@ async def _refused(request: Request, error: Exception) -> Response:
         media_type="text/plain; charset=utf-8",
         headers={**_HEADERS, "Cache-Control": "no-store"},
     )
+
+
+def _sign_in(request: Request) -> str:
+    """Return where Airflow asks for the login, from where it leads back."""
+    asked = quote(f"{request.url.path}?{request.url.query}", safe="")
+    if AIRFLOW_VERSION.startswith("3.1."):
+        asked = quote(asked, safe="")  # it puts it into another address as it is
+    return f"../api/v2/auth/login?next={asked}"
 
 
 def _page(*, status_code: int = 200, **shown: Any) -> Response:

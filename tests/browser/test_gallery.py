@@ -259,6 +259,15 @@ class TestRights:
         log_in(page, VIEWER)
         expect(page.locator("li img")).to_have_count(3)
 
+    def test_who_has_a_login_of_old_is_led_there_too(
+        self, images: DagRun, url: str, anybody: requests.Session
+    ) -> None:
+        cookies = {"_token": "header.of.old"}
+        answer = anybody.get(f"{url}{images.gallery}", cookies=cookies, timeout=30)
+        assert answer.status_code in (401, 403)
+        assert "Sign in to Airflow" in answer.text
+        assert "auth/login?next=" in answer.text
+
     @pytest.mark.parametrize("dag_id", ["~", "", "browser_other&dag_id=browser_images", "nobodys"])
     def test_no_other_way_of_naming_a_dag_shows_it(
         self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session], dag_id: str

@@ -352,6 +352,7 @@ class TestServing:
             whole(stored(tmp_path / "a.png", a_picture(), uri=uri))
 
     def test_an_unknown_connection_is_said(self, tmp_path: Path) -> None:
+        pytest.importorskip("s3fs", reason="the extra s3")
         given = {"uri": "s3://bucket/a.png", "storage_conn_id": "nobodys"}
         with pytest.raises(NotShownError, match="nobodys"):
             whole(stored(tmp_path / "a.png", a_picture(), **given))

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
 
 
+pytest.importorskip("airflow.providers.openlineage", reason="its provider")
+
+
 def image(uri: str, **parameters: Any) -> StoredImage:
     return StoredImage(
         uri=uri,
