@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m airflow_provider_modelscope.provenance FILE", file=sys.stderr)
         return 2
     try:
-        told = told_by(Path(arguments[0]))
+        told = told_by(Path(arguments[0].removeprefix("file://")))
     except (OSError, ValueError, ImageError) as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 1

@@ -21,10 +21,10 @@ SEEDS = [1, 2, 3]
 NONE = "None of them"
 TIME_LIMIT = timedelta(hours=12)
 BODY = """\
-{% for seed in seeds %}
-**{{ loop.index }}** ![Poster {{ loop.index }}]({{ picture_path(dag.dag_id, run_id, "draw", loop.index0) }})
-
-{% endfor %}
+|{% for seed in seeds %} {{ loop.index }} |{% endfor %}
+|{% for seed in seeds %} --- |{% endfor %}
+|{% for seed in seeds %} ![Poster {{ loop.index }}]({{
+picture_path(dag.dag_id, run_id, "draw", loop.index0) }}) |{% endfor %}
 """
 
 

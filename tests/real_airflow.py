@@ -184,13 +184,11 @@ class RealAirflow:
         dag_id: str,
         conf: dict[str, Any],
         *,
-        logical_date: datetime | None = None,
         limit: float = 120.0,
         watch: Callable[[], object] = lambda: None,
     ) -> str:
         """Run a Dag on the Airflow that runs at ``url``, and return the state in which its run ended.
 
-        :param logical_date: Needed where its templates ask for ``ds``.
         :param limit: Seconds that it may take.
         :param watch: Called every half second until then.
         :raises TimeoutError: where it takes longer.
@@ -199,8 +197,7 @@ class RealAirflow:
         dag_url = f"{url}/api/v2/dags/{dag_id}"
         with self.session(url) as session:
             session.patch(dag_url, json={"is_paused": False}, timeout=30).raise_for_status()
-            asked = {"logical_date": logical_date and logical_date.isoformat(), "conf": conf}
-            run = session.post(f"{dag_url}/dagRuns", json=asked, timeout=30)
+            run = session.post(f"{dag_url}/dagRuns", json={"logical_date": None, "conf": conf}, timeout=30)
             if not run.ok:
                 raise RuntimeError(run.text)
             run_url = f"{dag_url}/dagRuns/{run.json()['dag_run_id']}"

@@ -7,14 +7,13 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from airflow_provider_modelscope.emulator import Emulator
-from tests.real_airflow import RealAirflow, free_port
+from tests.real_airflow import EXAMPLE_DAGS, RealAirflow, free_port
 
-DAG = "example_scheduled_content"
+DAG = "example_edit_image"
 FOLDER = Path(__file__).parent.parent / ".ui"
 
 
@@ -30,8 +29,8 @@ def main() -> int:
         airflow = RealAirflow(FOLDER / "airflow")
         airflow.environment |= {
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-            # With the emulator the examples may run at once: they cost nothing.
-            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(bool(token)),
+            "AIRFLOW__CORE__PARALLELISM": "4",  # SQLite takes no more writers
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",  # seconds until a new Dag file is seen
         }
         airflow.migrate()
         # In the database, not in the environment, so that the UI shows it.
@@ -41,7 +40,7 @@ def main() -> int:
         with airflow.standalone(port=free_port(8080)) as url:
             print(f"\nAirflow:  {url}")
             print(f"Service:  {'ModelScope' if token else f'emulator on {emulator.base_url}'}")
-            print("Dags:     example_text_to_image and more: trigger one")
+            print(f"Dags:     those in {EXAMPLE_DAGS.name}, where yours may go too: trigger one")
             if not token:  # with one it would cost credit
                 print(f"Images:   {url}/{_images(airflow, url, emulator)}")
             print("Ctrl-C ends it all.", flush=True)
@@ -60,7 +59,7 @@ def _images(airflow: RealAirflow, url: str, emulator: Emulator) -> str:
 
     if not runs():
         folder = {"destination": f"file://{FOLDER}/images/"}
-        airflow.run_dag(url, DAG, folder, logical_date=datetime.now(UTC), watch=emulator.finish)
+        airflow.run_dag(url, DAG, folder, watch=emulator.finish)
     return f"dags/{DAG}/runs/{quote(runs()[0], safe=':+')}/plugin/modelscope-images"
 
 

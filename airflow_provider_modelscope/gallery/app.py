@@ -74,6 +74,7 @@ def _images(request: Request, dag_id: str) -> Response:
         groups=groups,
         nothing="This task has no images." if task_id else "This run has no images.",
         place=_place(dag_id, run_id, task_id, map_index),
+        place_name=" / ".join(filter(None, (dag_id, run_id, task_id))),
         stored=sum(1 for card in cards if card.number),
         coming=sum(1 for card in cards if not card.is_over),
         missing=sum(1 for card in cards if card.is_over and not card.number),

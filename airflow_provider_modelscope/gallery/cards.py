@@ -113,6 +113,11 @@ class Card:
         return f"{self.task_id} {self.map_index} {self.number or 1}"
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells the image from others, wherever it lies."""
+        return self.facts.get("generation_id"), self.facts.get("sha256")
+
+    @property
     def which(self) -> str:
         """Which of a mapped task's instances it belongs to; empty for another task's."""
         if self.map_index < 0:
@@ -203,9 +208,15 @@ def cards_of(run: Run, *, task_id: str | None = None, map_index: int = -1) -> di
             started[task.task_id] = min(started[task.task_id], task.started_at)
     cards.sort(key=lambda card: (started[card.task_id], card.task_id, card.map_index, card.number or 1))
     groups: dict[str, list[Card]] = defaultdict(list)
-    for card in cards:
+    for card in _without_earlier_places(cards):
         groups[card.task_id].append(card)
     return dict(groups)
+
+
+def _without_earlier_places(cards: Sequence[Card]) -> list[Card]:
+    """Leave out what a later task tells of too, as one that moved the image does."""
+    last = {card.identity: card for card in cards if card.number}
+    return [card for card in cards if not card.number or last[card.identity] is card]
 
 
 def _cards(run: Run) -> Iterator[Card]:
@@ -274,8 +285,10 @@ def _outlook(task: TaskState | None, generation_id: str | None, run: Run) -> tup
             return f"{named} was submitted; the tasks after this one wait for it and store it.", False
         case "up_for_retry":
             return "A try failed, another follows.", False
-        case "running" | "deferred" | "restarting" | "up_for_reschedule" if generation_id:
-            return f"{named} is being made.", False
+        case None | "scheduled" | "queued" | "running" | "deferred" | "restarting" | "up_for_reschedule" if (
+            generation_id
+        ):
+            return f"{named} is being made, or stored.", run.is_over
         case "running" | "deferred" | "restarting" | "up_for_reschedule":
             return "Being submitted, or in line for a place at ModelScope.", False
         case "queued":

@@ -135,8 +135,10 @@ class TestCards:
     @pytest.mark.parametrize(
         ("state", "run_state", "said", "is_over"),
         [
-            ("running", "running", "Generation 42 is being made.", False),
-            ("deferred", "running", "Generation 42 is being made.", False),
+            ("running", "running", "Generation 42 is being made", False),
+            ("deferred", "running", "Generation 42 is being made", False),
+            ("queued", "running", "Generation 42 is being made", False),
+            ("scheduled", "running", "Generation 42 is being made", False),
             ("up_for_retry", "running", "another follows", False),
             ("failed", "running", "Generation 42 failed, or was not stored", True),
             ("success", "running", "the tasks after this one wait for it", False),
@@ -163,6 +165,19 @@ class TestCards:
         assert only(chain, task_id="submit").task_id == "store"
         assert cards_of(chain, task_id="another") == {}
 
+    def test_an_image_that_a_later_task_moved_is_shown_once_and_with_that_task(self) -> None:
+        moved = run(
+            task("success", "draw"),
+            task("success", "publish", started_at=9.0, operator="PythonOperator"),
+            pushed("images", [image("1"), image("2")], "draw"),
+            pushed("images", [image("1", uri="s3://bucket/published/1.png")], "publish"),
+        )
+        assert {name: [card.facts["uri"] for card in cards] for name, cards in cards_of(moved).items()} == {
+            "draw": ["s3://bucket/2.png"],
+            "publish": ["s3://bucket/published/1.png"],
+        }
+        assert [card.task_id for card in cards_of(moved, task_id="draw")["draw"]] == ["draw"] * 2
+
     def test_an_image_takes_the_place_that_was_kept_for_it(self) -> None:
         before = only(run(task("running"), pushed("request", REQUEST)))
         after = only(run(task("success"), pushed("request", REQUEST), pushed("images", [image()])))
@@ -171,7 +186,7 @@ class TestCards:
     def test_cards_stand_by_task_as_they_started_and_by_map_index(self) -> None:
         known = [task("success", "a", started_at=9.0), task(None, "c", started_at=None)]
         known += [task("success", "b", index, label=f"number {index}") for index in (10, 2)]
-        images = [pushed("images", [image("1"), image("2")], "a")]
+        images = [pushed("images", [image("3"), image("4")], "a")]
         images += [pushed("images", [image(str(index))], "b", index) for index in (10, 2)]
         groups = cards_of(run(*known, *images))
         assert list(groups) == ["b", "a", "c"]
