@@ -56,11 +56,7 @@ class Submission:
     @classmethod
     def own(cls, context: Context) -> Self | None:
         """Return what this very task instance recorded, None where that cannot be had."""
-        try:
-            return cls._from_json(own_xcom(context, REQUEST))
-        except Exception as error:  # whatever its backend raises; the generation is made and paid for
-            log.warning("XCom %r of this task cannot be read: %r", REQUEST, error)
-            return None
+        return cls._from_json(own_xcom(context, REQUEST))
 
     @classmethod
     def _from_json(cls, recorded: Any) -> Self | None:
@@ -89,7 +85,11 @@ class Submission:
 
 
 def own_xcom(context: Context, key: str) -> Any:
-    """Return what this very task instance pushed in this try, None where it pushed nothing."""
+    """Return what this very task instance pushed in this try, None where that cannot be had."""
     ti = context["ti"]
     map_index = -1 if ti.map_index is None else ti.map_index
-    return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=map_index)
+    try:
+        return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=map_index)
+    except Exception as error:  # whatever its backend raises; a generation may be made and paid for
+        log.warning("XCom %r of this task cannot be read: %r", key, error)
+        return None

@@ -116,11 +116,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
             self.deferrable = False
 
     def _take_kept(self, context: Context) -> bool:
-        try:
-            kept = own_xcom(context, XCOM_KEY)
-        except Exception as error:  # whatever its backend raises; what is paid for can still be stored
-            log.warning("XCom %r of this task cannot be read: %r", XCOM_KEY, error)
-            return False
+        kept = own_xcom(context, XCOM_KEY)
         if not isinstance(kept, Mapping):
             return False
         self._take(kept)
