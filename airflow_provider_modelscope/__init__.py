@@ -18,6 +18,7 @@ A reader meets the modules in the order data flows:
 ``landing``            a finished generation becomes objects in object storage
 ``outlets``            what assets are told of stored images
 ``lineage``            what OpenLineage is told of them
+``metrics``            what is counted and timed, through Airflow's own metrics
 ``triggers``           the protocol in the triggerer, over aiohttp
 ``upstream``           what a submit task recorded, for the tasks downstream of it
 ``durable``            what a task remembers of its submission across its tries

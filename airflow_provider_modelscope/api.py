@@ -61,6 +61,21 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quota:
+    """What the service says of the requests that an account may make today, as far as it says so."""
+
+    limit: int | None = None
+    remaining: int | None = None
+    model_limit: int | None = None
+    model_remaining: int | None = None
+
+    def __str__(self) -> str:
+        account = _quota_words(self.remaining, self.limit)
+        model = _quota_words(self.model_remaining, self.model_limit)
+        return ", ".join(filter(None, [account, model and f"of this model {model}"]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """One HTTP answer.
 
@@ -120,11 +135,19 @@ class Answer:
             return None
 
     @property
-    def quota(self) -> dict[str, str]:
+    def quota(self) -> Quota:
         """What it says of the quota left, where the service sends that."""
-        names = ("requests-limit", "requests-remaining", "model-requests-limit", "model-requests-remaining")
-        found = {name: self.headers.get(f"modelscope-ratelimit-{name}", "") for name in names}
-        return {name: value for name, value in found.items() if re.fullmatch("-?[0-9]{1,12}", value)}
+
+        def number(name: str) -> int | None:
+            value = self.headers.get(f"modelscope-ratelimit-{name}", "")
+            return int(value) if re.fullmatch("-?[0-9]{1,12}", value) else None
+
+        return Quota(
+            limit=number("requests-limit"),
+            remaining=number("requests-remaining"),
+            model_limit=number("model-requests-limit"),
+            model_remaining=number("model-requests-remaining"),
+        )
 
 
 def submission_call(account: Account, request: GenerationRequest) -> Call:
@@ -181,6 +204,17 @@ def read_submission(answer: Answer, *, account: Account, model: str) -> str:
     if isinstance(error, ServiceUnavailableError):
         raise lost(error.message, answer.status_code, error.request_id)
     raise error
+
+
+def _quota_words(remaining: int | None, limit: int | None) -> str:
+    match remaining, limit:
+        case None, None:
+            return ""
+        case None, _:
+            return f"at most {limit} requests"
+        case _, None:
+            return f"{remaining} requests left"
+    return f"{remaining} of {limit} requests left"
 
 
 def lost(what_happened: str, code: int | None = None, request_id: str | None = None) -> SubmissionLostError:

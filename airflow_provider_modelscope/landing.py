@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
     GenerationUnseenError,
     ImageGoneError,
+    ModelScopeError,
 )
+from airflow_provider_modelscope.metrics import count_stored
 from airflow_provider_modelscope.object_storage import Document
 from airflow_provider_modelscope.outlets import tell_outlets
 from airflow_provider_modelscope.provenance import Provenance
@@ -78,11 +81,14 @@ def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
 
 def _images(generation: Generation, hook: ModelScopeHook, opened: ExitStack) -> list[Image]:
     """Download every image; where a URL works no longer, ask for fresh ones, once."""
+    log.info(
+        "Downloading the images of generation %s: %d", generation.generation_id, len(generation.output_images)
+    )
     try:
         return [opened.enter_context(hook.download_image(url)) for url in generation.output_images]
     except ImageGoneError as error:
         opened.close()
-        log.warning("Asking generation %s for fresh URLs: %s", generation.generation_id, error)
+        log.warning("Asking generation %s for fresh URLs: %s", generation.generation_id, error.message)
         fresh = finished_generation(hook, generation.generation_id)
         if len(fresh.output_images) != len(generation.output_images):
             raise
@@ -90,6 +96,15 @@ def _images(generation: Generation, hook: ModelScopeHook, opened: ExitStack) -> 
         return [opened.enter_context(hook.download_image(url)) for url in fresh.output_images]
     except ImageGoneError as error:
         error.message += ". It was the second that the service gave: the image is gone"
+        raise
+
+
+@contextmanager
+def _about(generation: Generation) -> Iterator[None]:
+    """Let every error say which generation it is about."""
+    try:
+        yield
+    except ModelScopeError as error:
         error.generation_id = generation.generation_id
         raise
 
@@ -114,7 +129,7 @@ def land(
     """
     provenance = Provenance(generation=generation, submission=submission)
     stored: list[StoredImage] = []
-    with ExitStack() as opened:
+    with _about(generation), ExitStack() as opened:
         images = _images(generation, hook, opened)
         if destination.format:
             images = [opened.enter_context(image.converted(destination.format)) for image in images]
@@ -145,6 +160,7 @@ def land(
             "Stored generation %s: %s (%dx%d, %d bytes)",
             generation.generation_id, one.uri, one.width, one.height, one.bytes,
         )  # fmt: skip
+    count_stored(stored, submission, modelscope_conn_id=hook.modelscope_conn_id)
     context["ti"].xcom_push(key=IMAGES, value=[asdict(one) for one in stored])
     tell_outlets(stored, context)
     return stored

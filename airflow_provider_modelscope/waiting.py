@@ -93,20 +93,25 @@ class GenerationWait:
             retry_after = min(look.retry_after or 0.0, MAX_RETRY_AFTER)
             log.warning("Generation %s could not be looked at: %s", self.generation_id, look)
         elif look.is_missing and not look.has_failed(age=age):
-            self.last_seen = "not found"
+            self._see("not found")
         elif look.is_finished:
+            self._see(look.status)
             self._learn(look, age)
             return look
         else:
             self._ran_at = age
             self._is_unseen = False
-            self.last_seen = look.status or "without a status"
-            if look.status == SUCCEED:
-                self.last_seen += " without images"
+            without = " without images" if look.status == SUCCEED else ""
+            self._see((look.status or "without a status") + without)
         if now >= self.end_time:
             raise self._timeout()
         delay = max(self._delay(age), retry_after)
         return float(min(delay, self.end_time - now))  # the last look falls on the deadline
+
+    def _see(self, what: str) -> None:
+        if what != self.last_seen:
+            log.info("Generation %s is %s", self.generation_id, what)
+        self.last_seen = what
 
     def _delay(self, age: float) -> float:
         if age < self.quick_until:

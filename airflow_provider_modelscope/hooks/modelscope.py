@@ -16,6 +16,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageNotStoredError,
     ModelScopeError,
     ModelScopeRetryableError,
+    QueueFullError,
     RateLimitedError,
     ServiceUnavailableError,
     ServiceUnreachableError,
@@ -126,16 +127,19 @@ class ModelScopeHook(BaseHook):
 
     def _submit(self, call: Call, *, model: str) -> str:
         from airflow_provider_modelscope.api import lost, read_submission
+        from airflow_provider_modelscope.metrics import counted_submission, show_quota
 
-        try:
-            answer = self._send(call)
-        except ServiceUnreachableError:
-            raise
-        except ServiceUnavailableError as error:
-            raise lost(error.message) from error
-        if answer.quota:
-            self.log.info("ModelScope's quota: %s", answer.quota)
-        return read_submission(answer, account=self.account, model=model)
+        with counted_submission(modelscope_conn_id=self.modelscope_conn_id, model=model):
+            try:
+                answer = self._send(call)
+            except ServiceUnreachableError:
+                raise
+            except ServiceUnavailableError as error:
+                raise lost(error.message) from error
+            if said := str(quota := answer.quota):
+                self.log.info("ModelScope's quota for today: %s", said)
+                show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=model)
+            return read_submission(answer, account=self.account, model=model)
 
     def get_generation(self, generation_id: str) -> Generation:
         """Return what the service says of a generation now. Passing faults are tried again.
@@ -159,7 +163,8 @@ class ModelScopeHook(BaseHook):
                 self._pause(error, PAUSE)
 
     def _pause(self, error: ModelScopeError, seconds: float) -> None:
-        self.log.info("Trying again in %.0f s: %s", seconds, error)
+        what = "Waiting for room" if isinstance(error, QueueFullError) else "Trying again"
+        self.log.info("%s: next try in %.0f s. %s", what, seconds, error)
         time.sleep(seconds)
 
     def look(self, generation_id: str) -> Generation | ModelScopeError:
@@ -175,12 +180,9 @@ class ModelScopeHook(BaseHook):
         :raises ModelScopeError: where the wait ends without a finished generation.
         """
         while True:
-            before = wait.last_seen
             outcome = wait.after(self.look(wait.generation_id), now=time.time())
             if not isinstance(outcome, float):
                 return outcome
-            if wait.last_seen != before:
-                self.log.info("Waiting for generation %s, which is %s", wait.generation_id, wait.last_seen)
             if time.time() + outcome > until:
                 return None
             time.sleep(outcome)

@@ -19,6 +19,7 @@ from airflow_provider_modelscope.deferral import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import LINKS, push_links
+from airflow_provider_modelscope.metrics import counting_failures
 from airflow_provider_modelscope.mistakes import check_all, check_choice, check_seconds
 from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
 
@@ -137,6 +138,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         """The hook that this task talks through."""
         return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
 
+    @counting_failures
     def execute(self, context: Context) -> Any:
         """Submit, or take up what an earlier try submitted, and return the ``generation_id``."""
         return self._begin(context)
@@ -162,6 +164,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 
         return GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
 
+    @counting_failures
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Go on after the wait in the triggerer for room in the account's queue."""
         match event:
@@ -315,6 +318,7 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
             context,
         )
 
+    @counting_failures
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""
         from airflow_provider_modelscope.landing import finished_generation

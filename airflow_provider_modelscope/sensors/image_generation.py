@@ -18,17 +18,12 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
-from airflow_provider_modelscope.exceptions import (
-    GenerationTimeoutError,
-)
+from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import LINKS, push_links
+from airflow_provider_modelscope.metrics import counted_failure
 from airflow_provider_modelscope.mistakes import check_all, check_seconds
-from airflow_provider_modelscope.waiting import (
-    POLL_INTERVAL,
-    GenerationWait,
-    end_of_wait,
-)
+from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -131,7 +126,6 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
 
     def _succeeded(self, generation: Generation) -> str:
         generation.raise_for_failure(retry_submits=False)
-        self.log.info("Generation %s succeeded", generation.generation_id)
         return generation.generation_id
 
     @contextmanager
@@ -139,7 +133,8 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         """Time out with Airflow's own error, and skip instead of failing where that is asked for."""
         try:
             try:
-                yield
+                with counted_failure(self):
+                    yield
             except GenerationTimeoutError as error:
                 raise AirflowSensorTimeout(str(error)) from error
         except AirflowSkipException:

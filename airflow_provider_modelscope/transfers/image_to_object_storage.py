@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import LINKS, push_links
+from airflow_provider_modelscope.metrics import counting_failures
 from airflow_provider_modelscope.mistakes import check_all
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class ModelScopeImageToObjectStorageOperator(BaseOperator):
         """The hook that this task talks through."""
         return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
 
+    @counting_failures
     def execute(self, context: Context) -> list[str]:
         """Download, store, and return the URIs."""
         from airflow_provider_modelscope.generation import checked_id

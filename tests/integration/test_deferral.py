@@ -1,12 +1,14 @@
-"""With a real scheduler, triggerer and workers: a wait that lasts holds no worker."""
+"""With a real scheduler, triggerer and workers: a wait that lasts holds no worker, and can be followed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.emulator import Emulator
+from tests.statsd import StatsD
 
 if TYPE_CHECKING:
     from tests.real_airflow import RealAirflow
@@ -19,8 +21,9 @@ def test_the_wait_moves_to_the_triggerer_and_back_and_leaks_nothing(
     airflow_for: Callable[[Emulator], RealAirflow], tmp_path: Path
 ) -> None:
     states: set[tuple[str, str]] = set()
-    with Emulator(seconds=SECONDS) as emulator:
+    with Emulator(seconds=SECONDS) as emulator, StatsD() as statsd:
         airflow = airflow_for(emulator)
+        airflow.environment |= statsd.environment
         with airflow.standalone() as url:
             state = airflow.run_dag(
                 url,
@@ -33,5 +36,37 @@ def test_the_wait_moves_to_the_triggerer_and_back_and_leaks_nothing(
         assert [Path(image["uri"].removeprefix("file://")).read_bytes()] == list(emulator.served.values())
         assert ("wait", "deferred") in states
         assert emulator.accepted == 1
+        assert statsd.count("modelscope.generation.submitted") == 1
+        assert statsd.count("modelscope.generation.accepted") == 1
+        assert statsd.count("modelscope.image.stored_bytes") == image["bytes"]
+        [duration] = statsd.said["airflow.modelscope.generation.duration"]
+        assert float(duration.removesuffix("|ms")) == image["milliseconds"]
+        [lateness] = statsd.said["airflow.modelscope.generation.lateness"]
+        assert 0 <= float(lateness.removesuffix("|ms")) < 120_000
+        [quota] = statsd.said["airflow.modelscope.quota.remaining"]
+        assert quota == "1999|g"
     for log in [*airflow.home.rglob("*.log"), airflow.database]:
         assert b"ms-integration" not in log.read_bytes(), log
+    assert_the_image_can_be_followed(airflow.home / "logs", image["generation_id"], image["uri"])
+
+
+def assert_the_image_can_be_followed(logs: Path, generation_id: str, uri: str) -> None:
+    """One search for the generation's id shows its way, from the prompt to the object."""
+    entries = [
+        json.loads(line) for log in logs.rglob("*attempt=*.log*") for line in log.read_text().splitlines()
+    ]
+    entries.sort(key=lambda entry: entry["timestamp"])
+    lines = [entry["event"] for entry in entries if generation_id in entry["event"]]
+    way = [
+        f"ModelScope accepted generation {generation_id} by Qwen/Qwen-Image: 'A lighthouse",
+        f"Generation {generation_id} is PROCESSING",
+        f"Leaving generation {generation_id} (PROCESSING) to the triggerer",
+        f"Generation {generation_id} is SUCCEED",
+        f"Downloading the images of generation {generation_id}: 1",
+        f"Stored generation {generation_id}: {uri} (",
+    ]
+    for step in way:
+        while lines and not lines[0].startswith(step):
+            lines.pop(0)
+        assert lines, f"{step!r} is not in the logs after what comes before it"
+    assert any("requests left, of this model" in entry["event"] for entry in entries)

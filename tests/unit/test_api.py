@@ -12,7 +12,7 @@ from requests.structures import CaseInsensitiveDict
 
 from airflow_provider_modelscope import api
 from airflow_provider_modelscope.account import Account
-from airflow_provider_modelscope.api import Answer
+from airflow_provider_modelscope.api import Answer, Quota
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,
@@ -483,10 +483,28 @@ def test_the_quota_is_shown_where_it_is_sent_in_any_case(case: Any) -> None:
         "modelscope-ratelimit-model-requests-limit": "500",
         "modelscope-ratelimit-model-requests-remaining": "0",
     }
-    quota = {name.removeprefix("modelscope-ratelimit-"): value for name, value in sent.items()}
+    quota = Quota(limit=2000, remaining=1999, model_limit=500, model_remaining=0)
     assert answer(200, **{case(name): value for name, value in sent.items()}).quota == quota
     remaining = "modelscope-ratelimit-requests-remaining"
-    assert answer(200, **{case(remaining): "3"}).quota == {"requests-remaining": "3"}
+    assert answer(200, **{case(remaining): "3"}).quota == Quota(remaining=3)
     for odd in ("", "x" * 100, "3\n", TOKEN):
-        assert answer(200, **{remaining: odd}).quota == {}
-    assert answer(200, **{"x-ratelimit-requests-remaining": "3"}).quota == {}
+        assert answer(200, **{remaining: odd}).quota == Quota()
+    assert answer(200, **{"x-ratelimit-requests-remaining": "3"}).quota == Quota()
+
+
+@pytest.mark.parametrize(
+    ("quota", "words"),
+    [
+        (Quota(), ""),
+        (Quota(remaining=3), "3 requests left"),
+        (Quota(limit=2000), "at most 2000 requests"),
+        (Quota(limit=2000, remaining=0), "0 of 2000 requests left"),
+        (Quota(model_limit=500, model_remaining=7), "of this model 7 of 500 requests left"),
+        (
+            Quota(limit=2000, remaining=3, model_remaining=1),
+            "3 of 2000 requests left, of this model 1 requests left",
+        ),
+    ],
+)
+def test_the_quota_says_as_much_as_the_service_did(quota: Quota, words: str) -> None:
+    assert str(quota) == words

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseHook
 
-from airflow_provider_modelscope import exceptions
+from airflow_provider_modelscope import exceptions, metrics
 from airflow_provider_modelscope.account import Account
 from airflow_provider_modelscope.deferral import DEFER_AFTER
 from airflow_provider_modelscope.emulator.__main__ import main as emulator
@@ -56,6 +56,17 @@ def test_every_error_is_described_with_what_a_retry_does() -> None:
     for parent in ("ModelScopeError", "ModelScopeFinalError", "ModelScopeRetryableError"):
         del ours[parent]
     assert {row[0].strip("`"): row[1] for row in table("When it fails")} == ours
+
+
+def test_every_metric_is_described() -> None:
+    ours = {value for value in vars(metrics).values() if str(value).startswith("modelscope.")}
+    described = {row[0].strip("`") for row in table("What it tells: logs and metrics")}
+    assert described == ours
+    kinds = [kind for kind in vars(exceptions).values() if inspect.isclass(kind)]
+    reasons = {metrics.reason_of(kind("")) for kind in kinds if issubclass(kind, exceptions.ModelScopeError)}
+    for _, kind, says in table("What it tells: logs and metrics"):
+        assert kind in ("counter", "timer", "gauge")
+        assert set(re.findall(r"`(\w+)`", says)) <= reasons
 
 
 def test_every_class_takes_what_its_row_says() -> None:

@@ -1,0 +1,219 @@
+"""What Airflow's metrics are told, by tasks that run against the emulator."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat import sdk
+
+from airflow_provider_modelscope import metrics
+from airflow_provider_modelscope.exceptions import (
+    AuthenticationError,
+    GenerationFailedError,
+    ImageGoneError,
+    InvalidRequestError,
+    ModelScopeError,
+    QueueFullError,
+    ServiceUnreachableError,
+    SubmissionLostError,
+)
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.request import GenerationRequest
+from airflow_provider_modelscope.transfers.image_to_object_storage import (
+    ModelScopeImageToObjectStorageOperator,
+)
+from tests.unit.conftest import connect
+from tests.unit.test_tasks import one_step, run, sensor, submitter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from requests_mock import Mocker
+
+    from airflow_provider_modelscope.emulator import Emulator
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
+MODEL = "Qwen/Qwen-Image"
+TAGS = {"modelscope_conn_id": "modelscope_default", "model": MODEL}
+
+
+class Stats:
+    """Airflow's metrics, where they end."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.times: dict[str, timedelta] = {}
+        self.gauges: dict[str, int] = {}
+        self.tags: dict[str, dict[str, str]] = {}
+
+    def incr(self, stat: str, count: int = 1, *, tags: dict[str, str]) -> None:
+        self.counts[stat] = self.counts.get(stat, 0) + count
+        self.tags[stat] = tags
+
+    def timing(self, stat: str, dt: timedelta, *, tags: dict[str, str]) -> None:
+        self.times[stat] = dt
+        self.tags[stat] = tags
+
+    def gauge(self, stat: str, value: int, *, tags: dict[str, str]) -> None:
+        self.gauges[stat] = value
+        self.tags[stat] = tags
+
+
+@pytest.fixture
+def stats(monkeypatch: pytest.MonkeyPatch) -> Stats:
+    stats = Stats()
+    monkeypatch.setattr(sdk, "Stats", stats, raising=False)
+    return stats
+
+
+def submit(queue_timeout: float = 0.0) -> str:
+    return ModelScopeHook().submit_generation(
+        GenerationRequest(model=MODEL, prompt="a cat"), queue_timeout=queue_timeout
+    )
+
+
+def test_an_image_is_counted_from_its_submission_to_its_bytes(
+    emulator: Emulator, stats: Stats, context: Any, tmp_path: Path
+) -> None:
+    run(one_step(tmp_path), context)
+    [image] = context["ti"].pushed["images"]
+    assert stats.counts == {
+        metrics.SUBMITTED: 1,
+        metrics.ACCEPTED: 1,
+        metrics.STORED: 1,
+        metrics.STORED_BYTES: image["bytes"],
+    }
+    assert stats.times.keys() == {metrics.DURATION, metrics.LATENESS}
+    assert stats.times[metrics.DURATION] == timedelta(milliseconds=image["milliseconds"])
+    assert timedelta(0) <= stats.times[metrics.LATENESS] < timedelta(seconds=30)
+    account = {"modelscope_conn_id": "modelscope_default"}
+    assert stats.tags == {**dict.fromkeys(stats.tags, TAGS), metrics.QUOTA: account}
+    assert stats.gauges.keys() == {metrics.QUOTA, metrics.MODEL_QUOTA}
+
+
+def test_a_transfer_counts_what_it_stores_and_knows_no_more_where_nothing_is_upstream(
+    emulator: Emulator, stats: Stats, context: Any, tmp_path: Path
+) -> None:
+    generation_id = submit()
+    transfer = ModelScopeImageToObjectStorageOperator(
+        task_id="store", generation_id=generation_id, destination=f"file://{tmp_path}/"
+    )
+    transfer.get_flat_relatives = lambda upstream: []  # type: ignore[method-assign, assignment, misc] # in no Dag
+    transfer.execute(context)
+    assert stats.counts[metrics.STORED] == 1
+    assert stats.tags[metrics.STORED] == {"modelscope_conn_id": "modelscope_default"}
+    assert stats.times.keys() == {metrics.DURATION}
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "counts"),
+    [
+        ("queue-full", QueueFullError, {metrics.REFUSED: 1, f"{metrics.REFUSED}.queue_full": 1}),
+        ("401", AuthenticationError, {metrics.REFUSED: 1, f"{metrics.REFUSED}.authentication": 1}),
+        ("503", SubmissionLostError, {metrics.LOST: 1}),
+    ],
+)
+def test_a_submission_that_is_not_accepted_is_counted_by_its_reason(
+    emulator: Emulator,
+    stats: Stats,
+    fault: str,
+    error: type[ModelScopeError],
+    counts: dict[str, int],
+) -> None:
+    emulator.fail(f"submit:{fault}")
+    with pytest.raises(error):
+        submit()
+    assert stats.counts == {metrics.SUBMITTED: 1, **counts}
+    assert stats.tags[metrics.SUBMITTED] == TAGS
+
+
+def test_each_time_it_is_sent_counts(emulator: Emulator, stats: Stats) -> None:
+    emulator.fail("submit:queue-full:2")
+    submit(queue_timeout=60)
+    assert stats.counts == {
+        metrics.SUBMITTED: 3,
+        metrics.REFUSED: 2,
+        f"{metrics.REFUSED}.queue_full": 2,
+        metrics.ACCEPTED: 1,
+    }
+
+
+def test_a_service_that_cannot_be_reached_refuses_too(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(ServiceUnreachableError):
+        submit()
+    assert stats.counts[f"{metrics.REFUSED}.service_unreachable"] == stats.counts[metrics.SUBMITTED]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "reason"),
+    [
+        ("poll:failed:always", GenerationFailedError, "generation_failed"),
+        ("image:404:always", ImageGoneError, "image_gone"),
+    ],
+)
+def test_a_task_that_fails_is_counted_by_its_reason(
+    emulator: Emulator,
+    stats: Stats,
+    context: Any,
+    tmp_path: Path,
+    fault: str,
+    error: type[ModelScopeError],
+    reason: str,
+) -> None:
+    emulator.fail(fault)
+    with pytest.raises(error):
+        run(one_step(tmp_path), context)
+    assert stats.counts[metrics.FAILED] == stats.counts[f"{metrics.FAILED}.{reason}"] == 1
+    assert stats.tags[metrics.FAILED] == {**TAGS, "reason": reason}
+    assert stats.tags[f"{metrics.FAILED}.{reason}"] == TAGS
+    assert metrics.STORED not in stats.counts
+
+
+def test_what_ends_before_anything_is_sent_fails_and_is_no_submission(
+    emulator: Emulator, stats: Stats, context: Any
+) -> None:
+    with pytest.raises(InvalidRequestError):
+        submitter(steps=0).execute(context)
+    assert stats.counts == {metrics.FAILED: 1, f"{metrics.FAILED}.invalid_request": 1}
+
+
+def test_a_sensor_that_skips_instead_of_failing_counts_what_it_met(
+    emulator: Emulator, stats: Stats, context: Any
+) -> None:
+    emulator.fail("poll:failed:always")
+    waiting = sensor(submit(), soft_fail=True)
+    waiting.get_flat_relatives = lambda upstream: []  # type: ignore[method-assign, assignment, misc] # in no Dag
+    with pytest.raises(sdk.AirflowSkipException):
+        waiting.execute(context)
+    assert stats.counts[f"{metrics.FAILED}.generation_rejected"] == 1
+
+
+def test_the_quota_is_shown_where_the_service_sends_it(
+    stats: Stats, requests_mock: Mocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, "https://api.example")
+    said = {"modelscope-ratelimit-requests-limit": "2000", "modelscope-ratelimit-requests-remaining": "12"}
+    said["modelscope-ratelimit-model-requests-remaining"] = "3"
+    requests_mock.post("https://api.example/v1/images/generations", json={"task_id": "7"}, headers=said)
+    submit()
+    assert stats.gauges == {metrics.QUOTA: 12, metrics.MODEL_QUOTA: 3}
+
+
+def test_metrics_that_break_cost_a_line_in_the_log_and_no_image(
+    emulator: Emulator,
+    context: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("no such host")
+
+    monkeypatch.setattr(sdk, "Stats", Broken(), raising=False)
+    assert len(run(one_step(tmp_path), context)) == 1
+    assert f"The metric {metrics.ACCEPTED} was not sent: RuntimeError('no such host')" in caplog.text
