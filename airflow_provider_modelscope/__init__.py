@@ -22,6 +22,7 @@ A reader meets the modules in the order data flows:
 ``triggers``           the protocol in the triggerer, over aiohttp
 ``upstream``           what a submit task recorded, for the tasks downstream of it
 ``durable``            what a task remembers of its submission across its tries
+``tasks``              what every task of ours has, and what those that store images do alike
 ``operators``          submit a generation; or submit, wait and store in one task
 ``sensors``            wait for a generation
 ``transfers``          store a generation's images

@@ -103,10 +103,14 @@ class Image:
         """
         length = file.seek(0, SEEK_END)
         try:
-            with _opened(file) as picture:  # which reads checksums, but leaves the picture unusable
-                picture.verify()
-            with _opened(file) as picture:
-                picture.load()
+            # Odd metadata is no fault here. Not in _opened: the filters are the process's, and the gallery
+            # opens pictures in several threads.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with _opened(file) as picture:  # which reads checksums, but leaves the picture unusable
+                    picture.verify()
+                with _opened(file) as picture:
+                    picture.load()
         except ImageError:
             raise
         except Exception as error:  # hostile bytes make Pillow raise nearly anything
@@ -222,13 +226,11 @@ def _opened(file: IO[bytes], *, most: int = MAX_PIXELS) -> Iterator[Pillow.Image
 
     Pillow.init()
     formats = tuple(name for name in _FORMATS if name in Pillow.OPEN)  # not every Pillow has them all
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the cap below is ours, and odd metadata is no fault here
-        file.seek(0)
-        with Pillow.open(file, formats=formats) as picture:
-            if picture.width * picture.height > most:
-                raise ImageError(f"{picture.width}x{picture.height} pixels are more than {most}")
-            yield picture
+    file.seek(0)
+    with Pillow.open(file, formats=formats) as picture:
+        if picture.width * picture.height > most:
+            raise ImageError(f"{picture.width}x{picture.height} pixels are more than {most}")
+        yield picture
 
 
 def _format_of(picture: Pillow.Image) -> str:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, SubmissionLostError
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.api import Quota
     from airflow_provider_modelscope.landing import StoredImage
+    from airflow_provider_modelscope.tasks import ModelScopeTask
     from airflow_provider_modelscope.upstream import Submission
 
 SUBMITTED = "modelscope.generation.submitted"
@@ -35,13 +36,6 @@ QUOTA = "modelscope.quota.remaining"
 MODEL_QUOTA = "modelscope.quota.model_remaining"
 
 log = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """What is asked of a task whose failures are counted."""
-
-    modelscope_conn_id: str
-
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -96,7 +90,7 @@ def count_stored(
 
 
 @contextmanager
-def counted_failure(task: Task) -> Iterator[None]:
+def counted_failure(task: ModelScopeTask) -> Iterator[None]:
     """Count the error of ours that ends a try of a task."""
     try:
         yield
@@ -112,7 +106,7 @@ def counting_failures(method: Method) -> Method:
     """Make a method of a task count the error of ours that it ends with."""
 
     @wraps(method)
-    def counting(self: Task, *args: Any, **kwargs: Any) -> Any:
+    def counting(self: ModelScopeTask, *args: Any, **kwargs: Any) -> Any:
         with counted_failure(self):
             return method(self, *args, **kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
@@ -18,18 +18,17 @@ from airflow_provider_modelscope.deferral import (
     wait_or_defer,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.links import LINKS, push_links
+from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counting_failures
 from airflow_provider_modelscope.mistakes import check_all, check_choice, check_seconds
+from airflow_provider_modelscope.tasks import ModelScopeTask, StoringTask
 from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
-    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_modelscope.durable import SubmissionRecord
     from airflow_provider_modelscope.generation import Generation
-    from airflow_provider_modelscope.landing import StoredImage
     from airflow_provider_modelscope.request import GenerationRequest
     from airflow_provider_modelscope.upstream import Submission
 
@@ -55,7 +54,7 @@ def _on_success(context: Context) -> None:
     forget_submission(context)
 
 
-class ModelScopeSubmitImageGenerationOperator(BaseOperator):
+class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     """Start a generation and return its ``generation_id``, without waiting for it.
 
     The parameters are checked before anything is sent; where they are wrong the task fails at once and
@@ -89,8 +88,6 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
 
     template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
-    operator_extra_links = LINKS
-    ui_color = "#e9e5ff"
 
     def __init__(
         self,
@@ -132,11 +129,6 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         self.on_lost_answer = on_lost_answer
         callbacks = self.on_success_callback or []
         self.on_success_callback = [*(callbacks if isinstance(callbacks, list) else [callbacks]), _on_success]
-
-    @cached_property
-    def hook(self) -> ModelScopeHook:
-        """The hook that this task talks through."""
-        return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
 
     @counting_failures
     def execute(self, context: Context) -> Any:
@@ -242,7 +234,7 @@ class ModelScopeSubmitImageGenerationOperator(BaseOperator):
         return end_of_wait(timeout, self.execution_timeout, since=since, started_at=started_at)
 
 
-class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator):
+class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenerationOperator):
     """Start a generation, wait for it, store its images, and return the list of their URIs.
 
     The XCom ``images`` describes each image, see :class:`~airflow_provider_modelscope.landing.StoredImage`.
@@ -265,7 +257,6 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
     """
 
     template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")
-    _stored: Sequence[StoredImage] = ()
 
     def __init__(
         self,
@@ -287,13 +278,9 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         self.embed_metadata = embed_metadata
 
     def _checks(self) -> list[Callable[[], object]]:
-        from airflow_provider_modelscope.object_storage import Destination
-
         return [
             *super()._checks(),
-            lambda: Destination.parse(
-                self.destination, storage_conn_id=self.storage_conn_id, sidecar=self.sidecar
-            ),
+            self._parsed_destination,
             lambda: check_seconds(
                 timeout=self.timeout, defer_after=self.defer_after, poll_interval=self.poll_interval
             ),
@@ -346,7 +333,9 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
         )
 
         try:
-            uris = self._land(wait(), submission, context)
+            generation = wait()
+            generation.raise_for_failure(retry_submits=True)
+            uris = self._store(generation, submission, context)
         except GenerationUnseenError:
             raise
         except GenerationTimeoutError:
@@ -358,25 +347,3 @@ class ModelScopeImageGenerationOperator(ModelScopeSubmitImageGenerationOperator)
             return list(self._begin(context))
         record.finish()
         return uris
-
-    def _land(self, generation: Generation, submission: Submission | None, context: Context) -> list[str]:
-        from airflow_provider_modelscope.landing import land
-        from airflow_provider_modelscope.object_storage import Destination
-
-        generation.raise_for_failure(retry_submits=True)
-        self._stored = land(
-            generation,
-            Destination.parse(self.destination, storage_conn_id=self.storage_conn_id),
-            hook=self.hook,
-            context=context,
-            submission=submission,
-            sidecar=self.sidecar,
-            embed_metadata=self.embed_metadata,
-        )
-        return [image.uri for image in self._stored]
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return what OpenLineage is told: the model and the pictures to edit, and what was stored."""
-        from airflow_provider_modelscope.lineage import lineage_of
-
-        return lineage_of(self._stored)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -20,9 +19,10 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.links import LINKS, push_links
+from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counted_failure
 from airflow_provider_modelscope.mistakes import check_all, check_seconds
+from airflow_provider_modelscope.tasks import ModelScopeTask
 from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, end_of_wait
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.generation import Generation
 
 
-class ModelScopeImageGenerationSensor(BaseSensorOperator):
+class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
     """Wait until a generation has succeeded, and return its ``generation_id``.
 
     A generation that FAILED stays so, and fails the task without retries; submit anew. Faults that pass do
@@ -49,8 +49,6 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")
-    operator_extra_links = LINKS
-    ui_color = "#e9e5ff"
 
     def __init__(
         self,
@@ -68,11 +66,6 @@ class ModelScopeImageGenerationSensor(BaseSensorOperator):
         self.modelscope_conn_id = modelscope_conn_id
         self.deferrable = deferrable
         self.defer_after = defer_after
-
-    @cached_property
-    def hook(self) -> ModelScopeHook:
-        """The hook that this task talks through."""
-        return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
 
     def execute(self, context: Context) -> Any:
         """Look, wait where it still runs, and return the ``generation_id``."""

@@ -7,6 +7,7 @@ import struct
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from io import BytesIO
 from random import Random
@@ -17,7 +18,7 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_modelscope.exceptions import ImageError, ModelScopeRetryableError
-from airflow_provider_modelscope.image import CONVERTIBLE, FORMAT_OF_SUFFIX, MAX_PIXELS, Image
+from airflow_provider_modelscope.image import CONVERTIBLE, FORMAT_OF_SUFFIX, MAX_PIXELS, Image, thumbnail
 
 EXIF_IFD, USER_COMMENT, DESCRIPTION, ORIENTATION = 0x8769, 0x9286, 0x010E, 0x0112
 CONVERSIONS = [(source, target) for source in CONVERTIBLE for target in CONVERTIBLE if source != target]
@@ -581,3 +582,10 @@ def test_a_picture_that_a_format_cannot_hold_is_an_image_error() -> None:
     image = Image.from_bytes(written(Pillow.new("L", (16_384, 1)), "PNG"))
     with pytest.raises(ImageError, match=r"The PNG of 16384x1 pixels cannot become WEBP: .*16383"):
         image.converted("WEBP")
+
+
+def test_thumbnails_in_threads_leave_the_process_its_filters_of_warnings() -> None:
+    content, before = plain(), list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(thumbnail, [content] * 200, [8] * 200))
+    assert warnings.filters == before
