@@ -13,11 +13,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import requests
@@ -27,6 +27,17 @@ from sqlalchemy.pool import NullPool
 START_SECONDS = 180  # for all of Airflow to come up; some 40 here
 PARTS = ("api-server", "scheduler", "triggerer", "dag-processor")
 EXAMPLE_DAGS = Path(__file__).parent.parent / "example_dags"
+
+
+class Part(NamedTuple):
+    """A process of Airflow.
+
+    :param command: What ``airflow`` is told to be.
+    :param environment: What it has beyond the environment of all; an ``AIRFLOW_HOME`` puts it there.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = {}
 
 
 class RealAirflow:
@@ -137,16 +148,18 @@ class RealAirflow:
                 _end_group(processes)
 
     @contextmanager
-    def parts(self) -> Iterator[Parts]:
-        """Run the same four, each to be killed and started by itself; end them all.
+    def parts(self, which: Mapping[str, Part] | None = None) -> Iterator[Parts]:
+        """Run parts of Airflow, each to be killed and started by itself; end them all.
 
+        :param which: By the names that they go by; if None the same four, by those in ``PARTS``.
         :raises RuntimeError: with the end of its log, where one does not come up.
         """
         url = f"http://localhost:{free_port()}"
-        parts = Parts(self, url, self._environment_at(url))
+        which = which or {name: Part((name,)) for name in PARTS}
+        parts = Parts(self, url, self._environment_at(url), which)
         try:
-            for part in PARTS:
-                parts.start(part)
+            for name in which:
+                parts.start(name)
             parts.await_health()
             yield parts
         finally:
@@ -194,13 +207,8 @@ class RealAirflow:
         :raises TimeoutError: where it takes longer.
         """
         deadline = time.monotonic() + limit
-        dag_url = f"{url}/api/v2/dags/{dag_id}"
         with self.session(url) as session:
-            session.patch(dag_url, json={"is_paused": False}, timeout=30).raise_for_status()
-            run = session.post(f"{dag_url}/dagRuns", json={"logical_date": None, "conf": conf}, timeout=30)
-            if not run.ok:
-                raise RuntimeError(run.text)
-            run_url = f"{dag_url}/dagRuns/{run.json()['dag_run_id']}"
+            run_url = start_run(session, url, dag_id, conf)
             while True:
                 state: str = session.get(run_url, timeout=30).json()["state"]
                 if state in ("success", "failed"):
@@ -240,30 +248,38 @@ class RealAirflow:
 
 
 class Parts:
-    """A running Airflow whose parts, named as in ``PARTS``, can be killed and started one by one."""
+    """A running Airflow whose parts can be killed and started one by one, by their names."""
 
-    def __init__(self, airflow: RealAirflow, url: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, airflow: RealAirflow, url: str, environment: dict[str, str], which: Mapping[str, Part]
+    ) -> None:
         self.url = url
         self._airflow = airflow
         self._environment = environment
+        self._which = which
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._started_at: dict[str, datetime] = {}
 
     def log_of(self, part: str) -> Path:
         """Return where a part writes its log, all its lives long."""
-        return self._airflow.home / f"{part}.log"
+        return self._home_of(part) / f"{part}.log"
 
     def start(self, part: str) -> None:
         """Start a part; :meth:`await_health` waits until it works."""
         self._started_at[part] = datetime.now(UTC)
+        (home := self._home_of(part)).mkdir(parents=True, exist_ok=True)
         with self.log_of(part).open("a") as output:
             self._processes[part] = subprocess.Popen(
-                self._airflow.command(part),
-                env=self._environment,
+                self._airflow.command(*self._which[part].command),
+                env={**self._environment, **self._which[part].environment},
+                cwd=home,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for those who started it
             )
+
+    def _home_of(self, part: str) -> Path:
+        return Path(self._which[part].environment.get("AIRFLOW_HOME", self._airflow.home))
 
     def await_health(self) -> None:
         """Wait until every part has been heard of since its start.
@@ -272,10 +288,22 @@ class Parts:
         """
         deadline = time.monotonic() + START_SECONDS
         while not _is_healthy(self.url, since=self._started_at):
-            for part, process in self._processes.items():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{part} did not start:\n{self.log_of(part).read_text()[-5000:]}")
+            self.check()
+            if time.monotonic() > deadline:
+                raise RuntimeError("\n".join(self._end_of_log(part) for part in self._processes))
             time.sleep(0.5)
+
+    def check(self) -> None:
+        """See that every part runs.
+
+        :raises RuntimeError: with the end of its log, where one has ended by itself.
+        """
+        for part, process in self._processes.items():
+            if process.poll() is not None:
+                raise RuntimeError(f"{part} ended with {process.returncode}: {self._end_of_log(part)}")
+
+    def _end_of_log(self, part: str) -> str:
+        return f"The log of {part} ends with:\n{self.log_of(part).read_text()[-5000:]}"
 
     def kill(self, part: str) -> None:
         """Kill a part with all its processes (-9); the scheduler's are also its workers and their tasks."""
@@ -289,6 +317,19 @@ class Parts:
         """Kill what runs."""
         for part in list(self._processes):
             self.kill(part)
+
+
+def start_run(session: requests.Session, url: str, dag_id: str, conf: dict[str, Any]) -> str:
+    """Start a Dag run on the Airflow that runs at ``url``; return where the REST API has it.
+
+    :param session: Of :meth:`RealAirflow.session`.
+    """
+    dag_url = f"{url}/api/v2/dags/{dag_id}"
+    session.patch(dag_url, json={"is_paused": False}, timeout=30).raise_for_status()
+    run = session.post(f"{dag_url}/dagRuns", json={"logical_date": None, "conf": conf}, timeout=30)
+    if not run.ok:
+        raise RuntimeError(run.text)
+    return f"{dag_url}/dagRuns/{run.json()['dag_run_id']}"
 
 
 def kill_tree(pid: int) -> None:

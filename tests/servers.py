@@ -1,4 +1,4 @@
-"""Servers that speak as object stores do, each a process of its own that forgets everything at its end."""
+"""Servers that tests talk to, each a process of its own that forgets everything at its end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from importlib.metadata import distribution
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import boto3  # type: ignore[import-untyped]
 
 from tests.real_airflow import EXAMPLE_DAGS, free_port
 
@@ -33,6 +36,27 @@ def moto() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with _running(command, r"Running on (http://\S+)") as url:
         yield url
+
+
+def s3_client(url: str) -> Any:
+    """Return a client of the S3 at ``url``."""
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id="somebody",
+        aws_secret_access_key="secret",
+    )
+
+
+def s3_connection(url: str) -> dict[str, Any]:
+    """Return Airflow's connection to the S3 at ``url``."""
+    return {
+        "conn_type": "aws",
+        "login": "somebody",
+        "password": "secret",
+        "extra": {"endpoint_url": url, "region_name": "us-east-1"},
+    }
 
 
 @contextmanager
@@ -94,12 +118,27 @@ def google_accounts() -> Iterator[str]:
 
 
 @contextmanager
+def redis() -> Iterator[str]:
+    """Run a Redis, and yield its URL.
+
+    :raises MissingError: where it is missing.
+    """
+    program = which("redis-server")
+    if program is None:
+        raise MissingError("Redis is needed, as Celery's broker: apt-get install redis-server")
+    options = {"bind": "127.0.0.1", "port": str(port := free_port()), "save": ""}
+    command = [program, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    with _running(command, r"(Ready to accept connections)"):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
 def _running(command: list[str], started: str) -> Iterator[str]:
     """Run a server, and yield what it says of its URL as soon as it does.
 
     :raises RuntimeError: with what it said, where it does not come up.
     """
-    with TemporaryDirectory(prefix="store-") as folder, (log := Path(folder) / "log").open("wb") as output:
+    with TemporaryDirectory(prefix="server-") as folder, (log := Path(folder) / "log").open("wb") as output:
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, env=environment

@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import boto3  # type: ignore[import-untyped]
 import psutil  # type: ignore[import-untyped]
 import requests
 from moto.server import ThreadedMotoServer
@@ -24,6 +23,7 @@ from tests.faults.leaks import files, find, tables
 from tests.faults.proxy import Proxy
 from tests.postgres import postgres
 from tests.real_airflow import Parts, RealAirflow, kill_tree
+from tests.servers import s3_client, s3_connection
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -272,7 +272,7 @@ class Stage:
         self.scenes: list[Scene] = []
         self.leaks: list[str] = []
         self._engine = engine
-        self._store = _s3(store_url)
+        self._store = s3_client(store_url)
         self._closed = threading.Event()
         answer = requests.get(f"{parts.url}/auth/token", timeout=30)
         self._headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
@@ -341,7 +341,7 @@ def stage_for(rows: list[Row], home: Path) -> Iterator[Stage]:
         store.start()
         stack.callback(store.stop)
         store_url = "http://{}:{}".format(*store.get_host_and_port())
-        _s3(store_url).create_bucket(Bucket=BUCKET)
+        s3_client(store_url).create_bucket(Bucket=BUCKET)
         connections: dict[str, dict[str, Any]] = {}
         props = []
         for row in rows:
@@ -351,12 +351,7 @@ def stage_for(rows: list[Row], home: Path) -> Iterator[Stage]:
             before_store = None
             if row.in_s3:
                 before_store = stack.enter_context(Proxy(store_url))
-                connections[f"store_{row.name}"] = {
-                    "conn_type": "aws",
-                    "login": "somebody",
-                    "password": "secret",
-                    "extra": {"endpoint_url": before_store.url, "region_name": "us-east-1"},
-                }
+                connections[f"store_{row.name}"] = s3_connection(before_store.url)
             props.append((row, emulator, wire, before_store))
         database_url = stack.enter_context(postgres())
         airflow = RealAirflow(home, dags=DAGS, connections=connections, database_url=database_url)
@@ -374,13 +369,3 @@ def stage_for(rows: list[Row], home: Path) -> Iterator[Stage]:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
-def _s3(url: str) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=url,
-        region_name="us-east-1",
-        aws_access_key_id="somebody",
-        aws_secret_access_key="secret",
-    )

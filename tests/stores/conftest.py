@@ -62,7 +62,7 @@ from airflow_provider_modelscope.request import GenerationRequest  # noqa: E402
 from airflow_provider_modelscope.transfers.image_to_object_storage import (  # noqa: E402
     ModelScopeImageToObjectStorageOperator,
 )
-from tests.stores.servers import MissingError  # noqa: E402
+from tests.servers import MissingError  # noqa: E402
 from tests.stores.stores import Bucket, Store, Stores  # noqa: E402
 from tests.unit.conftest import TaskInstance, connect  # noqa: E402
 

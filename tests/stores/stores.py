@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-import boto3  # type: ignore[import-untyped]
 import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.faults.proxy import Proxy
+from tests.servers import azurite, fake_gcs, google_accounts, moto, s3_client
 from tests.stores.recipes import RECIPES, Recipe
-from tests.stores.servers import azurite, fake_gcs, google_accounts, moto
 
 if TYPE_CHECKING:
     import ssl
@@ -97,13 +96,7 @@ class Bucket:
 
 class _S3(Backdoor):
     def __init__(self, url: str) -> None:
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            region_name="us-east-1",
-            aws_access_key_id="somebody",
-            aws_secret_access_key="secret",
-        )
+        self._client = s3_client(url)
 
     def make_bucket(self, bucket: str) -> None:
         self._client.create_bucket(Bucket=bucket)
