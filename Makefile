@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 STORES := $(VENV)/stores
 AZURITE := $(VENV)/azurite
 
-.PHONY: help demo ui test test-browser screenshots test-stores test-faults proof check bench clean
+.PHONY: help demo ui test test-browser screenshots test-stores test-faults test-cluster proof check bench clean
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -47,6 +47,9 @@ test-stores: $(STORES)/.ready $(AZURITE)/.ready ## Images in S3, Azure, GCS and 
 
 test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; four minutes
 	@$(BIN)/python -m pytest tests/faults
+
+test-cluster: $(READY) ## Sixty images on seven machines of Airflow, two of which are killed; needs Redis; six minutes
+	@$(BIN)/python -m pytest tests/cluster -s
 
 proof: $(READY) ## What only a busy Airflow on PostgreSQL can show; ten minutes
 	@$(BIN)/python -m pytest tests/proof -rA --durations=0 --durations-min=1
