@@ -39,6 +39,10 @@ class StatsD:
         """Return what a counter of ours has come to."""
         return sum(int(value.removesuffix("|c")) for value in self.said.get(f"airflow.{name}", []))
 
+    def seconds(self, name: str) -> list[float]:
+        """Return what a timer of ours was told."""
+        return [float(value.removesuffix("|ms")) / 1000 for value in self.said.get(f"airflow.{name}", [])]
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

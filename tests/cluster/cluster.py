@@ -16,6 +16,7 @@ from tests.cluster import machine
 from tests.postgres import postgres
 from tests.real_airflow import Part, Parts, RealAirflow, free_port, start_run
 from tests.servers import moto, redis, s3_client, s3_connection
+from tests.statsd import StatsD
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator.server import Exchange
@@ -76,10 +77,14 @@ class Cluster:
     """A running cluster.
 
     :param store: A client of its object store.
+    :param statsd: Where its metrics end.
     """
 
-    def __init__(self, airflow: RealAirflow, parts: Parts, emulator: Emulator, store: Any) -> None:
+    def __init__(
+        self, airflow: RealAirflow, parts: Parts, emulator: Emulator, store: Any, statsd: StatsD
+    ) -> None:
         self.emulator = emulator
+        self.statsd = statsd
         self.triggers: dict[str, set[int]] = {name: set() for name in TRIGGERERS}
         """The waits that each triggerer was seen to hold."""
         self._began_at = time.monotonic()
@@ -228,19 +233,24 @@ def cluster_in(folder: Path) -> Iterator[Cluster]:
             connections={"store": s3_connection(store_url), **services},
             database_url=stack.enter_context(postgres()),
         )
-        airflow.environment |= SETTINGS | {
-            machine.VARIABLE: "operator",
-            "AIRFLOW__CELERY__BROKER_URL": broker_url,
-            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{airflow.database_url}",
-            # One Airflow, so one set of keys.
-            "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-            "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(),
-            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),
-        }
+        statsd = stack.enter_context(StatsD())
+        airflow.environment |= (
+            SETTINGS
+            | statsd.environment
+            | {
+                machine.VARIABLE: "operator",
+                "AIRFLOW__CELERY__BROKER_URL": broker_url,
+                "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{airflow.database_url}",
+                # One Airflow, so one set of keys.
+                "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+                "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(),
+                "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),
+            }
+        )
         airflow.migrate()
         machines = {name: Part(command, _only_on(name, folder)) for name, command in MACHINES.items()}
         parts = stack.enter_context(airflow.parts(machines))
-        cluster = Cluster(airflow, parts, emulator, store)
+        cluster = Cluster(airflow, parts, emulator, store, statsd)
         cluster.until(cluster.has_come_up, "all machines are up")
         yield cluster
 

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
 import pytest
 
@@ -50,6 +51,7 @@ class Story:
         accounts = Counter(one.headers["Authorization"] for one in cluster.accepted)
         refused = sum(one.status == 500 for one in cluster.emulator.requests)
         busy = sum(end - begin for begin, end in cluster.emulator.spans) / (self.ended_at * len(TOKENS))
+        late = cluster.statsd.seconds("modelscope.generation.lateness")
         ends = {
             self.worker: f", killed after {self.worker_killed_at:.0f} s with {self.running} running",
             self.triggerer: f", killed after {self.triggerer_killed_at:.0f} s with {len(self.waits)} waits",
@@ -60,6 +62,7 @@ class Story:
             f"submissions: {len(cluster.accepted)} accepted, by account {list(accounts.values())}; "
             f"{refused} refused because the queue was full",
             f"time: {self.ended_at:.0f} s, the accounts were busy for {busy:.0%} of it",
+            f"images were stored {median(late):.0f} s after their end at the service, at most {max(late):.0f} s",
             *(f"{name}: was given tasks {cluster.legs(name)} times{ends.get(name, '')}" for name in WORKERS),
             *(f"{name}: held {len(cluster.triggers[name])} waits{ends.get(name, '')}" for name in TRIGGERERS),
             f"waits of the dead triggerer that the other took over: {len(self.inherited)}",

@@ -33,6 +33,14 @@ def test_every_generation_is_paid_once(story: Story) -> None:
     assert paid == {f"Bearer {token}": IMAGES // len(TOKENS) for token in TOKENS.values()}
 
 
+def test_the_metrics_of_all_workers_say_the_same(story: Story) -> None:
+    refused = sum(one.status == 500 for one in story.cluster.emulator.requests)
+    assert story.cluster.statsd.count("modelscope.generation.accepted") == IMAGES
+    assert story.cluster.statsd.count("modelscope.generation.refused.queue_full") == refused
+    # A worker may die when it has stored and counted an image, which is then done again.
+    assert story.cluster.statsd.count("modelscope.image.stored") >= IMAGES
+
+
 def test_what_watched_on_the_dead_worker_is_tried_again_on_the_other(story: Story) -> None:
     [ended] = [task for task in story.cluster.tasks() if task[:4] == story.watcher[:4]]
     assert ended.try_number > 1

@@ -39,10 +39,9 @@ def test_the_wait_moves_to_the_triggerer_and_back_and_leaks_nothing(
         assert statsd.count("modelscope.generation.submitted") == 1
         assert statsd.count("modelscope.generation.accepted") == 1
         assert statsd.count("modelscope.image.stored_bytes") == image["bytes"]
-        [duration] = statsd.said["airflow.modelscope.generation.duration"]
-        assert float(duration.removesuffix("|ms")) == image["milliseconds"]
-        [lateness] = statsd.said["airflow.modelscope.generation.lateness"]
-        assert 0 <= float(lateness.removesuffix("|ms")) < 120_000
+        assert statsd.seconds("modelscope.generation.duration") == [image["milliseconds"] / 1000]
+        [lateness] = statsd.seconds("modelscope.generation.lateness")
+        assert 0 <= lateness < 120
         [quota] = statsd.said["airflow.modelscope.quota.remaining"]
         assert quota == "1999|g"
     for log in [*airflow.home.rglob("*.log"), airflow.database]:
