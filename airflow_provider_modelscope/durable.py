@@ -51,6 +51,7 @@ class SubmissionRecord:
         self._store: Any = context.get("task_state_store") if durable else None
         # Grows when the task is cleared, and only then: so it tells a retry from that.
         self._max_tries: int | None = getattr(context["ti"], "max_tries", None)
+        self._lacks_store = durable and self._store is None and bool(self._max_tries)
         self._on_lost_answer = on_lost_answer
 
     def recall(self, fingerprint: str) -> Submission | None:
@@ -119,7 +120,12 @@ class SubmissionRecord:
         )
 
     def keep(self, fingerprint: str, submission: Submission) -> None:
-        """Keep the generation that was made."""
+        """Keep the generation that was made, or say that this Airflow cannot."""
+        if self._lacks_store:
+            log.warning(
+                "A retry would submit generation %s again: only Airflow 3.3 and later keep it between tries",
+                submission.generation_id,
+            )
         try:
             self._write(
                 {

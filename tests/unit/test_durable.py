@@ -313,6 +313,21 @@ class TestTheRecord:
         assert submitter(durable=False).execute(a_try(store))
         assert submitter().execute(a_try(None))
 
+    @pytest.mark.parametrize(
+        ("durable", "max_tries", "is_said"), [(True, 2, True), (True, 0, False), (False, 2, False)]
+    )
+    def test_that_this_airflow_does_not_have_is_told_where_a_retry_would_pay_again(
+        self,
+        emulator: Emulator,
+        caplog: pytest.LogCaptureFixture,
+        durable: bool,
+        max_tries: int,
+        is_said: bool,
+    ) -> None:
+        generation_id = submitter(durable=durable).execute(a_try(None, RealTaskInstance(max_tries)))
+        told = f"A retry would submit generation {generation_id} again: only Airflow 3.3 and later keep it"
+        assert (told in caplog.text) == is_said
+
     @pytest.mark.parametrize("broken", ["get", "set"])
     def test_that_cannot_be_read_or_written_stops_the_task_before_anything_is_sent(
         self, emulator: Emulator, store: Store, broken: str

@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock
 
@@ -52,6 +53,13 @@ def test_every_module_that_the_info_names_is_there() -> None:
         CONNECTION_TYPE["connection-type"],
         CONNECTION_TYPE["hook-name"],
     )
+
+
+def test_every_module_can_be_imported_whatever_this_airflow_lacks() -> None:
+    modules = list(walk_packages(airflow_provider_modelscope.__path__, "airflow_provider_modelscope."))
+    assert len(modules) > 50
+    for module in modules:
+        import_module(module.name)
 
 
 def test_the_form_is_the_same_from_the_info_and_from_the_hooks_methods(
