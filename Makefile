@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 STORES := $(VENV)/stores
 AZURITE := $(VENV)/azurite
 
-.PHONY: help demo ui test test-browser screenshots test-stores test-faults test-cluster proof check bench clean
+.PHONY: help demo ui test test-matrix test-browser screenshots test-stores test-faults test-cluster proof check bench clean
 help: ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -25,6 +25,9 @@ ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and
 
 test: $(READY) ## The tests
 	@$(BIN)/python -m pytest
+
+test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest; half an hour
+	@$(BIN)/nox --parallel 2
 
 test-browser: $(READY) ## What a person sees, in a real browser, which is Debian's chromium; two minutes
 	@$(BIN)/python -m pytest tests/browser
@@ -64,4 +67,4 @@ bench: $(READY) ## What a wait costs beside other ways to wait, and what the sch
 	@$(BIN)/python -m tests.bench_schedule
 
 clean: ## Remove what the commands above made
-	rm -rf $(VENV) .demo .ui .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .nox .demo .ui .mypy_cache .pytest_cache .ruff_cache

@@ -170,6 +170,7 @@ class RealAirflow:
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # no login, on this machine only
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": url.rpartition(":")[2],
+            "AIRFLOW__API__WORKERS": "1",  # Airflow 3.0 starts four, too many for a small machine to come up
             "AIRFLOW__API__BASE_URL": url,
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow import __version__ as AIRFLOW_VERSION
 
 from airflow_provider_modelscope.emulator import Emulator
 from tests.real_airflow import EXAMPLE_DAGS, RealAirflow
@@ -31,6 +32,8 @@ def test_no_example_is_left_out() -> None:
 def test_the_example_lands_its_images(
     airflow_for: Callable[[Emulator], RealAirflow], tmp_path: Path, dag_id: str
 ) -> None:
+    if "asset" in dag_id and AIRFLOW_VERSION.startswith("3.0."):
+        pytest.skip("Airflow 3.0's dags test refuses an asset that no scheduler has seen yet")
     with Emulator(seconds=1.0) as emulator:
         airflow = airflow_for(emulator)
         airflow.test_dag(dag_id, {"destination": f"file://{tmp_path}/images/"})

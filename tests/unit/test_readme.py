@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseHook
 
+import airflow_provider_modelscope
 from airflow_provider_modelscope import exceptions, metrics
 from airflow_provider_modelscope.account import Account
 from airflow_provider_modelscope.deferral import DEFER_AFTER
@@ -126,6 +131,26 @@ def test_every_command_shown_is_there() -> None:
     )
 
 
+def test_every_version_that_is_tried_is_shown_and_no_test_fails_there() -> None:
+    pytest.importorskip("nox", reason="only where make installed it")
+    listing = [sys.executable, "-m", "nox", "--list", "--json"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout
+    tried = {session["session"] for session in json.loads(listed) if session["name"] == "cell"}
+    rows = [
+        row for row in table("Versions") if row[1] in ("newest", "lowest") and len(row) > 4
+    ]  # a cell that cannot be has no results
+    shown = {
+        f"cell({'-'.join((_line(airflow), _line(python), age))})": failed
+        for python, age, airflow, *_, failed, _minutes in rows
+    }
+    assert shown == dict.fromkeys(tried, "0")
+
+
+def _line(version: str) -> str:
+    """Return a version without its patch."""
+    return version.rpartition(".")[0]
+
+
 def test_the_emulators_options_shown_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         emulator(["--help"])
@@ -138,7 +163,8 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
         heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.*)$", README, re.MULTILINE)
     }
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert target.removeprefix("#") in headings or (ROOT / target).exists(), target
+        found = (ROOT / target, Path(airflow_provider_modelscope.__file__).parent.parent / target)
+        assert target.removeprefix("#") in headings or any(path.exists() for path in found), target
 
 
 def test_the_defaults_named_in_the_text_are_the_defaults() -> None:

@@ -1,0 +1,148 @@
+"""``make test-matrix``: the tests on the built wheel, with each Airflow, Python and age of dependencies.
+
+``wheel`` builds it and looks into it, ``cell(...)`` tests it in an environment of its own, and ``table``
+prints what came of all, as the README shows it. ``nox --list`` names the cells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nox
+
+ROOT = Path(__file__).parent
+DIST = ROOT / ".nox" / "dist"
+RESULTS = ROOT / ".nox" / "results"
+PINS = ROOT / "tests" / "pins"
+
+AIRFLOWS = ("3.0", "3.1", "3.2", "3.3")
+PYTHONS = ("3.11", "3.12", "3.13")
+LEFT_OUT = {("3.0", "3.13")}  # by Airflow itself; its cells compare this with its metadata
+CELLS = [
+    *((airflow, python, "newest") for airflow in AIRFLOWS for python in PYTHONS),
+    *((airflow, PYTHONS[0], "lowest") for airflow in AIRFLOWS),
+]
+TESTED = [cell for cell in CELLS if cell[:2] not in LEFT_OUT]
+
+WHOLE_PYTHON = "3.12"  # where each Airflow also runs all of tests/integration; elsewhere:
+A_REAL_RUN = (
+    "tests/integration/test_commands.py::test_airflow_lists_the_provider_and_its_connection_type",
+    "tests/integration/test_examples.py::test_the_example_lands_its_images[example_text_to_image]",
+)
+WHERE = "import airflow_provider_modelscope as it, platform; print(platform.python_version(), it.__file__)"
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEPENDENCIES = [re.split("[^a-z-]", dependency)[0] for dependency in PROJECT["dependencies"]]
+
+nox.options.error_on_missing_interpreters = True
+if pyenv := shutil.which("pyenv"):
+    # What it puts on PATH answers only for the versions that are named here.
+    installed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True, check=True)
+    os.environ["PYENV_VERSION"] = ":".join(installed.stdout.split())
+
+
+@nox.session(python=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel and the source distribution, and look into them."""
+    for folder in (DIST, RESULTS):
+        shutil.rmtree(folder, ignore_errors=True)
+    RESULTS.mkdir(parents=True)
+    python = (sys.executable, "-m")
+    session.run(*python, "uv", "build", "--quiet", "--out-dir", str(DIST))
+    session.run(*python, "twine", "check", "--strict", str(_built("whl")), str(_built("tar.gz")))
+    session.run(*python, "pytest", "tests/wheel", env={"WHEEL": str(_built("whl"))})
+
+
+@nox.session(venv_backend="uv", requires=["wheel"], allow_parallel=True)
+@nox.parametrize("airflow, python, dependencies", TESTED, ids=["-".join(cell) for cell in TESTED])
+def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
+    """Run the tests on the installed wheel, in a copy of the sources without the package."""
+    started_at = time.monotonic()
+    python = str(session.python)
+    environment = Path(session.virtualenv.location)
+    session.install(
+        f"apache-airflow=={airflow}.*",
+        str(_built("whl")),
+        "--requirement=pyproject.toml",  # to uv, what the wheel asks for is not direct
+        "--extra=test",
+        f"--resolution={'lowest-direct' if dependencies == 'lowest' else 'highest'}",
+        *(f"--constraint={pins}" for pins in _pins(airflow, dependencies)),
+    )
+    shutil.unpack_archive(_built("tar.gz"), environment, filter="data")
+    [sources] = environment.glob("airflow_provider_modelscope-*")
+    shutil.rmtree(sources / "airflow_provider_modelscope")
+    session.chdir(sources)
+    session.env["PYTHONPATH"] = ""
+
+    exact_python, file = str(session.run("python", "-c", WHERE, silent=True)).split()[-2:]
+    site_packages = Path(file).parent.parent
+    if site_packages.name != "site-packages" or environment not in site_packages.parents:
+        session.error(f"{file} is not what the wheel installed")
+    found = {one.name: one for one in distributions(path=[str(site_packages)])}
+    named = found["apache-airflow"].metadata.get_all("Classifier") or []
+    for one in PYTHONS:
+        if (f"Programming Language :: Python :: {one}" in named) == ((airflow, one) in LEFT_OUT):
+            session.error(f"Airflow {airflow} says something else of Python {one} than LEFT_OUT")
+
+    is_whole = (python, dependencies) == (WHOLE_PYTHON, "newest")
+    tests = ("tests/unit", *(("tests/integration",) if is_whole else A_REAL_RUN))
+    report = environment / "report.xml"
+    try:
+        session.run("python", "-m", "pytest", "--quiet", f"--junitxml={report}", *tests)
+    finally:
+        counts = ElementTree.parse(report).getroot()[0].attrib  # noqa: S314 - it is our own
+        skipped, failed = int(counts["skipped"]), int(counts["failures"]) + int(counts["errors"])
+        result = {
+            "Python": exact_python,
+            "dependencies": dependencies,
+            **{name: found[name].version for name in DEPENDENCIES},
+            "passed": int(counts["tests"]) - skipped - failed,
+            "skipped": skipped,
+            "failed": failed,
+            "minutes": round((time.monotonic() - started_at) / 60, 1),
+        }
+        _result(airflow, python, dependencies).write_text(json.dumps(result))
+
+
+@nox.session(python=False)
+def table(session: nox.Session) -> None:
+    """Print what came of the cells; nox starts it when no other session is left."""
+    versions = [name.removeprefix("apache-airflow-providers-") for name in DEPENDENCIES]
+    columns = ("Python", "dependencies", *versions, "passed", "skipped", "failed", "minutes")
+    for row in (columns, ["---"] * len(columns), *(_row(*cell) for cell in CELLS)):
+        print(f"| {' | '.join(row)} |")
+
+
+def _row(airflow: str, python: str, dependencies: str) -> Sequence[str]:
+    if (airflow, python) in LEFT_OUT:
+        return python, dependencies, airflow, "Airflow itself is not for this Python"
+    result = _result(airflow, python, dependencies)
+    if not result.exists():
+        return python, dependencies, airflow, "no result"
+    return [str(value) for value in json.loads(result.read_text()).values()]
+
+
+def _built(suffix: str) -> Path:
+    [built] = DIST.glob(f"*.{suffix}")
+    return built
+
+
+def _pins(airflow: str, dependencies: str) -> list[Path]:
+    """Return the files that hold back what these would not run with."""
+    names = (f"airflow-{airflow}", dependencies, f"airflow-{airflow}-{dependencies}")
+    return [pins for name in names if (pins := PINS / f"{name}.txt").exists()]
+
+
+def _result(airflow: str, python: str, dependencies: str) -> Path:
+    return RESULTS / f"{airflow}-{python}-{dependencies}.json"

@@ -1,0 +1,62 @@
+"""The wheel holds the package and nothing else, and says what Airflow's registries look for.
+
+``make test-matrix`` builds it and names it in ``WHEEL``.
+"""
+
+from __future__ import annotations
+
+import os
+from email.parser import HeaderParser
+from pathlib import Path
+from zipfile import ZipFile
+
+from packaging.specifiers import SpecifierSet
+
+from airflow_provider_modelscope import __version__
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "airflow_provider_modelscope"
+INFO = f"{PACKAGE}-{__version__}.dist-info"
+WHEEL = ZipFile(os.environ["WHEEL"])
+METADATA = HeaderParser().parsestr(WHEEL.read(f"{INFO}/METADATA").decode())
+
+
+def test_it_holds_each_file_of_the_package_and_nothing_else() -> None:
+    files = [path for path in (ROOT / PACKAGE).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    packages = [path.relative_to(ROOT).as_posix() for path in files]
+    about = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+    assert sorted(WHEEL.namelist()) == sorted([*packages, *(f"{INFO}/{name}" for name in about)])
+    for name in ("py.typed", "gallery/page.html", "gallery/page.css", "gallery/page.js"):
+        assert f"{PACKAGE}/{name}" in WHEEL.namelist()
+
+
+def test_each_file_is_what_stands_in_the_sources() -> None:
+    for name in WHEEL.namelist():
+        if name.startswith(f"{PACKAGE}/"):
+            assert WHEEL.read(name) == (ROOT / name).read_bytes(), name
+
+
+def test_airflow_finds_the_provider_and_the_plugin() -> None:
+    assert WHEEL.read(f"{INFO}/entry_points.txt").decode().split("\n\n") == [
+        "[airflow.plugins]\nmodelscope = airflow_provider_modelscope.gallery.plugin:ModelScopePlugin",
+        "[apache_airflow_provider]\n"
+        "provider_info = airflow_provider_modelscope.get_provider_info:get_provider_info\n",
+    ]
+
+
+def test_it_says_what_registries_show() -> None:
+    assert (METADATA["Name"], METADATA["Version"]) == ("airflow-provider-modelscope", __version__)
+    assert METADATA["License-Expression"] == "Apache-2.0"
+    assert METADATA["Description-Content-Type"] == "text/markdown"
+    assert METADATA["Summary"]
+    assert "airflow-provider" in METADATA["Keywords"].split(",")
+    classifiers = METADATA.get_all("Classifier", [])
+    assert {"Framework :: Apache Airflow", "Framework :: Apache Airflow :: Provider"} <= set(classifiers)
+    assert {"s3", "gcs", "azure"} <= set(METADATA.get_all("Provides-Extra", []))
+
+
+def test_the_pythons_it_names_are_those_it_takes() -> None:
+    pythons = SpecifierSet(METADATA["Requires-Python"])
+    taken = [f"3.{minor}" for minor in range(6, 20) if f"3.{minor}.5" in pythons]
+    classifiers = METADATA.get_all("Classifier", [])
+    assert [one.rpartition(" ")[2] for one in classifiers if ":: Python :: 3." in one] == taken
