@@ -73,9 +73,8 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
     environment = Path(session.virtualenv.location)
     session.install(
         f"apache-airflow=={airflow}.*",
-        str(_built("whl")),
-        "--requirement=pyproject.toml",  # to uv, what the wheel asks for is not direct
-        "--extra=test",
+        f"{_built('whl')}[test]",
+        "--requirement=pyproject.toml",  # to uv, what a wheel asks for is not direct
         f"--resolution={'lowest-direct' if dependencies == 'lowest' else 'highest'}",
         *(f"--constraint={pins}" for pins in _pins(airflow, dependencies)),
     )
