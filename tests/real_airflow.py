@@ -211,7 +211,8 @@ class RealAirflow:
         with self.session(url) as session:
             run_url = start_run(session, url, dag_id, conf)
             while True:
-                state: str = session.get(run_url, timeout=30).json()["state"]
+                look = session.get(run_url, timeout=30)
+                state = str(look.json()["state"]) if look.ok else look.text  # SQLite under load: look again
                 if state in ("success", "failed"):
                     return state
                 if time.monotonic() > deadline:
