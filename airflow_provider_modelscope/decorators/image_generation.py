@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    SET_DURING_EXECUTION,
     DecoratedOperator,
     context_merge,
     determine_kwargs,
@@ -15,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
+from airflow_provider_modelscope.metrics import counting_failures
 from airflow_provider_modelscope.mistakes import shown
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.waiting import QueueWait
 
 XCOM_KEY = "modelscope_parameters"
+NOT_YET = "DYNAMIC (set during execution)"  # what Airflow shows where a function gives what a field has
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +72,16 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
-            **{"model": None, "prompt": SET_DURING_EXECUTION, **kwargs},
+            **{"model": None, "prompt": NOT_YET, **kwargs},
         )
 
+    @counting_failures
     def execute(self, context: Context) -> Any:
         """Call the function, and do with what it returns what the one-step operator does."""
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        self._take(_parameters_of(self.python_callable(*self.op_args, **kwargs)))
+        returned = _parameters_of(self.python_callable(*self.op_args, **kwargs))
+        self._take({"prompt": None, **returned} if self.prompt == NOT_YET else returned)
         return self._begin(context)  # not by DecoratedOperator's execute, which fails on Airflow 3.0
 
     def execute_queued(self, context: Context, event: Any = None) -> Any:
