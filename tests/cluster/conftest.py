@@ -122,6 +122,7 @@ def _watcher(cluster: Cluster) -> tuple[Task, Task] | None:
 
 
 def _triggerer_to_kill(cluster: Cluster) -> tuple[str, set[int]] | None:
-    """Return the triggerer that holds the most waits, and these, once each holds some."""
+    """Return the triggerer that holds the most waits, and these: enough that not all end before it does."""
     held = cluster.held_triggers()
-    return max(held.items(), key=lambda item: len(item[1])) if all(held.values()) else None
+    triggerer, waits = max(held.items(), key=lambda item: len(item[1]))
+    return (triggerer, waits) if all(held.values()) and len(waits) > 2 else None
