@@ -45,7 +45,7 @@ FEW = [
 WHOLE_PYTHON = "3.12"  # where each Airflow also runs all of tests/integration; elsewhere:
 A_REAL_RUN = (
     "tests/integration/test_commands.py::test_airflow_lists_the_provider_and_its_connection_type",
-    "tests/integration/test_examples.py::test_the_example_lands_its_images[example_text_to_image]",
+    "tests/integration/test_deferral.py",
 )
 WHERE = "import airflow_provider_modelscope as it, platform; print(platform.python_version(), it.__file__)"
 

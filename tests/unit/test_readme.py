@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -129,26 +126,6 @@ def test_every_command_shown_is_there() -> None:
         set(re.findall(r"`make ([\w-]+)`", README)) | set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
         <= targets
     )
-
-
-def test_every_version_that_is_tried_is_shown_and_no_test_fails_there() -> None:
-    pytest.importorskip("nox", reason="only where make installed it")
-    listing = [sys.executable, "-m", "nox", "--list", "--json"]
-    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout
-    tried = {session["session"] for session in json.loads(listed) if session["name"] == "cell"}
-    rows = [
-        row for row in table("Versions") if row[1] in ("newest", "lowest") and len(row) > 4
-    ]  # a cell that cannot be has no results
-    shown = {
-        f"cell({'-'.join((_line(airflow), _line(python), age))})": failed
-        for python, age, airflow, *_, failed, _minutes in rows
-    }
-    assert shown == dict.fromkeys(tried, "0")
-
-
-def _line(version: str) -> str:
-    """Return a version without its patch."""
-    return version.rpartition(".")[0]
 
 
 def test_the_emulators_options_shown_are_there(capsys: pytest.CaptureFixture[str]) -> None:
