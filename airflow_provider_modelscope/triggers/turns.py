@@ -16,7 +16,6 @@ LEAD_SECONDS = (
 START_SECONDS = 3.0  # from a turn to the submission, where there is room
 GUESS = 4.0  # seconds that a generation runs of which nothing is known; doubled where that was too short
 MAX_GUESS = 60.0  # seconds
-HEARD_AFTER = 9.0  # seconds from a turn to the word that there was no room, at least: a worker tries for six
 LONGEST = 300.0  # seconds without a turn, whatever is expected
 
 
@@ -38,7 +37,6 @@ class Turns:
         self._room = 0  # left by generations that ended, and given to nobody yet
         self._last = -math.inf
         self._guess = GUESS
-        self._guessed_at = -math.inf
 
     def begin(self, *, now: float) -> None:
         """Begin a line: somebody was just refused."""
@@ -73,13 +71,9 @@ class Turns:
         self._unseen.append(_Run(since=now, ends_at=starts_at + usual_seconds))
         self._last = now
 
-    def refuse(self, *, now: float) -> None:
+    def refuse(self) -> None:
         """Take the last turn back: its owner found no room."""
-        # Those who were refused since had their turns by the old guess, and are no reason to double it again:
-        # where several triggerers each have a line, there are many of them.
-        if not self._guessed_at <= now < self._guessed_at + HEARD_AFTER:
-            self._guess = min(MAX_GUESS, 2 * self._guess)
-            self._guessed_at = now
+        self._guess = min(MAX_GUESS, 2 * self._guess)
         self._unseen = [run for run in self._unseen[:-1] if not run.is_promised]
         for run in self._seen.values():
             if run.is_promised:  # it runs longer than was expected
