@@ -107,7 +107,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const broken = async (image) => {
     const url = image.src;
     const text = await reason(url);
-    if (image.src !== url) return; // another one is shown by now
+    if (image.src !== url || !image.isConnected) return; // another one is shown by now, or it was told already
     if (image === picture) {
       picture.hidden = true;
       sentence.hidden = false;
