@@ -27,7 +27,7 @@ test: $(READY) ## The tests
 	@$(BIN)/python -m pytest
 
 test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest; half an hour
-	@$(BIN)/nox --parallel 2 $(NOX)
+	@$(BIN)/nox --parallel 2
 
 test-browser: $(READY) ## What a person sees, in a real browser, which is Debian's chromium; two minutes
 	@$(BIN)/python -m pytest tests/browser

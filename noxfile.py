@@ -34,13 +34,6 @@ CELLS = [
     *((airflow, PYTHONS[0], "lowest") for airflow in AIRFLOWS),
 ]
 TESTED = [cell for cell in CELLS if cell[:2] not in LEFT_OUT]
-# Each Airflow, each Python and both ages of dependencies, for those who have ten minutes: nox --tags few
-FEW = [
-    ("3.0", "3.11", "lowest"),
-    ("3.1", "3.13", "newest"),
-    ("3.2", "3.12", "newest"),
-    ("3.3", "3.11", "lowest"),
-]
 
 WHOLE_PYTHON = "3.12"  # where each Airflow also runs all of tests/integration; elsewhere:
 A_REAL_RUN = (
@@ -72,10 +65,7 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="uv", requires=["wheel"], allow_parallel=True)
-@nox.parametrize(
-    "airflow, python, dependencies",
-    [nox.param(*cell, id="-".join(cell), tags=["few"] if cell in FEW else []) for cell in TESTED],
-)
+@nox.parametrize("airflow, python, dependencies", TESTED, ids=["-".join(cell) for cell in TESTED])
 def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
     """Run the tests on the installed wheel, in a copy of the sources without the package."""
     started_at = time.monotonic()
@@ -124,7 +114,7 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
         _result(airflow, python, dependencies).write_text(json.dumps(result))
 
 
-@nox.session(python=False, tags=["few"])
+@nox.session(python=False)
 def table(session: nox.Session) -> None:
     """Print what came of the cells; nox starts it when no other session is left."""
     versions = [name.removeprefix("apache-airflow-providers-") for name in DEPENDENCIES]

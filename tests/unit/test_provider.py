@@ -103,9 +103,9 @@ def test_reading_a_dag_file_costs_milliseconds_and_loads_no_client() -> None:
     print(*{module.partition(".")[0] for module in set(sys.modules) - before})
     """
     costs = [1.0]
-    while min(costs) > 0.05 and len(costs) < 10:  # again and again: others share this machine
+    while min(costs) > 0.025 and len(costs) < 25:  # again and again: others share this machine
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds, loaded = done.stdout.split("\n")[-3:-1]
         costs.append(float(seconds))
         assert set(loaded.split()) <= {"airflow_provider_modelscope", "airflow"}
-    assert min(costs) <= 0.05, costs
+    assert min(costs) <= 0.025, costs
