@@ -88,24 +88,24 @@ def test_the_form_is_the_same_from_the_info_and_from_the_hooks_methods(
     assert behaviour["relabeling"] == {"password": "API token", "host": "Base URL"}
 
 
-def test_reading_a_dag_file_costs_milliseconds_and_loads_no_client() -> None:
+def test_reading_a_dag_file_costs_a_fiftieth_of_airflow_itself_and_loads_no_client() -> None:
     code = """if True:
     import sys, time
+    begun_at = time.process_time()
     import airflow.sdk
     from airflow.providers.common.compat.sdk import BaseHook, BaseOperator, BaseSensorOperator, conf
-    before = set(sys.modules)
-    started_at = time.process_time()
+    before, ready_at = set(sys.modules), time.process_time()
     import airflow_provider_modelscope.operators.image_generation
     import airflow_provider_modelscope.sensors.image_generation
     import airflow_provider_modelscope.transfers.image_to_object_storage
     import airflow_provider_modelscope.hooks.modelscope
-    print(time.process_time() - started_at)
+    print((time.process_time() - ready_at) / (ready_at - begun_at))
     print(*{module.partition(".")[0] for module in set(sys.modules) - before})
     """
-    costs = [1.0]
-    while min(costs) > 0.025 and len(costs) < 25:  # again and again: others share this machine
+    ratios = [1.0]
+    while min(ratios) > 0.02 and len(ratios) < 6:  # again: others share this machine
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds, loaded = done.stdout.split("\n")[-3:-1]
-        costs.append(float(seconds))
+        ratio, loaded = done.stdout.split("\n")[-3:-1]
+        ratios.append(float(ratio))
         assert set(loaded.split()) <= {"airflow_provider_modelscope", "airflow"}
-    assert min(costs) <= 0.025, costs
+    assert min(ratios) <= 0.02, ratios
