@@ -327,6 +327,9 @@ def start_run(session: requests.Session, url: str, dag_id: str, conf: dict[str, 
     :param session: Of :meth:`RealAirflow.session`.
     """
     dag_url = f"{url}/api/v2/dags/{dag_id}"
+    deadline = time.monotonic() + START_SECONDS
+    while session.get(dag_url, timeout=30).status_code == 404 and time.monotonic() < deadline:
+        time.sleep(0.5)  # its file has not been read yet
     session.patch(dag_url, json={"is_paused": False}, timeout=30).raise_for_status()
     run = session.post(f"{dag_url}/dagRuns", json={"logical_date": None, "conf": conf}, timeout=30)
     if not run.ok:
