@@ -39,7 +39,7 @@ class Line:
         """Let the line know that one who had a turn found no room."""
         if self._given:  # else another triggerer's line gave it, which is no more
             self._given -= 1
-            self._turns.refuse(now=time.time())
+            self._turns.refuse()
             self._call()
 
     async def turn(self, *, since: float, end_time: float, model: str) -> bool:

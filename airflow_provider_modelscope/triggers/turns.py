@@ -16,7 +16,6 @@ LEAD_SECONDS = (
 START_SECONDS = 3.0  # from a turn to the submission, where there is room
 GUESS = 4.0  # seconds that a generation runs of which nothing is known; doubled where that was too short
 MAX_GUESS = 60.0  # seconds
-HEARD_AFTER = 9.0  # seconds from a turn to the word that there was no room, at least: a worker tries for six
 LONGEST = 300.0  # seconds without a turn, whatever is expected
 
 
@@ -38,8 +37,6 @@ class Turns:
         self._room = 0  # left by generations that ended, and given to nobody yet
         self._last = -math.inf
         self._guess = GUESS
-        self._is_guessed = False  # whether the last turn was given by it
-        self._guessed_at = -math.inf  # when it was last doubled
 
     def begin(self, *, now: float) -> None:
         """Begin a line: somebody was just refused."""
@@ -69,21 +66,14 @@ class Turns:
             if before.ends_at < math.inf:
                 starts_at = max(starts_at, before.ends_at)
         self._guess = max(GUESS, 0.75 * self._guess)
-        self._is_guessed = usual_seconds is None
         if usual_seconds is None:
             usual_seconds = math.inf if others else self._guess
         self._unseen.append(_Run(since=now, ends_at=starts_at + usual_seconds))
         self._last = now
 
-    def refuse(self, *, now: float) -> None:
+    def refuse(self) -> None:
         """Take the last turn back: its owner found no room."""
-        # Those who are refused soon after it was doubled had their turns by the old guess, and are no reason
-        # to double it again: where several triggerers have a line for the account, there are many of them.
-        # Turns by the usual time of a model that has become slower come too soon with any guess: each counts.
-        is_heard = self._guessed_at <= now < self._guessed_at + HEARD_AFTER
-        if not (self._is_guessed and is_heard):
-            self._guess = min(MAX_GUESS, 2 * self._guess)
-            self._guessed_at = now
+        self._guess = min(MAX_GUESS, 2 * self._guess)
         self._unseen = [run for run in self._unseen[:-1] if not run.is_promised]
         for run in self._seen.values():
             if run.is_promised:  # it runs longer than was expected

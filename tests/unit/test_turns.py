@@ -11,32 +11,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelscope.schedule import Times
-from airflow_provider_modelscope.triggers.turns import (
-    GUESS,
-    HEARD_AFTER,
-    LEAD_SECONDS,
-    LONGEST,
-    MAX_GUESS,
-    Turns,
-)
+from airflow_provider_modelscope.triggers.turns import LEAD_SECONDS, LONGEST, MAX_GUESS, Turns
 
 NOW = 1000.0  # later than anything here
 STAND_BY, SETTLE, DEFERS_AT, TASKS = 6.0, 8.0, 9.5, 40
-
-
-class Triggerer:
-    """A line of its own, and what it has learned.
-
-    :param before: How long generations ran before, if any were seen.
-    """
-
-    def __init__(self, before: float | None) -> None:
-        self.turns = Turns()
-        self.line: list[int] = []
-        self.given = 0  # turns whose owners have not come back
-        self.times = Times()
-        for _ in range(20 if before else 0):
-            self.times.record(before or 0)
 
 
 class World:
@@ -45,23 +23,20 @@ class World:
     :param seconds: How long a generation runs.
     :param start: Seconds from a turn to its worker's first try, give or take a fifth.
     :param before: How long generations of that model ran before, if any were seen.
-    :param is_seen: Whether a triggerer sees the generations that outlast their worker's first looks.
-    :param triggerers: Of how many one takes a task that defers, as chance has it.
+    :param is_seen: Whether the triggerer sees the generations that outlast their worker's first looks.
     """
 
     def __init__(
-        self,
-        seconds: float,
-        *,
-        start: float = 3.5,
-        is_seen: bool = True,
-        before: float | None = None,
-        triggerers: int = 1,
+        self, seconds: float, *, start: float = 3.5, is_seen: bool = True, before: float | None = None
     ) -> None:
         self.seconds = seconds
         self.start = start
         self.is_seen = is_seen
-        self.triggerers = [Triggerer(before) for _ in range(triggerers)]
+        self.times = Times()
+        for _ in range(20 if before else 0):
+            self.times.record(before or 0)
+        self.turns = Turns()
+        self.line: list[int] = []
         self.events: list[tuple[float, float, Callable[..., None], tuple[Any, ...]]] = []
         self.luck = random.Random(5)  # noqa: S311 - a simulation's
         self.ends: list[float] = [0.0]
@@ -74,55 +49,51 @@ class World:
         """Return which part of the time the slot was busy, and how many turns an image needed."""
         self.submit(0.0, 0, 0.0)
         for task in range(1, TASKS):
-            self.at(1 + SETTLE + self.luck.random(), self.join, self.luck.choice(self.triggerers), task)
+            self.at(1 + SETTLE + self.luck.random(), self.join, task)
         while self.events and len(self.ends) <= TASKS:
             now, _, what, arguments = heapq.heappop(self.events)
             what(now, *arguments)
         return TASKS * self.seconds / self.ends[-1], self.given / (TASKS - 1)
 
     def submit(self, now: float, task: int, until: float) -> None:
-        triggerer = self.luck.choice(self.triggerers)
         if now >= self.ends[-1]:
             self.ends.append(now + self.seconds)
             if self.is_seen and self.seconds > DEFERS_AT:
-                self.at(now + DEFERS_AT, self.see, triggerer, task, now)
+                self.at(now + DEFERS_AT, self.see, task, now)
         elif now < until:
             self.at(now + 1, self.submit, task, until)
         else:
-            self.at(now + 1, self.refuse, triggerer)
-            self.at(now + 1 + SETTLE, self.join, triggerer, task)
+            self.at(now + 1, self.refuse)
+            self.at(now + 1 + SETTLE, self.join, task)
 
-    def join(self, now: float, triggerer: Triggerer, task: int) -> None:
-        if not triggerer.line:
-            triggerer.turns.begin(now=now)
-        triggerer.line = sorted([*triggerer.line, task])
-        self.give(now, triggerer)
+    def join(self, now: float, task: int) -> None:
+        if not self.line:
+            self.turns.begin(now=now)
+        self.line = sorted([*self.line, task])
+        self.give(now)
 
-    def refuse(self, now: float, triggerer: Triggerer) -> None:
-        if triggerer.given:
-            triggerer.given -= 1
-            triggerer.turns.refuse(now=now)
-            self.give(now, triggerer)
+    def refuse(self, now: float) -> None:
+        self.turns.refuse()
+        self.give(now)
 
-    def see(self, now: float, triggerer: Triggerer, task: int, since: float) -> None:
-        triggerer.turns.see(str(task), since=since, usual_seconds=triggerer.times.usual)
-        self.at(since + self.seconds + 0.3, self.end, triggerer, task)
-        self.give(now, triggerer)
+    def see(self, now: float, task: int, since: float) -> None:
+        self.turns.see(str(task), since=since, usual_seconds=self.times.usual)
+        self.at(since + self.seconds + 0.3, self.end, task)
+        self.give(now)
 
-    def end(self, now: float, triggerer: Triggerer, task: int) -> None:
-        triggerer.times.record(self.seconds)
-        triggerer.turns.end(str(task), is_awaited=bool(triggerer.line))
-        self.give(now, triggerer)
+    def end(self, now: float, task: int) -> None:
+        self.times.record(self.seconds)
+        self.turns.end(str(task), is_awaited=bool(self.line))
+        self.give(now)
 
-    def give(self, now: float, triggerer: Triggerer) -> None:
-        while triggerer.line and triggerer.turns.due(now=now) <= now:
-            triggerer.turns.take(now=now, usual_seconds=triggerer.times.usual)
+    def give(self, now: float) -> None:
+        while self.line and self.turns.due(now=now) <= now:
+            self.turns.take(now=now, usual_seconds=self.times.usual)
             self.given += 1
-            triggerer.given += 1
             there = now + self.start * self.luck.uniform(0.8, 1.2)
-            self.at(there, self.submit, triggerer.line.pop(0), there + STAND_BY)
-        if triggerer.line:
-            self.at(triggerer.turns.due(now=now) + 1e-6, self.give, triggerer)
+            self.at(there, self.submit, self.line.pop(0), there + STAND_BY)
+        if self.line:
+            self.at(self.turns.due(now=now) + 1e-6, self.give)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +107,6 @@ class World:
         (World(150, is_seen=False), 0.75, 4),
         (World(10, before=2), 0.83, 1.7),
         (World(10, before=100), 0.8, 2.0),
-        (World(5, triggerers=2), 0.75, 2.0),
-        (World(8, triggerers=2), 0.65, 2.2),
-        (World(25, triggerers=2), 0.9, 2.5),
     ],
     ids=[
         "10 s",
@@ -149,9 +117,6 @@ class World:
         "150 s, not seen here",
         "10 s, once 2 s",
         "10 s, once 100 s",
-        "5 s: never seen here, two triggerers",
-        "8 s: never seen here, two triggerers",
-        "25 s, two triggerers",
     ],
 )
 def test_an_account_is_busy_and_workers_do_not_come_for_nothing(
@@ -203,7 +168,7 @@ def test_who_finds_no_room_is_asked_again_when_the_end_was_seen() -> None:
     turns = Turns()
     turns.see("a", since=100, usual_seconds=50)
     turns.take(now=145, usual_seconds=50)
-    turns.refuse(now=158)
+    turns.refuse()
     assert turns.due(now=NOW) == 145 + LONGEST
     turns.end("a", is_awaited=True)
     assert turns.due(now=NOW) == NOW
@@ -213,27 +178,13 @@ def test_where_nothing_is_ever_seen_the_pauses_grow_to_a_minute() -> None:
     turns, now, pauses = Turns(), 100.0, []
     turns.begin(now=now)
     for _ in range(8):
+        pauses.append(turns.due(now=NOW) - now)
+        now = turns.due(now=NOW)
         turns.take(now=now, usual_seconds=None)
-        turns.refuse(now=now + HEARD_AFTER)
-        due = turns.due(now=NOW)
-        pauses.append(due - now)
-        now = max(due, now + HEARD_AFTER)
+        turns.refuse()
     assert pauses[0] < 10
     assert pauses == sorted(pauses)
     assert pauses[-1] == MAX_GUESS
-
-
-def test_those_refused_together_make_the_pauses_longer_once() -> None:
-    pauses = []
-    for refused in (1, 3):
-        turns = Turns()
-        turns.begin(now=100)
-        for second in range(3):
-            turns.take(now=100 + second, usual_seconds=None)
-        for second in range(refused):
-            turns.refuse(now=110 + second)
-        pauses.append(turns.due(now=NOW) - 102)
-    assert pauses[0] == pauses[1] == 2 * GUESS
 
 
 def test_what_nobody_waits_for_leaves_nothing_behind() -> None:
