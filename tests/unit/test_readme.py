@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -133,6 +136,24 @@ def test_the_emulators_options_shown_are_there(capsys: pytest.CaptureFixture[str
         emulator(["--help"])
     shown = capsys.readouterr().out
     assert all(option in shown for option in re.findall(r"--[a-z-]+", section("The emulator")))
+
+
+def test_the_table_of_versions_is_of_a_run_of_every_cell_without_failure() -> None:
+    pytest.importorskip("nox", reason="a cell has no nox")
+    listed = subprocess.run(
+        [sys.executable, "-m", "nox", "--list", "--json"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    cells = {one["session"] for one in json.loads(listed.stdout) if one["name"] == "cell"}
+    shown = {}
+    for python, dependencies, airflow, *others in table("Versions"):
+        if dependencies in ("newest", "lowest") and len(others) > 1:  # not a Python that Airflow is not for
+            minors = (".".join(version.split(".")[:2]) for version in (airflow, python))
+            shown[f"cell({'-'.join([*minors, dependencies])})"] = others[-2]
+    assert shown == dict.fromkeys(cells, "0")
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:
