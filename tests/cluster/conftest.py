@@ -62,7 +62,8 @@ class Story:
             f"submissions: {len(cluster.accepted)} accepted, by account {list(accounts.values())}; "
             f"{refused} refused because the queue was full",
             f"time: {self.ended_at:.0f} s, the accounts were busy for {busy:.0%} of it",
-            f"images were stored {median(late):.0f} s after they were ready, at most {max(late):.0f} s",
+            f"half of the images were stored within {median(late):.0f} s of being ready, "
+            f"all within {max(late):.0f} s",
             *(f"{name}: was given tasks {cluster.legs(name)} times{ends.get(name, '')}" for name in WORKERS),
             *(f"{name}: held {len(cluster.triggers[name])} waits{ends.get(name, '')}" for name in TRIGGERERS),
             f"waits of the dead triggerer that the other took over: {len(self.inherited)}",
