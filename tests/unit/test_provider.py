@@ -88,7 +88,7 @@ def test_the_form_is_the_same_from_the_info_and_from_the_hooks_methods(
     assert behaviour["relabeling"] == {"password": "API token", "host": "Base URL"}
 
 
-def test_reading_a_dag_file_costs_a_fiftieth_of_airflow_itself_and_loads_no_client() -> None:
+def test_reading_a_dag_file_costs_a_sixtieth_of_airflow_itself_and_loads_no_client() -> None:
     code = """if True:
     import sys, time
     begun_at = time.process_time()
@@ -103,9 +103,9 @@ def test_reading_a_dag_file_costs_a_fiftieth_of_airflow_itself_and_loads_no_clie
     print(*{module.partition(".")[0] for module in set(sys.modules) - before})
     """
     ratios = [1.0]
-    while min(ratios) > 0.02 and len(ratios) < 6:  # again: others share this machine
+    while min(ratios) > 1 / 60 and len(ratios) < 25:  # again and again: others share this machine
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         ratio, loaded = done.stdout.split("\n")[-3:-1]
         ratios.append(float(ratio))
         assert set(loaded.split()) <= {"airflow_provider_modelscope", "airflow"}
-    assert min(ratios) <= 0.02, ratios
+    assert min(ratios) <= 1 / 60, ratios
