@@ -18,10 +18,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## Make one image in real Airflow: against the emulator, or ModelScope with MODELSCOPE_API_TOKEN set
-	@$(BIN)/python -m tests.demo
+	@$(BIN)/python -m dev.demo
 
 ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and the examples ready
-	@$(BIN)/python -m tests.ui
+	@$(BIN)/python -m dev.ui
 
 test: $(READY) ## The tests
 	@$(BIN)/python -m pytest
@@ -33,7 +33,7 @@ test-browser: $(READY) ## What a person sees, in a real browser, which is Debian
 	@$(BIN)/python -m pytest tests/browser
 
 screenshots: $(READY) ## The README's pictures of the gallery, made anew; a minute
-	@$(BIN)/python -m tests.browser.screenshots
+	@$(BIN)/python -m dev.screenshots
 
 $(STORES)/.ready: $(READY)
 	@echo "Installing Airflow's providers for Google and Azure beside it, which are large (some minutes, once) ..."
@@ -63,8 +63,8 @@ check: $(READY) ## Lint and types
 	@$(BIN)/mypy
 
 bench: $(READY) ## What a wait costs beside other ways to wait, and what the schedule saves; eight minutes
-	@$(BIN)/python -m tests.bench_waiting
-	@$(BIN)/python -m tests.bench_schedule
+	@$(BIN)/python -m dev.bench_waiting
+	@$(BIN)/python -m dev.bench_intervals
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) .nox .demo .ui .mypy_cache .pytest_cache .ruff_cache

@@ -14,64 +14,30 @@
     │   ├── QuotaExhaustedError         the day's quota or the credit is spent
     │   ├── SubmissionUnresolvedError   sent, but not answered, and not to be sent again
     │   ├── GenerationRejectedError     the generation FAILED, and doing the same again would too
-    │   └── ImageRefusedError           an output image is too large, or where images may not come from
+    │   └── ImageNotAllowedError           an output image is too large, or where images may not come from
     └── ModelScopeRetryableError        yes: left to the retries of the Dag's author
         ├── ServiceUnavailableError     no usable answer: network, 5xx, something that is not JSON
         │   └── ServiceUnreachableError no connection at all, so nothing was sent
         ├── RateLimitedError            too fast (429); nothing was created
         │   └── QueueFullError          the account already runs as many generations as it may
         ├── SubmissionLostError         sent, but not answered: a generation may have been made and charged
-        ├── RecordError                 the record of what was submitted cannot be read or written
+        ├── SubmissionRecordError                 the record of what was submitted cannot be read or written
         ├── GenerationFailedError       the generation FAILED; a new one may not
         ├── GenerationTimeoutError      it did not finish in time
-        │   └── GenerationUnseenError   nobody knows, as the service could not be asked at the end
+        │   └── GenerationStatusUnknownError   nobody knows, as the service could not be asked at the end
         └── ImageError                  an output image could not be had whole
             ├── ImageGoneError          its URL works no longer
-            └── ImageNotStoredError     no room for it on a disk, or the store failed to take it
+            └── ImageStorageError     no room for it on a disk, or the store failed to take it
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-MAX_MESSAGE = 4000  # characters
-MAX_NAME = 100  # characters of an id or a word
-MIN_SECRET = 8  # characters: what is shorter keeps nothing secret, and stands in ordinary words
-
-
-# What opens a door, in URLs of proxies, pictures and stores: a login, and a signature in a query.
-_LOGIN = re.compile(
-    r"(?<=//)[^\s/@?#:'\"<>]*:[^\s/@?#'\"<>]*@"  # a user with a password; s3://conn_id@ names a connection
-    r"|(?<=https://)[^\s/@?#'\"<>]+@|(?<=http://)[^\s/@?#'\"<>]+@",
-    re.IGNORECASE,
-)
-_QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]+", re.IGNORECASE)
-
-
-def redacted(text: str, secret: str) -> str:
-    """Return text without a secret that it repeats."""
-    return text.replace(secret, "***") if len(secret) >= MIN_SECRET else text
-
-
-def without_login(text: str) -> str:
-    """Return text without the users and passwords of URLs in it."""
-    return _LOGIN.sub("...@", text)
-
-
-def one_line(text: str, most: int, *, secret: str = "") -> str:
-    """Return text as one line that every log and database can hold, without logins and queries of URLs.
-
-    :param most: How many characters to keep, at most.
-    :param secret: What not to show of it: the token, which a service may echo.
-    """
-    text = _QUERY.sub(r"\1?...", without_login(redacted(text, secret)[: 2 * most]))[:most]
-    # Escape sequences would speak to a terminal, PostgreSQL takes no NUL, UTF-8 no half of a surrogate pair.
-    odd = set() if text.isprintable() else {letter for letter in set(text) if not letter.isprintable()}
-    return text.translate({ord(letter): " " if letter.isspace() else "\ufffd" for letter in odd}).strip()
+from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line
 
 
 class ModelScopeError(AirflowException):
@@ -167,14 +133,14 @@ class QuotaExhaustedError(ModelScopeFinalError):
 
 
 class SubmissionUnresolvedError(ModelScopeFinalError):
-    """A submission was sent and not answered, and ``on_lost_answer="fail"`` forbids to send it again."""
+    """A submission was sent and not answered, and ``on_lost_response="fail"`` forbids to send it again."""
 
 
 class GenerationRejectedError(ModelScopeFinalError):
     """The generation FAILED, and what this task would do again would end the same way."""
 
 
-class ImageRefusedError(ModelScopeFinalError):
+class ImageNotAllowedError(ModelScopeFinalError):
     """An output image is larger than the connection allows, or at an address it may not come from."""
 
 
@@ -202,7 +168,7 @@ class SubmissionLostError(ModelScopeRetryableError):
     """A submission was sent and not answered: a generation may have been made, and charged."""
 
 
-class RecordError(ModelScopeRetryableError):
+class SubmissionRecordError(ModelScopeRetryableError):
     """The record of what earlier tries submitted cannot be read, or not be written; nothing was sent."""
 
 
@@ -214,7 +180,7 @@ class GenerationTimeoutError(ModelScopeRetryableError):
     """The generation did not finish in time; it may yet."""
 
 
-class GenerationUnseenError(GenerationTimeoutError):
+class GenerationStatusUnknownError(GenerationTimeoutError):
     """Whether the generation finished in time is not known: the service could not be asked at the end."""
 
 
@@ -226,5 +192,5 @@ class ImageGoneError(ImageError):
     """The URL of an output image works no longer; the generation may have a fresh one."""
 
 
-class ImageNotStoredError(ImageError):
+class ImageStorageError(ImageError):
     """A disk has no room for an output image, or the store failed to take it; nothing half stands there."""

@@ -35,7 +35,7 @@ CONNECTION_TYPE: dict[str, Any] = {
             "description": "Largest image to accept, in bytes. Default 67108864 (64 MiB).",
             "schema": {"type": ["integer", "null"], "minimum": 1},
         },
-        "image_hosts": {
+        "allowed_image_hosts": {
             "label": "Image hosts",
             "description": "Hosts that images may come from though their address is not public; with commas.",
             "schema": {"type": ["string", "null"]},

@@ -70,7 +70,7 @@ def push_links(context: Context, *, model_url: str | None, has_images: bool = Tr
         log.warning("The links of this task do not show: %r", error)
 
 
-def picture_query(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 1) -> str:
+def image_query(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 1) -> str:
     """Return the query that names one image of a task instance to the gallery.
 
     :param number: Which of its images, from 1.
@@ -80,12 +80,12 @@ def picture_query(dag_id: str, run_id: str, task_id: str, map_index: int = -1, n
     )
 
 
-def picture_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 1) -> str:
+def image_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1, number: int = 1) -> str:
     """Return where Airflow's UI finds an image of a task instance, as a Markdown text there can show it.
 
     :param number: Which of its images, from 1.
     """
-    return f"{GALLERY}/image?{picture_query(dag_id, run_id, task_id, map_index, number)}"
+    return f"{GALLERY}/image?{image_query(dag_id, run_id, task_id, map_index, number)}"
 
 
 def _query(named: Mapping[str, Any]) -> str:

@@ -13,29 +13,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, SubmissionLostError
 
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.api import Quota
-    from airflow_provider_modelscope.landing import StoredImage
-    from airflow_provider_modelscope.tasks import ModelScopeTask
-    from airflow_provider_modelscope.upstream import Submission
+    from airflow_provider_modelscope.protocol.messages import Quota
+    from airflow_provider_modelscope.xcoms import StoredImage, Submission
 
-SUBMITTED = "modelscope.generation.submitted"
-ACCEPTED = "modelscope.generation.accepted"
-REFUSED = "modelscope.generation.refused"
-LOST = "modelscope.generation.lost"
-FAILED = "modelscope.generation.failed"
+SENT = "modelscope.submission.sent"
+ACCEPTED = "modelscope.submission.accepted"
+REJECTED = "modelscope.submission.rejected"
+UNCONFIRMED = "modelscope.submission.unconfirmed"
+FAILED = "modelscope.task.failed"
 DURATION = "modelscope.generation.duration"
-LATENESS = "modelscope.generation.lateness"
+DELIVERY_DELAY = "modelscope.generation.delivery_delay"
 STORED = "modelscope.image.stored"
 STORED_BYTES = "modelscope.image.stored_bytes"
 QUOTA = "modelscope.quota.remaining"
 MODEL_QUOTA = "modelscope.quota.model_remaining"
 
 log = logging.getLogger(__name__)
+
+
+class HasConnection(Protocol):
+    """A task that has a connection to ModelScope."""
+
+    modelscope_conn_id: str
+
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -49,14 +54,14 @@ def reason_of(error: ModelScopeError) -> str:
 def counted_submission(*, modelscope_conn_id: str, model: str) -> Iterator[None]:
     """Count a submission that is sent, and what became of it."""
     tags = {"modelscope_conn_id": modelscope_conn_id, "model": model}
-    _send("incr", SUBMITTED, tags=tags)
+    _send("incr", SENT, tags=tags)
     try:
         yield
     except SubmissionLostError:
-        _send("incr", LOST, tags=tags)
+        _send("incr", UNCONFIRMED, tags=tags)
         raise
     except ModelScopeError as error:
-        _count_by_reason(REFUSED, error, tags)
+        _count_by_reason(REJECTED, error, tags)
         raise
     _send("incr", ACCEPTED, tags=tags)
 
@@ -81,16 +86,16 @@ def count_stored(
     if submission:
         tags["model"] = submission.model
     _send("incr", STORED, len(stored), tags=tags)
-    _send("incr", STORED_BYTES, sum(image.bytes for image in stored), tags=tags)
-    if (taken := stored[0].milliseconds) is not None and taken >= 0:
+    _send("incr", STORED_BYTES, sum(image.size_bytes for image in stored), tags=tags)
+    if (taken := stored[0].duration_ms) is not None and taken >= 0:
         _send("timing", DURATION, timedelta(milliseconds=taken), tags=tags)
         if submission:
             late = max(0.0, time.time() - submission.submitted_at - taken / 1000)
-            _send("timing", LATENESS, timedelta(seconds=late), tags=tags)
+            _send("timing", DELIVERY_DELAY, timedelta(seconds=late), tags=tags)
 
 
 @contextmanager
-def counted_failure(task: ModelScopeTask) -> Iterator[None]:
+def count_failure(task: HasConnection) -> Iterator[None]:
     """Count the error of ours that ends a try of a task."""
     try:
         yield
@@ -102,12 +107,12 @@ def counted_failure(task: ModelScopeTask) -> Iterator[None]:
         raise
 
 
-def counting_failures(method: Method) -> Method:
+def counts_failures(method: Method) -> Method:
     """Make a method of a task count the error of ours that it ends with."""
 
     @wraps(method)
-    def counting(self: ModelScopeTask, *args: Any, **kwargs: Any) -> Any:
-        with counted_failure(self):
+    def counting(self: HasConnection, *args: Any, **kwargs: Any) -> Any:
+        with count_failure(self):
             return method(self, *args, **kwargs)
 
     return cast("Method", counting)

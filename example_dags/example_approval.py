@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.providers.standard.operators import hitl  # the module: Airflow 3.0, without it, says so
 from airflow.sdk import ObjectStoragePath, Param, XComArg, dag, task
 
-from airflow_provider_modelscope.links import picture_path
+from airflow_provider_modelscope.links import image_path
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 
 SEEDS = [1, 2, 3]
@@ -24,7 +24,7 @@ BODY = """\
 |{% for seed in seeds %} {{ loop.index }} |{% endfor %}
 |{% for seed in seeds %} --- |{% endfor %}
 |{% for seed in seeds %} ![Poster {{ loop.index }}]({{
-picture_path(dag.dag_id, run_id, "draw", loop.index0) }}) |{% endfor %}
+image_path(dag.dag_id, run_id, "draw", loop.index0) }}) |{% endfor %}
 """
 
 
@@ -35,7 +35,7 @@ picture_path(dag.dag_id, run_id, "draw", loop.index0) }}) |{% endfor %}
         "prompt": Param("A poster for a jazz festival, linocut", type="string"),
         "destination": Param("file:///tmp/modelscope-images/posters/", type="string"),
     },
-    user_defined_macros={"picture_path": picture_path, "seeds": SEEDS},
+    user_defined_macros={"image_path": image_path, "seeds": SEEDS},
 )
 def example_approval() -> None:
     """Draw three posters, ask which one to publish, and move that one."""

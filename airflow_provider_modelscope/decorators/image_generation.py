@@ -14,19 +14,19 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
-from airflow_provider_modelscope.metrics import counting_failures
-from airflow_provider_modelscope.mistakes import shown
+from airflow_provider_modelscope.metrics import counts_failures
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
 )
-from airflow_provider_modelscope.upstream import own_xcom
+from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.xcoms import own_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.sdk.bases.decorator import TaskDecorator
 
-    from airflow_provider_modelscope.waiting import QueueWait
+    from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 
 XCOM_KEY = "modelscope_parameters"
 NOT_YET = "DYNAMIC (set during execution)"  # what Airflow shows where a function gives what a field has
@@ -75,7 +75,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
             **{"model": None, "prompt": NOT_YET, **kwargs},
         )
 
-    @counting_failures
+    @counts_failures
     def execute(self, context: Context) -> Any:
         """Call the function, and do with what it returns what the one-step operator does."""
         context_merge(context, self.op_kwargs)
@@ -97,10 +97,10 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         self._take_kept(context)  # needed only where the images are gone and it is submitted again
         return super().execute_complete(context, event)
 
-    def _start(self, queue: QueueWait, context: Context, *, had_turn: bool) -> Any:
-        if self.deferrable and not had_turn:  # another process may go on, without what is set here
+    def _start(self, queue: SubmitBackoff, context: Context, *, slot_rejected: bool) -> Any:
+        if self.deferrable and not slot_rejected:  # another process may go on, without what is set here
             self._keep(context)
-        return super()._start(queue, context, had_turn=had_turn)
+        return super()._start(queue, context, slot_rejected=slot_rejected)
 
     def _take(self, parameters: Mapping[str, Any]) -> None:
         for name, value in parameters.items():
@@ -152,12 +152,12 @@ def _parameters_of(returned: Any) -> Mapping[str, Any]:
     names = ", ".join(REQUEST_PARAMETERS)
     if not isinstance(returned, Mapping):
         raise InvalidRequestError(
-            f"Nothing was sent. The function returned {shown(returned)}: it must return a prompt, or a "
+            f"Nothing was sent. The function returned {preview(returned)}: it must return a prompt, or a "
             f"mapping with some of {names}."
         )
     if unknown := [name for name in returned if name not in REQUEST_PARAMETERS]:
         raise InvalidRequestError(
-            f"Nothing was sent. The function returned {shown(unknown[0])} as a parameter: it may return "
+            f"Nothing was sent. The function returned {preview(unknown[0])} as a parameter: it may return "
             f"{names}."
         )
     return returned

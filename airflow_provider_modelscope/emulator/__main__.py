@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
     options = _parser().parse_args(arguments)
     service = Service(
-        seconds=options.seconds,
-        user_queue=options.user_queue,
+        duration=options.duration,
+        max_running=options.max_running,
         tokens=options.token,
-        faults=options.fail,
+        faults=options.fault,
         first_id=first_id(),
     )
     try:
@@ -78,13 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         "--port", default=8765, type=_within(int, 0, 65535), help="0 picks a free port (default: %(default)s)"
     )
     parser.add_argument(
-        "--seconds",
+        "--duration",
         default=3,
         type=_within(float, 0, 86400),
         help="how long a generation takes (default: %(default)s)",
     )
     parser.add_argument(
-        "--user-queue",
+        "--max-running",
         default=1,
         type=_within(int, 1, 1000),
         help="how many generations an account (a token) may have running (default: %(default)s)",
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a valid token (default: any is); repeatable",
     )
     parser.add_argument(
-        "--fail",
+        "--fault",
         action="append",
         default=[],
         type=_switch,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from airflow_provider_modelscope.emulator.picture import draw
+from airflow_provider_modelscope.emulator.drawing import draw
 from airflow_provider_modelscope.emulator.service import Answer, Service
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ async def _send(request: web.Request, answer: Answer, content: bytes, sent: byte
 class Emulator:
     """The emulator in a background thread, on a free loopback port; use it as a context manager.
 
-    :param seconds: how long a generation takes, from 0.
-    :param user_queue: how many generations an account (a token) may have running, from 1.
+    :param duration: Seconds that each generation takes, from 0.
+    :param max_running: how many generations an account (a token) may have running, from 1.
     :param tokens: the valid tokens; none means that any token is valid.
     :param faults: switches such as ``submit:429:2``; see ``faults``.
     """
@@ -148,13 +148,13 @@ class Emulator:
     def __init__(
         self,
         *,
-        seconds: float = 0.0,
-        user_queue: int = 1,
+        duration: float = 0.0,
+        max_running: int = 1,
         tokens: Iterable[str] = (),
         faults: Iterable[str] = (),
     ) -> None:
         self._service = Service(
-            seconds=seconds, user_queue=user_queue, tokens=tokens, faults=faults, first_id=first_id()
+            duration=duration, max_running=max_running, tokens=tokens, faults=faults, first_id=first_id()
         )
         self._started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(
@@ -186,7 +186,7 @@ class Emulator:
         self._service.faults.add(switch)
 
     def finish(self) -> None:
-        """Let what runs now be finished, however many ``seconds`` it was to take.
+        """Let what runs now be finished, however many ``duration`` it was to take.
 
         So a test can give a generation hours, and end it when what it tests has happened.
         """

@@ -105,8 +105,8 @@ class Generation:
 class Service:
     """The service behind the emulator.
 
-    :param seconds: how long a generation takes, from 0.
-    :param user_queue: how many generations an account (a token) may have running, from 1.
+    :param duration: Seconds that each generation takes, from 0.
+    :param max_running: how many generations an account (a token) may have running, from 1.
     :param tokens: the valid tokens; none means that any token is valid.
     :param faults: switches as ``faults`` describes them.
     :param first_id: the id of the first generation; the others count up.
@@ -115,15 +115,15 @@ class Service:
     def __init__(
         self,
         *,
-        seconds: float = 3.0,
-        user_queue: int = 1,
+        duration: float = 3.0,
+        max_running: int = 1,
         tokens: Iterable[str] = (),
         faults: Iterable[str] = (),
         first_id: int = 4003503,
     ) -> None:
         self.faults = Faults(faults)
-        self._seconds = seconds
-        self._user_queue = user_queue
+        self._duration = duration
+        self._max_running = max_running
         self._tokens = frozenset(tokens)
         self._generations: dict[str, Generation] = {}
         self._ids = count(first_id)
@@ -188,7 +188,7 @@ class Service:
         return replace(answer, headers=self._limits(token, parameters.model))
 
     def _enqueue(self, token: str, parameters: Parameters, now: float) -> Answer:
-        if sum(other.is_running(now) for other in self._of(token)) >= self._user_queue:
+        if sum(other.is_running(now) for other in self._of(token)) >= self._max_running:
             return self._error(500, QUEUE_FULL)
         fault = self.faults.take("submit")
         match fault:
@@ -212,7 +212,7 @@ class Service:
             token=token,
             parameters=parameters,
             accepted_at=now,
-            finished_at=now + self._seconds,
+            finished_at=now + self._duration,
             image_path=f"/images/{name}.png",
         )
         accepted = {"task_status": "SUCCEED", "task_id": generation_id, "request_id": self._request_id()}

@@ -21,9 +21,9 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from airflow_provider_modelscope.gallery.cards import StoredPicture, cards_of
+from airflow_provider_modelscope.gallery.files import SIDE, NotShownError, small, whole
 from airflow_provider_modelscope.gallery.metadata import read_images, read_run
-from airflow_provider_modelscope.gallery.pictures import SIDE, NotShownError, small, whole
-from airflow_provider_modelscope.links import picture_query
+from airflow_provider_modelscope.links import image_query
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ def _images(request: Request, dag_id: str) -> Response:
         coming=sum(1 for card in cards if not card.is_over),
         missing=sum(1 for card in cards if card.is_over and not card.number),
         is_live=not run.is_over,
-        query=lambda card: picture_query(dag_id, run_id, card.task_id, card.map_index, card.number),
+        query=lambda card: image_query(dag_id, run_id, card.task_id, card.map_index, card.number),
         side=SIDE,
     )
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from airflow_provider_modelscope.mistakes import shortened
-from airflow_provider_modelscope.request import GenerationRequest
-from airflow_provider_modelscope.upstream import IMAGES, REQUEST
+from airflow_provider_modelscope.protocol.request import GenerationRequest
+from airflow_provider_modelscope.redaction import truncated
+from airflow_provider_modelscope.xcoms import IMAGES, REQUEST
 
 # The tasks that submit, by the name that Airflow keeps of their class.
 SUBMITTERS = (
@@ -82,7 +82,7 @@ class StoredPicture:
         """Return one of the images that an XCom tells of, from 1; None where it tells of no such one."""
         entry = images[number - 1] if isinstance(images, list) and 0 < number <= len(images) else None
         match entry:
-            case {"uri": str(uri), "sha256": str(sha256), "bytes": int(length), **others}:
+            case {"uri": str(uri), "sha256": str(sha256), "size_bytes": int(length), **others}:
                 connection = others.get("storage_conn_id")
                 if isinstance(connection, str | None) and re.fullmatch("[0-9a-f]{64}", sha256):
                     return cls(uri=uri, storage_conn_id=connection, sha256=sha256, length=length)
@@ -145,7 +145,7 @@ class Card:
     @property
     def alternative_text(self) -> str:
         """What the image shows, for those who do not see it."""
-        return f"Image of: {shortened(self.prompt, 300)}" if self.prompt else "Image of an unknown prompt"
+        return f"Image of: {truncated(self.prompt, 300)}" if self.prompt else "Image of an unknown prompt"
 
     @property
     def details(self) -> list[tuple[str, str]]:
@@ -162,9 +162,9 @@ class Card:
             "Guidance": asked.get("guidance"),
             "LoRAs": asked.get("loras"),
             "Edited from": asked.get("image_url"),
-            "Time taken": _seconds(facts.get("milliseconds")),
+            "Time taken": _seconds(facts.get("duration_ms")),
             "Stored as": facts.get("uri"),
-            "Told in": facts.get("sidecar"),
+            "Told in": facts.get("sidecar_uri"),
             "Generation": facts.get("generation_id"),
             "SHA-256": facts.get("sha256"),
         }

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
-from airflow_provider_modelscope.upstream import IMAGES, REQUEST
+from airflow_provider_modelscope.xcoms import IMAGES, REQUEST
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:

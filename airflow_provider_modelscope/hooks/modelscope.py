@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow_provider_modelscope.exceptions import (
     ImageError,
     ImageGoneError,
-    ImageNotStoredError,
+    ImageStorageError,
     ModelScopeError,
     ModelScopeRetryableError,
     QueueFullError,
@@ -22,15 +22,15 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnreachableError,
 )
 from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
-from airflow_provider_modelscope.waiting import PAUSE, TRIES, QueueWait
+from airflow_provider_modelscope.waiting.backoff import PAUSE, TRIES, SubmitBackoff
 
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.account import Account
-    from airflow_provider_modelscope.api import Answer, Call
-    from airflow_provider_modelscope.generation import Generation
-    from airflow_provider_modelscope.image import Image
-    from airflow_provider_modelscope.request import GenerationRequest
-    from airflow_provider_modelscope.waiting import GenerationWait
+    from airflow_provider_modelscope.images.image import Image
+    from airflow_provider_modelscope.protocol.account import Account
+    from airflow_provider_modelscope.protocol.generation import Generation
+    from airflow_provider_modelscope.protocol.messages import HttpRequest, HttpResponse
+    from airflow_provider_modelscope.protocol.request import GenerationRequest
+    from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 IMAGE_TRIES = 5  # of a download, for what it fetches is paid for; the pauses between them double
 VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
@@ -42,7 +42,7 @@ class ModelScopeHook(BaseHook):
     :param modelscope_conn_id: A connection of type ``modelscope``. Its password is the API token, its host
         the base URL (the service's own by default); its extra may hold ``request_timeout`` (seconds, 30),
         ``verify`` (true, false, or the path of a CA bundle), ``proxy`` (URL), ``max_image_bytes`` (64 MiB),
-        ``image_hosts`` (none: hosts that images may come from although their address is not public) and
+        ``allowed_image_hosts`` (none: hosts that images may come from although their address is not public) and
         ``allow_http`` (false: plain http only to this machine).
     """
 
@@ -84,9 +84,9 @@ class ModelScopeHook(BaseHook):
         """
         from airflow.sdk.log import mask_secret
 
-        from airflow_provider_modelscope.account import Account
+        from airflow_provider_modelscope.hooks.connection import account_from_connection
 
-        account = Account.from_connection(self.get_connection(self.modelscope_conn_id))
+        account = account_from_connection(self.get_connection(self.modelscope_conn_id))
         # Airflow masks the password as it was pasted, which need not be the bare token.
         mask_secret(account.token)
         return account
@@ -101,12 +101,12 @@ class ModelScopeHook(BaseHook):
         :raises ModelScopeError: whatever else the service answers.
         """
         now = time.time()
-        return self.submit_in_line(request, QueueWait(since=now, end_time=now + queue_timeout))
+        return self.submit_with_backoff(request, SubmitBackoff(since=now, end_time=now + queue_timeout))
 
-    def submit_in_line(
+    def submit_with_backoff(
         self,
         request: GenerationRequest,
-        queue: QueueWait,
+        queue: SubmitBackoff,
         *,
         sending: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> str:
@@ -115,9 +115,9 @@ class ModelScopeHook(BaseHook):
         :param queue: The wait for room.
         :param sending: Makes the context in which it is sent, anew for each time.
         """
-        from airflow_provider_modelscope.api import submission_call
+        from airflow_provider_modelscope.protocol.messages import submission_request
 
-        call = submission_call(self.account, request)
+        call = submission_request(self.account, request)
         while True:
             try:
                 with sending():
@@ -125,9 +125,9 @@ class ModelScopeHook(BaseHook):
             except (RateLimitedError, ServiceUnreachableError) as error:
                 self._pause(error, queue.after(error, now=time.time()))
 
-    def _submit(self, call: Call, *, model: str) -> str:
-        from airflow_provider_modelscope.api import lost, read_submission
+    def _submit(self, call: HttpRequest, *, model: str) -> str:
         from airflow_provider_modelscope.metrics import counted_submission, show_quota
+        from airflow_provider_modelscope.protocol.messages import lost, read_submission
 
         with counted_submission(modelscope_conn_id=self.modelscope_conn_id, model=model):
             try:
@@ -146,15 +146,15 @@ class ModelScopeHook(BaseHook):
 
         :raises ModelScopeError: where it does not say.
         """
-        from airflow_provider_modelscope.api import generation_call, read_generation
-        from airflow_provider_modelscope.generation import checked_id
+        from airflow_provider_modelscope.protocol.generation import checked_id
+        from airflow_provider_modelscope.protocol.messages import read_status, status_request
 
         generation_id = checked_id(generation_id)
-        call = generation_call(self.account, generation_id)
+        call = status_request(self.account, generation_id)
         failed = 0
         while True:
             try:
-                return read_generation(self._send(call), account=self.account, generation_id=generation_id)
+                return read_status(self._send(call), account=self.account, generation_id=generation_id)
             except ModelScopeRetryableError as error:
                 failed += 1
                 if failed == TRIES:
@@ -167,20 +167,20 @@ class ModelScopeHook(BaseHook):
         self.log.info("%s: next try in %.0f s. %s", what, seconds, error)
         time.sleep(seconds)
 
-    def look(self, generation_id: str) -> Generation | ModelScopeError:
+    def poll(self, generation_id: str) -> Generation | ModelScopeError:
         """Return what :meth:`get_generation` returns, or the error that it raises."""
         try:
             return self.get_generation(generation_id)
         except ModelScopeError as error:
             return error
 
-    def look_until(self, wait: GenerationWait, until: float) -> Generation | None:
+    def poll_until(self, wait: PollSchedule, until: float) -> Generation | None:
         """Return the generation once it is finished, or None where it is not by then (epoch seconds).
 
         :raises ModelScopeError: where the wait ends without a finished generation.
         """
         while True:
-            outcome = wait.after(self.look(wait.generation_id), now=time.time())
+            outcome = wait.after(self.poll(wait.generation_id), now=time.time())
             if not isinstance(outcome, float):
                 return outcome
             if time.time() + outcome > until:
@@ -195,17 +195,17 @@ class ModelScopeHook(BaseHook):
 
         :param url: One of a generation's ``output_images``.
         :raises ImageGoneError: where the URL works no longer.
-        :raises ImageRefusedError: where it is too large, or where images may not come from.
-        :raises ImageNotStoredError: where the temporary folder has no room for it.
+        :raises ImageNotAllowedError: where it is too large, or where images may not come from.
+        :raises ImageStorageError: where the temporary folder has no room for it.
         :raises ImageError: where it cannot be had whole.
         """
-        from airflow_provider_modelscope.hooks.download import download
+        from airflow_provider_modelscope.transport.download import download
 
         failed = 0
         while True:
             try:
                 return download(url, self.account)
-            except (ImageGoneError, ImageNotStoredError):
+            except (ImageGoneError, ImageStorageError):
                 raise
             except ImageError as error:
                 failed += 1
@@ -215,28 +215,28 @@ class ModelScopeHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Tell whether the service takes this token, and what to do where it does not."""
-        from airflow_provider_modelscope import api
+        from airflow_provider_modelscope.protocol import messages
 
         try:
             account = self.account
             # Asked for a generation that cannot be, the API should refuse a bad token: but that is a guess.
-            look = self._send(api.generation_call(account, "0"))
+            look = self._send(messages.status_request(account, "0"))
             if look.status_code in VERDICTS:
-                raise api.error_of(look, account=account)
+                raise messages.error_from(look, account=account)
             # So the site is asked, which is known to tell a good token from a bad one.
-            user = self._send(api.user_call(account, account.hub_url or account.base_url))
+            user = self._send(messages.user_request(account, account.hub_url or account.base_url))
             if user.status_code == 200:
                 return True, f"{account.base_url} answers, and the token is valid."
             if user.status_code in VERDICTS or account.hub_url:
-                raise api.error_of(user, account=account)
+                raise messages.error_from(user, account=account)
             if look.status_code >= 500:
-                raise api.error_of(look, account=account)
+                raise messages.error_from(look, account=account)
         except ModelScopeError as error:
             return False, str(error)
         return True, f"{account.base_url} answers and does not refuse the token."
 
-    def _send(self, call: Call) -> Answer:
-        from airflow_provider_modelscope.hooks.transport import send
+    def _send(self, call: HttpRequest) -> HttpResponse:
+        from airflow_provider_modelscope.transport.blocking import send
 
         try:
             return send(call, self.account)

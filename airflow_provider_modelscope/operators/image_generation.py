@@ -10,27 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_provider_modelscope.deferral import (
-    DEFER_AFTER,
-    error_of_event,
-    generation_id_of,
-    submit_or_defer,
-    wait_or_defer,
-)
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import counting_failures
-from airflow_provider_modelscope.mistakes import check_all, check_choice, check_seconds
-from airflow_provider_modelscope.tasks import ModelScopeTask, StoringTask
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
+from airflow_provider_modelscope.metrics import counts_failures
+from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, submit_or_defer, wait_or_defer
+from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
+from airflow_provider_modelscope.triggers.events import error_of_event, generation_id_of
+from airflow_provider_modelscope.validation import check_all, check_choice, check_seconds
+from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
+from airflow_provider_modelscope.waiting.poll import POLL_INTERVAL, PollSchedule, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from airflow_provider_modelscope.durable import SubmissionRecord
-    from airflow_provider_modelscope.generation import Generation
-    from airflow_provider_modelscope.request import GenerationRequest
-    from airflow_provider_modelscope.upstream import Submission
+    from airflow_provider_modelscope.protocol.generation import Generation
+    from airflow_provider_modelscope.protocol.request import GenerationRequest
+    from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
+    from airflow_provider_modelscope.xcoms import Submission
 
 # The parameters of a request are attributes of the operators under the same names.
 REQUEST_PARAMETERS = (
@@ -45,11 +41,11 @@ REQUEST_PARAMETERS = (
     "loras",
     "extra_parameters",
 )
-ON_LOST_ANSWER = ("resubmit", "fail")
+ON_LOST_RESPONSE = ("resubmit", "fail")
 
 
 def _on_success(context: Context) -> None:
-    from airflow_provider_modelscope.durable import forget_submission
+    from airflow_provider_modelscope.tasks.submission_record import forget_submission
 
     forget_submission(context)
 
@@ -82,10 +78,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     :param durable: Keep in Airflow's task state store, from Airflow 3.3 on, what was submitted: a retry takes
         up that generation instead of paying for another.
-    :param on_lost_answer: What to do where a submission was sent and its answer was lost, so that it may have
+    :param on_lost_response: What to do where a submission was sent and its answer was lost, so that it may have
         been charged: ``"resubmit"`` lets the task's retries submit again, ``"fail"`` ends the task.
     """
 
+    records_submission = True  # tasks downstream find this task's XCom "request", see ``Submission.find``
     template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
 
@@ -107,7 +104,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         queue_timeout: float = 3600,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         durable: bool = True,
-        on_lost_answer: Literal["resubmit", "fail"] = "resubmit",
+        on_lost_response: Literal["resubmit", "fail"] = "resubmit",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -126,11 +123,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.queue_timeout = queue_timeout
         self.deferrable = deferrable
         self.durable = durable
-        self.on_lost_answer = on_lost_answer
+        self.on_lost_response = on_lost_response
         callbacks = self.on_success_callback or []
         self.on_success_callback = [*(callbacks if isinstance(callbacks, list) else [callbacks]), _on_success]
 
-    @counting_failures
+    @counts_failures
     def execute(self, context: Context) -> Any:
         """Submit, or take up what an earlier try submitted, and return the ``generation_id``."""
         return self._begin(context)
@@ -139,24 +136,24 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         check_all(*self._checks())
         push_links(context, model_url=self.hook.account.model_url(self._request().model))
         since = time.time()
-        queue = QueueWait(since=since, end_time=self._end_of(self.queue_timeout, context, since=since))
-        return self._start(queue, context, had_turn=False)
+        queue = SubmitBackoff(since=since, end_time=self._end_of(self.queue_timeout, context, since=since))
+        return self._start(queue, context, slot_rejected=False)
 
     def _checks(self) -> list[Callable[[], object]]:
         """Return what finds mistakes before anything is sent, and paid for."""
         return [
             self._request,
             lambda: check_seconds(queue_timeout=self.queue_timeout),
-            lambda: check_choice(ON_LOST_ANSWER, on_lost_answer=self.on_lost_answer),
+            lambda: check_choice(ON_LOST_RESPONSE, on_lost_response=self.on_lost_response),
             lambda: self.hook.account,
         ]
 
     def _request(self) -> GenerationRequest:
-        from airflow_provider_modelscope.request import GenerationRequest
+        from airflow_provider_modelscope.protocol.request import GenerationRequest
 
         return GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
 
-    @counting_failures
+    @counts_failures
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Go on after the wait in the triggerer for room in the account's queue."""
         match event:
@@ -165,13 +162,13 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
                 "since": float() | int() as since,
                 "end_time": float() | int() as end_time,
             }:
-                return self._start(QueueWait(since=since, end_time=end_time), context, had_turn=True)
+                return self._start(SubmitBackoff(since=since, end_time=end_time), context, slot_rejected=True)
         raise error_of_event(event)
 
-    def _start(self, queue: QueueWait, context: Context, *, had_turn: bool) -> Any:
-        from airflow_provider_modelscope.durable import fingerprint_of
-        from airflow_provider_modelscope.object_storage import inline_images
-        from airflow_provider_modelscope.upstream import Submission
+    def _start(self, queue: SubmitBackoff, context: Context, *, slot_rejected: bool) -> Any:
+        from airflow_provider_modelscope.images.sources import inline_images
+        from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
+        from airflow_provider_modelscope.xcoms import Submission
 
         asked = self._request()
         request = inline_images(asked, storage_conn_id=self.storage_conn_id)
@@ -181,9 +178,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         if submission is None:
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
-                id_ = submit_or_defer(self, request, queue, self.hook, had_turn=had_turn, sending=sending)
+                id_ = submit_or_defer(
+                    self, request, queue, self.hook, slot_rejected=slot_rejected, sending=sending
+                )
             else:
-                id_ = self.hook.submit_in_line(request, queue, sending=sending)
+                id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
             self.log.info("ModelScope accepted generation %s by %s: %.80r", id_, asked.model, asked.prompt)
             submission = Submission(generation_id=id_, model=asked.model, submitted_at=time.time())
             record.keep(fingerprint, submission)
@@ -203,7 +202,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         earlier = record.recall(fingerprint)
         if earlier is None:
             return None
-        look = self.hook.look(earlier.generation_id)
+        look = self.hook.poll(earlier.generation_id)
         if isinstance(look, RequestRejectedError):  # the service takes its id no longer
             self.log.warning("Generation %s cannot be had: submitting anew. %s", earlier.generation_id, look)
             return None
@@ -224,9 +223,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         return submission.generation_id
 
     def _record(self, context: Context) -> SubmissionRecord:
-        from airflow_provider_modelscope.durable import SubmissionRecord
+        from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
 
-        return SubmissionRecord(context, durable=self.durable, on_lost_answer=self.on_lost_answer)
+        return SubmissionRecord(context, durable=self.durable, on_lost_response=self.on_lost_response)
 
     def _end_of(self, timeout: float, context: Context, *, since: float) -> float:
         # The task's first start; Airflow 3.0 and 3.1 begin anew where it resumes.
@@ -237,7 +236,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenerationOperator):
     """Start a generation, wait for it, store its images, and return the list of their URIs.
 
-    The XCom ``images`` describes each image, see :class:`~airflow_provider_modelscope.landing.StoredImage`.
+    The XCom ``images`` describes each image, see :class:`~airflow_provider_modelscope.tasks.storing.StoredImage`.
     The XCom ``request`` shows the ``generation_id`` while it still runs. Assets in ``outlets`` get the images
     as extra, aliases get them as assets.
 
@@ -289,13 +288,13 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     def _go_on(
         self, submission: Submission, record: SubmissionRecord, context: Context, *, since: float
     ) -> list[str]:
-        wait = GenerationWait(
+        wait = PollSchedule(
             submission.generation_id,
             submitted_at=submission.submitted_at,
             end_time=self._end_of(self.timeout, context, since=since),
             poll_interval=self.poll_interval,
             model=submission.model,
-            quick_until=DEFER_AFTER,
+            fast_poll_until_age=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None
         return self._finish(
@@ -305,11 +304,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             context,
         )
 
-    @counting_failures
+    @counts_failures
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_modelscope.landing import finished_generation
-        from airflow_provider_modelscope.upstream import Submission
+        from airflow_provider_modelscope.tasks.storing import finished_generation
+        from airflow_provider_modelscope.xcoms import Submission
 
         return self._finish(
             lambda: finished_generation(self.hook, generation_id_of(event)),
@@ -327,8 +326,8 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     ) -> list[str]:
         """Store what comes of the wait; the record goes when that is done, or cannot be."""
         from airflow_provider_modelscope.exceptions import (
+            GenerationStatusUnknownError,
             GenerationTimeoutError,
-            GenerationUnseenError,
             ImageGoneError,
         )
 
@@ -336,7 +335,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             generation = wait()
             generation.raise_for_failure(retry_submits=True)
             uris = self._store(generation, submission, context)
-        except GenerationUnseenError:
+        except GenerationStatusUnknownError:
             raise
         except GenerationTimeoutError:
             record.miss()

@@ -16,19 +16,20 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_modelscope.deferral import DEFER_AFTER, generation_id_of, wait_or_defer
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import counted_failure
-from airflow_provider_modelscope.mistakes import check_all, check_seconds
-from airflow_provider_modelscope.tasks import ModelScopeTask
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, end_of_wait
+from airflow_provider_modelscope.metrics import count_failure
+from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, wait_or_defer
+from airflow_provider_modelscope.tasks.task import ModelScopeTask
+from airflow_provider_modelscope.triggers.events import generation_id_of
+from airflow_provider_modelscope.validation import check_all, check_seconds
+from airflow_provider_modelscope.waiting.poll import POLL_INTERVAL, PollSchedule, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from airflow_provider_modelscope.generation import Generation
+    from airflow_provider_modelscope.protocol.generation import Generation
 
 
 class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
@@ -83,14 +84,14 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         """Look once."""
         with self._ending_as_sensors_do():
             wait = self._wait(context)
-            outcome = wait.after(self.hook.look(wait.generation_id), now=time.time())
+            outcome = wait.after(self.hook.poll(wait.generation_id), now=time.time())
             if isinstance(outcome, float):
                 return False
             return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))
 
-    def _wait(self, context: Context) -> GenerationWait:
-        from airflow_provider_modelscope.generation import checked_id
-        from airflow_provider_modelscope.upstream import Submission
+    def _wait(self, context: Context) -> PollSchedule:
+        from airflow_provider_modelscope.protocol.generation import checked_id
+        from airflow_provider_modelscope.xcoms import Submission
 
         check_all(  # timeout and poke_interval are checked by Airflow's own sensor
             lambda: checked_id(self.generation_id),
@@ -101,18 +102,18 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         submission = Submission.find(generation_id, task=self, context=context)
         started_at = context["ti"].start_date.timestamp()
         since = submission.submitted_at if submission else started_at
-        return GenerationWait(
+        return PollSchedule(
             generation_id,
             submitted_at=since,
             end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
             poll_interval=self.poke_interval,
             model=submission.model if submission else None,
-            quick_until=DEFER_AFTER,
+            fast_poll_until_age=DEFER_AFTER,
         )
 
     def execute_complete(self, context: Context, event: Any = None) -> str:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_modelscope.landing import finished_generation
+        from airflow_provider_modelscope.tasks.storing import finished_generation
 
         with self._ending_as_sensors_do():
             return self._succeeded(finished_generation(self.hook, generation_id_of(event)))
@@ -126,7 +127,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         """Time out with Airflow's own error, and skip instead of failing where that is asked for."""
         try:
             try:
-                with counted_failure(self):
+                with count_failure(self):
                     yield
             except GenerationTimeoutError as error:
                 raise AirflowSensorTimeout(str(error)) from error

@@ -9,9 +9,9 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import counting_failures
-from airflow_provider_modelscope.mistakes import check_all
-from airflow_provider_modelscope.tasks import StoringTask
+from airflow_provider_modelscope.metrics import counts_failures
+from airflow_provider_modelscope.tasks.task import StoringTask
+from airflow_provider_modelscope.validation import check_all
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -21,7 +21,7 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
     """Store every image of a finished generation, as it came, and return the list of their URIs.
 
     A retry writes the same objects again, and nothing half-written ever stands under their names. The XCom
-    ``images`` describes each, see :class:`~airflow_provider_modelscope.landing.StoredImage`; what was asked
+    ``images`` describes each, see :class:`~airflow_provider_modelscope.tasks.storing.StoredImage`; what was asked
     for is known where the generation was submitted upstream in the same Dag run. Assets in ``outlets`` get
     the images as extra, aliases get them as assets.
 
@@ -57,12 +57,12 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
         self.sidecar = sidecar
         self.embed_metadata = embed_metadata
 
-    @counting_failures
+    @counts_failures
     def execute(self, context: Context) -> list[str]:
         """Download, store, and return the URIs."""
-        from airflow_provider_modelscope.generation import checked_id
-        from airflow_provider_modelscope.landing import finished_generation
-        from airflow_provider_modelscope.upstream import Submission
+        from airflow_provider_modelscope.protocol.generation import checked_id
+        from airflow_provider_modelscope.tasks.storing import finished_generation
+        from airflow_provider_modelscope.xcoms import Submission
 
         check_all(lambda: checked_id(self.generation_id), self._parsed_destination, lambda: self.hook.account)
         generation_id = checked_id(self.generation_id)

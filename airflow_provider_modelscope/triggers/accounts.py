@@ -8,8 +8,10 @@ import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from airflow_provider_modelscope.hooks.connection import account_from_connection
+
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.account import Account
+    from airflow_provider_modelscope.protocol.account import Account
 
 KEPT_SECONDS = 60.0  # that what was read is believed; waits that begin later read it again
 READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds: many paid generations may wait for one read
@@ -45,8 +47,6 @@ class _Accounts:
     async def _read(self, connection_id: str) -> Account:
         from airflow.providers.common.compat.connection import get_async_connection
 
-        from airflow_provider_modelscope.account import Account
-
         try:
             for pause in (*READ_PAUSES, None):
                 try:
@@ -57,7 +57,7 @@ class _Accounts:
                         raise
                     log.warning("Reading connection %r again in %g s: %r", connection_id, pause, error)
                 await asyncio.sleep(pause)
-            account = Account.from_connection(connection)
+            account = account_from_connection(connection)
         finally:
             del self._reads[connection_id]
         self._known[connection_id] = time.monotonic(), account

@@ -21,15 +21,17 @@ class ModelScopeTrigger(BaseTrigger):
 
     :param modelscope_conn_id: The connection of the account.
     :param end_time: When to give up, in epoch seconds.
-    :param settling_seconds: Seconds from its start in which it does not fire, whatever it has seen; see
-        :func:`airflow_provider_modelscope.deferral.settling_seconds`, which a task that defers passes.
+    :param min_deferral_seconds: Seconds from its start in which it does not fire, whatever it has seen; see
+        :func:`airflow_provider_modelscope.tasks.deferral.min_deferral_seconds`, which a task that defers passes.
     """
 
-    def __init__(self, *, modelscope_conn_id: str, end_time: float, settling_seconds: float = 8.0) -> None:
+    def __init__(
+        self, *, modelscope_conn_id: str, end_time: float, min_deferral_seconds: float = 8.0
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modelscope_conn_id = modelscope_conn_id
         self.end_time = end_time
-        self.settling_seconds = settling_seconds
+        self.min_deferral_seconds = min_deferral_seconds
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
@@ -50,13 +52,13 @@ class ModelScopeTrigger(BaseTrigger):
                 **self.arguments(),
                 "modelscope_conn_id": self.modelscope_conn_id,
                 "end_time": self.end_time,
-                "settling_seconds": self.settling_seconds,
+                "min_deferral_seconds": self.min_deferral_seconds,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then yield one event."""
-        settled = time.monotonic() + self.settling_seconds
+        settled = time.monotonic() + self.min_deferral_seconds
         try:
             event = await self.event()
         except ModelScopeError as error:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
-from airflow_provider_modelscope.waiting import GenerationWait
+from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 
 class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
@@ -47,14 +47,14 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
 
     async def event(self) -> dict[str, Any]:
         """Wait until the generation has finished."""
-        from airflow_provider_modelscope.triggers.client import with_client
+        from airflow_provider_modelscope.triggers.clients import with_client
 
-        wait = GenerationWait(
+        wait = PollSchedule(
             self.generation_id,
             submitted_at=time.time() if self.submitted_at is None else self.submitted_at,
             end_time=self.end_time,
             poll_interval=self.poll_interval,
             model=self.model,
         )
-        await with_client(self.modelscope_conn_id, lambda client: client.see_finished(wait))
+        await with_client(self.modelscope_conn_id, lambda client: client.wait_until_finished(wait))
         return {"status": "finished", "generation_id": self.generation_id}

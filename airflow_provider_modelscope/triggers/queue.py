@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.exceptions import QueueFullError
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
-from airflow_provider_modelscope.waiting import QueueWait
+from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.triggers.client import Client
+    from airflow_provider_modelscope.transport.event_loop import Client
 
 
 class ModelScopeQueueTrigger(ModelScopeTrigger):
@@ -23,32 +23,32 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
 
     :param since: When the task began to wait, in epoch seconds: its place in the line.
     :param model: The model that it will ask for.
-    :param had_turn: Whether it had its turn already and found no room.
+    :param slot_rejected: Whether it had its turn already and found no room.
     """
 
-    def __init__(self, *, since: float, model: str, had_turn: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, since: float, model: str, slot_rejected: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.since = since
         self.model = model
-        self.had_turn = had_turn
+        self.slot_rejected = slot_rejected
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that only this kind of trigger has."""
-        return {"since": self.since, "model": self.model, "had_turn": self.had_turn}
+        return {"since": self.since, "model": self.model, "slot_rejected": self.slot_rejected}
 
     async def event(self) -> dict[str, Any]:
         """Wait in line."""
-        from airflow_provider_modelscope.triggers.client import with_client
+        from airflow_provider_modelscope.triggers.clients import with_client
 
         return await with_client(self.modelscope_conn_id, self._stand_in_line)
 
     async def _stand_in_line(self, client: Client) -> dict[str, Any]:
         line = client.line
-        if self.had_turn:
+        if self.slot_rejected:
             line.refuse()
-        await asyncio.sleep(self.settling_seconds)  # whoever cannot use its turn yet is not to have it
+        await asyncio.sleep(self.min_deferral_seconds)  # whoever cannot use its turn yet is not to have it
         self.log.info("Waiting for room in the account's queue; %d wait in this triggerer", len(line) + 1)
         if not await line.turn(since=self.since, end_time=self.end_time, model=self.model):
-            queue = QueueWait(since=self.since, end_time=self.end_time)
+            queue = SubmitBackoff(since=self.since, end_time=self.end_time)
             queue.give_up(QueueFullError("The account's queue stayed full"), waiting=len(line) + 1)
         return {"status": "turn", "since": self.since, "end_time": self.end_time}

@@ -16,7 +16,7 @@ import requests
 from airflow_provider_modelscope.emulator import Emulator
 from tests.browser.people import ADMIN, FAB, Person, invite
 from tests.browser.visits import Visits, chromium, find_chromium
-from tests.real_airflow import EXAMPLE_DAGS, RealAirflow
+from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -74,7 +74,7 @@ def emulator() -> Iterator[Emulator]:
 @pytest.fixture(scope="session")
 def slow() -> Iterator[Emulator]:
     """A service that finishes when it is told to, behind the connection ``modelscope_slow``."""
-    with Emulator(seconds=3600) as emulator:
+    with Emulator(duration=3600) as emulator:
         yield emulator
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from airflow_provider_modelscope.provenance import MADE_BY_AI
+from airflow_provider_modelscope.provenance.record import MADE_BY_AI
 from tests.browser.conftest import last_run
 from tests.browser.people import ADMIN, Person
 from tests.browser.test_gallery import looks_like, stored, tab
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
     from tests.browser.conftest import DagRun
     from tests.browser.visits import Visits
-    from tests.real_airflow import RealAirflow
+    from tests.support.real_airflow import RealAirflow
 
 APPROVAL = "example_approval"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
     from tests.browser.conftest import DagRun
     from tests.browser.visits import ColorScheme, Visits
-    from tests.real_airflow import RealAirflow
+    from tests.support.real_airflow import RealAirflow
 
 PROMPTS = ["A lighthouse above the clouds", "A cat on an armchair", "雨后的青瓦白墙,水墨画"]
 
@@ -163,7 +163,7 @@ class TestNotThere:
         page = visits.page(ADMIN)
         seen: list[str] = []
 
-        def look() -> None:
+        def poll() -> None:
             if seen or not airflow.xcoms("browser_waiting", "draw", "request"):
                 return
             run = last_run(airflow, "browser_waiting")
@@ -182,7 +182,7 @@ class TestNotThere:
             slow.finish()
 
         folder = f"file://{airflow.home}/images/waiting/"
-        state = airflow.run_dag(url, "browser_waiting", {"destination": folder}, watch=look)
+        state = airflow.run_dag(url, "browser_waiting", {"destination": folder}, watch=poll)
         assert (state, len(seen)) == ("success", 1)
         frame = page.frame_locator("iframe[title='Images']")
         expect(frame.locator("li")).to_have_class("image")
@@ -297,10 +297,10 @@ class TestHostile:
     @pytest.mark.parametrize(
         "told",
         [
-            {"uri": "file:///etc/passwd", "sha256": "00" * 32, "bytes": 1000},
-            {"uri": "http://169.254.169.254/latest/meta-data/", "sha256": "00" * 32, "bytes": 1000},
-            {"uri": "file:///dev/zero", "sha256": "00" * 32, "bytes": 1000},
-            {"uri": "s3://nobodys/a.png", "sha256": "00" * 32, "bytes": 10, "storage_conn_id": "other"},
+            {"uri": "file:///etc/passwd", "sha256": "00" * 32, "size_bytes": 1000},
+            {"uri": "http://169.254.169.254/latest/meta-data/", "sha256": "00" * 32, "size_bytes": 1000},
+            {"uri": "file:///dev/zero", "sha256": "00" * 32, "size_bytes": 1000},
+            {"uri": "s3://nobodys/a.png", "sha256": "00" * 32, "size_bytes": 10, "storage_conn_id": "other"},
             "a text",
             {"uri": 5},
         ],

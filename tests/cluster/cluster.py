@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from airflow_provider_modelscope.emulator import Emulator
 from tests.cluster import machine
-from tests.postgres import postgres
-from tests.real_airflow import Part, Parts, RealAirflow, free_port, start_run
-from tests.servers import moto, redis, s3_client, s3_connection
-from tests.statsd import StatsD
+from tests.support.postgres import postgres
+from tests.support.real_airflow import Part, Parts, RealAirflow, free_port, start_run
+from tests.support.servers import moto, redis, s3_client, s3_connection
+from tests.support.statsd import StatsD
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator.server import Exchange
@@ -222,7 +222,7 @@ def cluster_in(folder: Path) -> Iterator[Cluster]:
         store = s3_client(store_url)
         for bucket in (IMAGE_BUCKET, LOG_BUCKET):
             store.create_bucket(Bucket=bucket)
-        emulator = stack.enter_context(Emulator(seconds=SECONDS, tokens=TOKENS.values()))
+        emulator = stack.enter_context(Emulator(duration=SECONDS, tokens=TOKENS.values()))
         services = {
             name: {"conn_type": "modelscope", "password": token, "host": emulator.base_url}
             for name, token in TOKENS.items()

@@ -51,7 +51,7 @@ class Story:
         accounts = Counter(one.headers["Authorization"] for one in cluster.accepted)
         refused = sum(one.status == 500 for one in cluster.emulator.requests)
         busy = sum(end - begin for begin, end in cluster.emulator.spans) / (self.ended_at * len(TOKENS))
-        late = cluster.statsd.seconds("modelscope.generation.lateness")
+        late = cluster.statsd.seconds("modelscope.generation.delivery_delay")
         ends = {
             self.worker: f", killed after {self.worker_killed_at:.0f} s with {self.running} running",
             self.triggerer: f", killed after {self.triggerer_killed_at:.0f} s with {len(self.waits)} waits",

@@ -35,8 +35,8 @@ def test_every_generation_is_paid_once(story: Story) -> None:
 
 def test_the_metrics_of_all_workers_say_the_same(story: Story) -> None:
     refused = sum(one.status == 500 for one in story.cluster.emulator.requests)
-    assert story.cluster.statsd.count("modelscope.generation.accepted") == IMAGES
-    assert story.cluster.statsd.count("modelscope.generation.refused.queue_full") == refused
+    assert story.cluster.statsd.count("modelscope.submission.accepted") == IMAGES
+    assert story.cluster.statsd.count("modelscope.submission.rejected.queue_full") == refused
     # A worker may die when it has stored and counted an image, which is then done again.
     assert story.cluster.statsd.count("modelscope.image.stored") >= IMAGES
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.rows import ROWS, until_ended
 from tests.faults.stage import Outcome, Stage, stage_for
-from tests.real_airflow import PARTS
+from tests.support.real_airflow import PARTS
 
 if TYPE_CHECKING:
     from tests.faults.stage import Scene

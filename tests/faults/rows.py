@@ -194,7 +194,7 @@ ROWS = (
     ),
     Row(
         name="never_twice",
-        fault='service accepted, its answer was lost; `on_lost_answer="fail"`',
+        fault='service accepted, its answer was lost; `on_lost_response="fail"`',
         dag_id="never_twice",
         play=go_on,
         faults=("submit:lost",),

@@ -21,9 +21,9 @@ from sqlalchemy import create_engine, text
 from airflow_provider_modelscope.emulator import Emulator
 from tests.faults.leaks import files, find, tables
 from tests.faults.proxy import Proxy
-from tests.postgres import postgres
-from tests.real_airflow import Parts, RealAirflow, kill_tree
-from tests.servers import s3_client, s3_connection
+from tests.support.postgres import postgres
+from tests.support.real_airflow import Parts, RealAirflow, kill_tree
+from tests.support.servers import s3_client, s3_connection
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -345,7 +345,7 @@ def stage_for(rows: list[Row], home: Path) -> Iterator[Stage]:
         connections: dict[str, dict[str, Any]] = {}
         props = []
         for row in rows:
-            emulator = stack.enter_context(Emulator(seconds=HOURS, tokens=[TOKEN], faults=row.faults))
+            emulator = stack.enter_context(Emulator(duration=HOURS, tokens=[TOKEN], faults=row.faults))
             wire = stack.enter_context(Proxy(emulator.base_url))
             connections[row.name] = {"conn_type": "modelscope", "password": TOKEN, "host": wire.url}
             before_store = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.real_airflow import EXAMPLE_DAGS, RealAirflow
+from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from tests import demo
+from dev import demo
 
 if TYPE_CHECKING:
-    from tests.real_airflow import RealAirflow
+    from tests.support.real_airflow import RealAirflow
 
 
 def test_airflow_lists_the_provider_and_its_connection_type(migrated: RealAirflow) -> None:
@@ -30,7 +30,7 @@ def test_airflow_lists_the_provider_and_its_connection_type(migrated: RealAirflo
 def test_the_demo_makes_a_picture_that_opens_and_leaves_the_worker_for_it() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MODELSCOPE_API_TOKEN"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.demo"],
+        [sys.executable, "-m", "dev.demo"],
         cwd=Path(demo.__file__).parent.parent,
         env=environment,
         capture_output=True,

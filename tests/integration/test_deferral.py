@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.emulator import Emulator
-from tests.statsd import StatsD
+from tests.support.statsd import StatsD
 
 if TYPE_CHECKING:
-    from tests.real_airflow import RealAirflow
+    from tests.support.real_airflow import RealAirflow
 
 DAG = "example_text_to_image"
 SECONDS = 14.0  # longer than a task looks from its worker
@@ -21,7 +21,7 @@ def test_the_wait_moves_to_the_triggerer_and_back_and_leaks_nothing(
     airflow_for: Callable[[Emulator], RealAirflow], tmp_path: Path
 ) -> None:
     states: set[tuple[str, str]] = set()
-    with Emulator(seconds=SECONDS) as emulator, StatsD() as statsd:
+    with Emulator(duration=SECONDS) as emulator, StatsD() as statsd:
         airflow = airflow_for(emulator)
         airflow.environment |= statsd.environment
         with airflow.standalone() as url:
@@ -36,11 +36,11 @@ def test_the_wait_moves_to_the_triggerer_and_back_and_leaks_nothing(
         assert [Path(image["uri"].removeprefix("file://")).read_bytes()] == list(emulator.served.values())
         assert ("wait", "deferred") in states
         assert emulator.accepted == 1
-        assert statsd.count("modelscope.generation.submitted") == 1
-        assert statsd.count("modelscope.generation.accepted") == 1
-        assert statsd.count("modelscope.image.stored_bytes") == image["bytes"]
-        assert statsd.seconds("modelscope.generation.duration") == [image["milliseconds"] / 1000]
-        [lateness] = statsd.seconds("modelscope.generation.lateness")
+        assert statsd.count("modelscope.submission.sent") == 1
+        assert statsd.count("modelscope.submission.accepted") == 1
+        assert statsd.count("modelscope.image.stored_bytes") == image["size_bytes"]
+        assert statsd.seconds("modelscope.generation.duration") == [image["duration_ms"] / 1000]
+        [lateness] = statsd.seconds("modelscope.generation.delivery_delay")
         assert 0 <= lateness < 120
         [quota] = statsd.said["airflow.modelscope.quota.remaining"]
         assert quota == "1999|g"

@@ -10,7 +10,7 @@ import pytest
 from airflow import __version__ as AIRFLOW_VERSION
 
 from airflow_provider_modelscope.emulator import Emulator
-from tests.real_airflow import EXAMPLE_DAGS, RealAirflow
+from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow
 
 # Which task stores images, how many images a run makes, and in which formats.
 # The example with an approval needs a person: tests/browser/test_decisions.py, as for what an asset starts.
@@ -34,7 +34,7 @@ def test_the_example_lands_its_images(
 ) -> None:
     if "asset" in dag_id and AIRFLOW_VERSION.startswith("3.0."):
         pytest.skip("Airflow 3.0's dags test refuses an asset that no scheduler has seen yet")
-    with Emulator(seconds=1.0) as emulator:
+    with Emulator(duration=1.0) as emulator:
         airflow = airflow_for(emulator)
         airflow.test_dag(dag_id, {"destination": f"file://{tmp_path}/images/"})
         stored = [
@@ -49,6 +49,6 @@ def test_the_example_lands_its_images(
     for image in stored:
         assert image["model"]
         content = Path(image["uri"].removeprefix("file://")).read_bytes()
-        assert len(content) == image["bytes"]
+        assert len(content) == image["size_bytes"]
         is_kept = EXAMPLES[dag_id].get("is_kept", image["content_type"] == "image/png")
         assert (content in served) == is_kept

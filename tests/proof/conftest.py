@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
-from tests.postgres import postgres
-from tests.real_airflow import RealAirflow
+from tests.support.postgres import postgres
+from tests.support.real_airflow import RealAirflow
 
 DAGS = Path(__file__).parent / "dags"
 SERVICES: dict[str, dict[str, Any]] = {
     "warm_up": {"seconds": 0.0},
-    "race": {"seconds": 1.0, "user_queue": 40},
-    "ready_after_1": {"seconds": 1.0, "user_queue": 40},
-    "ready_after_2": {"seconds": 2.0, "user_queue": 40},
-    "ready_after_3": {"seconds": 3.0, "user_queue": 40},
+    "race": {"duration": 1.0, "max_running": 40},
+    "ready_after_1": {"duration": 1.0, "max_running": 40},
+    "ready_after_2": {"duration": 2.0, "max_running": 40},
+    "ready_after_3": {"duration": 3.0, "max_running": 40},
     "quiet": {"seconds": 2.0},
-    "one_slot": {"seconds": 10.0, "user_queue": 1},
+    "one_slot": {"duration": 10.0, "max_running": 1},
 }
 
 

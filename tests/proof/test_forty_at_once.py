@@ -15,7 +15,7 @@ MOST_ROUNDS = 8  # of those that the race may fail: some 6 in 100, but none in m
 
 
 def test_this_airflow_fails_tasks_that_are_resumed_at_once(proof: Proof) -> None:
-    """Without which the next proof would prove nothing. Why it does: ``deferral.settling_seconds``."""
+    """Without which the next proof would prove nothing. Why it does: ``deferral.min_deferral_seconds``."""
     tasks: list[Task] = []
     failed: Counter[int] = Counter()
     while not failed and len(tasks) < 40 * MOST_ROUNDS:

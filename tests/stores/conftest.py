@@ -58,12 +58,12 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook  # noqa:
 from airflow_provider_modelscope.operators.image_generation import (  # noqa: E402
     ModelScopeImageGenerationOperator,
 )
-from airflow_provider_modelscope.request import GenerationRequest  # noqa: E402
+from airflow_provider_modelscope.protocol.request import GenerationRequest  # noqa: E402
 from airflow_provider_modelscope.transfers.image_to_object_storage import (  # noqa: E402
     ModelScopeImageToObjectStorageOperator,
 )
-from tests.servers import MissingError  # noqa: E402
 from tests.stores.stores import Bucket, Store, Stores  # noqa: E402
+from tests.support.servers import MissingError  # noqa: E402
 from tests.unit.conftest import TaskInstance, connect  # noqa: E402
 
 
@@ -85,7 +85,7 @@ def stores() -> Iterator[Stores]:
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """A service whose generations are finished at once, behind the connection ``modelscope_default``."""
-    with Emulator(user_queue=10) as emulator:
+    with Emulator(max_running=10) as emulator:
         connect(monkeypatch, emulator.base_url)
         yield emulator
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tests.unit.test_readme import section
+from tests.unit.contract.test_docs import section
 
 
 @dataclass(frozen=True, kw_only=True)

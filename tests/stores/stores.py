@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.faults.proxy import Proxy
-from tests.servers import azurite, fake_gcs, google_accounts, moto, s3_client
 from tests.stores.recipes import RECIPES, Recipe
+from tests.support.servers import azurite, fake_gcs, google_accounts, moto, s3_client
 
 if TYPE_CHECKING:
     import ssl

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_modelscope.exceptions import (
-    ImageNotStoredError,
+    ImageStorageError,
     InvalidDestinationError,
     InvalidRequestError,
 )
 from airflow_provider_modelscope.gallery.cards import StoredPicture
-from airflow_provider_modelscope.gallery.pictures import NotShownError, whole
+from airflow_provider_modelscope.gallery.files import NotShownError, whole
 from tests.stores.conftest import a_try, one_step
 from tests.stores.test_landing import picture
 
@@ -108,7 +108,7 @@ def test_a_full_disk_keeps_what_it_had_and_gets_the_image_once_there_is_room(
     (big := small_disk / "big").write_bytes(bytes(240 * 1024))
     before = files(small_disk)
     task = one_step(f"file://{cat}", None)
-    with pytest.raises(ImageNotStoredError, match=r"No space left on device.*clear the task") as raised:
+    with pytest.raises(ImageStorageError, match=r"No space left on device.*clear the task") as raised:
         task.execute(a_try(record))
     assert f"file://{cat}" in raised.value.message
     assert files(small_disk) == before

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_provider_modelscope.exceptions import (
-    ImageNotStoredError,
+    ImageStorageError,
     InvalidDestinationError,
     InvalidRequestError,
     ModelScopeError,
     ModelScopeRetryableError,
 )
 from airflow_provider_modelscope.gallery.cards import StoredPicture
-from airflow_provider_modelscope.gallery.pictures import NotShownError, whole
+from airflow_provider_modelscope.gallery.files import NotShownError, whole
 from tests.stores.conftest import a_try, one_step, submitted, transfer
 from tests.stores.stores import Object, Store, azure
 from tests.stores.test_landing import in_remote_stores, picture
@@ -59,9 +59,9 @@ def trouble(store: Store, what: str) -> Iterator[None]:
     ("what", "error", "advice"),
     [
         ("403", InvalidDestinationError, "that the connection or the worker's user may write to it"),
-        ("503", ImageNotStoredError, KEPT),
-        ("down", ImageNotStoredError, KEPT),
-        ("cut", ImageNotStoredError, KEPT),
+        ("503", ImageStorageError, KEPT),
+        ("down", ImageStorageError, KEPT),
+        ("cut", ImageStorageError, KEPT),
     ],
     ids=["403", "503", "down", "cut"],
 )

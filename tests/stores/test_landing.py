@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image as Pillow
 
-from airflow_provider_modelscope.account import Account
 from airflow_provider_modelscope.gallery.cards import StoredPicture
-from airflow_provider_modelscope.gallery.pictures import SIDE, NotShownError, small, whole
-from airflow_provider_modelscope.image import Image
-from airflow_provider_modelscope.object_storage import Destination
+from airflow_provider_modelscope.gallery.files import SIDE, NotShownError, small, whole
+from airflow_provider_modelscope.images.image import Image
+from airflow_provider_modelscope.images.object_storage import Destination
+from airflow_provider_modelscope.protocol.account import Account
 from tests.stores.conftest import a_try, missing_bucket_of, one_step, opened, submitted, transfer
 from tests.stores.stores import ALL, REMOTE, Object
-from tests.unit.test_object_storage import of_size
+from tests.unit.images.test_object_storage import of_size
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -72,11 +72,11 @@ def test_the_one_step_operator_stores_the_image_and_what_is_told_of_it(
     [told] = context["ti"].pushed["images"]
     stored = bucket.objects
     assert uris == [told["uri"]]
-    assert stored.keys() == {told["uri"], told["sidecar"]}
-    assert told["sidecar"] == f"{told['uri']}.json"
-    image, sidecar = stored[told["uri"]], stored[told["sidecar"]]
+    assert stored.keys() == {told["uri"], told["sidecar_uri"]}
+    assert told["sidecar_uri"] == f"{told['uri']}.json"
+    image, sidecar = stored[told["uri"]], stored[told["sidecar_uri"]]
     assert image.content_type == type_in(store, "image/png")
-    assert (sha256(image.content).hexdigest(), len(image.content)) == (told["sha256"], told["bytes"])
+    assert (sha256(image.content).hexdigest(), len(image.content)) == (told["sha256"], told["size_bytes"])
     assert told["generation_id"].encode() in image.content
     assert sidecar.content_type == type_in(store, "application/json")
     assert json.loads(sidecar.content)["sha256"] == told["sha256"]
@@ -99,9 +99,9 @@ def test_no_uri_names_the_connection(emulator: Emulator, store: Store, bucket: B
     context = a_try()
     one_step(with_connection, None, sidecar=True).execute(context)
     [told] = context["ti"].pushed["images"]
-    assert bucket.objects.keys() == {told["uri"], told["sidecar"]}
+    assert bucket.objects.keys() == {told["uri"], told["sidecar_uri"]}
     assert told["storage_conn_id"] == store.storage_conn_id
-    assert b"@" not in bucket.objects[told["sidecar"]].content
+    assert b"@" not in bucket.objects[told["sidecar_uri"]].content
 
 
 def test_the_same_bytes_stand_in_all_stores(

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelscope import waiting
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.hooks import modelscope
+from airflow_provider_modelscope.waiting import backoff
 
 TOKEN = "ms-0b1c2d3e-test"
 
@@ -43,14 +43,14 @@ def context() -> dict[str, Any]:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that tries again at once."""
     monkeypatch.setattr(modelscope, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
+    monkeypatch.setattr(backoff, "PAUSE", 0.0)
+    monkeypatch.setattr(backoff, "QUEUE_PAUSE", 0.0)
 
 
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """A service whose generations are finished at once, behind the connection ``modelscope_default``."""
-    with Emulator(user_queue=10) as emulator:
+    with Emulator(max_running=10) as emulator:
         connect(monkeypatch, emulator.base_url)
         yield emulator
 

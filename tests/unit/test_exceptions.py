@@ -17,8 +17,8 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ModelScopeFinalError,
     ModelScopeRetryableError,
-    one_line,
 )
+from airflow_provider_modelscope.redaction import one_line
 
 TREE = {
     name: kind

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from airflow_provider_modelscope.links import HAS_GALLERY, ImagesLink, ModelLink, picture_path, push_links
+from airflow_provider_modelscope.links import HAS_GALLERY, ImagesLink, ModelLink, image_path, push_links
 from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeImageGenerationOperator,
     ModelScopeSubmitImageGenerationOperator,
@@ -84,7 +84,7 @@ def test_a_link_that_cannot_be_pushed_costs_no_image(caplog: pytest.LogCaptureFi
 
 
 def test_an_images_path_names_its_task_instance_and_its_number() -> None:
-    path = urlsplit(picture_path("a_dag", RUN, "draw", 3, 2))
+    path = urlsplit(image_path("a_dag", RUN, "draw", 3, 2))
     assert path.path == "modelscope/image"
     assert {name: value for name, [value] in parse_qs(path.query).items()} == {
         "dag_id": "a_dag",

@@ -20,12 +20,12 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.request import GenerationRequest
+from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
 )
 from tests.unit.conftest import connect
-from tests.unit.test_tasks import one_step, run, sensor, submitter
+from tests.unit.contract.test_tasks import one_step, run, sensor, submitter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,14 +81,14 @@ def test_an_image_is_counted_from_its_submission_to_its_bytes(
     run(one_step(tmp_path), context)
     [image] = context["ti"].pushed["images"]
     assert stats.counts == {
-        metrics.SUBMITTED: 1,
+        metrics.SENT: 1,
         metrics.ACCEPTED: 1,
         metrics.STORED: 1,
-        metrics.STORED_BYTES: image["bytes"],
+        metrics.STORED_BYTES: image["size_bytes"],
     }
-    assert stats.times.keys() == {metrics.DURATION, metrics.LATENESS}
-    assert stats.times[metrics.DURATION] == timedelta(milliseconds=image["milliseconds"])
-    assert timedelta(0) <= stats.times[metrics.LATENESS] < timedelta(seconds=30)
+    assert stats.times.keys() == {metrics.DURATION, metrics.DELIVERY_DELAY}
+    assert stats.times[metrics.DURATION] == timedelta(milliseconds=image["duration_ms"])
+    assert timedelta(0) <= stats.times[metrics.DELIVERY_DELAY] < timedelta(seconds=30)
     account = {"modelscope_conn_id": "modelscope_default"}
     assert stats.tags == {**dict.fromkeys(stats.tags, TAGS), metrics.QUOTA: account}
     assert stats.gauges.keys() == {metrics.QUOTA, metrics.MODEL_QUOTA}
@@ -111,9 +111,9 @@ def test_a_transfer_counts_what_it_stores_and_knows_no_more_where_nothing_is_ups
 @pytest.mark.parametrize(
     ("fault", "error", "counts"),
     [
-        ("queue-full", QueueFullError, {metrics.REFUSED: 1, f"{metrics.REFUSED}.queue_full": 1}),
-        ("401", AuthenticationError, {metrics.REFUSED: 1, f"{metrics.REFUSED}.authentication": 1}),
-        ("503", SubmissionLostError, {metrics.LOST: 1}),
+        ("queue-full", QueueFullError, {metrics.REJECTED: 1, f"{metrics.REJECTED}.queue_full": 1}),
+        ("401", AuthenticationError, {metrics.REJECTED: 1, f"{metrics.REJECTED}.authentication": 1}),
+        ("503", SubmissionLostError, {metrics.UNCONFIRMED: 1}),
     ],
 )
 def test_a_submission_that_is_not_accepted_is_counted_by_its_reason(
@@ -126,17 +126,17 @@ def test_a_submission_that_is_not_accepted_is_counted_by_its_reason(
     emulator.fail(f"submit:{fault}")
     with pytest.raises(error):
         submit()
-    assert stats.counts == {metrics.SUBMITTED: 1, **counts}
-    assert stats.tags[metrics.SUBMITTED] == TAGS
+    assert stats.counts == {metrics.SENT: 1, **counts}
+    assert stats.tags[metrics.SENT] == TAGS
 
 
 def test_each_time_it_is_sent_counts(emulator: Emulator, stats: Stats) -> None:
     emulator.fail("submit:queue-full:2")
     submit(queue_timeout=60)
     assert stats.counts == {
-        metrics.SUBMITTED: 3,
-        metrics.REFUSED: 2,
-        f"{metrics.REFUSED}.queue_full": 2,
+        metrics.SENT: 3,
+        metrics.REJECTED: 2,
+        f"{metrics.REJECTED}.queue_full": 2,
         metrics.ACCEPTED: 1,
     }
 
@@ -145,7 +145,7 @@ def test_a_service_that_cannot_be_reached_refuses_too(stats: Stats, monkeypatch:
     connect(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(ServiceUnreachableError):
         submit()
-    assert stats.counts[f"{metrics.REFUSED}.service_unreachable"] == stats.counts[metrics.SUBMITTED]
+    assert stats.counts[f"{metrics.REJECTED}.service_unreachable"] == stats.counts[metrics.SENT]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ with DAG("browser_many", schedule=None, params={"destination": Param(type="strin
                     "uri": str(path),
                     "storage_conn_id": None,
                     "sha256": hashlib.sha256(content).hexdigest(),
-                    "bytes": len(content),
+                    "size_bytes": len(content),
                     "width": 1024,
                     "height": 1024,
                     "generation_id": str(number),

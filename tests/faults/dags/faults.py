@@ -64,7 +64,7 @@ def chain(dag_id: str, *, deferrable: bool) -> None:
 
 one_step("deferred", deferrable=True)
 one_step("on_worker", deferrable=False)
-one_step("never_twice", deferrable=True, on_lost_answer="fail")
+one_step("never_twice", deferrable=True, on_lost_response="fail")
 chain("chain_deferred", deferrable=True)
 chain("chain_on_worker", deferrable=False)
 

@@ -1,0 +1,1 @@
+"""Images as bytes: checked, converted, read from and written to object storage."""

@@ -1,0 +1,357 @@
+"""What is asked for: the parameters of one generation, checked before anything is sent.
+
+Names and ranges are those of ModelScope's page on image generation. What a value is read *from* (object
+storage, for a picture to edit) is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_provider_modelscope.exceptions import InvalidRequestError
+from airflow_provider_modelscope.redaction import preview, truncated, without_login
+from airflow_provider_modelscope.validation import raise_invalid
+
+MAX_SEED = 2**31 - 1
+MAX_TEXT = 2000  # prompts are shorter than this
+MAX_LORAS = 6
+MAX_DEPTH, MAX_KEPT = 6, 4000  # levels and characters of a value from elsewhere, as it is kept
+
+# Families of models whose sizes are documented: smallest and largest side in pixels. The pattern is
+# looked for in the model's name without its owner; versions that the page does not speak of (FLUX.2)
+# are not the family, and a name that fits two families is of none.
+_SIZES: Mapping[str, tuple[str, int, int]] = {
+    "Stable Diffusion": (r"stable[-_ ]?diffusion|(?<![a-z])sd[-_. ]?(xl|[123])", 64, 2048),
+    "FLUX": (r"(?<![a-z])flux(?![-_. ]?[2-9])", 64, 1024),
+    "Qwen-Image": (r"qwen[-_]image(?![-_]?[2-9]\.)", 64, 1664),
+    "Z-Image": (r"(?<![a-z])z[-_]image(?![-_]?[2-9]\.)", 512, 2048),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """The parameters of one generation. Making one checks it; numbers may come as text, as Jinja gives them.
+
+    Optional parameters that are ``None`` or empty are not sent, and the service uses its own default.
+
+    :param model: A ModelScope model id such as ``Qwen/Qwen-Image``. Any id passes: models come and go.
+    :param prompt: What to draw, 1 to 1999 characters.
+    :param negative_prompt: What not to draw, at most 1999 characters.
+    :param size: Width and height in pixels, ``WxH``. Checked where the model's family is known: Stable
+        Diffusion 64x64 to 2048x2048, FLUX 64x64 to 1024x1024, Qwen-Image 64x64 to 1664x1664, Z-Image
+        512x512 to 2048x2048.
+    :param seed: 0 to 2147483647; the same seed gives the same picture.
+    :param steps: Denoising steps, 1 to 100.
+    :param guidance: How closely to follow the prompt, 1.5 to 20.
+    :param image_url: For models that edit: the picture, or a list of pictures. Each is an http(s) URL that
+        ModelScope can reach, a ``data:image/...;base64,`` URI, or an object storage path, which must be
+        inlined (:func:`~airflow_provider_modelscope.images.object_storage.inline_images`) before it can be sent.
+    :param loras: A LoRA's id, or a mapping of 1 to 6 ids to weights that sum to 1.0.
+    :param extra_parameters: Further JSON values to send as they are, for what the service adds later. It
+        may not name one of the parameters above.
+    :raises InvalidRequestError: naming every mistake with its parameter, value and range.
+    """
+
+    model: str
+    prompt: str
+    negative_prompt: str | None = None
+    size: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    image_url: str | Sequence[str] | None = None
+    loras: str | Mapping[str, float] | None = None
+    extra_parameters: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, check(value))
+            except ValueError as mistake:
+                mistakes.append(f"{name} = {preview(value)}: {mistake}")
+        mistakes += self._size_mistakes()
+        raise_invalid(mistakes)
+
+    def _size_mistakes(self) -> list[str]:
+        """Return what is wrong with a well-formed size for this family of models."""
+        well_formed = r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})"
+        matched = re.fullmatch(well_formed, self.size) if isinstance(self.size, str) else None
+        family = _family(self.model)
+        if matched is None or family is None:
+            return []
+        _, least, most = _SIZES[family]
+        if all(least <= int(side) <= most for side in matched.groups()):
+            return []
+        return [f"size = {self.size!r}: {family} models draw {least}x{least} to {most}x{most}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the body that ModelScope's API takes.
+
+        :raises InvalidRequestError: where a picture is still a path in object storage.
+        """
+        if self.stored_images:
+            raise InvalidRequestError(
+                f"image_url = {preview(self.stored_images[0])}: ModelScope cannot read object storage. An "
+                "operator inlines it; elsewhere call object_storage.inline_images first."
+            )
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        extra = named.pop("extra_parameters") or {}
+        return {name: value for name, value in named.items() if value is not None} | dict(extra)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was asked for, as it may be kept and shown: without what is private of its pictures."""
+        pictures = self.image_url
+        if isinstance(pictures, str):
+            pictures = _public(pictures)
+        elif pictures is not None:
+            pictures = [_public(picture) for picture in pictures]
+        kept = {name: value for name, value in vars(self).items() if value is not None}
+        if pictures:
+            kept["image_url"] = pictures
+        if self.extra_parameters:
+            kept["extra_parameters"] = redacted_json(self.extra_parameters)
+        return kept
+
+    @property
+    def stored_images(self) -> list[str]:
+        """The pictures to edit that lie in object storage and are not inlined yet."""
+        sendable = ("http://", "https://", "data:")
+        return [url for url in self._image_urls if not url.lower().startswith(sendable)]
+
+    @property
+    def _image_urls(self) -> Sequence[str]:
+        return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
+
+
+def _family(model: Any) -> str | None:
+    name = model.rpartition("/")[2] if isinstance(model, str) else ""
+    families = [
+        family for family, (pattern, _, _) in _SIZES.items() if re.search(pattern, name, re.IGNORECASE)
+    ]
+    return families[0] if len(families) == 1 else None
+
+
+def redacted_json(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value as it may be kept and shown: no signatures in URLs, no pictures, no end of it."""
+    if isinstance(value, str):
+        return truncated(_public(value) if _ANY_URL.fullmatch(value) else value, MAX_KEPT)
+    if isinstance(value, Mapping | list) and depth == MAX_DEPTH:
+        return "..."
+    if isinstance(value, Mapping):
+        return {str(name): redacted_json(one, depth + 1) for name, one in value.items()}
+    if isinstance(value, list):
+        return [redacted_json(one, depth + 1) for one in value]
+    return value
+
+
+def _public(url: str) -> str:
+    """Return what may be kept of a picture's URL: a query may be a signature, ``data:`` holds megabytes."""
+    if url.lower().startswith("data:"):
+        return truncated(url, 300)
+    address, query, _ = without_login(url).partition("?")
+    return address + ("?..." if query else "")
+
+
+# Each check takes what a Dag gave, returns what is sent, and raises ValueError with what is allowed.
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let ``None`` and what is empty pass as "not given", as well as the text that Jinja makes of them."""
+
+    def checked(value: Any) -> Any:
+        empty = value is None or value in ("", "None", "null", "[]", "{}", [], {}, ())
+        return None if empty else check(value)
+
+    return checked
+
+
+def _sendable_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be text that UTF-8 can write, without lone surrogates") from None
+    if "\0" in value:
+        raise ValueError("may not hold a NUL character, which Airflow's database could not keep")
+    return value
+
+
+def _model(value: Any) -> str:
+    text = _sendable_text(value).strip()
+    if not _may_be_id(text):
+        raise ValueError("must be a ModelScope model id, such as 'Qwen/Qwen-Image'")
+    return text
+
+
+def _may_be_id(text: str) -> bool:
+    """Whether it may be the id of a model: any word, but not what Jinja makes of nothing or of a list."""
+    return text not in ("", "None", "null") and text[0] not in "[{(" and text.isprintable()
+
+
+def _short_text(value: Any) -> str:
+    if len(_sendable_text(value)) >= MAX_TEXT:
+        raise ValueError(f"must be shorter than {MAX_TEXT} characters, it has {len(value)}")
+    return str(value)
+
+
+def _prompt(value: Any) -> str:
+    if _sendable_text(value).strip() in ("", "None", "null"):  # what templates make of nothing
+        raise ValueError(f"must say what to draw, in 1 to {MAX_TEXT - 1} characters")
+    return _short_text(value)
+
+
+def _negative_prompt(value: Any) -> str | None:
+    return None if value in (None, "", "None", "null") else _short_text(value)
+
+
+def _size(value: Any) -> str:
+    matched = (
+        re.fullmatch(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*", value) if isinstance(value, str) else None
+    )
+    if matched is None or not all(map(int, matched.groups())):
+        raise ValueError("must be width x height in pixels, such as '1024x768'")
+    return "x".join(str(int(side)) for side in matched.groups())
+
+
+def _integer(least: int, most: int) -> Callable[[Any], int]:
+    def checked(value: Any) -> int:
+        try:
+            number = _number(value)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most or number != int(number):
+            raise ValueError(f"must be an integer from {least} to {most}")
+        return int(number)
+
+    return checked
+
+
+def _number(value: Any) -> float:
+    """Return a finite number, given as one or as text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", value.strip()):
+        value = float(value)
+    try:
+        finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        finite = False
+    if not finite:
+        raise ValueError("must be a number")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _guidance(value: Any) -> float:
+    try:
+        number = _number(value)
+    except ValueError:
+        number = math.nan
+    if not 1.5 <= number <= 20:
+        raise ValueError("must be a number from 1.5 to 20")
+    return number
+
+
+def _from_json(value: Any, opening: str) -> Any:
+    """Return what JSON text stands for where the value is one; Jinja makes text of lists and mappings."""
+    if not (isinstance(value, str) and value.strip().startswith(opening)):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("is text that is not JSON: in a template, end it with '| tojson'") from None
+
+
+def _image_url(value: Any) -> str | list[str]:
+    value = _from_json(value, "[")
+    if isinstance(value, str):
+        return _one_image_url(value)
+    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
+        raise ValueError(_IMAGE_URL_FORMS)
+    return [_one_image_url(url) for url in value]
+
+
+def _one_image_url(value: Any) -> str:
+    if isinstance(value, str):
+        url = _sendable_text(value).strip()
+        if _DATA_URI.fullmatch(url):
+            return url
+        if re.match(r"(?!data:)[a-z][a-z0-9+.-]*://", url, re.IGNORECASE) and _is_url(url):
+            return url
+    raise ValueError(_IMAGE_URL_FORMS)
+
+
+_ANY_URL = re.compile(r"(data:|[a-z][a-z0-9+.-]*://)\S*", re.IGNORECASE)
+_DATA_URI = re.compile(
+    r"(?i:data:image/[\w.+-]+(;[\w=.+-]+)*;base64,)[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+", re.ASCII
+)
+_IMAGE_URL_FORMS = (
+    "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, "
+    "an object storage path such as 's3://bucket/key' or 'file:///folder/name.png'"
+)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname if parts.scheme in ("http", "https") else parts.netloc or parts.path)
+    except ValueError:  # such as an unclosed [ of an IPv6 address
+        return False
+
+
+def _loras(value: Any) -> str | dict[str, float]:
+    value = _from_json(value, "{")
+    if isinstance(value, str) and _may_be_id(_sendable_text(value).strip()):
+        return value.strip()
+    rule = f"must be a LoRA id, or a mapping of 1 to {MAX_LORAS} ids to weights that sum to 1.0"
+    if not isinstance(value, Mapping) or not 1 <= len(value) <= MAX_LORAS:
+        raise ValueError(rule)
+    if not all(isinstance(lora, str) and lora.strip() for lora in value):
+        raise ValueError(rule)
+    try:
+        weights = {_sendable_text(lora): _number(weight) for lora, weight in value.items()}
+    except ValueError as mistake:
+        raise ValueError(f"{rule}; a weight {mistake}") from None
+    if not math.isclose(total := sum(weights.values(), 0.0), 1.0, abs_tol=1e-6):
+        raise ValueError(f"{rule}; these sum to {total:g}")
+    return weights
+
+
+def _extra_parameters(value: Any) -> dict[str, Any]:
+    value = _from_json(value, "{")
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a mapping of names to JSON values")
+    if taken := sorted({name.strip().lower() for name in value} & _CHECKS.keys()):
+        raise ValueError(f"may not override {', '.join(taken)}: use the parameter of that name")
+    if not all(map(str.strip, value)):
+        raise ValueError("must be a mapping of names to JSON values, and a name is empty")
+    try:
+        text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
+        text.encode()
+        if "\\u0000" in text:
+            raise ValueError("a NUL character, which Airflow's database could not keep")
+        own: dict[str, Any] = json.loads(text)  # a copy: the Dag's own mapping may change later
+    except (TypeError, ValueError, RecursionError) as mistake:
+        raise ValueError(f"must be a mapping of names to JSON values ({mistake})") from None
+    return own
+
+
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "model": _model,
+    "prompt": _prompt,
+    "negative_prompt": _negative_prompt,
+    "size": _optional(_size),
+    "seed": _optional(_integer(0, MAX_SEED)),
+    "steps": _optional(_integer(1, 100)),
+    "guidance": _optional(_guidance),
+    "image_url": _optional(_image_url),
+    "loras": _optional(_loras),
+    "extra_parameters": _optional(_extra_parameters),
+}

@@ -1,0 +1,48 @@
+"""What OpenLineage is told of stored images: the model and the pictures to edit went in, objects came out.
+
+Nothing here is called where that provider is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import Dataset
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_provider_modelscope.xcoms import StoredImage
+
+MODELS = "modelscope"  # the namespace of models, whose names are their ids
+
+
+def lineage_of(stored: Sequence[StoredImage]) -> OperatorLineage[Any, Any]:
+    """Return the lineage of a generation's images; the names are those of OpenLineage's naming rules."""
+    from airflow.providers.common.compat.openlineage.facet import Dataset
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    models = [Dataset(namespace=MODELS, name=name) for name in _each({image.model for image in stored})]
+    sources = [_dataset(url) for url in _each(url for image in stored for url in _sources(image))]
+    return OperatorLineage(inputs=[*models, *sources], outputs=[_dataset(image.uri) for image in stored])
+
+
+def _sources(image: StoredImage) -> Sequence[str]:
+    urls = image.parameters.get("image_url") or ()
+    return [url for url in ([urls] if isinstance(urls, str) else urls) if not url.lower().startswith("data:")]
+
+
+def _each(names: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _dataset(uri: str) -> Dataset:
+    from airflow.providers.common.compat.openlineage.facet import Dataset
+
+    parts = urlsplit(uri)
+    scheme = {"local": "file", "s3a": "s3", "gcs": "gs"}.get(parts.scheme, parts.scheme)
+    if scheme == "file":
+        return Dataset(namespace="file", name=parts.path)
+    # A connection's id before the bucket is Airflow's own matter.
+    return Dataset(namespace=f"{scheme}://{parts.netloc.rpartition('@')[2]}", name=parts.path.lstrip("/"))

@@ -1,0 +1,1 @@
+"""HTTP: blocking on workers (requests), asynchronous in the triggerer (aiohttp), and where it may connect."""

@@ -1,0 +1,86 @@
+"""``make screenshots``: the README's pictures of the gallery, light and dark, out of a real Airflow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from playwright.sync_api import expect
+
+from airflow_provider_modelscope.emulator import Emulator
+from tests.browser.visits import Visits, chromium, find_chromium
+from tests.support.real_airflow import RealAirflow
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+SHOWCASE = Path(__file__).parent / "showcase"
+DOCS = Path(__file__).parent.parent / "docs"
+DAG, IMAGES = "postcards", 8
+VIEWPORT = (1280, 860)
+
+
+def main() -> int:
+    """Run the Dag, and take the pictures while its last image is still to come."""
+    program = find_chromium()
+    if program is None:
+        print("Chromium is needed: apt-get install chromium", file=sys.stderr)
+        return 1
+    with (
+        TemporaryDirectory(prefix="screenshots-") as folder,
+        Emulator(duration=2, max_running=IMAGES) as emulator,
+        Emulator(duration=3600) as slow,
+    ):
+        airflow = RealAirflow(
+            Path(folder) / "airflow",
+            dags=SHOWCASE,
+            connections={
+                f"modelscope_{name}": {"conn_type": "modelscope", "password": "any", "host": one.base_url}
+                for name, one in (("default", emulator), ("slow", slow))
+            },
+        )
+        airflow.migrate()
+        with airflow.standalone() as url, chromium(program) as browser:
+            visits = Visits(browser, url)
+
+            taken: list[str] = []
+
+            def poll() -> None:
+                drawn = airflow.task_states(DAG).count(("draw", "success"))
+                if drawn == IMAGES and slow.accepted and not taken:
+                    taken.extend(_take(visits, airflow))
+                    slow.finish()
+
+            given = {"destination": f"file://{folder}/images/"}
+            airflow.run_dag(url, DAG, given, limit=300, watch=poll)
+            visits.close()
+    return 0
+
+
+def _take(visits: Visits, airflow: RealAirflow) -> Iterator[str]:
+    [[run_id]] = airflow.query("select run_id from dag_run")
+    for scheme in ("light", "dark"):
+        page = visits.page(None, viewport=VIEWPORT, color_scheme=scheme)
+        page.goto(f"/dags/{DAG}/runs/{quote(run_id, safe='')}")
+        page.get_by_role("link", name="Images", exact=True).click()
+        frame = page.frame_locator("iframe[title='Images']")
+        expect(frame.locator("li img")).to_have_count(IMAGES)
+        page.wait_for_load_state("networkidle")
+        yield _shot(page, f"images-{scheme}.png")
+        frame.locator("li a").first.click()
+        expect(frame.locator("dialog img")).to_have_js_property("naturalWidth", 1024)
+        yield _shot(page, f"image-{scheme}.png")
+
+
+def _shot(page: Page, name: str) -> str:
+    page.screenshot(path=DOCS / name)
+    print(f"{DOCS.name}/{name}", flush=True)
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

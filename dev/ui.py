@@ -1,0 +1,67 @@
+"""``make ui``: Airflow's own UI on localhost, with the emulator, the connection and the examples ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from airflow_provider_modelscope.emulator import Emulator
+from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow, free_port
+
+DAG = "example_edit_image"
+FOLDER = Path(__file__).parent.parent / ".ui"
+
+
+def main() -> int:
+    """Start everything, say where it is, and end it all on Ctrl-C."""
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # both end it, also where a shell ignores the first
+        signal.signal(signal_, signal.default_int_handler)
+    token = os.environ.get("MODELSCOPE_API_TOKEN")
+    with Emulator(duration=10.0) as emulator:
+        connection = {"conn_type": "modelscope", "password": token or "any-token"}
+        if not token:
+            connection["host"] = emulator.base_url
+        airflow = RealAirflow(FOLDER / "airflow")
+        airflow.environment |= {
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW__CORE__PARALLELISM": "4",  # SQLite takes no more writers
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",  # seconds until a new Dag file is seen
+        }
+        airflow.migrate()
+        # In the database, not in the environment, so that the UI shows it.
+        airflow.run("connections", "delete", "modelscope_default", check=False)
+        airflow.run("connections", "add", "modelscope_default", "--conn-json", json.dumps(connection))
+        print("Starting Airflow, some 40 s ...", flush=True)
+        with airflow.standalone(port=free_port(8080)) as url:
+            print(f"\nAirflow:  {url}")
+            print(f"Service:  {'ModelScope' if token else f'emulator on {emulator.base_url}'}")
+            print(f"Dags:     those in {EXAMPLE_DAGS.name}, where yours may go too: trigger one")
+            if not token:  # with one it would cost credit
+                print(f"Images:   {url}/{_images(airflow, url, emulator)}")
+            print("Ctrl-C ends it all.", flush=True)
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+        print("Ended.")
+    return 0
+
+
+def _images(airflow: RealAirflow, url: str, emulator: Emulator) -> str:
+    """Return where the UI shows a run's images; it is run where there is none yet."""
+
+    def runs() -> list[str]:
+        asked = "select run_id from xcom where dag_id = :dag_id and key = 'images'"
+        return [run_id for (run_id,) in airflow.query(asked, dag_id=DAG)]
+
+    if not runs():
+        folder = {"destination": f"file://{FOLDER}/images/"}
+        airflow.run_dag(url, DAG, folder, watch=emulator.finish)
+    return f"dags/{DAG}/runs/{quote(runs()[0], safe=':+')}/plugin/modelscope-images"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

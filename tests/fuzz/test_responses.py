@@ -1,0 +1,311 @@
+"""Any answer at all becomes a value or a typed error that can be shown, logged and stored."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from requests.structures import CaseInsensitiveDict
+
+from airflow_provider_modelscope.exceptions import (
+    GenerationTimeoutError,
+    ModelScopeError,
+    ModelScopeFinalError,
+    ModelScopeRetryableError,
+    SubmissionLostError,
+)
+from airflow_provider_modelscope.protocol.account import Account
+from airflow_provider_modelscope.protocol.generation import FAILED, SUCCEED, Generation
+from airflow_provider_modelscope.protocol.messages import (
+    HttpResponse,
+    error_from,
+    read_status,
+    read_submission,
+)
+from airflow_provider_modelscope.waiting import poll as waiting
+from airflow_provider_modelscope.waiting.backoff import MAX_RETRY_AFTER, Cooldown
+from airflow_provider_modelscope.waiting.intervals import SeenTimes
+from airflow_provider_modelscope.waiting.poll import PollSchedule
+
+TOKEN = "ms-8f3b1c9a-0000-4000-8000-0123456789ab"
+ACCOUNT = Account(token=TOKEN)
+MODEL = "Qwen/Qwen-Image"
+START = 1_700_000_000.0
+URL = "https://muse-ai.oss-cn-hangzhou.aliyuncs.com/img/0f.jpeg"
+
+unhurried = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=700,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+)
+
+texts = st.text(st.characters(exclude_categories=()), max_size=30)  # halves of surrogate pairs included
+words = st.sampled_from(
+    [
+        "SUCCEED", "succeed", "FAILED", " failed\n", "PROCESSING", "PENDING", "4003503", "", " ", "..",
+        "task not found", "enqueue failed: user queue is full", "You have exceeded today's quota", MODEL,
+        "Please bind your Alibaba Cloud account before use.", "real name verified", "balance", URL, "http://",
+        "https://[", "ftp://a.example/b", TOKEN, f"Bearer {TOKEN}", f"a\n{TOKEN}\0", f"https://a.example/{TOKEN}",
+        "\x1b[31mred\x1b[0m", "x" * 5000, "500", "9" * 5000, "<html>", "\u202e",
+    ]
+)  # fmt: skip
+numbers = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([0, -1, 400, 404, 429, 500, 2**63, 10**400, -(10**4000), 5412.9, 1e308]),
+)
+leaves = st.one_of(st.none(), st.booleans(), numbers, texts, words)
+values = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["message", "code", "request_id", "seed", "zh"]) | texts, inner, max_size=3
+        ),
+    ),
+    max_leaves=6,
+)
+envelopes = st.one_of(
+    st.fixed_dictionaries({}, optional={"message": values, "code": values, "request_id": values}),
+    st.lists(values, max_size=2),
+    values,
+)
+fields: dict[str, st.SearchStrategy[object]] = {
+    "task_status": words | values,
+    "task_id": words | values,
+    "output_images": st.lists(words | texts, max_size=3) | values,
+    "errors": envelopes,
+    "error": envelopes,
+    "request_id": values,
+    "input": st.fixed_dictionaries({}, optional={"seed": values}) | values,
+    "time_taken": numbers | values,
+    "message": values,
+    "code": values,
+}
+objects = st.fixed_dictionaries({}, optional=fields)
+nearly_right = st.fixed_dictionaries(
+    {
+        "task_status": st.sampled_from(["SUCCEED", "succeed", "FAILED", "PROCESSING", ""]),
+        "task_id": st.sampled_from(["4003503", 4003503, ""]),
+        "output_images": st.lists(st.sampled_from([URL, URL, "", TOKEN]), max_size=2),
+    },
+    optional={name: fields[name] for name in ("errors", "error", "request_id", "input", "time_taken")},
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unseen() -> Iterator[None]:
+    """No log of each look, and nothing learned that later tests would meet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting.log, "disabled", True)
+        patch.setattr(waiting, "SEEN_TIMES", SeenTimes())
+        yield
+
+
+def nested(depth: int) -> bytes:
+    return b'{"task_status": "FAILED", "errors": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """JSON that is nearly right, in odd encodings, cut anywhere; or no JSON at all."""
+    kind = draw(st.integers(0, 9))
+    if kind == 0:
+        return draw(st.binary(max_size=60))
+    if kind == 1:
+        return draw(
+            st.sampled_from(
+                [
+                    b"", b"<!DOCTYPE html><title>502 Bad Gateway</title>", b"404 page not found", b"5",
+                    b"[" * 100_000, b'{"a":' * 100_000, nested(300), nested(900), nested(960), nested(990),
+                    b'{"task_status": "FAILED", "task_status": ""}', b'{"task_id": ' + b"9" * 5000 + b"}",
+                    b'{"time_taken": Infinity, "task_status": NaN}', b"\xef\xbb\xbf" + b'{"task_id": "7"}',
+                    TOKEN.encode(), TOKEN.encode("utf-16"), b" " * 9000 + TOKEN.encode(), b"\xff" * 300,
+                ]
+            )
+        )  # fmt: skip
+    value = draw(values if kind == 2 else objects if kind < 7 else nearly_right)
+    text = json.dumps(value, ensure_ascii=draw(st.booleans()))
+    whole = text.encode(
+        draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "utf-32"])), "surrogatepass"
+    )
+    return whole[: draw(st.integers(0, len(whole)))] if kind == 3 else whole
+
+
+headers = st.fixed_dictionaries(
+    {},
+    optional={
+        "Retry-After": words | texts | st.integers(-5, 10**12).map(str) | st.datetimes().map(str),
+        "Date": texts | st.sampled_from(["Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 9999 23:59:59 -2300"]),
+        "Content-Type": st.sampled_from(["application/json", "text/html", "text/html; charset=\xff"]) | texts,
+        "X-Request-Id": words | texts,
+        "Location": words | texts,
+        "modelscope-ratelimit-requests-limit": words | texts,
+    },
+)
+STATUSES = [200, 200, 201, 204, 206, 302, 400, 401, 402, 403, 404, 408, 429, 500, 502]
+statuses = st.integers(-1, 1000)
+
+
+def check_shown(error: ModelScopeError) -> None:
+    text = str(error)
+    assert text.isprintable(), ascii(text)
+    assert 0 < len(text) < 4500
+    assert TOKEN not in text
+    stored = json.dumps(error.to_json(), allow_nan=False, ensure_ascii=False)
+    assert TOKEN not in stored
+    stored.encode()  # UTF-8 takes no half of a surrogate pair
+    assert all(value.isprintable() for value in error.to_json().values() if isinstance(value, str))
+    again = ModelScopeError.from_json(json.loads(stored))
+    assert (type(again), vars(again), str(again)) == (type(error), vars(error), text)
+    if error.retry_after is not None:
+        assert 0 <= error.retry_after < math.inf
+
+
+def check_generation(generation: Generation) -> None:
+    assert generation.status.isprintable()
+    assert TOKEN.upper() not in generation.status
+    if generation.is_finished and generation.status != FAILED:
+        assert generation.status == SUCCEED
+        assert generation.output_images
+    for url in generation.output_images:
+        assert url.lower().startswith(("https://", "http://"))
+    assert generation.duration_ms is None or math.isfinite(generation.duration_ms)
+    assert generation.seed is None or abs(generation.seed) < 2**63
+    for retry_submits in (False, True):
+        try:
+            generation.raise_for_failure(retry_submits=retry_submits)
+        except ModelScopeError as error:
+            assert generation.status == FAILED
+            check_shown(error)
+        else:
+            assert generation.status != FAILED
+
+
+def check_submission(answer: HttpResponse) -> str:
+    try:
+        generation_id = read_submission(answer, account=ACCOUNT, model=MODEL)
+    except ModelScopeError as error:
+        check_shown(error)
+        assert error.code == answer.status_code
+        if 200 <= answer.status_code < 400 or answer.status_code == 408:
+            assert type(error) is SubmissionLostError
+        return type(error).__name__
+    else:
+        assert 200 <= answer.status_code < 300
+        assert generation_id == generation_id.strip() != ""
+        assert generation_id.isprintable()
+        assert len(generation_id) <= 200
+        assert TOKEN not in generation_id
+        return "accepted"
+
+
+def look_at(answer: HttpResponse) -> Generation | ModelScopeError:
+    try:
+        generation = read_status(answer, account=ACCOUNT, generation_id="42")
+    except ModelScopeError as error:
+        check_shown(error)
+        assert (error.code, error.generation_id) == (answer.status_code, "42")
+        return error
+    check_generation(generation)
+    return generation
+
+
+def check_wait(looks: Sequence[Generation | ModelScopeError], end_time: float) -> None:
+    """Wait as the operators do, each look as long after the one before as was asked for."""
+    wait = PollSchedule("42", submitted_at=START, end_time=end_time, poll_interval=15, model=MODEL)
+    now = START
+    for look in looks:
+        try:
+            outcome = wait.after(look, now=now)
+        except ModelScopeError as error:
+            check_shown(error)
+            # Only what waiting does not mend, or the deadline.
+            assert error is look if isinstance(look, ModelScopeFinalError) else now >= end_time
+            return
+        if isinstance(outcome, Generation):
+            assert outcome is look
+            assert outcome.is_finished
+            return
+        assert 0 < outcome <= max(15, MAX_RETRY_AFTER)
+        assert wait.last_seen.isprintable()
+        now += outcome
+        assert now <= end_time
+
+
+def test_ten_thousand_odd_answers_are_values_or_errors_of_ours() -> None:
+    tried = 0
+    seen: Counter[str] = Counter()
+
+    @unhurried
+    @given(bodies(), headers, statuses, st.floats(0, 1e6))
+    def try_one(body: bytes, sent: dict[str, str], odd_status: int, seconds: float) -> None:
+        nonlocal tried
+        looks = []
+        for status in [*STATUSES, odd_status]:
+            answer = HttpResponse(status_code=status, headers=CaseInsensitiveDict(sent), body=body)
+            seen[check_submission(answer)] += 1
+            look = look_at(answer)
+            looks.append(look)
+            ended = isinstance(look, Generation) and look.is_finished
+            seen[look.status if isinstance(look, Generation) and ended else type(look).__name__] += 1
+            check_shown(error_from(answer, account=ACCOUNT, model=MODEL))
+            assert re.fullmatch(r"[a-z0-9, -]*", str(answer.quota))
+            quiet = Cooldown()
+            quiet.hear(answer, now=START)
+            assert 0 <= quiet.seconds(START) <= MAX_RETRY_AFTER
+            tried += 1
+        passing = [look for look in looks if isinstance(look, ModelScopeRetryableError)]
+        for sequence in (looks, looks[::-1], passing * 5):
+            check_wait(sequence, START + seconds)
+
+    try_one()
+    print(f"{tried} odd answers tried:", *sorted(seen.items()))
+    assert tried >= 10_000
+    for kind in ("accepted", SUCCEED, FAILED, "Generation", "SubmissionLostError", "ServiceUnavailableError"):
+        assert seen[kind] >= 10, kind
+
+
+@settings(unhurried, max_examples=200)
+@given(bodies(), headers, st.sampled_from([408, 429, 500, 502, 503, 504, 200, 302]), st.integers(5, 40))
+def test_passing_faults_in_a_row_never_end_a_wait_with_time_left(
+    body: bytes, sent: dict[str, str], status: int, times: int
+) -> None:
+    look = look_at(HttpResponse(status_code=status, headers=CaseInsensitiveDict(sent), body=body))
+    if isinstance(look, ModelScopeFinalError) or (isinstance(look, Generation) and look.is_finished):
+        return  # nothing that passes
+    wait = PollSchedule("42", submitted_at=START, end_time=START + 1e6, poll_interval=15)
+    now = START
+    for _ in range(times):
+        outcome = wait.after(look, now=now)
+        assert isinstance(outcome, float)
+        now += outcome
+    with pytest.raises(GenerationTimeoutError) as caught:
+        wait.after(look, now=START + 1e6)
+    check_shown(caught.value)
+
+
+@settings(unhurried, max_examples=200)
+@given(
+    st.sampled_from([*ModelScopeFinalError.__subclasses__(), *ModelScopeRetryableError.__subclasses__()]),
+    texts | words,
+    st.integers(-(2**63), 2**63) | st.none(),
+    texts | words | st.none(),
+    st.floats(0, 1e9) | st.none(),
+)
+def test_an_error_with_any_words_crosses_processes_as_it_is(
+    kind: type[ModelScopeError], said: str, code: int | None, name: str | None, retry_after: float | None
+) -> None:
+    error = kind(said, code=code, request_id=name, generation_id=name, retry_after=retry_after)
+    again = ModelScopeError.from_json(json.loads(json.dumps(error.to_json())))
+    assert (type(again), vars(again), str(again)) == (kind, vars(error), str(error))
+    assert str(error).isprintable()
+    assert len(str(error)) < 4500

@@ -1,0 +1,1 @@
+"""What tests and development share: a real Airflow, PostgreSQL, servers."""

@@ -1,0 +1,704 @@
+"""Bad input ends the task with a clear error: what is wrong, where, and what is allowed. Nothing is sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow import __version__ as AIRFLOW_VERSION
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+
+from airflow_provider_modelscope.exceptions import (
+    InvalidConnectionError,
+    InvalidDestinationError,
+    InvalidRequestError,
+    ModelScopeFinalError,
+)
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.links import ImagesLink, ModelLink
+from airflow_provider_modelscope.operators.image_generation import (
+    ModelScopeImageGenerationOperator,
+    ModelScopeSubmitImageGenerationOperator,
+)
+from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
+from airflow_provider_modelscope.transfers.image_to_object_storage import (
+    ModelScopeImageToObjectStorageOperator,
+)
+from airflow_provider_modelscope.validation import check_all
+from tests.unit.conftest import TOKEN
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_provider_modelscope.emulator import Emulator
+
+Context = Any  # a mapping with a stand-in for the task instance
+
+NUL = "may not hold a NUL character, which Airflow's database could not keep"
+PROMPT = "must say what to draw, in 1 to 1999 characters"
+LONG = "must be shorter than 2000 characters, it has "
+MODEL = "must be a ModelScope model id, such as 'Qwen/Qwen-Image'"
+UTF8 = "must be text that UTF-8 can write, without lone surrogates"
+SIZE = "must be width x height in pixels, such as '1024x768'"
+SEED = "must be an integer from 0 to 2147483647"
+STEPS = "must be an integer from 1 to 100"
+GUIDANCE = "must be a number from 1.5 to 20"
+PICTURE = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
+LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
+EXTRA = "must be a mapping of names to JSON values"
+NOT_JSON = "is text that is not JSON: in a template, end it with '| tojson'"
+SECONDS = "must be a number of seconds from 0 to 31536000"
+ID = "must be the id that a submit task returned; for several, map over them with .expand(generation_id=...)"
+URI = "write a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
+SIGNS = "'?', '#', '\\\\' and control characters may not stand in it"
+HOST = "must be a URL such as https://api-inference.modelscope.cn"
+
+NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**5000
+HALF = "a \ud800 cat"  # half of a pair of UTF-16
+
+REQUESTS: list[tuple[str, Any, str]] = [
+    ("model", None, "must be text, not NoneType"),
+    ("model", "", MODEL),
+    ("model", " \n", MODEL),
+    ("model", "None", MODEL),
+    ("model", "['Qwen/Qwen-Image']", MODEL),
+    ("model", "Qwen/\x00Qwen-Image", NUL),
+    ("prompt", "a\x00cat", NUL),
+    ("extra_parameters", {"a": ["\x00"]}, NUL.removeprefix("may not hold ")),
+    ("model", {"id": "Qwen/Qwen-Image"}, "must be text, not dict"),
+    ("prompt", None, "must be text, not NoneType"),
+    ("prompt", "", PROMPT),
+    ("prompt", " \t\n", PROMPT),
+    ("prompt", "None", PROMPT),
+    ("prompt", "猫" * 2000, LONG + "2000"),
+    ("prompt", "x" * 5_000_000, LONG + "5000000"),
+    ("prompt", HALF, UTF8),
+    ("prompt", ["a cat"], "must be text, not list"),
+    ("prompt", b"a cat", "must be text, not bytes"),
+    ("negative_prompt", "x" * 2000, LONG + "2000"),
+    ("negative_prompt", HALF, UTF8),
+    ("negative_prompt", 0, "must be text, not int"),
+    ("size", "1024", SIZE),
+    ("size", "1024*768", SIZE),
+    ("size", "0x64", SIZE),
+    ("size", "-64x64", SIZE),
+    ("size", "１０２４x７６８", SIZE),
+    ("size", "Nonex768", SIZE),
+    ("size", (1024, 768), SIZE),
+    ("size", "9" * 100_000 + "x64", SIZE),
+    ("size", "1665x1664", "Qwen-Image models draw 64x64 to 1664x1664"),
+    ("size", "63x64", "Qwen-Image models draw 64x64 to 1664x1664"),
+    ("seed", -1, SEED),
+    ("seed", 2**31, SEED),
+    ("seed", True, SEED),
+    ("seed", 1.5, SEED),
+    ("seed", NAN, SEED),
+    ("seed", INFINITE, SEED),
+    ("seed", "random", SEED),
+    ("seed", "４２", SEED),
+    ("seed", "0x2a", SEED),
+    ("seed", [42], SEED),
+    ("seed", HUGE, SEED),
+    ("steps", 0, STEPS),
+    ("steps", 101, STEPS),
+    ("steps", False, STEPS),
+    ("steps", "30.5", STEPS),
+    ("steps", " ", STEPS),
+    ("guidance", 1.49, GUIDANCE),
+    ("guidance", 20.01, GUIDANCE),
+    ("guidance", "7,5", GUIDANCE),
+    ("guidance", NAN, GUIDANCE),
+    ("guidance", "inf", GUIDANCE),
+    ("guidance", True, GUIDANCE),
+    ("image_url", "cat.png", PICTURE),
+    ("image_url", "/data/cat.png", PICTURE),
+    ("image_url", "http://", PICTURE),
+    ("image_url", "https://[::1/cat.png", PICTURE),
+    ("image_url", "data:text/plain;base64,AAAA", PICTURE),
+    ("image_url", "data:image/png;base64,", PICTURE),
+    ("image_url", "data:image/png;base64,AAAA!", PICTURE),
+    ("image_url", "data:image/png;base64,A" + " " * 100_000 + "!", PICTURE),
+    ("image_url", "['https://a.example/1.png']", NOT_JSON),
+    ("image_url", "[" * 100_000, NOT_JSON),
+    ("image_url", ["https://a.example/1.png", None], PICTURE),
+    ("image_url", [["https://a.example/1.png"]], PICTURE),
+    ("image_url", {"url": "https://a.example/1.png"}, PICTURE),
+    ("image_url", f"https://a.example/{HALF}.png", UTF8),
+    ("loras", {f"a/{number}": 1 / 7 for number in range(7)}, LORAS),
+    ("loras", {"a/b": 0.5, "c/d": 0.4}, "these sum to 0.9"),
+    ("loras", {"a/b": True}, "a weight must be a number"),
+    ("loras", {"a/b": NAN}, "a weight must be a number"),
+    ("loras", {"a/b": {"c/d": 1.0}}, "a weight must be a number"),
+    ("loras", {"a/b": HUGE}, "a weight must be a number"),
+    ("loras", {5: 1.0}, LORAS),
+    ("loras", {"": 1.0}, LORAS),
+    ("loras", ["a/b"], LORAS),
+    ("loras", "['a/b']", LORAS),
+    ("loras", "{'a/b': 1.0}", NOT_JSON),
+    ("extra_parameters", {"prompt": "a dog"}, "may not override prompt: use the parameter of that name"),
+    ("extra_parameters", {" Seed ": 1, "STEPS": 1}, "may not override seed, steps: use the parameter"),
+    ("extra_parameters", '{"model": "other/model"}', "may not override model"),
+    ("extra_parameters", {"extra_parameters": {"seed": 1}}, "may not override extra_parameters"),
+    ("extra_parameters", {"when": timedelta(1)}, EXTRA),
+    ("extra_parameters", {"scale": NAN}, EXTRA),
+    ("extra_parameters", {1: "a"}, EXTRA),
+    ("extra_parameters", {" ": 1}, "a name is empty"),
+    ("extra_parameters", {"a": HALF}, EXTRA),
+    ("extra_parameters", '{"a":' * 100_000, NOT_JSON),
+    ("extra_parameters", "{'a': 1}", NOT_JSON),
+    ("extra_parameters", "n=1", EXTRA),
+]  # fmt: skip
+
+# Of each family whose sizes are documented: one pixel too small, one too large.
+FAMILIES = [
+    ("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion", 64, 2048),
+    ("black-forest-labs/FLUX.1-Krea-dev", "FLUX", 64, 1024),
+    ("Qwen/Qwen-Image", "Qwen-Image", 64, 1664),
+    ("Tongyi-MAI/Z-Image-Turbo", "Z-Image", 512, 2048),
+]
+
+# What templates make of what they are given: parameter, template, params, and what the error says.
+TEMPLATES: list[tuple[str, str, Any, str]] = [
+    ("model", "{{ params.given }}", None, MODEL),
+    ("model", "{{ params.given }}", ["Qwen/Qwen-Image"], MODEL),
+    ("prompt", "{{ params.given }}", None, PROMPT),
+    ("prompt", " {{ params.nowhere }} ", "", PROMPT),
+    ("size", "{{ params.width }}x{{ params.height }}", {}, SIZE),
+    ("seed", "{{ params.given }}", [1, 2], SEED),
+    ("seed", "{{ params.given * 2 }}", 2**30, SEED),
+    ("steps", "{{ params.given }}", True, STEPS),
+    ("guidance", "{{ params.given }}", {"low": 1.5}, GUIDANCE),
+    ("image_url", "{{ params.given }}", ["https://a.example/1.png"], NOT_JSON),
+    ("loras", "{{ params.given }}", {"a/b": 1.0}, NOT_JSON),
+    ("loras", "{{ params.given | tojson }}", ["a/b"], LORAS),
+    ("extra_parameters", "{{ params.given }}", {"n": 1}, NOT_JSON),
+    ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "may not override prompt"),
+]
+
+# Pictures to edit in the folder that the fixture below makes.
+PICTURES = [
+    ("missing.png", "cannot be read (FileNotFoundError: "),
+    ("no/such/folder/cat.png", "cannot be read (FileNotFoundError: "),
+    ("page.png/cat.png", "cannot be read (NotADirectoryError: "),
+    ("folder", "is a folder or a device, not a file"),
+    ("folder/", "is a folder or a device, not a file"),
+    ("pipe", "is a folder or a device, not a file"),
+    ("huge.png", "is larger than 10 MiB"),
+    ("page.png", "holds 22 bytes that are not a whole picture, such as PNG or JPEG"),
+    ("empty.png", "holds 0 bytes that are not a whole picture"),
+    ("x" * 300 + ".png", "cannot be read (File name too long)"),
+]
+
+DESTINATIONS: list[tuple[Any, str]] = [
+    (None, URI),
+    ("", URI),
+    (" ", URI),
+    ("None", URI),
+    (42, URI),
+    (["s3://bucket/"], URI),
+    ("{'uri': 's3://bucket/'}", URI),
+    ("cats/", URI),
+    ("/data/cats/", URI),
+    ("C:\\cats\\", URI),
+    ("file:/data/cats/", URI),
+    ("://bucket/cats/", URI),
+    ("file://data/cats/", "a local path has three slashes: 'file:///folder/'"),
+    ("file:///data/../etc/", "'.' and '..' may not stand in it"),
+    ("file:///data\\cats/", SIGNS),
+    ("s3://bucket/cats/?versionId=1", SIGNS),
+    ("s3://bucket/cats#1.png", SIGNS),
+    ("s3://bucket/cats\n/", SIGNS),
+    ("s3://bucket/\x00/", SIGNS),
+    (f"s3://bucket/{HALF}/", SIGNS),
+    ("s3:///cats/", "it names no bucket"),
+    ("s3://bucket", "end it with '/' to store into the bucket, or name an object"),
+    ("s3://[bucket/cats/", "Invalid IPv6 URL"),
+    ("file:///data/cat.gif", "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"),
+    (
+        "nowhere://bucket/cats/",
+        "install the extra of that store (s3, gcs or azure)",
+    ),
+    ("https://a.example/cats/", "No filesystem registered for scheme https"),
+    ("file://{folder}/folder", "that is a folder: end it with '/' to store into it"),
+    ("file://{folder}/folder.png", "that is a folder: end it with '/' to store into it"),
+    ("file://{folder}/page.png/", "/page.png' is a file: name a folder"),
+    ("file://{folder}/page.png/deep/cat.png", "/page.png' is a file: name a folder"),
+    ("file://{folder}/pipe", "that is a device: name a file or a folder"),
+    ("file://{folder}/" + "x" * 300 + ".png", "it cannot be written to (File name too long)"),
+]
+
+GENERATION_IDS: list[Any] = [
+    None, "", " ", "None", "null", True, 4.2, b"42", [], ["42"], {"generation_id": "42"}, "['42']",
+    "[42, 43]", "{'generation_id': '42'}", "4 2", "42\n43", "42\x00", "4\ud8002", ["42"] * 1000,
+]  # fmt: skip
+
+NOT_SECONDS: list[Any] = [
+    -1,
+    -0.001,
+    NAN,
+    INFINITE,
+    -INFINITE,
+    HUGE,
+    "60",
+    "",
+    None,
+    True,
+    [60],
+    timedelta(1),
+]
+
+CONNECTIONS: list[tuple[dict[str, Any], str, str]] = [
+    ({"password": ""}, "password", "is empty: it holds the API token, from https://modelscope.cn/my/"),
+    ({"password": " \n"}, "password", "is empty"),
+    ({"password": "Bearer"}, "password", "is empty"),
+    ({"password": f"{TOKEN}猫"}, "password", "holds characters that no API token has"),
+    ({"password": f"{TOKEN}\x00"}, "password", "holds characters that no API token has"),
+    ({"host": "ftp://a.example"}, "host", f"{HOST}, not 'ftp://a.example'"),
+    ({"host": "https://"}, "host", f"{HOST}, not 'https://'"),
+    ({"host": "a b.example"}, "host", f"{HOST}, not 'https://a b.example'"),
+    ({"host": "a..example"}, "host", f"{HOST}, not 'https://a..example'"),
+    ({"host": "x" * 64}, "host", f"{HOST}, not 'https://xxx"),
+    ({"host": "https://a.exa\nmple"}, "host", "may not hold spaces or control characters"),
+    ({"host": "https:\\\\a.example"}, "host", "is not a URL"),
+    ({"host": f"me:{TOKEN}@a.example"}, "host", "without user, query or fragment"),
+    ({"host": f"https://a.example?token={TOKEN}"}, "host", "without user, query or fragment"),
+    ({"host": "https://a.example/v1/images"}, "host", f"{HOST}: without '/v1/images', which is added to it"),
+    ({"host": "a.example/v1/images/generations"}, "host", "without '/v1/images/generations', which is added"),
+    ({"host": "a.example:0"}, "host", "its port must be from 1 to 65535, not 0"),
+    ({"host": "a.example:65536"}, "host", "is not a URL: 'https://a.example:65536'"),
+    ({"host": "a.example:https"}, "host", "is not a URL: 'https://a.example:https'"),
+    ({"host": "a.example", "port": 65536}, "host", "its port must be from 1 to 65535, not 65536"),
+    ({"host": "a.example", "port": -1}, "host", "its port must be from 1 to 65535, not -1"),
+    ({"host": "https://[::1"}, "host", "is not a URL: 'https://[::1'"),
+    ({"host": "http://a.example"}, "host", "would send the token in the clear to a.example: use https, "),
+    ({"host": "a.example", "schema": "http"}, "host", "would send the token in the clear to a.example"),
+    ({"extra": {"request_timout": 5}}, "extra 'request_timout'", "is not known: is request_timeout meant?"),
+    ({"extra": {"Verify": False}}, "extra 'Verify'", "is not known: is verify meant?"),
+    ({"extra": {"token": TOKEN}}, "extra 'token'", "is not known: known are request_timeout, verify, "),
+    *[
+        ({"extra": {"request_timeout": value}}, "request_timeout", "must be a number above 0 and at most 600")
+        for value in (0, -1, 601, "soon", True, NAN, INFINITE, [5])
+    ],
+    *[
+        ({"extra": {"max_image_bytes": value}}, "max_image_bytes", "must be a number above 0 and at most 1")
+        for value in (0, "64 MiB", 2**41, [5])
+    ],
+    *[
+        ({"extra": {"verify": value}}, "verify", "must be true, false, or the path of a bundle of authorit")
+        for value in ("/no/such/bundle.pem", "yes", 2, ["true"], "x" * 5000, "nul\x00")
+    ],
+    *[
+        ({"extra": {"allow_http": value}}, "allow_http", "must be true or false, not ")
+        for value in ("yes", 2, [True])
+    ],
+    *[
+        ({"extra": {"proxy": value}}, "proxy", "must be the URL of an HTTP proxy, such as http://proxy.example")
+        for value in (
+            "proxy.example:3128", "socks5://proxy.example", "http://", "http://p:0", "http://p:99999",
+            "http://p q:1", "http://[::1", 3128,
+        )
+    ],
+    ({"conn_type": "aws"}, "conn_type", "must be 'modelscope', not 'aws': another service's secret is not"),
+    ({"conn_type": "postgres", "extra": {"sslmode": 1}}, "conn_type", "must be 'modelscope', not 'postgres'"),
+]  # fmt: skip
+
+
+def submitter(**given: Any) -> ModelScopeSubmitImageGenerationOperator:
+    asked = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", **given}
+    return ModelScopeSubmitImageGenerationOperator(task_id="submit", **asked)
+
+
+def one_step(**given: Any) -> ModelScopeImageGenerationOperator:
+    asked = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", "destination": "file:///tmp/cats/", **given}
+    return ModelScopeImageGenerationOperator(task_id="draw", **asked)
+
+
+def sensor(**given: Any) -> ModelScopeImageGenerationSensor:
+    return ModelScopeImageGenerationSensor(**{"task_id": "wait", "generation_id": "42", **given})
+
+
+def transfer(**given: Any) -> ModelScopeImageToObjectStorageOperator:
+    told = {"generation_id": "42", "destination": "file:///tmp/cats/", **given}
+    return ModelScopeImageToObjectStorageOperator(task_id="store", **told)
+
+
+OPERATORS = pytest.mark.parametrize("task", [submitter, one_step])
+SUBMITS = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])
+
+
+def label(value: Any) -> str:
+    """Return what a test is called after its value."""
+    try:
+        return ascii(value)[:40]
+    except (ValueError, RecursionError):
+        return f"a huge {type(value).__name__}"
+
+
+def ids(rows: list[Any]) -> list[str]:
+    return [f"{row[0]}-{label(row[1])}" for row in rows]
+
+
+def refused(task: Any, context: Context, emulator: Emulator, kind: type[ModelScopeFinalError]) -> str:
+    """Return what is said of a task that Airflow ends at once, with nothing sent and nothing kept."""
+    with pytest.raises(kind) as raised:
+        task.execute(context)
+    assert isinstance(raised.value, AirflowFailException)
+    message = str(raised.value)
+    assert message.isprintable()
+    assert TOKEN not in message
+    assert len(message) < 1000
+    assert not emulator.requests
+    assert context["ti"].pushed.keys() <= {ImagesLink.xcom_key, ModelLink.xcom_key}
+    return message
+
+
+def names(message: str, parameter: str, value: Any) -> bool:
+    """Whether a message names a parameter and shows its value, or the beginning of it."""
+    try:
+        return f"{parameter} = {repr(value)[:50]}" in message
+    except (ValueError, RecursionError):
+        return f"{parameter} = a huge {type(value).__name__}: " in message
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "page.png").write_bytes(b"<!DOCTYPE html> secret")
+    (tmp_path / "empty.png").touch()
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(10 * 1024 * 1024 + 1)
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path
+
+
+@OPERATORS
+@pytest.mark.parametrize(("parameter", "value", "allowed"), REQUESTS, ids=ids(REQUESTS))
+def test_a_wrong_parameter_is_named_with_its_value_and_what_is_allowed(
+    task: Any, parameter: str, value: Any, allowed: str, emulator: Emulator, context: Context
+) -> None:
+    message = refused(task(**{parameter: value}), context, emulator, InvalidRequestError)
+    assert message.startswith("Nothing was sent. Please correct ")
+    assert names(message, parameter, value)
+    assert allowed in message
+
+
+@OPERATORS
+@pytest.mark.parametrize(("model", "family", "least", "most"), FAMILIES, ids=[row[1] for row in FAMILIES])
+def test_a_size_is_held_to_the_family_of_its_model(
+    task: Any, model: str, family: str, least: int, most: int, emulator: Emulator, context: Context
+) -> None:
+    for size in (f"{least - 1}x{most}", f"{least}x{most + 1}"):
+        message = refused(task(model=model, size=size), context, emulator, InvalidRequestError)
+        assert f"size = '{size}': {family} models draw {least}x{least} to {most}x{most}" in message
+
+
+@OPERATORS
+@pytest.mark.parametrize(("parameter", "template", "given", "allowed"), TEMPLATES, ids=ids(TEMPLATES))
+def test_what_a_template_made_is_judged_as_the_text_that_it_is(
+    task: Any, parameter: str, template: str, given: Any, allowed: str, emulator: Emulator, context: Context
+) -> None:
+    templated = task(**{parameter: template})
+    templated.render_template_fields({**context, "params": {"given": given}})
+    message = refused(templated, context, emulator, InvalidRequestError)
+    assert f"{parameter} = " in message
+    assert allowed in message
+
+
+@OPERATORS
+@pytest.mark.parametrize(("path", "problem"), PICTURES, ids=[label(row[0]) for row in PICTURES])
+def test_a_picture_to_edit_that_is_none_is_named_before_anything_is_sent(
+    task: Any, path: str, problem: str, emulator: Emulator, context: Context, folder: Path
+) -> None:
+    uri = f"file://{folder}/{path}"
+    message = refused(task(image_url=uri), context, emulator, InvalidRequestError)
+    assert message.startswith("Nothing was sent. ")
+    assert names(message, "image_url", uri)
+    assert problem in message
+    assert "secret" not in message  # not a byte of what may be any file
+
+
+def test_what_this_worker_may_not_read_or_write_is_named(
+    emulator: Emulator, context: Context, folder: Path
+) -> None:
+    (folder / "page.png").chmod(0)
+    (folder / "folder").chmod(0o555)
+    if os.access(folder / "page.png", os.R_OK):
+        pytest.skip("root may do everything")
+    unread = submitter(image_url=f"file://{folder}/page.png")
+    assert "cannot be read (PermissionError" in refused(unread, context, emulator, InvalidRequestError)
+    unwritten = one_step(destination=f"file://{folder}/folder/new/")
+    message = refused(unwritten, context, emulator, InvalidDestinationError)
+    assert f"this worker may not write to '{folder}/folder'" in message
+
+
+def test_every_picture_that_is_none_is_named_at_once(
+    emulator: Emulator, context: Context, folder: Path
+) -> None:
+    pictures = [f"file://{folder}/page.png", "https://a.example/1.png", "ftp://a.example/2.png"]
+    message = refused(submitter(image_url=pictures), context, emulator, InvalidRequestError)
+    assert f"image_url = '{pictures[0]}': holds 22 bytes" in message
+    assert (
+        f"image_url = '{pictures[2]}': cannot be opened (No filesystem registered for scheme ftp" in message
+    )
+    assert message.count("Nothing was sent") == 1
+
+
+@pytest.mark.parametrize("task", [one_step, transfer])
+@pytest.mark.parametrize(
+    ("destination", "problem"), DESTINATIONS, ids=[label(row[0]) for row in DESTINATIONS]
+)
+def test_a_destination_that_cannot_be_written_to_is_found_first(
+    task: Any, destination: Any, problem: str, emulator: Emulator, context: Context, folder: Path
+) -> None:
+    if isinstance(destination, str):
+        destination = destination.replace("{folder}", str(folder))
+    before = sorted(folder.rglob("*"))
+    message = refused(task(destination=destination), context, emulator, InvalidDestinationError)
+    assert names(message, "destination", destination)
+    assert problem in message
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.fixture
+def careless_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that, as AWS's does, goes on without a connection that is not defined."""
+    # Where providers' filesystems are registered moved after Airflow 3.1.
+    module = import_module("airflow.sdk.io.fs" if find_spec("airflow.sdk.io.fs") else "airflow.io")
+    monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
+    monkeypatch.setitem(module._register_filesystems(), "memory", lambda conn_id: MemoryFileSystem())
+
+
+@pytest.mark.usefixtures("careless_store")
+@pytest.mark.parametrize("task", [one_step, transfer])
+@pytest.mark.parametrize(
+    ("connection", "problem"),
+    [
+        (5, "storage_conn_id = 5: must be the id of an Airflow connection"),
+        (["aws_default"], "storage_conn_id = ['aws_default']: must be the id of an Airflow connection"),
+        *[
+            (name, f"(The conn_id `{name}` isn't defined): storage_conn_id names a connection that is to be")
+            for name in ("None", " ", "nowhere")
+        ],
+    ],
+    ids=label,
+)
+def test_a_connection_to_storage_that_is_not_there_is_named(
+    task: Any, connection: Any, problem: str, emulator: Emulator, context: Context
+) -> None:
+    wrong = task(destination="memory://bucket/cats/", storage_conn_id=connection)
+    assert problem in refused(wrong, context, emulator, InvalidDestinationError)
+
+
+@pytest.mark.parametrize("task", [sensor, transfer])
+@pytest.mark.parametrize("generation_id", GENERATION_IDS, ids=label)
+def test_what_is_no_generation_id_is_refused_without_a_look(
+    task: Any, generation_id: Any, emulator: Emulator, context: Context
+) -> None:
+    message = refused(task(generation_id=generation_id), context, emulator, InvalidRequestError)
+    assert names(message, "generation_id", generation_id)
+    assert ID in message
+
+
+@pytest.mark.parametrize("task", [sensor, transfer])
+def test_an_xcom_that_does_not_exist_is_no_generation_id(
+    task: Any, emulator: Emulator, context: Context
+) -> None:
+    templated = task(generation_id="{{ ti.xcom_pull(task_ids='nobody', key='return_value') }}")
+    templated.render_template_fields({**context, "params": {}})
+    message = refused(templated, context, emulator, InvalidRequestError)
+    assert f"generation_id = 'None': {ID}" in message
+
+
+def test_an_id_that_tries_to_leave_its_place_stays_one_id(
+    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_modelscope.tasks.storing.PATIENCE", 0.0)
+    with pytest.raises(AirflowException):
+        transfer(generation_id="../images/generations?a=b#c").execute(context)
+    for look in emulator.requests:
+        assert (look.method, look.path) == (
+            "GET",
+            "/v1/tasks/../images/generations?a=b#c",
+        )  # unquoted by then
+
+
+@pytest.mark.parametrize(
+    ("task", "parameter"),
+    [
+        (submitter, "queue_timeout"),
+        (one_step, "queue_timeout"),
+        (one_step, "timeout"),
+        (one_step, "poll_interval"),
+        (one_step, "defer_after"),
+        (sensor, "defer_after"),
+    ],
+)
+@SUBMITS
+@pytest.mark.parametrize("value", NOT_SECONDS, ids=label)
+def test_what_is_no_number_of_seconds_is_refused_before_anything_is_sent(
+    task: Any, parameter: str, deferrable: bool, value: Any, emulator: Emulator, context: Context
+) -> None:
+    wrong = task(deferrable=deferrable, **{parameter: value})
+    message = refused(wrong, context, emulator, InvalidRequestError)
+    assert names(message, parameter, value)
+    assert SECONDS in message
+
+
+@pytest.mark.parametrize("task", [submitter, one_step])
+@pytest.mark.parametrize("value", ["again", "", None, True], ids=label)
+def test_what_to_do_about_a_lost_answer_is_one_of_two_words(
+    task: Any, value: Any, emulator: Emulator, context: Context
+) -> None:
+    message = refused(task(on_lost_response=value), context, emulator, InvalidRequestError)
+    assert f"on_lost_response = {value!r}: must be 'resubmit' or 'fail'" in message
+
+
+@pytest.mark.parametrize("parameter", ["poke_interval", "timeout"])
+@pytest.mark.parametrize("value", [-1, NAN, INFINITE, "60", [60]], ids=label)
+def test_of_a_sensor_airflow_itself_refuses_what_is_no_number_of_seconds(parameter: str, value: Any) -> None:
+    with pytest.raises((ValueError, OverflowError, AirflowException)):
+        sensor(**{parameter: value})
+
+
+@pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
+@pytest.mark.parametrize("unknown", ["negativ_prompt", "n", "api_key"])
+def test_an_unknown_argument_is_refused_when_the_dag_is_read(task: Any, unknown: str) -> None:
+    with pytest.raises(TypeError, match=unknown):
+        task(**{unknown: "a"})
+
+
+def connection(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, **fields: Any) -> None:
+    """Define the connection as deployments do, to the emulator where its fields do not say otherwise."""
+    told = {"conn_type": "modelscope", "password": TOKEN, "host": emulator.base_url, **fields}
+    monkeypatch.setenv("AIRFLOW_CONN_MODELSCOPE_DEFAULT", json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "problem"),
+    CONNECTIONS,
+    ids=[label(json.dumps(row[0])[:60].replace(TOKEN, "TOKEN")) for row in CONNECTIONS],
+)
+def test_a_connection_that_cannot_be_used_says_which_field_is_wrong_and_what_is_allowed(
+    fields: dict[str, Any],
+    name: str,
+    problem: str,
+    emulator: Emulator,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connection(monkeypatch, emulator, **fields)
+    message = refused(submitter(), context, emulator, InvalidConnectionError)
+    assert message.startswith(f"Airflow connection 'modelscope_default': {name} ")
+    assert problem in message
+    assert ModelScopeHook().test_connection() == (False, message)
+    assert not emulator.requests
+
+
+@pytest.mark.skipif(
+    AIRFLOW_VERSION.startswith(("3.0.", "3.1.")),
+    reason="Airflow 3.0 and 3.1 themselves find no such",
+)
+@pytest.mark.parametrize("extra", ["request_timeout=5", "[5]"])
+def test_an_extra_that_is_no_json_object_is_named(
+    extra: str, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection(monkeypatch, emulator, extra=extra)
+    message = refused(submitter(), context, emulator, InvalidConnectionError)
+    assert message == "Airflow connection 'modelscope_default': extra is not a JSON object."
+
+
+@pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
+@SUBMITS
+def test_every_task_looks_at_its_connection_first_and_names_all_that_is_wrong_with_it(
+    task: Any, deferrable: bool, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {"request_timeout": "soon", "verfy": False, "max_image_byte": 5}
+    connection(monkeypatch, emulator, password="", host="ftp://a.example", extra=extra)
+    wrong = task() if task is transfer else task(deferrable=deferrable)
+    message = refused(wrong, context, emulator, InvalidConnectionError)
+    for part in (
+        "request_timeout must be a number above 0 and at most 600, not 'soon'",
+        "extra 'verfy' is not known: is verify meant?",
+        "extra 'max_image_byte' is not known: is max_image_bytes meant?",
+        "password is empty",
+        "host must be a URL",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("conn_type", ["http", "https", "generic", ""])
+def test_a_connection_of_no_service_in_particular_works_and_its_own_extras_do_not_disturb(
+    conn_type: str, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {"request_timeout": 5} | ({"Accept": "*/*"} if conn_type else {})
+    connection(monkeypatch, emulator, conn_type=conn_type, extra=extra)
+    assert submitter().execute(context)
+    assert ModelScopeHook().account.request_timeout == 5
+
+
+def test_all_mistakes_of_a_task_come_in_one_error(
+    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection(monkeypatch, emulator, password="")
+    wrong = one_step(prompt="", steps=0, destination="cats", timeout=-1, poll_interval=-1, queue_timeout=None)
+    message = refused(wrong, context, emulator, InvalidRequestError)
+    named = [
+        "prompt = ",
+        "steps = ",
+        "queue_timeout = ",
+        "password is ",
+        "destination = ",
+        "timeout = ",
+        "poll_",
+    ]
+    for name in named:
+        assert name in message
+    assert message.count("Nothing was sent") == 1
+    assert ".." not in message
+
+
+def test_a_connection_that_is_not_found_now_does_not_hide_the_mistakes(
+    emulator: Emulator, context: Context
+) -> None:
+    wrong = one_step(prompt="", destination="cats", modelscope_conn_id="nowhere")
+    message = refused(wrong, context, emulator, InvalidRequestError)
+    assert "prompt = '': " in message
+    assert "destination = 'cats': " in message
+
+
+@pytest.mark.parametrize("connection_id", [None, "", "nowhere", ["modelscope_default"]], ids=label)
+@pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
+def test_a_connection_that_is_not_found_is_left_to_retries_and_named(
+    task: Any, connection_id: Any, emulator: Emulator, context: Context
+) -> None:
+    with pytest.raises(AirflowException, match=re.escape(f"`{connection_id}`")) as raised:
+        task(modelscope_conn_id=connection_id).execute(context)
+    assert not isinstance(raised.value, AirflowFailException)
+    assert not emulator.requests
+
+
+def test_a_sensor_that_shall_not_fail_skips_and_says_why(emulator: Emulator, context: Context) -> None:
+    with pytest.raises(AirflowSkipException, match="generation_id = None: must be the id"):
+        sensor(generation_id=None, soft_fail=True).execute(context)
+
+
+def test_checks_that_find_nothing_say_nothing_and_what_may_pass_comes_after_the_mistakes() -> None:
+    def passing() -> None:
+        raise ConnectionError("a secrets backend is away")
+
+    def mistake() -> None:
+        raise InvalidRequestError("wrong")
+
+    check_all(lambda: None)
+    with pytest.raises(ConnectionError):
+        check_all(passing, lambda: None)
+    with pytest.raises(InvalidRequestError, match=r"^wrong$"):
+        check_all(passing, mistake)

@@ -1,0 +1,849 @@
+"""The emulator keeps the contract of ModelScope's image API: rules, traps, and faults on demand."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import xml.etree.ElementTree as ET
+from http.client import HTTPConnection, IncompleteRead
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+from PIL import Image, UnidentifiedImageError
+
+from airflow_provider_modelscope.emulator import Emulator
+from airflow_provider_modelscope.emulator.__main__ import main
+from airflow_provider_modelscope.emulator.drawing import draw
+from airflow_provider_modelscope.emulator.faults import FAULTS, Fault, Faults
+from airflow_provider_modelscope.emulator.parameters import Parameters
+from airflow_provider_modelscope.emulator.service import Answer, Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = "ms-11111111-aaaa"
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+SUBMIT = {**AUTHORIZED, "X-ModelScope-Async-Mode": "true", "Content-Type": "application/json"}
+POLL = {**AUTHORIZED, "X-ModelScope-Task-Type": "image_generation"}
+ASKED: dict[str, Any] = {
+    "model": "black-forest-labs/FLUX.1-Krea-dev",
+    "prompt": "A golden cat",
+    "size": "64x64",
+}
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+def submit(emulator: Emulator, headers: dict[str, str] = SUBMIT, **asked: Any) -> requests.Response:
+    body = json.dumps({**ASKED, **asked}, ensure_ascii=False).encode()
+    return requests.post(f"{emulator.base_url}/v1/images/generations", body, headers=headers, timeout=5)
+
+
+def poll(emulator: Emulator, generation_id: str, headers: dict[str, str] = POLL) -> requests.Response:
+    return get(emulator, f"/v1/tasks/{generation_id}", headers)
+
+
+def get(emulator: Emulator, path: str, headers: dict[str, str] | None = None) -> requests.Response:
+    return requests.get(emulator.base_url + path, headers=headers, timeout=5)
+
+
+def accepted_id(emulator: Emulator, **asked: Any) -> str:
+    return str(submit(emulator, **asked).json()["task_id"])
+
+
+def image_url(emulator: Emulator, **asked: Any) -> str:
+    return str(poll(emulator, accepted_id(emulator, **asked)).json()["output_images"][0])
+
+
+def message(answer: requests.Response) -> str:
+    content = answer.json()
+    return str((content.get("errors") or content["error"])["message"])
+
+
+def say(service: Service, method: str, path: str, headers: dict[str, str], *, now: float) -> Answer:
+    return service.answer(method, path, {"Host": "api", **headers}, json.dumps(ASKED).encode(), now=now)
+
+
+def ask(service: Service, now: float, token: str = TOKEN) -> Any:
+    headers = {**SUBMIT, "Authorization": f"Bearer {token}"}
+    return json.loads(say(service, "POST", "/v1/images/generations", headers, now=now).body)
+
+
+def poll_service(service: Service, generation_id: str, now: float) -> Any:
+    return json.loads(say(service, "GET", f"/v1/tasks/{generation_id}", POLL, now=now).body)
+
+
+def parameters(**asked: Any) -> Parameters:
+    return Parameters.from_body(json.dumps({**ASKED, **asked}).encode())
+
+
+def test_a_submission_becomes_an_image_that_can_be_fetched_without_a_token(emulator: Emulator) -> None:
+    accepted = submit(emulator)
+    assert accepted.status_code == 200
+    assert accepted.json().keys() == {"task_status", "task_id", "request_id"}
+    assert accepted.json()["task_status"] == "SUCCEED"
+
+    done = poll(emulator, accepted.json()["task_id"]).json()
+    assert done["task_status"] == "SUCCEED"
+    (url,) = done["output_images"]
+    assert re.fullmatch(emulator.base_url + r"/images/[0-9a-f]{32}\.png", url)
+
+    image = requests.get(url, timeout=5)
+    assert image.headers["Content-Type"] == "image/png"
+    assert Image.open(BytesIO(image.content)).size == (64, 64)
+    assert emulator.served == {url.removeprefix(emulator.base_url): image.content}
+
+
+def test_the_sample_of_the_official_page_works(emulator: Emulator, tmp_path: Any) -> None:
+    common_headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    response = requests.post(
+        f"{emulator.base_url}/v1/images/generations",
+        headers={**common_headers, "X-ModelScope-Async-Mode": "true"},
+        data=json.dumps({"model": "Qwen/Qwen-Image", "prompt": "一只金色的猫"}, ensure_ascii=False).encode(
+            "utf-8"
+        ),
+        timeout=5,
+    )
+    response.raise_for_status()
+    result = requests.get(
+        f"{emulator.base_url}/v1/tasks/{response.json()['task_id']}",
+        headers={**common_headers, "X-ModelScope-Task-Type": "image_generation"},
+        timeout=5,
+    )
+    result.raise_for_status()
+    data = result.json()
+    assert data["task_status"] == "SUCCEED"
+    image = Image.open(BytesIO(requests.get(data["output_images"][0], timeout=5).content))
+    image.save(tmp_path / "result_image.jpg")
+    assert image.size == (1024, 1024)
+
+
+def test_ids_are_decimal_strings_that_grow() -> None:
+    service = Service(duration=0)
+    ids = [ask(service, now)["task_id"] for now in range(3)]
+    assert ids == ["4003503", "4003504", "4003505"]
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer ", "Basic abc", f"Bearer Bearer {TOKEN}", TOKEN]
+)
+def test_without_a_bearer_token_the_answer_is_401(emulator: Emulator, authorization: str | None) -> None:
+    headers = {**SUBMIT, **POLL}
+    headers.pop("Authorization")
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    for answer in submit(emulator, headers), poll(emulator, "0", headers):
+        assert answer.status_code == 401
+        assert answer.json().keys() == {"errors", "request_id"}
+        assert message(answer).startswith("Authentication failed, ")
+    assert emulator.accepted == 0
+
+
+def test_where_tokens_are_named_only_those_are_valid() -> None:
+    bad = {"Authorization": "Bearer ms-other"}
+    with Emulator(tokens=[TOKEN]) as emulator:
+        assert submit(emulator).status_code == 200
+        assert submit(emulator, {**SUBMIT, **bad}).status_code == 401
+        assert poll(emulator, "0", {**POLL, **bad}).status_code == 401
+        assert get(emulator, "/openapi/v1/users/me", AUTHORIZED).json()["data"]["username"] == "emulator"
+        assert get(emulator, "/openapi/v1/users/me", bad).status_code == 401
+        assert get(emulator, "/openapi/v1/magicubes/balance", bad).status_code == 401
+
+
+def test_the_list_of_models_answers_any_token_and_so_proves_nothing() -> None:
+    with Emulator(tokens=[TOKEN]) as emulator:
+        assert get(emulator, "/v1/models", {"Authorization": "Bearer ms-other"}).status_code == 200
+
+
+def test_the_balance_counts_what_is_running_as_frozen() -> None:
+    service = Service(duration=10)
+    ask(service, 0)
+    for now, available, frozen in ((1, 249, 1), (11, 249, 0)):
+        data = json.loads(say(service, "GET", "/openapi/v1/magicubes/balance", AUTHORIZED, now=now).body)[
+            "data"
+        ]
+        assert data == {
+            "total_balance": available + frozen,
+            "available_balance": available,
+            "frozen_amount": frozen,
+        }
+
+
+def test_without_the_async_header_the_answer_is_400(emulator: Emulator) -> None:
+    answer = submit(emulator, {**SUBMIT, "X-ModelScope-Async-Mode": "false"})
+    assert (answer.status_code, emulator.accepted) == (400, 0)
+    assert "does not support synchronous calls" in message(answer)
+
+
+@pytest.mark.parametrize("model", [None, "", "FLUX.1-Krea-dev", "a/b/c", "/b", "a/", 7, "a b/c"])
+def test_a_model_that_is_not_owner_and_name_has_no_provider(emulator: Emulator, model: Any) -> None:
+    answer = submit(emulator, model=model)
+    assert answer.status_code == 400
+    assert re.fullmatch(r"Model id : .* , has no provider supported", message(answer))
+
+
+OUT_OF_RANGE: list[tuple[str, list[Any]]] = [
+    ("prompt", ["", "  ", "x" * 2000, 5, None]),
+    ("negative_prompt", ["x" * 2000, 5, None]),
+    ("size", ["", "64", "63x64", "64x1025", "64X64", "-64x64", "64x64x64", "9999999999x64", 64, None]),
+    ("seed", [-1, 2**31, 1.5, "1", True, None]),
+    ("steps", [0, 101, 30.0, "30", True, None]),
+    ("guidance", [1.4, 20.1, "7", True, None]),
+    (
+        "loras",
+        ["", {}, {"a/b": 0.5}, {"a/b": "1"}, {"a/b": True}, {f"a/{n}": 1 / 7 for n in range(7)}, [], None],
+    ),
+    ("image_url", ["", [], [""], "ftp://a/b.png", "cat.png", "http://", "http://[", [5], {}, None]),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE for value in values]
+)
+def test_a_parameter_out_of_its_range_is_400_and_named(emulator: Emulator, name: str, value: Any) -> None:
+    answer = submit(emulator, **{name: value})
+    assert answer.status_code == 400
+    assert message(answer).startswith(name)
+    assert emulator.accepted == 0
+
+
+IN_RANGE: list[tuple[str, list[Any]]] = [
+    ("prompt", ["x", "x" * 1999, "猫" * 1999, "a\0b", "\N{CAT}"]),
+    ("negative_prompt", ["", "x" * 1999]),
+    ("seed", [0, 2**31 - 1]),
+    ("steps", [1, 100]),
+    ("guidance", [1.5, 2, 20]),
+    ("loras", ["a/b", {"a/b": 1}, {f"a/{n}": 1 / 6 for n in range(6)}, {"a/b": 0.7, "c/d": 0.3}]),
+    ("image_url", ["https://a.example/b.png", ["http://a.example/b", "data:image/png;base64,AA=="]]),
+    ("some_new_key", [{"whatever": [1]}, None]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IN_RANGE for value in values])
+def test_a_parameter_at_the_edge_of_its_range_is_accepted(emulator: Emulator, name: str, value: Any) -> None:
+    url = image_url(emulator, **{name: value})
+    assert Image.open(BytesIO(requests.get(url, timeout=5).content)).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("model", "good", "bad"),
+    [
+        ("black-forest-labs/FLUX.1-Krea-dev", "1024x64", "1025x64"),
+        ("Qwen/Qwen-Image", "1664x64", "1665x64"),
+        ("Tongyi-MAI/Z-Image-Turbo", "2048x512", "2048x511"),
+        ("stabilityai/stable-diffusion-3.5", "2048x64", "2049x64"),
+        ("someone/a-new-family", "2560x1440", "9000x9000"),
+    ],
+)
+def test_the_size_has_the_range_of_the_models_family(model: str, good: str, bad: str) -> None:
+    assert f"{parameters(model=model, size=good).width}x" in good
+    with pytest.raises(ValueError, match=r"^size must be"):
+        parameters(model=model, size=bad)
+
+
+def test_an_editing_model_needs_an_image_url(emulator: Emulator) -> None:
+    answer = submit(emulator, model="Qwen/Qwen-Image-Edit")
+    assert (answer.status_code, message(answer)) == (400, "image_url is required")
+    assert (
+        submit(emulator, model="Qwen/Qwen-Image-Edit", image_url="https://a.example/b.png").status_code == 200
+    )
+
+
+def test_a_full_queue_refuses_and_creates_nothing() -> None:
+    with Emulator(duration=60) as emulator:
+        assert submit(emulator).status_code == 200
+        refused = submit(emulator)
+        assert (refused.status_code, message(refused)) == (500, "enqueue failed: user queue is full")
+        assert emulator.accepted == 1
+        assert [end - begin for begin, end in emulator.spans] == [60]
+
+
+def test_the_queue_is_counted_for_each_account_and_only_while_a_generation_runs() -> None:
+    service = Service(duration=10, max_running=2)
+    assert all("task_id" in ask(service, 0) for _ in range(2))
+    assert "error" in ask(service, 9.9)
+    assert "task_id" in ask(service, 9.9, token="ms-other")
+    assert "task_id" in ask(service, 10)
+    assert service.accepted == 4
+
+
+def test_a_generation_is_pending_then_processing_then_succeeds() -> None:
+    service = Service(duration=8)
+    generation_id = ask(service, 100)["task_id"]
+    for now, status in ((100, "PENDING"), (101.9, "PENDING"), (102, "PROCESSING"), (107.9, "PROCESSING")):
+        running = {"request_id": "", "task_id": "", "task_status": status, "outputs": {}}
+        assert poll_service(service, generation_id, now) == running
+    done = poll_service(service, generation_id, 108)
+    assert (done["task_status"], done["time_taken"]) == ("SUCCEED", 8000.0)
+    assert done["output_images"][0].startswith("http://api/images/")
+
+
+def test_what_runs_can_be_finished_at_once_and_what_comes_later_runs() -> None:
+    with Emulator(duration=3600) as emulator:
+        generation_id = accepted_id(emulator)
+        assert poll(emulator, generation_id).json()["task_status"] == "PENDING"
+        emulator.finish()
+        assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
+        emulator.finish()
+        later = accepted_id(emulator)
+        assert poll(emulator, later).json()["task_status"] == "PENDING"
+        [(begin, end), (_, later_end)] = emulator.spans
+        assert end - begin < 3600
+        assert later_end > end
+
+
+def test_a_generation_that_failed_stays_so_when_it_is_finished() -> None:
+    with Emulator(duration=3600, faults=["poll:failed", "poll:stall"], max_running=2) as emulator:
+        ids = [accepted_id(emulator) for _ in range(2)]
+        statuses = [poll(emulator, generation_id).json()["task_status"] for generation_id in ids]
+        emulator.finish()
+        assert [poll(emulator, generation_id).json()["task_status"] for generation_id in ids] == statuses
+        assert statuses == ["FAILED", "PROCESSING"]
+        assert submit(emulator).ok
+
+
+def test_an_image_is_there_only_when_its_generation_has_succeeded() -> None:
+    service = Service(duration=8)
+    path = poll_service(service, ask(service, 0)["task_id"], 8)["output_images"][0].removeprefix("http://api")
+    assert say(service, "GET", path, {}, now=7).status == 404
+    assert say(service, "GET", path, {}, now=8).status == 200
+
+
+def test_the_answer_names_the_parameters_that_were_really_used(emulator: Emulator) -> None:
+    used = poll(emulator, accepted_id(emulator, negative_prompt="rain")).json()["input"]
+    assert used.pop("seed") in range(2**31)
+    assert used == {
+        "width": 64,
+        "height": 64,
+        "guidanceScale": 7.5,
+        "numInferenceSteps": 30,
+        "sampler": "Euler a",
+        "prompt": "A golden cat",
+        "negativePrompt": "rain",
+    }
+    own = poll(emulator, accepted_id(emulator, seed=7, steps=9, guidance=2)).json()["input"]
+    assert (own["seed"], own["numInferenceSteps"], own["guidanceScale"]) == (7, 9, 2.0)
+
+
+def test_the_same_request_gives_the_same_picture_and_so_does_its_seed(emulator: Emulator) -> None:
+    first, second = accepted_id(emulator), accepted_id(emulator)
+    seed = poll(emulator, first).json()["input"]["seed"]
+    urls = [poll(emulator, one).json()["output_images"][0] for one in (first, second)]
+    urls.append(image_url(emulator, seed=seed))
+    assert len(set(urls)) == 3
+    assert len({requests.get(url, timeout=5).content for url in urls}) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"prompt": "A dog"}, {"steps": 9}, {"image_url": "http://a/1"}, {"loras": "a/b"}]
+)
+def test_another_request_gives_another_picture(other: dict[str, Any]) -> None:
+    assert draw(parameters(**other)) != draw(parameters())
+
+
+def test_without_the_task_type_header_a_generation_seems_not_found(emulator: Emulator) -> None:
+    answer = poll(emulator, accepted_id(emulator), AUTHORIZED)
+    assert answer.status_code == 200
+    assert answer.json()["task_status"] == "FAILED"
+    assert answer.json()["errors"]["message"] == "task not found"
+
+
+def test_an_unknown_generation_and_anothers_are_not_found(emulator: Emulator) -> None:
+    generation_id = accepted_id(emulator)
+    for answer in (
+        poll(emulator, "0"),
+        poll(emulator, generation_id, {**POLL, "Authorization": "Bearer ms-other"}),
+    ):
+        assert answer.json()["task_status"] == "FAILED"
+        assert answer.json()["errors"]["message"] == "task not found"
+    assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
+
+
+def test_the_image_url_has_the_host_that_the_client_used(emulator: Emulator) -> None:
+    done = poll(emulator, accepted_id(emulator), {**POLL, "Host": "modelscope-emulator:8765"}).json()
+    assert done["output_images"][0].startswith("http://modelscope-emulator:8765/images/")
+
+
+def test_the_image_host_refuses_a_request_that_carries_a_token(emulator: Emulator) -> None:
+    url = image_url(emulator)
+    answer = requests.get(url, headers=AUTHORIZED, timeout=5)
+    assert answer.status_code == 400
+    assert "takes no token" in answer.text
+    assert emulator.served == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/images/abc.png", "/v1/tasks", "/v1/tasks/1/2", "/a%0ab%E7%8C%AB", "/v1/images/generations", "//"],
+)
+def test_an_unknown_path_is_a_plain_404(emulator: Emulator, path: str) -> None:
+    answer = get(emulator, path)
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert [exchange.status for exchange in emulator.requests] == [404]
+
+
+def test_submit_answers_count_down_the_days_requests(emulator: Emulator) -> None:
+    submit(emulator)
+    headers = submit(emulator, model="Qwen/Qwen-Image").headers
+    limits = {name: value for name, value in headers.items() if name.startswith("modelscope-ratelimit-")}
+    assert limits == {
+        "modelscope-ratelimit-requests-limit": "2000",
+        "modelscope-ratelimit-requests-remaining": "1998",
+        "modelscope-ratelimit-model-requests-limit": "500",
+        "modelscope-ratelimit-model-requests-remaining": "499",
+    }
+
+
+@pytest.mark.parametrize("size", ["64x64", "64x2048", "2048x64", "512x768", "2048x2048"])
+def test_a_picture_has_the_size_asked_for(size: str) -> None:
+    image = Image.open(BytesIO(draw(parameters(model="a/b", size=size, prompt="word " * 300))))
+    image.load()
+    assert f"{image.width}x{image.height}" == size
+
+
+def test_a_picture_is_labelled_as_made_by_ai_once() -> None:
+    asked = parameters(prompt='A cat & a "dog" <3')
+    image = Image.open(BytesIO(draw(asked)))
+    root = ET.fromstring(image.info["XML:com.adobe.xmp"])  # noqa: S314 - our own file
+    (label,) = root.iter("{http://www.tc260.org.cn/ns/AIGC/1.0/}AIGC")
+    assert json.loads(label.text or "") == {
+        "Label": "1",
+        "ContentProducer": "ModelScope emulator",
+        "ProduceID": asked.digest[:32],
+    }
+    assert image.info["parameters"].startswith('A cat & a "dog" <3\nSteps: 30, ')
+    assert f"Seed: {asked.seed}, Size: 64x64, Model: {asked.model}" in image.info["parameters"]
+
+
+def test_a_picture_says_what_it_was_edited_from() -> None:
+    assert parameters(image_url="https://a.example/b.png?secret=1").edited_from == "a.example"
+    assert parameters(image_url=["data:image/png;base64,AA==", "http://b/c"]).edited_from == (
+        "inline image/png and 1 more"
+    )
+
+
+SUBMIT_FAULTS = [
+    ("queue-full", 500, "enqueue failed: user queue is full"),
+    ("quota", 429, "today's quota for model black-forest-labs/FLUX.1-Krea-dev"),
+    ("balance", 402, "balance"),
+    ("unbound", 401, "Please bind your Alibaba Cloud account before use."),
+    ("unverified", 403, "real name verified"),
+    ("unknown-model", 400, "Model id : black-forest-labs/FLUX.1-Krea-dev , has no provider supported"),
+    ("400", 400, "Bad Request"),
+    ("401", 401, "Authentication failed, "),
+    ("403", 403, "real name verified"),
+    ("408", 408, "Request Timeout"),
+    ("429", 429, "Too many requests"),
+    ("500", 500, "Internal Server Error"),
+    ("503", 503, "Service Unavailable"),
+    ("599", 599, "Error 599"),
+]
+
+
+@pytest.mark.parametrize(("what", "status", "text"), SUBMIT_FAULTS)
+def test_a_submission_can_be_refused(emulator: Emulator, what: str, status: int, text: str) -> None:
+    emulator.fail(f"submit:{what}")
+    answer = submit(emulator)
+    assert answer.status_code == status
+    assert text in message(answer)
+    assert emulator.accepted == 0
+    assert submit(emulator).status_code == 200
+
+
+def test_both_error_envelopes_occur(emulator: Emulator) -> None:
+    for status, envelope in (
+        (400, "errors"),
+        (401, "errors"),
+        (403, "errors"),
+        (402, "error"),
+        (429, "error"),
+        (500, "error"),
+    ):
+        emulator.fail(f"submit:{status}")
+        content = submit(emulator).json()
+        assert content[envelope]["code"] == status
+        assert "request_id" in (content if envelope == "errors" else content["error"])
+
+
+def test_a_404_is_plain_text_wherever_it_comes_from(emulator: Emulator) -> None:
+    emulator.fail("submit:404")
+    assert (submit(emulator).text, emulator.accepted) == ("404 page not found", 0)
+
+
+def test_a_lost_answer_leaves_a_generation_behind_and_a_reset_does_not(emulator: Emulator) -> None:
+    first = int(accepted_id(emulator))
+    emulator.fail("submit:lost")
+    emulator.fail("submit:reset")
+    for accepted in (2, 2):
+        with pytest.raises(requests.ConnectionError):
+            submit(emulator)
+        assert emulator.accepted == accepted
+    assert [exchange.status for exchange in emulator.requests] == [200, None, None]
+    assert int(accepted_id(emulator)) == first + 2
+
+
+def test_a_submission_can_be_answered_with_html_or_without_an_id(emulator: Emulator) -> None:
+    emulator.fail("submit:html")
+    emulator.fail("submit:no-id")
+    page = submit(emulator)
+    assert (page.status_code, page.headers["Content-Type"]) == (200, "text/html")
+    assert page.text.startswith("<!DOCTYPE html>")
+    no_id = submit(emulator)
+    assert no_id.status_code == 200
+    assert no_id.json().keys() == {"task_status", "request_id"}
+    assert emulator.accepted == 0
+
+
+@pytest.mark.parametrize("what", ["401", "429", "500", "504"])
+def test_a_poll_can_be_refused_once(emulator: Emulator, what: str) -> None:
+    generation_id = accepted_id(emulator)
+    emulator.fail(f"poll:{what}")
+    answer = poll(emulator, generation_id)
+    assert answer.status_code == int(what)
+    assert message(answer)
+    assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
+
+
+def test_a_poll_can_be_answered_with_something_broken_once(emulator: Emulator) -> None:
+    generation_id = accepted_id(emulator)
+    for what in ("reset", "html", "empty", "no-images", "not-found"):
+        emulator.fail(f"poll:{what}")
+    with pytest.raises(requests.ConnectionError):
+        poll(emulator, generation_id)
+    assert poll(emulator, generation_id).text.startswith("<!DOCTYPE html>")
+    empty = poll(emulator, generation_id)
+    assert (empty.status_code, empty.content) == (200, b"")
+    assert poll(emulator, generation_id).json().keys() == {"request_id", "task_status"}
+    assert poll(emulator, generation_id).json()["errors"]["message"] == "task not found"
+    assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
+
+
+@pytest.mark.parametrize(("what", "code", "word"), [("failed", 500, "failed"), ("rejected", 400, "content")])
+def test_a_generation_can_fail_for_good(emulator: Emulator, what: str, code: int, word: str) -> None:
+    generation_id = accepted_id(emulator)
+    emulator.fail(f"poll:{what}")
+    for _ in range(2):
+        answer = poll(emulator, generation_id)
+        assert answer.status_code == 200
+        assert answer.json().keys() == {"task_status", "errors", "request_id"}
+        assert answer.json()["task_status"] == "FAILED"
+        assert answer.json()["errors"]["code"] == code
+        assert word in answer.json()["errors"]["message"]
+    assert poll(emulator, accepted_id(emulator)).json()["task_status"] == "SUCCEED"
+
+
+def test_a_failed_generation_leaves_the_queue_at_once_and_a_stalled_one_when_its_time_is_over() -> None:
+    service = Service(duration=10, faults=["poll:failed", "poll:stall"])
+    assert poll_service(service, ask(service, 0)["task_id"], 1)["task_status"] == "FAILED"
+    stalled = ask(service, 1)["task_id"]
+    assert poll_service(service, stalled, 2)["task_status"] == "PROCESSING"
+    assert "error" in ask(service, 10)
+    assert "task_id" in ask(service, 11)
+    assert poll_service(service, stalled, 1e9)["task_status"] == "PROCESSING"
+
+
+def test_a_generation_whose_end_is_settled_uses_no_more_switches_up() -> None:
+    service = Service(duration=0, faults=["poll:stall:2"])
+    first, second, third = (ask(service, 0)["task_id"] for _ in range(3))
+    statuses = [poll_service(service, one, 0)["task_status"] for one in (first, first, second, third)]
+    assert statuses == ["PROCESSING", "PROCESSING", "PROCESSING", "SUCCEED"]
+
+
+@pytest.mark.parametrize("what", ["403", "404", "410", "500"])
+def test_an_image_can_be_refused_once(emulator: Emulator, what: str) -> None:
+    url = image_url(emulator)
+    emulator.fail(f"image:{what}")
+    assert requests.get(url, timeout=5).status_code == int(what)
+    assert requests.get(url, timeout=5).status_code == 200
+
+
+def test_an_image_can_be_cut_short(emulator: Emulator) -> None:
+    url = image_url(emulator)
+    emulator.fail("image:truncated")
+    emulator.fail("image:reset")
+    host, path = emulator.base_url.removeprefix("http://"), url.removeprefix(emulator.base_url)
+    connection = HTTPConnection(host, timeout=5)
+    connection.request("GET", path)
+    with connection.getresponse() as answer, pytest.raises(IncompleteRead) as cut:
+        answer.read()
+    connection.close()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=5)
+    assert emulator.served == {path: cut.value.partial}
+    whole = requests.get(url, timeout=5).content
+    assert cut.value.partial == whole[: len(whole) // 2]
+    assert answer.headers["Content-Length"] == str(len(whole))
+
+
+def test_an_image_can_be_something_else_than_its_url_says(emulator: Emulator) -> None:
+    url = image_url(emulator)
+    for what in ("html", "garbage", "wrong-suffix"):
+        emulator.fail(f"image:{what}")
+    assert requests.get(url, timeout=5).text.startswith("<!DOCTYPE html>")
+    garbage = requests.get(url, timeout=5)
+    assert (garbage.status_code, garbage.headers["Content-Type"]) == (200, "image/png")
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(BytesIO(garbage.content))
+    jpeg = requests.get(url, timeout=5)
+    assert url.endswith(".png")
+    image = Image.open(BytesIO(jpeg.content))
+    assert image.format == "JPEG"
+    assert b"TC260:AIGC" in image.info["xmp"]
+    assert list(emulator.served.values()) == [jpeg.content]
+
+
+def test_every_named_fault_is_tried_in_this_file() -> None:
+    # The table of --help, the parser and these tests can only grow together.
+    tried = {where: {what for what in names if not what.isdigit()} for where, names in FAULTS.items()}
+    assert tried == {
+        "submit": {what for what, _, _ in SUBMIT_FAULTS if not what.isdigit()}
+        | {"lost", "reset", "html", "no-id"},
+        "poll": {"failed", "rejected", "stall", "not-found", "no-images", "empty", "reset", "html"},
+        "image": {"truncated", "garbage", "wrong-suffix", "reset", "html"},
+    }
+
+
+def test_switches_are_used_up_in_the_order_given_each_as_often_as_asked() -> None:
+    faults = Faults(["submit:429:2", "poll:500", "submit:quota"])
+    assert [faults.take("submit") for _ in range(4)] == ["429", "429", "quota", ""]
+    assert [faults.take("poll"), faults.take("poll"), faults.take("image")] == ["500", "", ""]
+
+
+@pytest.mark.parametrize("always", ["*", "always"])
+def test_a_switch_can_stay_on(always: str) -> None:
+    faults = Faults([f"image:404:{always}"])
+    assert {faults.take("image") for _ in range(99)} == {"404"}
+
+
+def test_a_refused_request_uses_no_switch_up() -> None:
+    with Emulator(duration=60, faults=["submit:429", "poll:503"]) as emulator:
+        assert submit(emulator, steps=0).status_code == 400
+        assert submit(emulator, {**SUBMIT, "Authorization": ""}).status_code == 401
+        assert submit(emulator).status_code == 429
+        generation_id = accepted_id(emulator)
+        assert poll(emulator, "0").status_code == 200
+        assert poll(emulator, generation_id, AUTHORIZED).status_code == 200
+        assert poll(emulator, generation_id).status_code == 503
+        emulator.fail("submit:lost")
+        assert message(submit(emulator)) == "enqueue failed: user queue is full"
+
+
+@pytest.mark.parametrize(
+    ("switch", "allowed"),
+    [
+        ("", "submit, poll, image"),
+        ("upload:500", "submit, poll, image"),
+        ("submit", "400 to 599"),
+        ("submit:200", "400 to 599"),
+        ("submit:0429", "400 to 599"),
+        ("submit:truncated", "queue-full, quota"),
+        ("poll:lost", "failed, rejected"),
+        ("image:stall", "truncated, garbage"),
+        ("submit:429:", "from 1"),
+        ("submit:429:0", "from 1"),
+        ("submit:429:-1", "from 1"),
+        ("submit:429:2:3", "from 1"),
+        ("submit:429:often", "always"),
+    ],
+)
+def test_an_unknown_switch_says_what_is_allowed(switch: str, allowed: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(allowed)):
+        Fault.parse(switch)
+
+
+def test_what_reached_the_emulator_is_recorded(emulator: Emulator) -> None:
+    submit(emulator, prompt="一只猫")
+    get(emulator, "/v1/models?page=1")
+    first, second = emulator.requests
+    assert (first.method, first.path, first.status) == ("POST", "/v1/images/generations", 200)
+    assert first.headers["x-modelscope-ASYNC-mode"] == "true"
+    assert first.json["prompt"] == "一只猫"
+    assert "一只猫".encode() in first.body
+    assert (second.method, second.path, second.status, second.json) == ("GET", "/v1/models", 200, None)
+    with pytest.raises(AttributeError):
+        first.status = 500  # type: ignore[misc]
+
+
+def test_a_stopped_emulator_leaves_no_thread_and_no_listener() -> None:
+    before = set(threading.enumerate())
+    with Emulator() as emulator, requests.Session() as session:
+        assert session.get(image_url(emulator), timeout=5).ok
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) == before
+    with pytest.raises(requests.ConnectionError):
+        get(emulator, "/v1/models")
+
+
+HOSTILE_BODIES = [
+    b"",
+    b"not json",
+    b"[]",
+    b"null",
+    b'"text"',
+    b"\xff\xfe{}",
+    b"\xef\xbb\xbf{}",
+    b'{"a":' * 100_000,
+    b"[" * 900 + b"]" * 900,
+    b'{"model": ' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"model": "a/b", "prompt": "\xff"}',
+    b'{"model": "a/b", "prompt": "\\ud800"}',
+    b'{"model": "a/b", "prompt": "x", "other": "\\udfff"}',
+    b'{"model": "a/b", "prompt": "x", "guidance": NaN}',
+    b'{"model": "a/b", "prompt": "x", "guidance": Infinity}',
+    b'{"model": "a/b", "prompt": "x", "guidance": 1e999}',
+    b'{"model": "a/b", "prompt": "x", "seed": 1' + b"0" * 400 + b"}",
+    b'{"model": "a/b", "prompt": "x", "seed": 1' + b"0" * 5000 + b"}",
+    b'{"model": "a/b", "prompt": "x", "loras": {"a/b": 1' + b"0" * 400 + b"}}",
+    b'{"model": "a/b", "prompt": {"$gt": ""}}',
+    b'{"model": "../../etc/passwd", "prompt": "x"}',
+    b'{"model": "a/' + b"b" * 100_000 + b'", "prompt": "x"}',
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE_BODIES, ids=range(len(HOSTILE_BODIES)))
+def test_a_hostile_body_is_a_400(emulator: Emulator, body: bytes) -> None:
+    answer = requests.post(f"{emulator.base_url}/v1/images/generations", body, headers=SUBMIT, timeout=5)
+    assert answer.status_code == 400
+    assert 0 < len(message(answer)) < 300
+    assert emulator.accepted == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": ""},
+        {"Content-Encoding": "gzip"},
+        {"X-ModelScope-Async-Mode": "\xff"},
+    ],
+)
+def test_hostile_headers_are_a_400(emulator: Emulator, headers: dict[str, str]) -> None:
+    answer = submit(emulator, {**SUBMIT, **headers})
+    assert (answer.status_code, emulator.accepted) == (400, 0)
+    assert message(answer)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/" + b"a" * 100_000,
+        b"/" + b"a" * 5_000,
+        b"/images/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        b"/images/%ff%00",
+        b"/v1/\xff",
+        b"*",
+    ],
+    ids=range(6),
+)
+def test_a_hostile_path_is_a_400_or_a_404(emulator: Emulator, path: bytes) -> None:
+    host, port = emulator.base_url.removeprefix("http://").split(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as connection,
+        connection.makefile("rb") as answer,
+    ):
+        connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.readline().split()[1] in {b"400", b"404"}
+        assert b"Traceback" not in answer.read()
+
+
+def test_the_host_and_the_token_may_be_any_bytes(emulator: Emulator) -> None:
+    hostile = {"Authorization": "Bearer \xff", "Host": "\xff"}
+    generation_id = submit(emulator, {**SUBMIT, **hostile}).json()["task_id"]
+    assert poll(emulator, generation_id, {**POLL, **hostile}).json()["task_status"] == "SUCCEED"
+
+
+def test_help_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"{where}:{what} " in text for where, names in FAULTS.items() for what in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--port", "65536"], "0 to 65535"),
+        (["--port", "http"], "0 to 65535"),
+        (["--duration", "-1"], "0 to 86400"),
+        (["--duration", "nan"], "0 to 86400"),
+        (["--max-running", "0"], "1 to 1000"),
+        (["--token", "two words"], "one word"),
+        (["--fault", "submit:sometimes"], "400 to 599"),
+    ],
+)
+def test_a_bad_argument_says_what_is_allowed(
+    arguments: list[str], allowed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert allowed in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_sentence_and_exit_status_1(
+    emulator: Emulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = emulator.base_url.rpartition(":")[2]
+    assert main(["--port", port]) == 1
+    assert capsys.readouterr() == ("", f"Cannot listen on 127.0.0.1 port {port}: Address already in use.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_line_serves_logs_without_tokens_and_ends_cleanly(number: signal.Signals) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "airflow_provider_modelscope.emulator",
+        "--port=0",
+        "--duration=0",
+        f"--token={TOKEN}",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        match = re.match(r"ModelScope emulator on (http://127\.0\.0\.1:\d+) ", process.stdout.readline())
+        assert match
+        hint = process.stdout.readline()
+        base_url = match[1]
+        answer = requests.post(
+            f"{base_url}/v1/images/generations", json.dumps(ASKED), headers=SUBMIT, timeout=5
+        )
+        generation_id = answer.json()["task_id"]
+        requests.get(f"{base_url}/v1/tasks/{generation_id}?token={TOKEN}", headers=POLL, timeout=5)
+        process.send_signal(number)
+        out, log = process.communicate(timeout=5)
+    assert (process.returncode, out) == (0, "")
+    variable, _, connection = hint.strip().partition("=")
+    assert variable == "export AIRFLOW_CONN_MODELSCOPE_DEFAULT"
+    assert json.loads(connection.strip("'")) == {
+        "conn_type": "modelscope",
+        "password": "one-of-the-tokens",
+        "host": base_url,
+    }
+    assert [line.partition(" ")[2] for line in log.splitlines()] == [
+        f"POST /v1/images/generations -> 200 generation {generation_id} accepted",
+        f"GET /v1/tasks/{generation_id} -> 200 generation {generation_id} SUCCEED",
+    ]
+
+
+def test_the_emulator_knows_nothing_of_airflow_or_of_the_client() -> None:
+    code = """if True:
+        import sys, airflow_provider_modelscope.emulator
+        ours = {name for name in sys.modules if name.startswith("airflow_provider_modelscope.")}
+        assert all(name.startswith("airflow_provider_modelscope.emulator") for name in ours), ours
+        assert not {"airflow", "PIL", "requests"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,260 @@
+"""An answer about a generation is read whatever its shape, and judges itself."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope.exceptions import (
+    GenerationFailedError,
+    GenerationRejectedError,
+    InvalidRequestError,
+    ModelScopeError,
+)
+from airflow_provider_modelscope.protocol.generation import (
+    ErrorDetail,
+    Generation,
+    checked_id,
+    is_callers_fault,
+)
+
+URL = "https://muse-ai.oss-cn-hangzhou.aliyuncs.com/img/0f.jpeg"
+USED = {"seed": 212259417, "width": 960, "height": 1280, "guidanceScale": 7.5, "prompt": "猫"}
+
+ODD: list[Any] = [
+    None, True, False, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", " ", "text", URL, [], [1], [None],
+    [[URL]], [URL, 5], [URL, ""], ["ftp://a.example/b.png"], ["/img/0f.jpeg"], {}, {"0": URL},
+    {"message": None}, {"code": "E500"}, {"code": 10**400}, {"code": 1e400}, {"code": []}, {"seed": "x"},
+    {"seed": {}}, {"request_id": []},
+]  # fmt: skip
+
+
+def read(body: Any) -> Generation:
+    return Generation.from_json(body, generation_id="42")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "finished", "missing"),
+    [
+        ({"request_id": "", "task_id": "", "task_status": "PROCESSING", "outputs": {}}, "PROCESSING", 0, 0),
+        ({"task_status": "PENDING"}, "PENDING", 0, 0),
+        ({"task_status": "Napping"}, "NAPPING", 0, 0),
+        ({"task_status": ""}, "", 0, 0),
+        ({"task_status": None}, "", 0, 0),
+        ({}, "", 0, 0),
+        ({"task_status": 5}, "5", 0, 0),
+        ({"task_status": "SUCCEED", "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": " succeed ", "output_images": [URL, URL]}, "SUCCEED", 1, 0),
+        ({"task_status": "SUCCEED", "output_images": ["HTTP://a.example/b"]}, "SUCCEED", 1, 0),
+        ({"task_status": "SUCCEED"}, "SUCCEED", 0, 0),
+        ({"task_status": "SUCCEED", "output_images": []}, "SUCCEED", 0, 0),
+        *[
+            ({"task_status": "SUCCEED", "output_images": [odd]}, "SUCCEED", 0, 0)
+            for odd in (
+                "https://",
+                "https:///a.png",
+                "https://[::1/a.png",
+                "https://a/\ud800",
+                "https://a/\n",
+            )
+        ],
+        ({"task_status": "\x1b[2J" + "x" * 5000}, "�[2J" + "X" * 96, 0, 0),
+        ({"task_status": "PROCESSING", "output_images": [URL]}, "PROCESSING", 0, 0),
+        ({"task_status": "FAILED", "errors": {"code": 500, "message": "boom"}}, "FAILED", 1, 0),
+        ({"task_status": "failed"}, "FAILED", 1, 0),
+        ({"task_status": "FAILED", "errors": {"message": "Task Not Found"}}, "FAILED", 1, 1),
+        ({"task_status": "FAILED", "error": {"message": "task not found"}}, "FAILED", 1, 1),
+        ({"task_status": "PROCESSING", "errors": {"message": "task not found"}}, "PROCESSING", 0, 0),
+    ],
+    ids=str,
+)
+def test_an_answer_says_whether_the_generation_is_finished(
+    body: Any, status: str, finished: bool, missing: bool
+) -> None:
+    generation = read(body)
+    assert (generation.status, generation.is_finished, generation.is_missing) == (status, finished, missing)
+
+
+def test_a_whole_answer_is_read_whole() -> None:
+    body = {
+        "task_status": "SUCCEED",
+        "output_images": [URL],
+        "input": USED,
+        "time_taken": 5412.9,
+        "task_id": "",
+    }
+    assert read({**body, "request_id": "r-1"}) == Generation(
+        generation_id="42",
+        status="SUCCEED",
+        output_images=(URL,),
+        parameters=USED,
+        duration_ms=5412.9,
+        error=ErrorDetail(request_id="r-1"),
+    )
+    assert read(body).seed == 212259417
+
+
+@pytest.mark.parametrize("value", [read({}), ErrorDetail()], ids=lambda value: type(value).__name__)
+def test_what_was_read_is_frozen(value: Any) -> None:
+    for field in fields(value):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field.name, None)
+
+
+@pytest.mark.parametrize(
+    ("used", "seed"),
+    [
+        ({"seed": 0}, 0),
+        ({"seed": "7"}, 7),
+        ({"seed": 2**31 - 1}, 2**31 - 1),
+        ({"seed": True}, None),
+        ({"seed": "x"}, None),
+        ({"seed": None}, None),
+        ({"seed": [7]}, None),
+        ({"seed": float("nan")}, None),
+        ({"seed": float("inf")}, None),
+        ({}, None),
+        ([7], None),
+        ("seed", None),
+    ],
+    ids=str,
+)
+def test_the_seed_is_what_the_service_used_or_unknown(used: Any, seed: int | None) -> None:
+    assert read({"task_status": "SUCCEED", "input": used}).seed == seed
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: ascii(odd)[:30])
+@pytest.mark.parametrize(
+    "name",
+    ["task_status", "output_images", "input", "time_taken", "errors", "error", "request_id", "message"],
+)
+@pytest.mark.parametrize("status", ["SUCCEED", "FAILED", "PROCESSING"])
+def test_no_shape_of_an_answer_breaks_the_reading_or_passes_for_success(
+    status: str, name: str, odd: Any
+) -> None:
+    generation = read({"task_status": status, name: odd})
+    assert generation.is_finished is (generation.status == "FAILED")
+    assert generation.output_images == ()
+    assert isinstance(generation.parameters, dict)
+    assert type(generation.duration_ms) in (int, float, type(None))
+    assert type(generation.seed) in (int, type(None))
+    error = generation.error
+    assert (type(error.message), type(error.code) in (int, type(None))) == (str, True)
+    assert type(error.request_id) in (str, type(None))
+    if generation.status == "FAILED":
+        with pytest.raises(ModelScopeError):
+            generation.raise_for_failure(retry_submits=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code", "request_id"),
+    [
+        ({"errors": {"message": "no", "code": 400}, "request_id": "r"}, "no", 400, "r"),
+        ({"errors": {"message": "no", "code": "400", "request_id": "r"}}, "no", 400, "r"),
+        ({"error": {"message": "no", "code": 500.0}, "request_id": "r"}, "no", 500, "r"),
+        ({"error": {"message": "no", "request_id": "in"}, "request_id": "out"}, "no", None, "in"),
+        ({"errors": {}, "error": {"message": "no"}}, "no", None, None),
+        ({"errors": "no"}, "no", None, None),
+        ({"errors": ["no", 5]}, "['no', 5]", None, None),
+        ({"error": 5}, "5", None, None),
+        ({"errors": None, "message": "no", "request_id": ""}, "no", None, None),
+        ({"errors": {"message": {"zh": "否"}, "code": "Odd"}}, "Odd: {'zh': '否'}", None, None),
+        ({"errors": [{"message": "no", "code": 400}, 5]}, "no", 400, None),
+        ({"errors": [[[]]]}, "[[[]]]", None, None),
+        ({"message": "no", "code": "Throttling"}, "Throttling: no", None, None),
+        ({"message": "no", "code": " "}, "no", None, None),
+        ({"errors": "no", "code": 400}, "no", 400, None),
+        ({"errors": {"message": "no", "code": 10**400}}, "no", None, None),
+        ({"errors": {"message": "no", "code": "9" * 5000}}, f"{'9' * 100}: no", None, None),
+        ({"errors": {"message": "\x1b[31mno\0\n\ud800"}, "request_id": "r\n1"}, "�[31mno� �", None, "r 1"),
+        ({"errors": {"message": "no", "code": True}, "request_id": 5}, "no", None, "5"),
+        ({"errors": {"message": "no", "code": float("inf")}}, "no", None, None),
+        ({"errors": {"message": "no", "code": float("nan")}}, "no", None, None),
+        ({}, "", None, None),
+    ],
+    ids=str,
+)
+def test_an_error_is_read_out_of_any_envelope(
+    body: Any, message: str, code: int | None, request_id: str | None
+) -> None:
+    assert ErrorDetail.from_json(body) == ErrorDetail(message=message, code=code, request_id=request_id)
+
+
+@pytest.mark.parametrize(
+    ("code", "would_be_refused_again"),
+    [
+        (None, False),
+        (399, False),
+        (400, True),
+        (407, True),
+        (408, False),
+        (409, True),
+        (428, True),
+        (429, False),
+        (430, True),
+        (499, True),
+        (500, False),
+        (503, False),
+    ],
+)
+def test_a_failure_is_final_where_the_same_request_would_be_refused_again(
+    code: int | None, would_be_refused_again: bool
+) -> None:
+    assert is_callers_fault(code) is would_be_refused_again
+    failed = Generation(
+        generation_id="42", status="FAILED", error=ErrorDetail(message="boom", code=code, request_id="r-1")
+    )
+    with pytest.raises(ModelScopeError) as caught:
+        failed.raise_for_failure(retry_submits=True)
+    assert type(caught.value) is (
+        GenerationRejectedError if would_be_refused_again else GenerationFailedError
+    )
+    assert caught.value.message == "ModelScope says FAILED: boom"
+    assert (caught.value.code, caught.value.request_id, caught.value.generation_id) == (code, "r-1", "42")
+    with pytest.raises(GenerationRejectedError, match="boom"):
+        failed.raise_for_failure(retry_submits=False)
+
+
+def test_a_time_taken_that_is_no_time_is_none() -> None:
+    for odd in (10**400, float("nan"), float("inf"), "5", True, [5]):
+        assert read({"task_status": "SUCCEED", "time_taken": odd}).duration_ms is None
+    assert read({"task_status": "SUCCEED", "time_taken": 5}).duration_ms == 5
+
+
+@pytest.mark.parametrize("status", ["SUCCEED", "PROCESSING", ""])
+def test_what_has_not_failed_raises_nothing(status: str) -> None:
+    generation = Generation(generation_id="42", status=status, error=ErrorDetail(message="boom", code=400))
+    generation.raise_for_failure(retry_submits=False)
+
+
+def test_a_failure_without_a_reason_says_so() -> None:
+    with pytest.raises(GenerationFailedError, match=r"FAILED: without a reason \(generation 42\)"):
+        read({"task_status": "FAILED"}).raise_for_failure(retry_submits=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "generation_id"),
+    [("4003503", "4003503"), (4003503, "4003503"), (" a/b\n", "a/b"), (0, "0"), ("猫", "猫")],
+)
+def test_an_id_is_opaque_text(given: Any, generation_id: str) -> None:
+    assert checked_id(given) == generation_id
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", " ", "None", " None ", True, False, 1.5, ["1"], {}, b"1"], ids=repr
+)
+def test_what_is_no_id_is_refused_with_a_way_out(given: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="must be the id that a submit task returned") as caught:
+        checked_id(given)
+    assert f"generation_id = {given!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [".", "..", "4\n5", "4\0", "\x1b[2J", "\ud800", "4" * 201, 10**200, 10**5000], ids=range(9)
+)
+def test_what_no_url_can_hold_is_no_id(given: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="must be the id that a submit task returned"):
+        checked_id(given)
+    assert checked_id("4" * 200) == "4" * 200

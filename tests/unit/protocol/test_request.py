@@ -1,0 +1,411 @@
+"""A request is checked before anything is sent, and sends exactly what was asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_modelscope.exceptions import InvalidRequestError
+from airflow_provider_modelscope.protocol.request import GenerationRequest
+
+DATA_URI = "data:image/png;base64,iVBORw0KGgo="
+HALF = "\ud83d"  # half of an emoji: a lone surrogate
+SIXTH = 1 / 6
+
+SEED = "must be an integer from 0 to 2147483647"
+STEPS = "must be an integer from 1 to 100"
+GUIDANCE = "must be a number from 1.5 to 20"
+SIZE = "must be width x height in pixels, such as '1024x768'"
+MODEL = "must be a ModelScope model id"
+PICTURE = "must be one or a list of: an http(s) URL"
+LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
+EXTRA = "must be a mapping of names to JSON values"
+NOT_JSON = "is text that is not JSON: in a template, end it with '| tojson'"
+TOO_LONG = "must be shorter than 2000 characters, it has 2000"
+
+BAD: list[tuple[str, Any, str]] = [
+    ("model", None, "must be text, not NoneType"),
+    ("model", 5, "must be text, not int"),
+    ("model", b"a/b", "must be text, not bytes"),
+    ("model", "", MODEL),
+    ("model", " \n", MODEL),
+    ("model", "None", MODEL),
+    ("prompt", "None", "must say what to draw"),
+    ("prompt", "null", "must say what to draw"),
+    ("model", f"a/{HALF}", "without lone surrogates"),
+    ("prompt", None, "must be text, not NoneType"),
+    ("prompt", 5, "must be text, not int"),
+    ("prompt", ["a cat"], "must be text, not list"),
+    ("prompt", b"a cat", "must be text, not bytes"),
+    ("prompt", "", "must say what to draw, in 1 to 1999 characters"),
+    ("prompt", " \n\t", "must say what to draw, in 1 to 1999 characters"),
+    ("prompt", "x" * 2000, TOO_LONG),
+    ("prompt", "猫" * 2000, TOO_LONG),
+    ("prompt", "😀" * 2000, TOO_LONG),
+    ("prompt", HALF, "without lone surrogates"),
+    ("negative_prompt", 5, "must be text, not int"),
+    ("negative_prompt", [], "must be text, not list"),
+    ("negative_prompt", "x" * 2000, TOO_LONG),
+    ("negative_prompt", f"fog {HALF}", "without lone surrogates"),
+    *[
+        ("size", size, SIZE)
+        for size in (
+            "1024", "1024x", "x1024", "1024*1024", "1024×1024", "1024x1024x3", "-64x64", "64.0x64", "1e3x64",
+            "１０２４x１０２４", "0x64", "64x0", "100000x64", "9" * 5000 + "x64", " ", 1024, (64, 64), True,
+        )
+    ],
+    *[
+        ("seed", seed, SEED)
+        for seed in (
+            -1, 2**31, 1.5, "-1", "2147483648", "42.5", "1e3", "1_000", "1,000", "1 000", "４２", "0x10",
+            "--1", "abc", " ", True, False, float("nan"), float("inf"), float("-inf"), "nan", "inf", 1j, [1],
+            b"42", 10**400, "9" * 400,
+        )
+    ],
+    *[("steps", steps, STEPS) for steps in (0, 101, -1, 0.5, 100.5, "0", "101", "42.5", True, [20], 10**400)],
+    *[
+        ("guidance", guidance, GUIDANCE)
+        for guidance in (
+            1.49, 20.01, 0, -7, "1.499", "20.1", "1e1", "７", ".", "7,5", "high", True,
+            float("nan"), float("inf"), "NaN", [7], 10**400,
+        )
+    ],
+    *[
+        ("image_url", url, PICTURE)
+        for url in (
+            "http://", "https:///cat.png", "http://[::1", "/tmp/cat.png", "cat.png", "://cat", "s3://",  # noqa: S108
+            "http:///cat.png",
+            "see https://a.example/cat.png", "cat.png?from=https://a.example", " ",
+            "data:image/png,https://a.example", "data:text/plain;base64,AAAA", "data:image/png;base64,", "data://a/b",
+            ["https://a.example/1.png", "cat.png"], [["https://a.example/1.png"]], ["None"], [None],
+            '["https://a.example/1.png", 5]', {"url": "https://a.example"}, {"https://a.example"},
+            b"https://a.example", [b"https://a.example"], 5, True,
+        )
+    ],
+    ("image_url", "['https://a.example/1.png']", NOT_JSON),
+    ("image_url", f"https://a.example/{HALF}", "without lone surrogates"),
+    *[
+        ("loras", loras, LORAS)
+        for loras in (
+            {f"a/{n}": 1 / 7 for n in range(7)}, {"": 1.0}, {" ": 1.0}, {5: 1.0}, {HALF: 1.0},
+            {"a/b": "much"}, {"a/b": True}, {"a/b": None}, {"a/b": float("nan")}, {"a/b": float("inf")},
+            {"a/b": 10**400}, {"a/b": {"c/d": 1.0}}, {"a/b": [1.0]}, '{"a/b": NaN}', ["a/b"], {"a/b"}, 5,
+            True, "  ",
+        )
+    ],
+    ("loras", {"a/b": "1e0"}, f"{LORAS}; a weight must be a number"),
+    ("loras", {"a/b": 0.5, "c/d": 0.49}, "these sum to 0.99"),
+    ("loras", {"a/b": 0.5, "c/d": 0.50001}, "these sum to 1.00001"),
+    ("loras", {"a/b": 1e308, "c/d": 1e308}, "these sum to inf"),
+    ("loras", '{"a/b": 0.9}', "these sum to 0.9"),
+    ("loras", "{'a/b': 1.0}", NOT_JSON),
+    *[
+        ("extra_parameters", extra, EXTRA)
+        for extra in (
+            {"a": {1}}, {"a": b"b"}, {"a": float("nan")}, {"a": [float("inf")]}, {"a": HALF}, {HALF: 1},
+            {1: "a"}, {None: "a"}, ["a"], "a", "[1]", 5, True,
+        )
+    ],
+    ("extra_parameters", "{'a': 1}", NOT_JSON),
+    ("extra_parameters", {"seed": 1}, "may not override seed: use the parameter of that name"),
+    ("extra_parameters", {"steps": 1, "n": 1, "loras": "a"}, "may not override loras, steps"),
+    ("extra_parameters", '{"prompt": "a dog"}', "may not override prompt"),
+    ("extra_parameters", {"extra_parameters": {}}, "may not override extra_parameters"),
+]  # fmt: skip
+
+# What is given, and what is sent for it.
+GOOD: list[tuple[str, Any, Any]] = [
+    ("model", " Qwen/Qwen-Image\n", "Qwen/Qwen-Image"),
+    ("model", "模型", "模型"),
+    *[(name, "x" * 1999, "x" * 1999) for name in ("prompt", "negative_prompt")],
+    *[(name, "猫" * 1999, "猫" * 1999) for name in ("prompt", "negative_prompt")],
+    *[(name, "😀" * 1999, "😀" * 1999) for name in ("prompt", "negative_prompt")],
+    ("prompt", " a cat\r\n", " a cat\r\n"),
+    ("prompt", "a\x1b\x7f\u2028\u202ecat", "a\x1b\x7f\u2028\u202ecat"),
+    ("size", "1024x768", "1024x768"),
+    ("size", " 1024 X 0768 ", "1024x768"),
+    *[("seed", seed, 42) for seed in (42, 42.0, "42", " 42 ", "42.0", "42.", "+42")],
+    *[("seed", seed, 0) for seed in (0, "0", "-0", 0.0)],
+    *[("seed", seed, 2147483647) for seed in (2147483647, "2147483647", 2147483647.0)],
+    *[("steps", steps, 1) for steps in (1, "1")],
+    *[("steps", steps, 100) for steps in (100, "100.0")],
+    *[("guidance", guidance, 1.5) for guidance in (1.5, "1.5", " 1.50 ")],
+    ("guidance", 20, 20),
+    ("guidance", "20", 20.0),
+    ("guidance", "7.", 7.0),
+    *[
+        ("image_url", url, url)
+        for url in (
+            "https://a.example/猫.png?a=b#c", "HTTP://A.EXAMPLE/CAT.PNG", "http://127.0.0.1:8000/", DATA_URI,
+            "DATA:IMAGE/PNG;BASE64,AAAA", "data:image/svg+xml;charset=utf-8;base64,AAAA",
+            ["https://a.example/1.png"], ["https://a.example/1.png", DATA_URI],
+        )
+    ],
+    ("image_url", " https://a.example/1.png\n", "https://a.example/1.png"),
+    ("image_url", ("https://a.example/1.png", DATA_URI), ["https://a.example/1.png", DATA_URI]),
+    ("image_url", ' ["https://a.example/1.png"]', ["https://a.example/1.png"]),
+    ("loras", " a/b ", "a/b"),
+    ("loras", {"a/b": 1}, {"a/b": 1}),
+    ("loras", {"a/b": "0.25", "c/d": 0.75}, {"a/b": 0.25, "c/d": 0.75}),
+    ("loras", {"a/b": 0.3333333, "c/d": 0.6666667}, {"a/b": 0.3333333, "c/d": 0.6666667}),
+    ("loras", {f"a/{n}": SIXTH for n in range(6)}, {f"a/{n}": SIXTH for n in range(6)}),
+    ("loras", '{"a/b": 0.4, "c/d": "0.6"}', {"a/b": 0.4, "c/d": 0.6}),
+]  # fmt: skip
+
+STORED = [
+    "s3://bucket/cat.png",
+    "S3://conn@bucket/cat.png",
+    "file:///tmp/cat.png",
+    "gs://bucket/猫.png",
+    "ftp://a.example/1.png",
+]
+
+
+def asking(**asked: Any) -> GenerationRequest:
+    return GenerationRequest(**{"model": "some/model", "prompt": "a cat", **asked})
+
+
+def mistakes(**asked: Any) -> str:
+    with pytest.raises(InvalidRequestError) as caught:
+        asking(**asked)
+    return caught.value.message
+
+
+def ids(rows: list[Any]) -> list[str]:
+    return [f"{row[0]}-{ascii(row[1])[:30]}" for row in rows]
+
+
+@pytest.mark.parametrize(("parameter", "value", "problem"), BAD, ids=ids(BAD))
+def test_a_mistake_is_named_with_parameter_value_and_range(parameter: str, value: Any, problem: str) -> None:
+    message = mistakes(**{parameter: value})
+    assert message.startswith(f"Nothing was sent. Please correct {parameter} = {repr(value)[:60]}")
+    assert problem in message
+    assert message.count(" = ") == 1
+
+
+@pytest.mark.parametrize(("parameter", "given", "sent"), GOOD, ids=ids(GOOD))
+def test_what_is_in_range_is_sent_as_asked_in_the_type_of_the_api(
+    parameter: str, given: Any, sent: Any
+) -> None:
+    body = asking(**{parameter: given}).to_json()
+    assert body == {"model": "some/model", "prompt": "a cat", parameter: sent}
+    assert type(body[parameter]) is type(sent)
+
+
+def test_all_mistakes_come_in_one_error_which_ends_the_task() -> None:
+    wrong: dict[str, Any] = {}
+    for parameter, value, _ in BAD:
+        wrong.setdefault(parameter, value)
+    assert list(wrong) == [field.name for field in fields(GenerationRequest)]
+    with pytest.raises(AirflowFailException) as caught:
+        GenerationRequest(**wrong)
+    listed = str(caught.value).removeprefix("Nothing was sent. Please correct ").split("; ")
+    assert [mistake.partition(" = ")[0] for mistake in listed] == list(wrong)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("seed", 10**5000),
+        ("loras", {"a/b": 10**5000}),
+        ("loras", '{"a":' * 100_000),
+        ("loras", dict.fromkeys("abcdef", 10**308)),
+        ("image_url", "[" * 100_000),
+        ("image_url", nested(100_000)),
+        ("extra_parameters", '{"a":' * 100_000),
+        ("extra_parameters", {"a": nested(100_000)}),
+        ("extra_parameters", {"a": 10**5000}),
+        ("image_url", "data:image/png," + "A" * 100_000),
+        ("size", "9" * 100_000),
+    ],
+    ids=range(11),
+)
+def test_a_monstrous_value_is_a_mistake_like_any_other_and_is_not_shown_whole(
+    parameter: str, value: Any
+) -> None:
+    message = mistakes(model="FLUX", **{parameter: value})
+    assert f"{parameter} = " in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("nothing", [None, "", "None", "null", "[]", "{}", [], {}, ()], ids=repr)
+@pytest.mark.parametrize(
+    "parameter", ["size", "seed", "steps", "guidance", "image_url", "loras", "extra_parameters"]
+)
+def test_what_is_empty_counts_as_not_given_and_is_not_sent(parameter: str, nothing: Any) -> None:
+    request = asking(**{parameter: nothing})
+    assert request == asking()
+    assert request.to_json() == request.summary() == {"model": "some/model", "prompt": "a cat"}
+
+
+@pytest.mark.parametrize("nothing", [None, "", "None", "null"])
+def test_an_empty_negative_prompt_is_not_sent(nothing: Any) -> None:
+    assert "negative_prompt" not in asking(negative_prompt=nothing).to_json()
+
+
+@pytest.mark.parametrize(
+    ("family", "least", "most", "model"),
+    [
+        *[
+            ("Stable Diffusion", 64, 2048, model)
+            for model in (
+                "AI-ModelScope/stable-diffusion-v1-5",
+                "stabilityai/stable-diffusion-xl-base-1.0",
+                "someone/StableDiffusion",
+                "someone/Stable Diffusion 3",
+                "MusePublic/14_ckpt_SD_XL",
+                "someone/sd1.5-anime",
+                "someone/sd-3.5-large",
+                "SDXL",
+            )
+        ],
+        *[
+            ("FLUX", 64, 1024, model)
+            for model in (
+                "black-forest-labs/FLUX.1-Krea-dev",
+                "MusePublic/489_ckpt_FLUX_1",
+                "someone/my-flux",
+                "flux",
+            )
+        ],
+        *[
+            ("Qwen-Image", 64, 1664, model)
+            for model in (
+                "Qwen/Qwen-Image",
+                "Qwen/Qwen-Image-Edit-2509",
+                "Qwen/Qwen-Image-2512",
+                "a/qwen_image_lora",
+            )
+        ],
+        *[
+            ("Z-Image", 512, 2048, model)
+            for model in ("Tongyi-MAI/Z-Image-Turbo", "someone/z_image", "Z-Image")
+        ],
+    ],
+)
+def test_a_size_is_held_to_the_range_of_the_models_family(
+    family: str, least: int, most: int, model: str
+) -> None:
+    for size in (f"{least}x{most}", f"{most}x{least}"):
+        assert asking(model=model, size=size).size == size
+    for size in (f"{least - 1}x{most}", f"{least}x{most + 1}", f"{most}x{least - 1}", f"{most + 1}x{least}"):
+        message = mistakes(model=model, size=size)
+        assert f"size = {size!r}: {family} models draw {least}x{least} to {most}x{most}" in message
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "brand/new-model",
+        "MAILAND/majicflus_v1",
+        "Qwen/Qwen2.5-VL-7B",
+        "black-forest-labs/FLUX.2-dev",
+        "someone/flux-2-klein",
+        "someone/flux3",
+        "Qwen/Qwen-Image-2.0",
+        "Tongyi-MAI/Z-Image-2.0",
+        "FLUX/something-else",
+        "stable-diffusion/something-else",
+        "Qwen-Image/z/other",
+        "someone/influx",
+        "someone/jazz-image",
+        "someone/wsd1",
+        "someone/sd-card",
+        "someone/flux-to-sdxl",
+    ],
+)
+def test_a_size_passes_where_the_family_is_not_known(model: str) -> None:
+    assert asking(model=model, size="1x99999").size == "1x99999"
+
+
+def test_a_request_with_everything_is_sent_exactly_as_asked() -> None:
+    asked: dict[str, Any] = {
+        "model": "Qwen/Qwen-Image-Edit",
+        "prompt": "一只金色的猫 😀",
+        "negative_prompt": "模糊",
+        "size": "1664x64",
+        "seed": 7,
+        "steps": 30,
+        "guidance": 3.5,
+        "image_url": ["https://a.example/1.png", DATA_URI],
+        "loras": {"a/b": 0.25, "c/d": 0.75},
+    }
+    extra = {"n": None, "style": {"名": ["a", 1, 1.5, True]}, "true_cfg_scale": 4}
+    body = GenerationRequest(**asked, extra_parameters=extra).to_json()
+    assert body == {**asked, **extra}
+    assert json.loads(json.dumps(body)) == body
+
+
+def test_extra_parameters_may_be_json_text_and_nested() -> None:
+    assert asking(extra_parameters='{"a": [{"b": "猫"}]}').to_json()["a"] == [{"b": "猫"}]
+    assert asking(extra_parameters={"a": (1, 2)}).to_json()["a"] == [1, 2]
+    assert asking(extra_parameters={"a": nested(50)}).to_json()["a"] == nested(50)
+
+
+def test_a_request_does_not_change_with_the_mappings_it_was_made_from() -> None:
+    pictures, loras, extra = ["https://a.example/1.png"], {"a/b": 1.0}, {"a": [1]}
+    request = asking(image_url=pictures, loras=loras, extra_parameters=extra)
+    before = json.dumps(request.to_json())
+    pictures.append("cat.png")
+    loras["c/d"] = 2.0
+    extra["a"].append(2)
+    assert json.dumps(request.to_json()) == before
+
+
+@pytest.mark.parametrize("parameter", [field.name for field in fields(GenerationRequest)])
+def test_a_request_is_frozen(parameter: str) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(asking(), parameter, None)
+
+
+@pytest.mark.parametrize("url", STORED)
+def test_a_path_in_object_storage_passes_but_is_never_sent(url: str) -> None:
+    for pictures, stored in ((url, [url]), ([DATA_URI, url, "HTTPS://a.example/1.png"], [url])):
+        request = asking(image_url=pictures)
+        assert request.stored_images == stored
+        with pytest.raises(InvalidRequestError, match="ModelScope cannot read object storage") as caught:
+            request.to_json()
+        assert str(caught.value).startswith(f"image_url = {url!r}: ")
+
+
+@pytest.mark.parametrize("pictures", [None, DATA_URI, [DATA_URI, "https://a.example/1.png"]], ids=type)
+def test_what_modelscope_can_read_is_not_a_stored_image(pictures: Any) -> None:
+    assert asking(image_url=pictures).stored_images == []
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://me:secret@a.example/1.png", "https://...@a.example/1.png"),
+        ("HTTP://secret@a.example/1.png?a=secret", "HTTP://...@a.example/1.png?..."),
+    ],
+)
+def test_a_password_in_a_pictures_url_is_sent_but_kept_nowhere(url: str, kept: str) -> None:
+    request = asking(image_url=url)
+    assert request.to_json()["image_url"] == url
+    assert request.summary()["image_url"] == kept
+    for public in ("https://a.example/@1.png", "s3://conn@bucket/1.png"):
+        assert asking(image_url=public).summary()["image_url"] == public
+
+
+def test_a_summary_shows_everything_but_the_pictures_bytes() -> None:
+    long = "data:image/png;base64," + "A" * 10_000
+    short = long[:280] + "... (10022 characters)"
+    asked = {"seed": 0, "loras": {"a/b": 1.0}, "extra_parameters": {"n": 1}, "negative_prompt": "fog"}
+    whole = {"model": "some/model", "prompt": "a cat", **asked}
+    assert asking(**asked).summary() == whole
+    assert asking(**asked, image_url=long).summary() == {**whole, "image_url": short}
+    pictures = [long, long[:300], DATA_URI, "s3://bucket/cat.png"]
+    assert asking(image_url=pictures).summary()["image_url"] == [short, *pictures[1:]]
+    assert asking(image_url=long).to_json()["image_url"] == long

@@ -1,0 +1,293 @@
+"""Months later an image tells how it was made: beside it, inside it, and on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image as Pillow
+
+from airflow_provider_modelscope import __version__
+from airflow_provider_modelscope.exceptions import InvalidDestinationError
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.images.image import Image
+from airflow_provider_modelscope.images.object_storage import Destination, Document
+from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
+from airflow_provider_modelscope.protocol.request import GenerationRequest
+from airflow_provider_modelscope.provenance.__main__ import main, read_provenance
+from airflow_provider_modelscope.provenance.record import IPTC, LABEL, MADE_BY_AI, NAMESPACE, Provenance
+from airflow_provider_modelscope.provenance.xmp import Property, packet_of, properties_of, with_properties
+from airflow_provider_modelscope.tasks.storing import finished_generation
+from airflow_provider_modelscope.xcoms import StoredImage, Submission
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.emulator import Emulator
+
+STORED = StoredImage(
+    uri="s3://bucket/42-1.png",
+    storage_conn_id=None,
+    content_type="image/png",
+    width=1,
+    height=1,
+    size_bytes=1,
+    sha256="00" * 32,
+    seed=None,
+    model=None,
+    generation_id="42",
+    parameters={},
+    duration_ms=None,
+)
+PROMPT = (
+    '金色的猫 & "dogs" <script>alert(1)</script>\nsecond line 🐈 👩\u200d🚀 '
+    "https://x.example/a?b=1  می\u200cخواهم\u3000\tend "
+)
+ASKED: dict[str, Any] = {
+    "model": "Qwen/Qwen-Image",
+    "prompt": PROMPT,
+    "negative_prompt": "blur",
+    "size": "96x64",
+    "loras": {"a/b": 0.4, "c/d": 0.6},
+}
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
+
+def drawn(folder: Path, context: Any, name: str = "cat.png", **options: Any) -> Path:
+    """Draw an image with the one-step operator, and return where it is."""
+    asked = {**ASKED, "destination": f"file://{folder}/{name}", **options}
+    [uri] = ModelScopeImageGenerationOperator(task_id="draw", **asked).execute(context)
+    return Path(uri.removeprefix("file://"))
+
+
+def own_properties(file: Path) -> dict[str, str]:
+    properties = properties_of(packet_of(file.read_bytes()) or "")
+    return {name: text for (namespace, name), text in properties.items() if namespace == NAMESPACE}
+
+
+class TestSidecar:
+    def test_it_tells_the_whole_story(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+        file = drawn(tmp_path, context, sidecar=True)
+        told = json.loads((tmp_path / "cat.png.json").read_text())
+        [image] = context["ti"].pushed["images"]
+        assert image["sidecar_uri"] == f"file://{file}.json"
+        submitted_at, stored_at = told.pop("submitted_at"), told.pop("stored_at")
+        assert submitted_at <= stored_at
+        assert submitted_at.endswith("+00:00")
+        assert told.pop("request_id")
+        assert told == {
+            **{name: image[name] for name in ("uri", "sha256", "size_bytes", "content_type", "width", "height")},
+            "seed": image["seed"],
+            "model": "Qwen/Qwen-Image",
+            "generation_id": image["generation_id"],
+            "request": ASKED,
+            "parameters_used": {
+                "seed": image["seed"], "width": 96, "height": 64, "guidanceScale": 7.5,
+                "numInferenceSteps": 30, "sampler": "Euler a", "prompt": PROMPT, "negativePrompt": "blur",
+            },
+            "duration_ms": image["duration_ms"],
+            "dag_id": "a_dag",
+            "run_id": "a_run",
+            "task_id": "a_task",
+            "map_index": -1,
+            "provider": f"airflow-provider-modelscope {__version__}",
+        }  # fmt: skip
+
+    def test_nobody_gets_one_who_did_not_ask(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+        file = drawn(tmp_path, context)
+        assert list(tmp_path.iterdir()) == [file]
+        assert context["ti"].pushed["images"][0]["sidecar_uri"] is None
+
+    def test_no_signature_and_no_picture_stands_in_it(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        generation = finished_generation(ModelScopeHook(), submitted())
+        used = {
+            "image_url": "https://images.example/a.png?Signature=secret",
+            "nested": [{"source": f"data:image/png;base64,{'A' * 9000}"}],
+            "deep": [[[[[[[["so deep"]]]]]]]],
+            "text": "is this a://b?c d",
+        }
+        provenance = Provenance(generation=replace(generation, parameters=used), submission=None)
+        document = provenance.document(STORED, context)
+        assert b"secret" not in document
+        assert b"so deep" not in document
+        assert len(document) < 2000
+        assert json.loads(document)["parameters_used"]["text"] == used["text"]
+
+    def test_halves_of_surrogate_pairs_do_no_harm(self, emulator: Emulator, context: Any) -> None:
+        generation = finished_generation(ModelScopeHook(), submitted())
+        provenance = Provenance(generation=replace(generation, parameters={"x": "\ud83d"}), submission=None)
+        assert json.loads(provenance.document(STORED, context))
+
+    def test_one_that_cannot_be_stored_is_an_error_that_names_it(self, tmp_path: Path) -> None:
+        (tmp_path / "1-1.png.json").mkdir()
+        destination = Destination.parse(f"file://{tmp_path}/")
+        with pytest.raises(InvalidDestinationError, match=r"1-1\.png\.json.*cannot be written"):
+            destination.store_beside(f"file://{tmp_path}/1-1.png", Document(content=b"{}"), generation_id="1")
+
+    @pytest.mark.parametrize("name", ["cat.png", f"{'x' * 247}.png"], ids=["a folder", "a long name"])
+    def test_one_that_could_not_be_stored_is_found_before_anything_is_paid_for(
+        self, emulator: Emulator, context: Any, tmp_path: Path, name: str
+    ) -> None:
+        (tmp_path / "cat.png.json").mkdir()
+        with pytest.raises(InvalidDestinationError, match="the sidecar beside it"):
+            drawn(tmp_path, context, name, sidecar=True)
+        assert not emulator.requests
+
+
+def submitted() -> str:
+    return ModelScopeHook().submit_generation(GenerationRequest(**ASKED))
+
+
+class TestEmbedded:
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+    def test_the_file_itself_tells_how_it_was_made_and_keeps_the_services_label(
+        self, emulator: Emulator, context: Any, tmp_path: Path, suffix: str
+    ) -> None:
+        file = drawn(tmp_path, context, f"cat.{suffix}", embed_metadata=True)
+        packet = packet_of(file.read_bytes()) or ""
+        [served] = emulator.served.values()
+        label = (packet_of(served) or "").split("<rdf:RDF", 1)[1].split("</rdf:RDF>")[0]
+        assert label in packet
+        properties = properties_of(packet)
+        assert properties[IPTC, "DigitalSourceType"] == MADE_BY_AI
+        assert LABEL in properties
+        [image] = context["ti"].pushed["images"]
+        assert own_properties(file) == {
+            "generation_id": image["generation_id"],
+            "model": "Qwen/Qwen-Image",
+            "prompt": PROMPT,
+            "negative_prompt": "blur",
+            "size": "96x64",
+            "loras": '{"a/b": 0.4, "c/d": 0.6}',
+            "seed": str(image["seed"]),
+            "steps": "30",
+            "guidance": "7.5",
+        }
+        assert image["size_bytes"] == file.stat().st_size
+        with Pillow.open(file) as opened:
+            assert PROMPT.split(" ")[0] in opened.info["xmp"].decode()
+
+    def test_no_pixel_changes(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+        file = drawn(tmp_path, context, embed_metadata=True)
+        [served] = emulator.served.values()
+        with Pillow.open(file) as embedded, Image.from_bytes(served) as original:
+            assert embedded.tobytes() == Pillow.open(original.file).tobytes()
+
+    def test_an_image_that_cannot_take_it_is_stored_as_it_came_and_that_is_said(
+        self, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "cat.gif")
+        provenance = Provenance(
+            generation=finished_generation(ModelScopeHook(), submitted()),
+            submission=Submission(generation_id="42", model="a/b", submitted_at=5.0, request=ASKED),
+        )
+        with Image.from_bytes((tmp_path / "cat.gif").read_bytes()) as gif:
+            assert provenance.embedded_in(gif) is gif
+        assert "the GIF is stored without metadata" in caplog.text
+
+    def test_where_other_pictures_lie_stays_out_of_a_file_that_may_be_published(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        source = drawn(tmp_path, context, "source.png")
+        given = {"image_url": f"file://{source}", "extra_parameters": {"mask": "s3://conn@bucket/mask.png"}}
+        file = drawn(tmp_path, context, "edited.png", embed_metadata=True, sidecar=True, **given)
+        assert {"image_url", "extra_parameters"}.isdisjoint(own_properties(file))
+        assert json.loads((tmp_path / "edited.png.json").read_text())["request"]["image_url"]
+
+    def test_no_signature_is_kept_of_what_goes_along(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        mask = "https://user:secret@images.example/a.png?Signature=secret"
+        drawn(tmp_path, context, sidecar=True, embed_metadata=True, extra_parameters={"masks": [mask]})
+        assert emulator.requests[0].json["masks"] == [mask]
+        files = [str(file.read_bytes()) for file in tmp_path.iterdir()]
+        for kept in (json.dumps(context["ti"].pushed), *files):
+            assert "secret" not in kept
+
+    def test_the_sidecar_has_the_checksum_of_what_is_stored(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        file = drawn(tmp_path, context, embed_metadata=True, sidecar=True)
+        assert read_provenance(file)["cat.png.json"]["sha256"] == read_provenance(file)["sha256"]
+
+
+class TestCommand:
+    def test_it_prints_what_file_and_sidecar_tell(
+        self, emulator: Emulator, context: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = drawn(tmp_path, context, embed_metadata=True, sidecar=True)
+        assert main([str(file)]) == 0
+        printed = capsys.readouterr().out
+        for line in (
+            "file: PNG, 96x64",
+            "AIGC label: {",
+            f"digital source type: {MADE_BY_AI}",
+            "model: Qwen/Qwen-Image",
+            "negative_prompt: blur",
+            "cat.png.json: {",
+            '"dag_id": "a_dag"',
+        ):
+            assert line in printed
+
+    def test_a_picture_that_does_not_tell_is_said_to(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+        assert main([str(tmp_path / "plain.png")]) == 0
+        assert "does not tell how it was made" in capsys.readouterr().out
+
+    def test_a_property_does_not_pass_for_what_is_seen_of_the_file(self, tmp_path: Path) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+        forged = [Property(namespace=NAMESPACE, prefix="own", name="sha256", text="f00d")]
+        content = with_properties((tmp_path / "plain.png").read_bytes(), forged, own_namespace=NAMESPACE)
+        (tmp_path / "plain.png").write_bytes(content)
+        (tmp_path / "plain.png.json").write_text('{"sha256": "f00d"}')
+        assert read_provenance(tmp_path / "plain.png")["sha256"] == hashlib.sha256(content).hexdigest()
+        assert "another picture" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
+
+    def test_a_sidecar_of_another_picture_is_not_taken_for_its_own(self, tmp_path: Path) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png.json").write_text('{"sha256": "00"}')
+        assert "another picture" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [(None, "No such file"), (b"no picture", "Not a whole picture"), (b"", "Not a whole picture")],
+        ids=str,
+    )
+    def test_what_is_no_picture_is_an_error(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
+    ) -> None:
+        file = tmp_path / "cat.png"
+        if content is not None:
+            file.write_bytes(content)
+        assert main([str(file)]) == 1
+        assert said in capsys.readouterr().err
+
+    @pytest.mark.parametrize("text", ["[]", "no json", "\ud83d".encode(errors="surrogatepass")], ids=repr)
+    def test_a_sidecar_that_is_none_is_an_error(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | bytes
+    ) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+        (tmp_path / "cat.png.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert main([str(tmp_path / "cat.png")]) == 1
+        assert capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--help"]], ids=str)
+    def test_without_a_file_it_says_how_it_is_called(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    ) -> None:
+        assert main(arguments) == 2
+        assert "provenance FILE" in capsys.readouterr().err
+
+
+def test_where_it_can_be_stored_the_sidecar_goes_to_the_same_store(tmp_path: Path) -> None:
+    destination = Destination.parse(f"file://{tmp_path}/")
+    uri = destination.store_beside(f"file://{tmp_path}/a.png", Document(content=b"{}"), generation_id="42")
+    assert uri == f"file://{tmp_path}/a.png.json"
+    assert (tmp_path / "a.png.json").read_bytes() == b"{}"

@@ -1,0 +1,72 @@
+"""Dags scheduled on a task's outlets are told of the images that it stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import Asset, AssetAlias
+from airflow.sdk.execution_time.context import OutletEventAccessors
+
+from airflow_provider_modelscope.tasks.assets import TOLD, emit_asset_events
+from airflow_provider_modelscope.xcoms import StoredImage
+
+if TYPE_CHECKING:
+    import pytest
+
+IMAGES = [
+    StoredImage(
+        uri=f"s3://bucket/42-{number}.png",
+        storage_conn_id="my_s3",
+        content_type="image/png",
+        width=64,
+        height=32,
+        size_bytes=5,
+        sha256="ab" * 32,
+        seed=5,
+        model="a/b",
+        generation_id="42",
+        parameters={"prompt": "A cat"},
+        duration_ms=None,
+    )
+    for number in (1, 2)
+]
+WHAT_IS_TOLD = [{name: getattr(image, name) for name in TOLD} for image in IMAGES]
+
+
+def told(*outlets: Any, images: Sequence[StoredImage] = IMAGES) -> Any:
+    context: Any = {"outlets": list(outlets), "outlet_events": OutletEventAccessors()}
+    emit_asset_events(images, context)
+    return context["outlet_events"]
+
+
+def test_an_asset_gets_every_image_as_extra() -> None:
+    asset = Asset("pictures")
+    assert told(asset)[asset].extra == {"images": WHAT_IS_TOLD}
+
+
+def test_an_alias_gets_every_image_as_an_asset() -> None:
+    alias = AssetAlias("pictures")
+    events = told(alias)[alias].asset_alias_events
+    assert [event.dest_asset_key.uri for event in events] == [image.uri for image in IMAGES]
+    assert [event.extra for event in events] == WHAT_IS_TOLD
+
+
+def test_the_prompt_is_not_told() -> None:
+    assert "A cat" not in str(WHAT_IS_TOLD)
+
+
+def test_other_outlets_and_none_are_left_alone() -> None:
+    told("a table of some other kind")
+    emit_asset_events(IMAGES, {"ti": None})  # type: ignore[typeddict-item]
+
+
+def test_an_image_that_cannot_be_an_asset_is_said_and_the_others_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = [replace(IMAGES[0], uri=f"s3://bucket/{'x' * 1600}.png"), IMAGES[1]]
+    alias = AssetAlias("pictures")
+    events = told(alias, images=images)[alias].asset_alias_events
+    assert [event.dest_asset_key.uri for event in events] == [IMAGES[1].uri]
+    assert "cannot be an asset" in caplog.text

@@ -1,0 +1,79 @@
+"""OpenLineage is told what went in and what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
+from airflow_provider_modelscope.tasks.lineage import lineage_of
+from airflow_provider_modelscope.xcoms import StoredImage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_provider_modelscope.emulator import Emulator
+
+
+pytest.importorskip("airflow.providers.openlineage", reason="its provider")
+
+
+def image(uri: str, **parameters: Any) -> StoredImage:
+    return StoredImage(
+        uri=uri,
+        storage_conn_id=None,
+        content_type="image/png",
+        width=1,
+        height=1,
+        size_bytes=1,
+        sha256="",
+        seed=None,
+        model=parameters.get("model"),
+        generation_id="42",
+        parameters=parameters,
+        duration_ms=None,
+    )
+
+
+def names(datasets: Any) -> list[tuple[str, str]]:
+    return [(dataset.namespace, dataset.name) for dataset in datasets]
+
+
+def test_the_model_and_the_pictures_to_edit_go_in_and_objects_come_out() -> None:
+    sources = ["s3://in/a/b.png", "https://images.example/c.png?...", "data:image/png;base64,AAAA"]
+    stored = [image(f"s3://out/x/{n}.png", model="a/b", image_url=sources) for n in (1, 2)]
+    lineage = lineage_of(stored)
+    assert names(lineage.inputs) == [
+        ("modelscope", "a/b"),
+        ("s3://in", "a/b.png"),
+        ("https://images.example", "c.png"),
+    ]
+    assert names(lineage.outputs) == [("s3://out", "x/1.png"), ("s3://out", "x/2.png")]
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("file:///tmp/a.png", ("file", "/tmp/a.png")),  # noqa: S108
+        ("gs://bucket/a b.png", ("gs://bucket", "a b.png")),
+        ("abfs://container/a.png", ("abfs://container", "a.png")),
+        ("s3://conn@bucket/a.png", ("s3://bucket", "a.png")),
+    ],
+)
+def test_objects_are_named_as_openlineage_does(uri: str, name: tuple[str, str]) -> None:
+    assert names(lineage_of([image(uri)]).outputs) == [name]
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_task_tells_of_what_it_stored_and_before_that_of_nothing(
+    emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    draw = ModelScopeImageGenerationOperator(
+        task_id="draw", model="a/b", prompt="A cat", destination=f"file://{tmp_path}/cat.png"
+    )
+    assert names(draw.get_openlineage_facets_on_complete(context["ti"]).outputs) == []
+    draw.execute(context)
+    lineage = draw.get_openlineage_facets_on_complete(context["ti"])
+    assert names(lineage.inputs) == [("modelscope", "a/b")]
+    assert names(lineage.outputs) == [("file", f"{tmp_path}/cat.png")]

@@ -1,0 +1,308 @@
+"""A wait looks soon at first and at its deadline last, and ends only where waiting does not help."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope import exceptions
+from airflow_provider_modelscope.exceptions import (
+    GenerationTimeoutError,
+    ModelScopeError,
+    ModelScopeFinalError,
+    ModelScopeRetryableError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
+from airflow_provider_modelscope.protocol.generation import ErrorDetail, Generation
+from airflow_provider_modelscope.protocol.messages import HttpResponse
+from airflow_provider_modelscope.waiting.backoff import Cooldown
+from airflow_provider_modelscope.waiting.intervals import SeenTimes
+from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
+
+START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
+
+ERRORS = [
+    kind
+    for kind in vars(exceptions).values()
+    if isinstance(kind, type) and issubclass(kind, ModelScopeError) and kind.__module__ == exceptions.__name__
+]
+FINAL = [kind for kind in ERRORS if issubclass(kind, ModelScopeFinalError)]
+PASSING = [kind for kind in ERRORS if not issubclass(kind, ModelScopeFinalError)]
+
+
+def generation(status: str, message: str = "", *images: str) -> Generation:
+    error = ErrorDetail(message=message)
+    return Generation(generation_id="42", status=status, output_images=images, error=error)
+
+
+RUNNING = generation("PROCESSING")
+DONE = generation("SUCCEED", "", "https://a.example/1.png")
+FAILED = generation("FAILED", "boom")
+MISSING = generation("FAILED", "task not found")
+EMPTY = generation("SUCCEED")
+
+
+def waiting(*, seconds: float = 900, **arguments: Any) -> PollSchedule:
+    return PollSchedule(
+        "42", **{"submitted_at": START, "end_time": START + seconds, "poll_interval": 15, **arguments}
+    )
+
+
+def gaps(ages: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(ages)]
+
+
+def looks(wait: PollSchedule, look: Generation | ModelScopeError) -> list[float]:
+    """Return at which ages the wait looks, where every look gives the same, until it gives up."""
+    ages = [0.0]
+    while True:
+        try:
+            outcome = wait.after(look, now=START + ages[-1])
+        except GenerationTimeoutError:
+            return ages
+        assert isinstance(outcome, float)
+        assert outcome > 0
+        ages.append(ages[-1] + outcome)
+
+
+def test_the_quick_looks_come_every_second_then_after_an_eighth_of_the_age() -> None:
+    ages = looks(waiting(seconds=48, fast_poll_until_age=10), RUNNING)
+    assert ages[:11] == pytest.approx([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10.125], abs=1e-3)
+    for gap in gaps(ages[10:-1]):  # then as without them
+        assert 4.5 <= gap <= 5.5
+
+
+@pytest.mark.parametrize("poll_interval", [60, 15, 5, 1.5, 1, 0.1, 0, -5])
+@pytest.mark.parametrize("age", [-3600, 0, 4, 7.9, 20, 500])  # -3600: the clock was set back
+@pytest.mark.parametrize("fast_poll_until_age", [0, 8])
+@pytest.mark.parametrize(
+    "look", [RUNNING, EMPTY, ServiceUnavailableError("gone")], ids=["runs", "odd", "fault"]
+)
+def test_no_look_comes_sooner_than_a_second_or_later_than_the_interval(
+    look: Any, fast_poll_until_age: float, age: float, poll_interval: float
+) -> None:
+    wait = waiting(poll_interval=poll_interval, fast_poll_until_age=fast_poll_until_age)
+    outcome = wait.after(look, now=START + age)
+    assert isinstance(outcome, float)
+    assert 1 <= outcome <= max(1, poll_interval)
+
+
+def test_the_last_look_falls_on_the_deadline() -> None:
+    wait = waiting(seconds=100)
+    assert wait.after(RUNNING, now=START + 97.5) == 2.5
+    assert wait.after(ServiceUnavailableError("gone"), now=START + 99.75) == 0.25
+    with pytest.raises(GenerationTimeoutError):
+        wait.after(RUNNING, now=START + 100)
+
+
+@pytest.mark.parametrize("ended", [DONE, FAILED], ids=["SUCCEED", "FAILED"])
+@pytest.mark.parametrize("age", [0, 99, 100, 5000])
+def test_a_finished_generation_ends_the_wait_at_any_age_even_after_the_deadline(
+    ended: Generation, age: float
+) -> None:
+    assert waiting(seconds=100).after(ended, now=START + age) is ended
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> SeenTimes:
+    """What this process has seen: nothing yet."""
+    seen = SeenTimes()
+    monkeypatch.setattr("airflow_provider_modelscope.waiting.poll.SEEN_TIMES", seen)
+    return seen
+
+
+def took(duration_ms: float | None) -> Generation:
+    return replace(DONE, duration_ms=duration_ms)
+
+
+def test_what_a_wait_has_seen_makes_later_ones_of_that_model_look_at_the_right_time(seen: SeenTimes) -> None:
+    for number in range(20):
+        wait = waiting(model="a/b")
+        wait.after(RUNNING, now=START + 39)
+        wait.after(took(40_000 + 10 * number), now=START + 41)
+    first = waiting(model="a/b").after(RUNNING, now=START + 25)
+    assert isinstance(first, float)
+    assert 8 <= first <= 15  # not long before the fastest
+    [*before, _deadline] = looks(waiting(model="a/b", seconds=45), RUNNING)
+    assert sum(38 < age < 43 for age in before) >= 2, before
+    for other in (waiting(model="c/d"), waiting()):  # of which nothing was seen
+        assert 4.5 <= float(other.after(RUNNING, now=START + 25)) <= 5.5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "ran_at", "recorded"),
+    [
+        (5412.9, 4, (5.4129, 5.4129)),  # as the service says
+        (5412.9, None, (5.4129, 5.4129)),
+        (5412.9, 6.2, (5.4129, 5.4129)),  # a second of doubt: the clocks begin in two places
+        (None, 6, (6, 8)),  # as it was seen
+        (2000, 6, (6, 8)),  # it contradicts the looks
+        (20_000, 6, (6, 8)),
+        (-1, 6, (6, 8)),
+        (math.nan, 6, (6, 8)),
+        (None, None, None),  # it may have ended at any time
+        (20_000, None, None),
+    ],
+)
+def test_how_long_it_took_is_what_the_service_says_unless_it_was_seen_otherwise(
+    seen: SeenTimes, duration_ms: float | None, ran_at: float | None, recorded: Any
+) -> None:
+    for _ in range(20):
+        wait = waiting(model="a/b")
+        if ran_at is not None:
+            wait.after(RUNNING, now=START + ran_at)
+        wait.after(took(duration_ms), now=START + 8)
+    expected = SeenTimes()
+    for _ in range(20 if recorded else 0):
+        expected.record("a/b", recorded[1], after=recorded[0])
+    assert len(seen.of("a/b")) == len(expected.of("a/b"))
+    assert seen.of("a/b").table(9) == expected.of("a/b").table(9)  # of that interval none is kept yet
+
+
+def test_a_generation_that_failed_teaches_nothing(seen: SeenTimes) -> None:
+    wait = waiting(model="a/b")
+    wait.after(RUNNING, now=START + 1)
+    wait.after(FAILED, now=START + 2)
+    assert not len(seen)
+
+
+def test_not_found_is_a_verdict_only_after_30_seconds() -> None:
+    for age in (0, 10, 29.99):
+        assert isinstance(waiting().after(MISSING, now=START + age), float)
+    assert waiting().after(MISSING, now=START + 30) is MISSING
+
+
+def test_success_without_images_is_looked_at_again() -> None:
+    assert looks(waiting(seconds=3, fast_poll_until_age=8), EMPTY) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_a_fault_that_may_pass_never_ends_a_wait_with_time_left(kind: type[ModelScopeError]) -> None:
+    wait = waiting(seconds=100)
+    for age in (0, 20, 99.9):
+        assert isinstance(wait.after(kind("gone"), now=START + age), float)
+    assert wait.after(DONE, now=START + 100) is DONE
+
+
+@pytest.mark.parametrize("kind", FINAL)
+@pytest.mark.parametrize("age", [0, 5000])
+def test_an_error_that_waiting_does_not_mend_is_raised_at_once_as_it_is(
+    kind: type[ModelScopeError], age: float
+) -> None:
+    error = kind("no")
+    with pytest.raises(kind) as caught:
+        waiting().after(error, now=START + age)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "age", "delay"),
+    [
+        (None, 0, 1),
+        (0, 0, 1),
+        (0.5, 0, 1),
+        (7, 0, 7),
+        (1, 10, 1.25),
+        (300, 0, 300),
+        (301, 0, 300),
+        (1e9, 0, 300),
+        (60, 880, 20),
+    ],
+)
+def test_retry_after_is_honoured_up_to_five_minutes_and_to_the_deadline(
+    retry_after: float | None, age: float, delay: float
+) -> None:
+    error = RateLimitedError("slow down", retry_after=retry_after)
+    assert waiting(fast_poll_until_age=math.inf).after(error, now=START + age) == delay
+
+
+@pytest.mark.parametrize(
+    ("look", "seen"),
+    [
+        (RUNNING, "PROCESSING"),
+        (EMPTY, "SUCCEED without images"),
+        (generation(""), "without a status"),
+        (MISSING, "not found"),
+        (ServiceUnavailableError("gone", code=502), "not to be seen: gone (code 502)"),
+    ],
+    ids=["runs", "no images", "no status", "not found", "fault"],
+)
+def test_a_timeout_names_the_generation_what_was_last_seen_and_the_deadline(look: Any, seen: str) -> None:
+    wait = waiting(seconds=10)
+    assert wait.last_seen == "not seen yet"
+    wait.after(generation("PENDING"), now=START + 9)
+    assert wait.last_seen == "PENDING"
+    with pytest.raises(GenerationTimeoutError) as caught:
+        wait.after(look, now=START + 10)
+    assert wait.last_seen == seen
+    assert str(caught.value) == (
+        f"The generation was {seen} at its deadline, 2023-11-14 22:13:30 UTC. It may yet finish: "
+        "waiting for its id again costs nothing (generation 42)"
+    )
+    assert caught.value.generation_id == "42"
+    assert isinstance(caught.value, ModelScopeRetryableError)
+
+
+def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
+    wait = PollSchedule("42", submitted_at=START, end_time=0, poll_interval=5)
+    assert wait.after(DONE, now=START) is DONE
+    with pytest.raises(GenerationTimeoutError, match="1970-01-01 00:00:00 UTC"):
+        wait.after(RUNNING, now=START)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "execution_timeout", "since", "end"),
+    [
+        (900, None, 0, 900),
+        (900, None, 50, 950),
+        (900, None, -50, 850),
+        (900, 3600, 50, 950),
+        (900, 600, 0, 600),
+        (900, 600, 50, 600),
+        (900, 900, 50, 900),
+        (900, 30, 50, 30),
+        (0, 30, 0, 0),
+        (math.inf, 30, 0, 30),
+        (math.inf, None, 0, 365 * 24 * 3600),
+    ],
+)
+def test_a_wait_ends_with_its_timeout_or_with_the_tasks_execution_timeout(
+    timeout: float, execution_timeout: float | None, since: float, end: float
+) -> None:
+    limit = None if execution_timeout is None else timedelta(seconds=execution_timeout)
+    assert end_of_wait(timeout, limit, since=START + since, started_at=START) == START + end
+
+
+@pytest.mark.parametrize(
+    ("status_code", "headers", "seconds"),
+    [
+        (200, {}, 0),
+        (503, {}, 0),
+        (429, {}, 5),
+        (429, {"Retry-After": "20"}, 20),
+        (503, {"Retry-After": "20"}, 20),
+        (200, {"Retry-After": "0"}, 0),
+        (429, {"Retry-After": "86400"}, 300),
+    ],
+)
+def test_an_account_is_quiet_for_as_long_as_the_service_asks(
+    status_code: int, headers: dict[str, str], seconds: float
+) -> None:
+    quiet = Cooldown()
+    quiet.hear(HttpResponse(status_code=status_code, headers=headers), now=START)
+    assert quiet.seconds(START) == seconds
+    assert quiet.seconds(START + seconds) == 0
+
+
+def test_an_answer_that_asks_for_nothing_does_not_shorten_the_quiet() -> None:
+    quiet = Cooldown()
+    quiet.hear(HttpResponse(status_code=429, headers={"Retry-After": "60"}), now=START)
+    quiet.hear(HttpResponse(status_code=200, headers={}), now=START + 1)
+    quiet.hear(HttpResponse(status_code=429, headers={}), now=START + 2)
+    assert quiet.seconds(START + 10) == 50
