@@ -1,12 +1,12 @@
-"""What the task that submitted recorded of a generation: what it asked for, and when.
+"""The XComs that tasks leave beside their return value: ``request`` and ``images``, as values.
 
-The service's own answer names neither the model nor that time, and a chain hands on nothing but the
-``generation_id``.
+Readers get ``None`` for an entry that they cannot use: any task may push an XCom with the same key.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -14,44 +14,95 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context
 
-# The XComs that our tasks push, beside what they return: what was asked for, and what was stored.
-REQUEST, IMAGES = "request", "images"
+REQUEST = "request"  # one Submission
+IMAGES = "images"  # a list of StoredImage
+
+# The classes of the tasks that push REQUEST, by the names that Airflow's database keeps.
+SUBMITTERS = (
+    "ModelScopeSubmitImageGenerationOperator",
+    "ModelScopeImageGenerationOperator",
+    "_ModelScopeImageDecoratedOperator",
+)
+
+_MAX_NUMBER = 2**53  # the largest integer that every JSON reader keeps exactly
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """What is known of one stored image; an entry of the XCom ``images``.
+    """One stored image; an entry of the XCom ``images``.
 
-    :param storage_conn_id: The connection that it was stored through.
-    :param parameters: What was asked for, and in its place what was really used where the service says so.
-    :param duration_ms: How long the generation took, where the service says so.
-    :param sidecar_uri: The URI of the file beside it that tells how it was made, where one was asked for.
+    Our own tasks set every field that has no default. Other tasks, such as one that moves an image, may leave
+    out all but ``uri``, ``size_bytes`` and ``sha256``.
+
+    :param storage_conn_id: The Airflow connection that it was stored with.
+    :param parameters: The parameters of the request, replaced by those that the service reports as used.
+    :param duration_ms: How long the generation took, if the service reports it.
+    :param sidecar_uri: The URI of its sidecar file, if it has one.
     """
 
     uri: str
     storage_conn_id: str | None
-    content_type: str
-    width: int
-    height: int
+    content_type: str | None
+    width: int | None
+    height: int | None
     size_bytes: int
     sha256: str
     seed: int | None
     model: str | None
-    generation_id: str
+    generation_id: str | None
     parameters: dict[str, Any]
     duration_ms: float | None
     sidecar_uri: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of the XCom."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, entry: Any) -> Self | None:
+        """Return the image that an entry describes, or None if it does not say which bytes are stored where.
+
+        Optional facts of a wrong type become None.
+        """
+        match entry:
+            case {"uri": str(uri), "size_bytes": size, "sha256": str(sha256)}:
+                size_bytes = _integer(size)
+                storage_conn_id = entry.get("storage_conn_id")
+                if (
+                    not size_bytes
+                    or not re.fullmatch("[0-9a-f]{64}", sha256)
+                    or not isinstance(storage_conn_id, str | None)
+                ):
+                    return None
+                parameters = entry.get("parameters")
+                return cls(
+                    uri=uri,
+                    storage_conn_id=storage_conn_id,
+                    content_type=_text(entry.get("content_type")),
+                    width=_integer(entry.get("width")),
+                    height=_integer(entry.get("height")),
+                    size_bytes=size_bytes,
+                    sha256=sha256,
+                    seed=_integer(entry.get("seed")),
+                    model=_text(entry.get("model")),
+                    generation_id=_text(entry.get("generation_id")),
+                    parameters=parameters if isinstance(parameters, dict) else {},
+                    duration_ms=_number(entry.get("duration_ms")),
+                    sidecar_uri=_text(entry.get("sidecar_uri")),
+                )
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A generation that was accepted.
+    """An accepted generation; the XCom ``request``.
 
-    :param submitted_at: When, in epoch seconds.
-    :param request: What was asked for, as :meth:`GenerationRequest.summary` shows it; empty where only the
-        rest is known.
+    The service's responses name neither the model nor the time of the submission.
+
+    :param submitted_at: In epoch seconds.
+    :param request: The parameters, as :meth:`GenerationRequest.summary` returns them; empty if unknown.
     """
 
     generation_id: str
@@ -59,58 +110,79 @@ class Submission:
     submitted_at: float
     request: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the value of the XCom."""
+        return {
+            **self.request,
+            "model": self.model,
+            "generation_id": self.generation_id,
+            "submitted_at": self.submitted_at,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self | None:
+        """Return the submission that a value describes, or None if it describes none."""
+        match value:
+            case {"generation_id": str(generation_id), "model": str(model), "submitted_at": time}:
+                submitted_at = _number(time)
+                if submitted_at is None:
+                    return None
+                not_requested = ("generation_id", "submitted_at")
+                return cls(
+                    generation_id=generation_id,
+                    model=model,
+                    submitted_at=submitted_at,
+                    request={name: value for name, value in value.items() if name not in not_requested},
+                )
+        return None
+
     @classmethod
     def find(cls, generation_id: str, *, task: BaseOperator, context: Context) -> Self | None:
-        """Return what was recorded in this Dag run by a submit task upstream, None where there is none."""
+        """Return what an upstream submit task of this Dag run recorded, or None if none did."""
         for upstream in task.get_flat_relatives(upstream=True):
-            # A mapped task is of another class, which names the one that it makes.
+            # A mapped task has another class, which names the operator's class.
             kind = getattr(upstream, "operator_class", type(upstream))
             if not getattr(kind, "records_submission", False):
                 continue
             found = context["ti"].xcom_pull(task_ids=upstream.task_id, key=REQUEST)
-            for recorded in [found] if isinstance(found, dict) else found or []:
-                submission = cls._from_json(recorded)
+            for value in [found] if isinstance(found, dict) else found or []:
+                submission = cls.from_json(value)
                 if submission and submission.generation_id == generation_id:
                     return submission
         return None
 
     @classmethod
     def own(cls, context: Context) -> Self | None:
-        """Return what this very task instance recorded, None where that cannot be had."""
-        return cls._from_json(own_xcom(context, REQUEST))
-
-    @classmethod
-    def _from_json(cls, recorded: Any) -> Self | None:
-        match recorded:
-            case {
-                "generation_id": str(generation_id),
-                "model": str(model),
-                "submitted_at": float() | int() as submitted_at,
-            }:
-                own = ("generation_id", "submitted_at")
-                return cls(
-                    generation_id=generation_id,
-                    model=model,
-                    submitted_at=submitted_at,
-                    request={name: value for name, value in recorded.items() if name not in own},
-                )
-        return None
+        """Return what this task instance recorded in this attempt, or None if that cannot be read."""
+        return cls.from_json(own_xcom(context, REQUEST))
 
     def record(self, context: Context) -> None:
-        """Push it as XCom: tasks downstream find it there, and people."""
-        value = {**self.request, "generation_id": self.generation_id, "submitted_at": self.submitted_at}
+        """Push the XCom, for downstream tasks and for people. A failure is logged, not raised."""
         try:
-            context["ti"].xcom_push(key=REQUEST, value=value)
-        except Exception as error:  # whatever its backend raises; the generation is made and paid for
-            log.warning("XCom %r of generation %s was not kept: %r", REQUEST, self.generation_id, error)
+            context["ti"].xcom_push(key=REQUEST, value=self.to_json())
+        except Exception as error:  # backends raise any type; the generation is already paid for
+            log.warning("Could not push XCom %r of generation %s: %r", REQUEST, self.generation_id, error)
 
 
 def own_xcom(context: Context, key: str) -> Any:
-    """Return what this very task instance pushed in this try, None where that cannot be had."""
+    """Return what this task instance pushed in this attempt, or None if that cannot be read."""
     ti = context["ti"]
     map_index = -1 if ti.map_index is None else ti.map_index
     try:
         return ti.xcom_pull(task_ids=ti.task_id, key=key, map_indexes=map_index)
-    except Exception as error:  # whatever its backend raises; a generation may be made and paid for
-        log.warning("XCom %r of this task cannot be read: %r", key, error)
+    except Exception as error:  # backends raise any type; a generation may already be paid for
+        log.warning("Could not read XCom %r of this task: %r", key, error)
         return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and _number(value) is not None else None
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value <= _MAX_NUMBER else None

@@ -1,13 +1,13 @@
 """The images of a Dag run in Airflow's own UI, from Airflow 3.1 on.
 
-==============  ===================================================================
-``plugin``      what Airflow loads: two tabs, and where their pages come from
+==============  ========================================================================
+``plugin``      what Airflow loads: two tabs, and the app that serves their pages
 ``app``         the routes, each behind Airflow's own authorization
-``metadata``    what Airflow's database holds of a run; nothing else reads it
-``cards``       what is shown of it
-``pictures``    images out of object storage, and small ones of them
-``page.*``      how it looks, and what moves on it
-==============  ===================================================================
+``metadata``    reads a run's XComs and task states from Airflow's database
+``cards``       decides what is shown of them
+``files``       reads images from object storage and makes thumbnails
+``page.*``      the page: HTML, CSS and JavaScript
+==============  ========================================================================
 
-The plugin is loaded into every process of Airflow, so the rest is imported when somebody looks.
+Airflow loads the plugin into all of its processes, so the other modules are imported on the first request.
 """

@@ -1,7 +1,7 @@
-"""The gallery's routes. Each asks Airflow whether this person may read the XComs of that Dag.
+"""The gallery's routes. Each asks Airflow whether the user may read the XComs of the Dag.
 
-An image is named by its task instance and its number, never by an address: what is served is what that task's
-XCom names.
+The query names an image by its task instance and number, never by its URI, so only images in that task's XCom
+can be served.
 """
 
 from __future__ import annotations
@@ -20,33 +20,39 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from airflow_provider_modelscope.gallery.cards import StoredPicture, cards_of
-from airflow_provider_modelscope.gallery.files import SIDE, NotShownError, small, whole
+from airflow_provider_modelscope.gallery.cards import cards_of
+from airflow_provider_modelscope.gallery.files import (
+    THUMBNAIL_SIDE,
+    ImageUnavailableError,
+    make_thumbnail,
+    read_image,
+)
 from airflow_provider_modelscope.gallery.metadata import read_images, read_run
 from airflow_provider_modelscope.links import image_query
+from airflow_provider_modelscope.xcoms import StoredImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-THREADS = 4  # of the API server's forty: pictures must not hold up the others' pages
+THREADS = 4  # for images. The API server's other pages share 40 others.
 
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-# Asked for anew each time, since rights may be taken away; what has not changed is not sent again.
-_PICTURE_HEADERS = {
+# Browsers revalidate each time, because permissions can be revoked; unchanged images are not sent again.
+_IMAGE_HEADERS = {
     **_HEADERS,
     "Cache-Control": "private, no-cache",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_SENTENCES = {
+_MESSAGES = {
     401: "Sign in to Airflow to see these images.",
-    403: "You may not see these images: that takes the permission to read the XComs of this Dag.",
+    403: "You are not allowed to see these images. You need permission to read the XComs of this Dag.",
 }
 
 
 @cache
 def make_app() -> FastAPI:
-    """Return the app that Airflow mounts; there is one in each process."""
+    """Return the app that Airflow mounts, one per process."""
     may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
     app = FastAPI(
         title="ModelScope images", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[may_read]
@@ -54,17 +60,18 @@ def make_app() -> FastAPI:
     app.add_api_route("/images", images)
     app.add_api_route("/image", image)
     app.add_api_route("/thumbnail", thumbnail)
-    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(HTTPException, _error_response)
     return app
 
 
 async def images(request: Request, dag_id: str = "") -> Response:
-    """Show the images of a Dag run, or of one of its task instances."""
+    """Show the images of a Dag run or of one of its task instances."""
     return await to_thread.run_sync(_images, request, dag_id)
 
 
 def _images(request: Request, dag_id: str) -> Response:
-    run_id, task_id, map_index = _named(request, "run_id"), _named(request, "task_id"), _map_index(request)
+    run_id, task_id = _query_value(request, "run_id"), _query_value(request, "task_id")
+    map_index = _map_index(request)
     run = read_run(dag_id, run_id)
     if run is None:
         raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
@@ -72,92 +79,94 @@ def _images(request: Request, dag_id: str) -> Response:
     cards = [card for group in groups.values() for card in group]
     return _page(
         groups=groups,
-        nothing="This task has no images." if task_id else "This run has no images.",
-        place=_place(dag_id, run_id, task_id, map_index),
-        place_name=" / ".join(filter(None, (dag_id, run_id, task_id))),
-        stored=sum(1 for card in cards if card.number),
-        coming=sum(1 for card in cards if not card.is_over),
-        missing=sum(1 for card in cards if card.is_over and not card.number),
-        is_live=not run.is_over,
+        message="This task has no images." if task_id else "This run has no images.",
+        airflow_path=_airflow_path(dag_id, run_id, task_id, map_index),
+        title=" / ".join(filter(None, (dag_id, run_id, task_id))),
+        stored=sum(1 for card in cards if card.image),
+        pending=sum(1 for card in cards if card.is_pending),
+        missing=sum(1 for card in cards if not card.image and not card.is_pending),
+        is_live=not run.is_finished,
         query=lambda card: image_query(dag_id, run_id, card.task_id, card.map_index, card.number),
-        side=SIDE,
+        thumbnail_side=THUMBNAIL_SIDE,
     )
 
 
 async def image(request: Request, dag_id: str = "") -> Response:
-    """Serve an image as it is stored."""
-    picture = await _picture(request, dag_id)
+    """Serve a stored image, byte for byte."""
+    stored = await _stored_image(request, dag_id)
 
     def content() -> tuple[bytes, str]:
-        return whole(picture)
+        return read_image(stored)
 
-    return await _serve(request, content, etag=f'"{picture.sha256}"')
+    return await _serve(request, content, etag=f'"{stored.sha256}"')
 
 
 async def thumbnail(request: Request, dag_id: str = "") -> Response:
-    """Serve an image made small."""
-    picture = await _picture(request, dag_id)
+    """Serve the thumbnail of a stored image."""
+    stored = await _stored_image(request, dag_id)
 
     def content() -> tuple[bytes, str]:
-        return small(picture, now=time.time()), "image/webp"
+        return make_thumbnail(stored, now=time.time()), "image/webp"
 
-    return await _serve(request, content, etag=f'"{picture.sha256}-{SIDE}"')
+    return await _serve(request, content, etag=f'"{stored.sha256}-{THUMBNAIL_SIDE}"')
 
 
-async def _picture(request: Request, dag_id: str) -> StoredPicture:
-    """Return the image that the query names, as the XCom of that task instance tells of it."""
-    run_id, task_id, number = (_named(request, name) for name in ("run_id", "task_id", "number"))
+async def _stored_image(request: Request, dag_id: str) -> StoredImage:
+    """Return the image that the query names, as that task instance's XCom describes it."""
+    run_id, task_id = _query_value(request, "run_id"), _query_value(request, "task_id")
+    number = _integer(_query_value(request, "number") or "1")
     pushed = await to_thread.run_sync(read_images, dag_id, run_id, task_id, _map_index(request))
-    picture = StoredPicture.of(pushed, _integer(number or "1"))
-    if picture is None:
-        raise HTTPException(404, "No task has told of such an image.")
-    return picture
+    entry = pushed[number - 1] if isinstance(pushed, list) and 0 < number <= len(pushed) else None
+    stored = StoredImage.from_json(entry)
+    if stored is None:
+        raise HTTPException(404, f"This task instance has no image {number}.")
+    return stored
 
 
 async def _serve(request: Request, content: Callable[[], tuple[bytes, str]], *, etag: str) -> Response:
-    headers = {**_PICTURE_HEADERS, "ETag": etag}
+    headers = {**_IMAGE_HEADERS, "ETag": etag}
     if etag in request.headers.get("If-None-Match", ""):
         return Response(status_code=304, headers=headers)
     try:
         body, content_type = await to_thread.run_sync(content, limiter=_limiter())
-    except NotShownError as error:
+    except ImageUnavailableError as error:
         raise HTTPException(404, str(error)) from error
     return Response(body, media_type=content_type, headers=headers)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    """Say why there is nothing to see: as a page, or as text in the place of a picture."""
+async def _error_response(request: Request, error: Exception) -> Response:
+    """Explain an error: as a page for the gallery, as plain text for an image."""
     if not isinstance(error, HTTPException):
         raise error
-    is_nobody = error.status_code == 401 or error.detail == "Invalid JWT token"  # which comes as 403
-    sentence = _SENTENCES.get(401 if is_nobody else error.status_code, str(error.detail))
+    is_signed_out = error.status_code == 401 or error.detail == "Invalid JWT token"  # Airflow sends 403
+    message = _MESSAGES.get(401 if is_signed_out else error.status_code, str(error.detail))
     if request.url.path.endswith("/images"):
-        sign_in = _sign_in(request) if is_nobody else None
-        return _page(nothing=sentence, sign_in=sign_in, status_code=error.status_code)
+        sign_in = _sign_in_path(request) if is_signed_out else None
+        return _page(message=message, sign_in=sign_in, status_code=error.status_code)
     return Response(
-        sentence,
+        message,
         status_code=error.status_code,
         media_type="text/plain; charset=utf-8",
         headers={**_HEADERS, "Cache-Control": "no-store"},
     )
 
 
-def _sign_in(request: Request) -> str:
-    """Return where Airflow asks for the login, from where it leads back."""
-    asked = quote(f"{request.url.path}?{request.url.query}", safe="")
+def _sign_in_path(request: Request) -> str:
+    """Return the path of Airflow's login, which leads back to this request."""
+    back = quote(f"{request.url.path}?{request.url.query}", safe="")
     if AIRFLOW_VERSION.startswith("3.1."):
-        asked = quote(asked, safe="")  # it puts it into another address as it is
-    return f"../api/v2/auth/login?next={asked}"
+        back = quote(back, safe="")  # Airflow 3.1 puts it into a redirect without encoding it
+    return f"../api/v2/auth/login?next={back}"
 
 
-def _page(*, status_code: int = 200, **shown: Any) -> Response:
+def _page(*, status_code: int = 200, **values: Any) -> Response:
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; img-src 'self'; connect-src 'self'; script-src 'nonce-{nonce}'; "
         f"style-src 'nonce-{nonce}'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
     )
     return Response(
-        _template().render(nonce=nonce, **shown),
+        _template().render(nonce=nonce, **values),
         status_code=status_code,
         media_type="text/html; charset=utf-8",
         headers={**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": policy},
@@ -172,9 +181,9 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = files("airflow_provider_modelscope") / "gallery"
+    folder = files("airflow_provider_modelscope") / "gallery"
     return environment.get_template(
-        "page.html", globals={name: (own / f"page.{name}").read_text() for name in ("css", "js")}
+        "page.html", globals={name: (folder / f"page.{name}").read_text() for name in ("css", "js")}
     )
 
 
@@ -183,30 +192,30 @@ def _limiter() -> CapacityLimiter:
     return CapacityLimiter(THREADS)
 
 
-def _place(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    """Return the page of Airflow's UI that these images belong to, from here."""
+def _airflow_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the path of the run's or the task instance's page in Airflow's UI, relative to the gallery."""
     run = f"../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
     mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
     return f"{run}/tasks/{quote(task_id, safe='')}{mapped}" if task_id else run
 
 
-def _named(request: Request, name: str) -> str:
-    """Return a value of the query, "" where there is none.
+def _query_value(request: Request, name: str) -> str:
+    """Return a value of the query, or "" if it has none.
 
-    Airflow 3.1 fills in a run's id as it is, and the + of its time zone would be read as a space. Never for
-    the Dag's id: that has to be the one that was authorized.
+    Airflow 3.1 does not encode a run's id, so the + of its time zone must not be decoded to a space. Do not
+    use this for ``dag_id``, which must be the value that Airflow authorized.
     """
     for pair in request.url.query.split("&"):
         key, _, value = pair.partition("=")
         if key == name:
             text = unquote(value)
-            return "" if "\0" in text else text  # nothing has such a name, and PostgreSQL takes none
+            return "" if "\0" in text else text  # no id contains NUL, and PostgreSQL rejects it
     return ""
 
 
 def _map_index(request: Request) -> int:
-    """Return which of a mapped task's instances is asked for; Airflow leaves the braces of other tasks."""
-    return _integer(_named(request, "map_index"), otherwise=-1)
+    """Return the map index, or -1 if the task is not mapped: Airflow then sends "{MAP_INDEX}"."""
+    return _integer(_query_value(request, "map_index"), otherwise=-1)
 
 
 def _integer(text: str, *, otherwise: int = 0) -> int:

@@ -1,33 +1,24 @@
-"""What the gallery shows of a Dag run: a card for each image, and for each that is still to come.
+"""What the gallery shows of a Dag run: a card for each image, and for each image that is pending or missing.
 
-Pure: what is known comes in as values, and any task may have written them.
+Pure functions of values. Any task may have written the XComs, so nothing in them is trusted.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, fields
+from typing import Any
 
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
-from airflow_provider_modelscope.xcoms import IMAGES, REQUEST
-
-# The tasks that submit, by the name that Airflow keeps of their class.
-SUBMITTERS = (
-    "ModelScopeSubmitImageGenerationOperator",
-    "ModelScopeImageGenerationOperator",
-    "_ModelScopeImageDecoratedOperator",
-)
-_OVER = ("success", "failed")  # states of a run
+from airflow_provider_modelscope.xcoms import IMAGES, REQUEST, SUBMITTERS, StoredImage, Submission
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushedXCom:
-    """What a task instance pushed."""
+    """An XCom of a task instance."""
 
     task_id: str
     map_index: int
@@ -37,11 +28,11 @@ class PushedXCom:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskState:
-    """How far a task instance is.
+    """The state of a task instance.
 
-    :param operator: The name of its class.
-    :param label: Its name among those that its task is mapped to, where it has one.
-    :param started_at: When, in epoch seconds.
+    :param operator: The name of the operator's class.
+    :param label: The rendered ``map_index_template`` of a mapped task instance.
+    :param started_at: In epoch seconds.
     """
 
     task_id: str
@@ -54,243 +45,216 @@ class TaskState:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A Dag run, with the XComs ``images`` and ``request`` of its tasks."""
+    """A Dag run, with its task instances and their XComs ``images`` and ``request``."""
 
     dag_id: str
     run_id: str
     state: str
-    pushed: Sequence[PushedXCom]
+    xcoms: Sequence[PushedXCom]
     tasks: Sequence[TaskState]
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing will change any more, unless somebody clears it."""
-        return self.state in _OVER
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredPicture:
-    """An entry of the XCom ``images`` that names an image which can be shown."""
-
-    uri: str
-    storage_conn_id: str | None
-    sha256: str
-    length: int
-
-    @classmethod
-    def of(cls, images: Any, number: int) -> Self | None:
-        """Return one of the images that an XCom tells of, from 1; None where it tells of no such one."""
-        entry = images[number - 1] if isinstance(images, list) and 0 < number <= len(images) else None
-        match entry:
-            case {"uri": str(uri), "sha256": str(sha256), "size_bytes": int(length), **others}:
-                connection = others.get("storage_conn_id")
-                if isinstance(connection, str | None) and re.fullmatch("[0-9a-f]{64}", sha256):
-                    return cls(uri=uri, storage_conn_id=connection, sha256=sha256, length=length)
-        return None
+    def is_finished(self) -> bool:
+        """Whether the run has ended. Clearing a task starts it again."""
+        return self.state in ("success", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One image, or what is known of one that is not there.
+    """One image, or the reason why there is none.
 
-    :param number: Which of the task instance's images it is, from 1; None where it is none yet.
-    :param sentence: Why there is no image.
-    :param is_over: Whether there will be none.
-    :param facts: What is known of it: the entry of the XCom ``images``, or the XCom ``request``.
+    :param number: The position of the image in its task instance's XCom ``images``, from 1.
+    :param message: Why there is no image.
+    :param is_pending: Whether the image may still be stored.
     """
 
     task_id: str
     map_index: int
     label: str
-    number: int | None = None
-    sentence: str = ""
-    is_over: bool = True
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 1
+    image: StoredImage | None = None
+    submission: Submission | None = None
+    message: str = ""
+    is_pending: bool = False
 
     @property
     def key(self) -> str:
-        """What tells it from the others of its run, and stays the same when its image comes."""
-        return f"{self.task_id} {self.map_index} {self.number or 1}"
+        """Identifies the card within its run, also after its image is stored."""
+        return f"{self.task_id} {self.map_index} {self.number}"
 
     @property
-    def identity(self) -> tuple[Any, ...]:
-        """What tells the image from others, wherever it lies."""
-        return self.facts.get("generation_id"), self.facts.get("sha256")
-
-    @property
-    def which(self) -> str:
-        """Which of a mapped task's instances it belongs to; empty for another task's."""
+    def instance(self) -> str:
+        """The name of the mapped task instance; empty if the task is not mapped."""
         if self.map_index < 0:
             return ""
-        # Airflow's own name for an instance is its index, where the Dag has given none.
+        # Airflow's default label is the index itself.
         return self.label if self.label not in ("", str(self.map_index)) else f"[{self.map_index}]"
+
+    @property
+    def generation_id(self) -> str | None:
+        """The generation that made the image, or is expected to."""
+        source = self.image or self.submission
+        return source.generation_id if source else None
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """The parameters of the request."""
-        given = self.facts.get("parameters") if self.number else self.facts
-        return given if isinstance(given, Mapping) else {}
+        if self.image:
+            return self.image.parameters
+        return self.submission.request if self.submission else {}
 
     @property
     def prompt(self) -> str:
-        """What was asked for."""
+        """The prompt, or an empty text."""
         return str(self.parameters.get("prompt") or "")
 
     @property
     def seed(self) -> str:
-        """The seed that was used, or asked for."""
+        """The seed, or an empty text."""
         seed = self.parameters.get("seed")
         return "" if seed is None else str(seed)
 
     @property
     def alternative_text(self) -> str:
-        """What the image shows, for those who do not see it."""
+        """The image's text for screen readers."""
         return f"Image of: {truncated(self.prompt, 300)}" if self.prompt else "Image of an unknown prompt"
 
     @property
     def details(self) -> list[tuple[str, str]]:
-        """What there is to tell of it, as pairs of a word and a text."""
-        facts, asked = self.facts, self.parameters
-        size = f"{facts.get('width')} x {facts.get('height')}" if self.number else asked.get("size")
-        told = {
+        """Labels and values of everything that is known of a stored image."""
+        if self.image is None:
+            return []
+        image, parameters = self.image, self.parameters
+        details = {
             "Prompt": self.prompt,
-            "Negative prompt": asked.get("negative_prompt"),
-            "Model": asked.get("model") or facts.get("model"),
-            "Size": size,
+            "Negative prompt": parameters.get("negative_prompt"),
+            "Model": parameters.get("model") or image.model,
+            "Size": f"{image.width} x {image.height}" if image.width and image.height else None,
             "Seed": self.seed,
-            "Steps": asked.get("steps"),
-            "Guidance": asked.get("guidance"),
-            "LoRAs": asked.get("loras"),
-            "Edited from": asked.get("image_url"),
-            "Time taken": _seconds(facts.get("duration_ms")),
-            "Stored as": facts.get("uri"),
-            "Told in": facts.get("sidecar_uri"),
-            "Generation": facts.get("generation_id"),
-            "SHA-256": facts.get("sha256"),
+            "Steps": parameters.get("steps"),
+            "Guidance": parameters.get("guidance"),
+            "LoRAs": parameters.get("loras"),
+            "Source image": parameters.get("image_url"),
+            "Duration": None if image.duration_ms is None else f"{image.duration_ms / 1000:.1f} s",
+            "URI": image.uri,
+            "Sidecar": image.sidecar_uri,
+            "Generation ID": image.generation_id,
+            "SHA-256": image.sha256,
         }
-        return [(word, str(value)) for word, value in told.items() if value not in (None, "")]
+        return [(label, str(value)) for label, value in details.items() if value not in (None, "")]
 
     @property
     def arguments(self) -> str:
-        """The request as arguments of an operator: the same model, prompt and seed make the same picture."""
-        names = [one.name for one in fields(GenerationRequest)]
-        asked = {name: self.parameters.get(name) for name in names}
-        return "\n".join(f"{name}={value!r}," for name, value in asked.items() if value is not None)
-
-
-def _seconds(milliseconds: Any) -> str | None:
-    is_a_time = isinstance(milliseconds, int | float) and 0 <= milliseconds < 10**9
-    return f"{milliseconds / 1000:.1f} s" if is_a_time else None
+        """The request as arguments of an operator. The same model, prompt and seed make the same image."""
+        names = [field.name for field in fields(GenerationRequest)]
+        given = {name: self.parameters.get(name) for name in names}
+        return "\n".join(f"{name}={value!r}," for name, value in given.items() if value is not None)
 
 
 def cards_of(run: Run, *, task_id: str | None = None, map_index: int = -1) -> dict[str, list[Card]]:
-    """Return the cards of a run, by task and in the order in which the tasks started.
+    """Return the cards of a run by task, in the order in which the tasks started.
 
-    :param task_id: Only those of this task instance: that it stored, or submitted for others to store.
-    :param map_index: Which of its instances.
+    :param task_id: Return only the images that this task stored or submitted.
+    :param map_index: The index of that task's instance; -1 if it is not mapped.
     """
     cards = list(_cards(run))
     if task_id is not None:
-        submitted = {
-            _generation_id(xcom.value)
-            for xcom in run.pushed
-            if (xcom.task_id, xcom.map_index) == (task_id, map_index) and xcom.key == REQUEST
-        } - {None}
+        asked = (task_id, map_index)
+        submissions = [
+            Submission.from_json(xcom.value)
+            for xcom in run.xcoms
+            if (xcom.task_id, xcom.map_index) == asked and xcom.key == REQUEST
+        ]
+        submitted = {submission.generation_id for submission in submissions if submission}
         cards = [
             card
             for card in cards
-            if (card.task_id, card.map_index) == (task_id, map_index)
-            or card.facts.get("generation_id") in submitted
+            if (card.task_id, card.map_index) == asked or card.generation_id in submitted
         ]
     started: dict[str, float] = defaultdict(lambda: math.inf)
     for task in run.tasks:
         if task.started_at is not None:
             started[task.task_id] = min(started[task.task_id], task.started_at)
-    cards.sort(key=lambda card: (started[card.task_id], card.task_id, card.map_index, card.number or 1))
+    cards.sort(key=lambda card: (started[card.task_id], card.task_id, card.map_index, card.number))
     groups: dict[str, list[Card]] = defaultdict(list)
-    for card in _without_earlier_places(cards):
+    for card in _without_moved(cards):
         groups[card.task_id].append(card)
     return dict(groups)
 
 
-def _without_earlier_places(cards: Sequence[Card]) -> list[Card]:
-    """Leave out what a later task tells of too, as one that moved the image does."""
-    last = {card.identity: card for card in cards if card.number}
-    return [card for card in cards if not card.number or last[card.identity] is card]
+def _without_moved(cards: Sequence[Card]) -> list[Card]:
+    """Leave out images that a later task reports again, as a task that moves them does."""
+    last = {_identity(card.image): card for card in cards if card.image}
+    return [card for card in cards if not card.image or last[_identity(card.image)] is card]
+
+
+def _identity(image: StoredImage) -> tuple[str | None, str]:
+    return image.generation_id, image.sha256
 
 
 def _cards(run: Run) -> Iterator[Card]:
     tasks = {(task.task_id, task.map_index): task for task in run.tasks}
-    stored: set[Any] = set()
-    told: set[tuple[str, int]] = set()  # the task instances that have a card
+    stored: set[str | None] = set()  # the generations that have an image
+    shown: set[tuple[str, int]] = set()  # the task instances that have a card
 
-    def known(xcom: PushedXCom) -> dict[str, Any]:
-        task = tasks.get((xcom.task_id, xcom.map_index))
-        told.add((xcom.task_id, xcom.map_index))
-        return {"task_id": xcom.task_id, "map_index": xcom.map_index, "label": task.label if task else ""}
+    def card(of: PushedXCom | TaskState, **known: Any) -> Card:
+        task = tasks.get((of.task_id, of.map_index))
+        shown.add((of.task_id, of.map_index))
+        return Card(task_id=of.task_id, map_index=of.map_index, label=task.label if task else "", **known)
 
-    for xcom in run.pushed:
+    for xcom in run.xcoms:
         if xcom.key != IMAGES:
             continue
         if not isinstance(xcom.value, list):
-            sentence = "What was stored is told in a custom XCom backend, which is not read here."
-            yield Card(sentence=sentence, **known(xcom))
-            continue
-        for number, facts in enumerate(xcom.value, start=1):
-            if StoredPicture.of(xcom.value, number):
-                stored.add(_generation_id(facts))
-                yield Card(number=number, facts=facts, **known(xcom))
-    for xcom in run.pushed:
-        if xcom.key != REQUEST or (generation_id := _generation_id(xcom.value)) is None:
-            continue
-        who = known(xcom)
-        if generation_id not in stored:
-            sentence, is_over = _outlook(tasks.get((xcom.task_id, xcom.map_index)), generation_id, run)
-            yield Card(sentence=sentence, is_over=is_over, facts=xcom.value, **who)
-    for task in run.tasks:
-        is_told = (task.task_id, task.map_index) in told or task.state == "removed"
-        if task.operator in SUBMITTERS and not is_told:
-            sentence, is_over = _outlook(task, None, run)
-            yield Card(
-                task_id=task.task_id,
-                map_index=task.map_index,
-                label=task.label,
-                sentence=sentence,
-                is_over=is_over,
+            yield card(
+                xcom, message="The images are in a custom XCom backend, which the gallery cannot read."
             )
+            continue
+        for number, entry in enumerate(xcom.value, start=1):
+            if image := StoredImage.from_json(entry):
+                stored.add(image.generation_id)
+                yield card(xcom, number=number, image=image)
+    for xcom in run.xcoms:
+        submission = Submission.from_json(xcom.value) if xcom.key == REQUEST else None
+        if submission and submission.generation_id in stored:
+            shown.add((xcom.task_id, xcom.map_index))
+        elif submission:
+            task = tasks.get((xcom.task_id, xcom.map_index))
+            message, is_pending = _progress(task, submission.generation_id, run)
+            yield card(xcom, submission=submission, message=message, is_pending=is_pending)
+    for task in run.tasks:
+        has_card = (task.task_id, task.map_index) in shown
+        if task.operator in SUBMITTERS and task.state != "removed" and not has_card:
+            message, is_pending = _progress(task, None, run)
+            yield card(task, message=message, is_pending=is_pending)
 
 
-def _generation_id(facts: Any) -> str | None:
-    generation_id = facts.get("generation_id") if isinstance(facts, Mapping) else None
-    return generation_id if isinstance(generation_id, str) else None
-
-
-def _outlook(task: TaskState | None, generation_id: str | None, run: Run) -> tuple[str, bool]:
-    """Return how far an image is that is not stored, in a sentence, and whether there will be none."""
-    named = f"Generation {generation_id}"
+def _progress(task: TaskState | None, generation_id: str | None, run: Run) -> tuple[str, bool]:
+    """Return why there is no image yet, as a sentence, and whether it may still be stored."""
+    generation = f"Generation {generation_id}"
     match task.state if task else None:
         case "failed" if generation_id:
-            return f"{named} failed, or was not stored: the log of the task says why.", True
+            return f"{generation} failed or was not stored. See the log of the task.", False
         case "failed":
-            return "The task failed: its log says why.", True
+            return "The task failed. See its log.", False
         case "upstream_failed":
-            return "Not made: a task before it failed.", True
+            return "Not submitted: an upstream task failed.", False
         case "skipped":
-            return "Not made: the task was skipped.", True
+            return "Not submitted: the task was skipped.", False
         case "success" if generation_id is None:
-            return "The task succeeded without telling of an image.", True
-        case "success" if run.is_over:
-            return f"{named} was submitted, and no task of this run stored it.", True
+            return "The task succeeded but reported no image.", False
+        case "success" if run.is_finished:
+            return f"{generation} was submitted, but no task of this run stored its images.", False
         case "success":
-            return f"{named} was submitted; the tasks after this one wait for it and store it.", False
+            return f"{generation} was submitted. Downstream tasks wait for it and store its images.", True
         case "up_for_retry":
-            return "A try failed, another follows.", False
+            return "An attempt failed. Airflow will retry the task.", True
         case None | "scheduled" | "queued" | "running" | "deferred" | "restarting" | "up_for_reschedule" if (
             generation_id
         ):
-            return f"{named} is being made, or stored.", run.is_over
+            return f"{generation} is running or is being stored.", not run.is_finished
         case "running" | "deferred" | "restarting" | "up_for_reschedule":
-            return "Being submitted, or in line for a place at ModelScope.", False
+            return "Being submitted, or queued for a slot at ModelScope.", True
         case "queued":
-            return "Waits for a worker.", False
-    return "Not started yet.", run.is_over
+            return "Waiting for a worker.", True
+    return "Not started yet.", not run.is_finished

@@ -1,8 +1,8 @@
-"""Images out of object storage, for those who may see them, and small ones of them.
+"""Reads images from object storage for users who may see them, and makes thumbnails.
 
-An XCom says where an image lies, and a person may be able to write XComs who may not read every file of this
-server or every bucket of its connections. So an image is only shown where its bytes are those that the XCom
-tells the checksum of: who knows that was told of the image. Whether there is another file is not told.
+An XCom says where an image is stored, and users who may write XComs need not be allowed to read every file of
+the API server or every bucket of its connections. So only bytes with the SHA-256 that the XCom states are
+shown: a user who knows it already knows the image. Errors do not reveal whether another object exists.
 """
 
 from __future__ import annotations
@@ -17,61 +17,67 @@ from airflow_provider_modelscope.images.image import content_type_of, thumbnail
 from airflow_provider_modelscope.images.object_storage import read_object
 
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.gallery.cards import StoredPicture
+    from airflow_provider_modelscope.xcoms import StoredImage
 
-SIDE = 320  # pixels of a small image, at most
-MAX_BYTES = 64 * 1024 * 1024  # of an image, which is held in memory while it is served
-FRESH = 60  # seconds for which a small image is shown without a look whether its object still stands
+THUMBNAIL_SIDE = 320  # pixels
+THUMBNAIL_SECONDS = 60  # how long a thumbnail is shown without checking that its image still exists
+MAX_BYTES = 64 * 1024 * 1024  # an image is held in memory while it is served
 
 log = logging.getLogger(__name__)
 
 
-class NotShownError(Exception):
-    """An image cannot be shown; the text is a sentence for the person who asked."""
+class ImageUnavailableError(Exception):
+    """An image cannot be shown. The text is shown to the user."""
 
 
-def whole(picture: StoredPicture) -> tuple[bytes, str]:
-    """Return a stored image and its content type, which is one of a picture.
+def read_image(image: StoredImage) -> tuple[bytes, str]:
+    """Return a stored image and its content type.
 
-    :raises NotShownError: where it cannot be shown.
+    :raises ImageUnavailableError: if it cannot be shown.
     """
-    content = _read(picture)
+    content = _read(image.uri, image.storage_conn_id, image.size_bytes, image.sha256)
     try:
         return content, content_type_of(content)
     except ImageError as error:
-        raise NotShownError(f"{picture.uri} is no picture that is shown here.") from error
+        raise ImageUnavailableError(f"{image.uri} is not an image in a supported format.") from error
 
 
-def small(picture: StoredPicture, *, now: float) -> bytes:
-    """Return a stored image with sides of at most :data:`SIDE` pixels, as WebP.
+def make_thumbnail(image: StoredImage, *, now: float) -> bytes:
+    """Return a stored image as WebP, with sides of at most :data:`THUMBNAIL_SIDE` pixels.
 
-    :param now: In epoch seconds; one that is made serves for :data:`FRESH` seconds at most.
-    :raises NotShownError: where it cannot be shown.
+    :param now: In epoch seconds. A thumbnail is reused for up to :data:`THUMBNAIL_SECONDS`.
+    :raises ImageUnavailableError: if it cannot be shown.
     """
-    return _small(picture, int(now // FRESH))
+    period = int(now // THUMBNAIL_SECONDS)
+    return _thumbnail(image.uri, image.storage_conn_id, image.size_bytes, image.sha256, period)
 
 
-@lru_cache(maxsize=2000)  # some 10 KB each
-def _small(picture: StoredPicture, _minute: int) -> bytes:
+@lru_cache(maxsize=2000)  # about 10 KB each
+def _thumbnail(uri: str, storage_conn_id: str | None, size_bytes: int, sha256: str, _period: int) -> bytes:
+    content = _read(uri, storage_conn_id, size_bytes, sha256)
     try:
-        return thumbnail(_read(picture), SIDE)
+        return thumbnail(content, THUMBNAIL_SIDE)
     except ImageError as error:
-        raise NotShownError(f"{picture.uri} is no picture that can be shown small.") from error
+        raise ImageUnavailableError(
+            f"Cannot make a thumbnail of {uri}: it is damaged, has too many pixels or is not an image."
+        ) from error
 
 
-def _read(picture: StoredPicture) -> bytes:
-    if not 0 < picture.length <= MAX_BYTES:
-        raise NotShownError(f"{picture.uri} has more than {MAX_BYTES // 1024**2} MiB: too many to show.")
+def _read(uri: str, storage_conn_id: str | None, size_bytes: int, sha256: str) -> bytes:
+    if size_bytes > MAX_BYTES:
+        raise ImageUnavailableError(
+            f"{uri} has {size_bytes} bytes. The gallery shows images of up to {MAX_BYTES // 1024**2} MiB."
+        )
     try:
-        content = read_object(picture.uri, picture.storage_conn_id, most=picture.length)
+        content = read_object(uri, storage_conn_id, most=size_bytes)
     except InvalidDestinationError as error:
-        raise NotShownError(f"This API server cannot open it: {error.message}.") from error
-    except Exception as error:  # each store has errors of its own
-        log.warning("%s cannot be read: %r", picture.uri, error)
+        raise ImageUnavailableError(f"The API server cannot open this image: {error.message}") from error
+    except Exception as error:  # each filesystem raises errors of its own
+        log.warning("Could not read %s: %r", uri, error)
         content = b""
-    if hashlib.sha256(content).hexdigest() != picture.sha256:
-        raise NotShownError(
-            f"{picture.uri} does not hold this image: it was moved, deleted or overwritten, or lies where "
-            "this API server cannot read."
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ImageUnavailableError(
+            f"{uri} does not contain this image. It was moved, deleted or overwritten, or the API server "
+            "cannot read it."
         )
     return content

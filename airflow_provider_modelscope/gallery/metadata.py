@@ -1,8 +1,7 @@
-"""What Airflow's database holds of a Dag run's images: XComs, and how far its tasks are.
+"""Reads a Dag run's XComs and task states from Airflow's database. No other module does.
 
-The only module that reads it. Airflow's public API has no call that returns the XComs of a whole run, and two
-hundred calls would take seconds. Columns are named one by one: they are the same from Airflow 3.1 on, while
-the models' own methods are not.
+Airflow's public API cannot return all XComs of a run, and one call per image would take seconds. Queries name
+single columns, which are the same from Airflow 3.1 on; the models' own methods are not.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from airflow_provider_modelscope.xcoms import IMAGES, REQUEST
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
-    """Return what is known of a run, None where there is none."""
+    """Return a run with its task states and XComs, or None if it does not exist."""
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    def of_the_run(model: Any) -> list[Any]:
+    def of_run(model: Any) -> list[Any]:
         return [model.dag_id == dag_id, model.run_id == run_id]
 
     with create_session() as session:
-        found = session.execute(select(DagRun.id, DagRun.state).where(*of_the_run(DagRun))).first()
+        found = session.execute(select(DagRun.id, DagRun.state).where(*of_run(DagRun))).first()
         if found is None:
             return None
         dag_run_id, state = found
         xcoms = session.execute(
             select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
-                XComModel.dag_run_id == dag_run_id,  # what the table is sorted by
+                XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
                 XComModel.key.in_([IMAGES, REQUEST]),
             )
         ).all()
@@ -44,13 +43,13 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             TaskInstance.rendered_map_index,
             TaskInstance.start_date,
         ]
-        tasks = session.execute(select(*columns).where(*of_the_run(TaskInstance))).all()
+        tasks = session.execute(select(*columns).where(*of_run(TaskInstance))).all()
     return Run(
         dag_id=dag_id,
         run_id=run_id,
         state=str(state),
-        pushed=[
-            PushedXCom(task_id=task_id, map_index=map_index, key=key, value=_value(value))
+        xcoms=[
+            PushedXCom(task_id=task_id, map_index=map_index, key=key, value=_decode(value))
             for task_id, map_index, key, value in xcoms
         ],
         tasks=[
@@ -68,7 +67,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
 
 
 def read_images(dag_id: str, run_id: str, task_id: str, map_index: int) -> Any:
-    """Return the XCom ``images`` of a task instance, None where there is none."""
+    """Return the XCom ``images`` of a task instance, or None if it does not exist."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -83,11 +82,11 @@ def read_images(dag_id: str, run_id: str, task_id: str, map_index: int) -> Any:
                 XComModel.key == IMAGES,
             )
         )
-    return _value(value)
+    return _decode(value)
 
 
-def _value(value: Any) -> Any:
-    """Return a value as a task pushed it; what core itself writes is JSON in JSON."""
+def _decode(value: Any) -> Any:
+    """Return a value as the task pushed it. Airflow stores JSON as a text in a JSON column."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:

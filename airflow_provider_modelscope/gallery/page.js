@@ -1,18 +1,18 @@
 "use strict";
-// As light or dark as Airflow around it is, on its ground, before anything is painted.
+// Follow Airflow's theme and background before the first paint.
 {
   const root = document.documentElement;
-  const take = (theme) => {
+  const setTheme = (theme) => {
     if (theme === "dark" || theme === "light") root.dataset.theme = theme;
   };
   if (window.parent === window) {
-    take(localStorage.getItem("theme")); // where Airflow's own pages keep it
+    setTheme(localStorage.getItem("theme")); // set by Airflow's own pages
   } else {
     root.dataset.framed = "";
     const airflow = window.parent.document.documentElement;
     const follow = () => {
-      airflow.classList.forEach(take);
-      root.style.setProperty("--ground", getComputedStyle(airflow).backgroundColor);
+      airflow.classList.forEach(setTheme);
+      root.style.setProperty("--background", getComputedStyle(airflow).backgroundColor);
     };
     follow();
     new MutationObserver(follow).observe(airflow, { attributeFilter: ["class"] });
@@ -20,35 +20,35 @@
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  const REFRESH = 3000; // milliseconds between looks while images are still to come
-  const dialog = document.getElementById("large");
-  const picture = dialog.querySelector("img");
-  const sentence = dialog.querySelector(".sentence");
+  const REFRESH_INTERVAL = 3000; // milliseconds, while the run is not finished
+  const dialog = document.querySelector("dialog");
+  const fullSize = dialog.querySelector("img");
+  const message = dialog.querySelector(".message");
   const copied = dialog.querySelector(".copied");
   let shown = null; // the key of the card in the dialog
 
   const cards = () => [...document.querySelectorAll("li.image")];
   const cardOf = (key) => cards().find((card) => card.dataset.key === key);
 
-  // What a picture's address says where it gives no picture.
+  // Why an image did not load: the text that its URL returns instead.
   const reason = async (url) => {
     try {
-      const answer = await fetch(url);
-      const isText = (answer.headers.get("content-type") || "").startsWith("text/plain");
-      return isText ? await answer.text() : "This image cannot be shown.";
+      const response = await fetch(url);
+      const isText = (response.headers.get("content-type") || "").startsWith("text/plain");
+      return isText ? await response.text() : "This image cannot be shown.";
     } catch {
-      return "Airflow does not answer.";
+      return "Airflow does not respond.";
     }
   };
 
   const show = (card) => {
     const link = card.querySelector("a");
     shown = card.dataset.key;
-    picture.hidden = false;
-    sentence.hidden = true;
-    picture.src = link.href;
-    picture.alt = link.querySelector("img")?.alt || "";
-    dialog.querySelector(".told").replaceChildren(card.querySelector("template").content.cloneNode(true));
+    fullSize.hidden = false;
+    message.hidden = true;
+    fullSize.src = link.href;
+    fullSize.alt = link.querySelector("img")?.alt || "";
+    dialog.querySelector(".details").replaceChildren(card.querySelector("template").content.cloneNode(true));
     copied.textContent = "";
     const all = cards();
     for (const button of dialog.querySelectorAll("[data-step]")) {
@@ -67,7 +67,7 @@ document.addEventListener("DOMContentLoaded", () => {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Over plain http there is no clipboard for pages, only what is selected.
+      // Browsers offer the clipboard API over HTTPS only; copying a selection also works over HTTP.
       const area = document.createElement("textarea");
       area.value = text;
       dialog.append(area);
@@ -75,7 +75,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const done = document.execCommand("copy");
       area.remove();
       if (!done) {
-        copied.textContent = "The browser did not let it be copied: select it above.";
+        copied.textContent = "The browser did not allow copying. Select the text above instead.";
         return;
       }
     }
@@ -101,72 +101,71 @@ document.addEventListener("DOMContentLoaded", () => {
     if (dialog.open && event.key === "ArrowRight") step(1);
   });
   dialog.addEventListener("close", () => {
-    picture.removeAttribute("src");
+    fullSize.removeAttribute("src");
     cardOf(shown)?.querySelector("a").focus();
   });
-  const broken = async (image) => {
+  const showReason = async (image) => {
     const url = image.src;
     const text = await reason(url);
-    if (image.src !== url || !image.isConnected) return; // another one is shown by now, or it was told already
-    if (image === picture) {
-      picture.hidden = true;
-      sentence.hidden = false;
-      sentence.textContent = text;
+    if (image.src !== url || !image.isConnected) return; // it shows another image now, or its reason already
+    if (image === fullSize) {
+      fullSize.hidden = true;
+      message.hidden = false;
+      message.textContent = text;
     } else {
       const link = image.closest("a");
       link.classList.add("broken");
       link.textContent = text;
     }
   };
-  document.addEventListener("error", (event) => event.target.src && broken(event.target), true);
+  document.addEventListener("error", (event) => event.target.src && showReason(event.target), true);
   for (const image of document.images) {
-    if (image.src && image.complete && !image.naturalWidth) broken(image); // it failed before this ran
+    if (image.src && image.complete && !image.naturalWidth) showReason(image); // failed before this script ran
   }
 
-  // Takes what is new from another copy of the page; what has not changed stays as it is, with its focus.
-  const take = (old, fresh, selector, update) => {
-    const before = new Map([...old.querySelectorAll(`:scope > ${selector}`)].map((one) => [one.dataset.key, one]));
+  // Update the children of a list from those of another copy of the page. Unchanged ones keep their focus.
+  const merge = (list, newList, selector, update) => {
+    const existing = new Map([...list.querySelectorAll(`:scope > ${selector}`)].map((item) => [item.dataset.key, item]));
     let last = null;
-    for (const one of fresh.querySelectorAll(`:scope > ${selector}`)) {
-      const known = before.get(one.dataset.key);
-      before.delete(one.dataset.key);
-      const kept = known ? update(known, one) : document.adoptNode(one);
-      const place = last ? last.nextElementSibling : old.querySelector(`:scope > ${selector}`);
-      if (kept !== place) old.insertBefore(kept, place);
-      last = kept;
+    for (const newItem of newList.querySelectorAll(`:scope > ${selector}`)) {
+      const old = existing.get(newItem.dataset.key);
+      existing.delete(newItem.dataset.key);
+      const item = old ? update(old, newItem) : document.adoptNode(newItem);
+      const next = last ? last.nextElementSibling : list.querySelector(`:scope > ${selector}`);
+      if (item !== next) list.insertBefore(item, next);
+      last = item;
     }
-    for (const gone of before.values()) gone.remove();
+    for (const removed of existing.values()) removed.remove();
   };
-  const takeCard = (old, fresh) => {
-    if (old.dataset.was === undefined) old.dataset.was = old.className === "image" ? "image" : old.textContent;
-    const is = fresh.className === "image" ? "image" : fresh.textContent;
-    if (old.dataset.was === is) return old;
-    const taken = document.adoptNode(fresh);
-    old.replaceWith(taken);
-    return taken;
+  const updateCard = (card, newCard) => {
+    const contentOf = (one) => (one.className === "image" ? "image" : one.textContent);
+    if (contentOf(card) === contentOf(newCard)) return card;
+    const adopted = document.adoptNode(newCard);
+    card.replaceWith(adopted);
+    return adopted;
   };
   const refresh = async () => {
     const gallery = document.getElementById("gallery");
     if (gallery.dataset.live !== "true") return;
     try {
-      const answer = document.hidden ? null : await fetch(location.href);
-      if (answer?.ok) {
-        const text = await answer.text();
-        // Not the page's head, whose styles have a nonce that is not this page's.
+      const response = document.hidden ? null : await fetch(location.href);
+      if (response?.ok) {
+        const text = await response.text();
+        // Only the main part: the styles in the head have a nonce that this page's policy does not allow.
         const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
-        const fresh = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
-        gallery.dataset.live = fresh.dataset.live;
-        for (const line of gallery.querySelectorAll(":scope > p")) line.remove();
-        gallery.prepend(...fresh.querySelectorAll(":scope > p"));
-        take(gallery, fresh, "section", (old, one) => {
-          take(old.querySelector("ul"), one.querySelector("ul"), "li", takeCard);
-          return old;
+        const newGallery = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
+        gallery.dataset.live = newGallery.dataset.live;
+        for (const paragraph of gallery.querySelectorAll(":scope > p")) paragraph.remove();
+        gallery.prepend(...newGallery.querySelectorAll(":scope > p"));
+        merge(gallery, newGallery, "section", (section, newSection) => {
+          merge(section.querySelector("ul"), newSection.querySelector("ul"), "li", updateCard);
+          return section;
         });
       }
     } catch {
-      // Airflow is away for a moment: the next look will tell.
+      // Airflow is unreachable: the next refresh tries again.
     }
-    setTimeout(refresh, REFRESH);
+    setTimeout(refresh, REFRESH_INTERVAL);
   };
-  setTimeout(refresh, REFRESH);
+  setTimeout(refresh, REFRESH_INTERVAL);
 });

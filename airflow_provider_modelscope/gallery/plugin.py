@@ -15,25 +15,25 @@ async def gallery(
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
     send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
 ) -> None:
-    """Answer as the app does, which is made when it is first asked: a fault in it is no other page's."""
+    """Run the app. It is made on the first request, so an error in it cannot break other pages."""
     from airflow_provider_modelscope.gallery.app import make_app
 
     await make_app()(scope, receive, send)
 
 
-# Relative addresses, so that they work below whatever base URL Airflow has. Airflow fills the braces in,
-# except {MAP_INDEX} of a task that is not mapped.
-_OF_THE_RUN = f"{GALLERY}/images?dag_id={{DAG_ID}}&run_id={{RUN_ID}}"
+# Relative addresses work below any base URL. Airflow replaces the names in braces, but leaves {MAP_INDEX} as
+# it is if the task is not mapped.
+_IMAGES_OF_RUN = f"{GALLERY}/images?dag_id={{DAG_ID}}&run_id={{RUN_ID}}"
 _VIEWS = [
     {
         "name": "Images",
-        "href": _OF_THE_RUN,
+        "href": _IMAGES_OF_RUN,
         "destination": "dag_run",
         "url_route": "modelscope-images",
     },
     {
         "name": "Images",
-        "href": f"{_OF_THE_RUN}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}",
+        "href": f"{_IMAGES_OF_RUN}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}",
         "destination": "task_instance",
         "url_route": "modelscope-task-images",
     },
@@ -41,7 +41,7 @@ _VIEWS = [
 
 
 class ModelScopePlugin(AirflowPlugin):
-    """The gallery; nothing on Airflow 3.0, whose UI has no such tabs."""
+    """The gallery; empty on Airflow 3.0, whose UI has no tabs for plugins."""
 
     name = "modelscope"
     fastapi_apps = (

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.exceptions import (
@@ -136,6 +136,6 @@ def store_images(
             generation.generation_id, one.uri, one.width, one.height, one.size_bytes,
         )  # fmt: skip
     count_stored(stored, submission, modelscope_conn_id=hook.modelscope_conn_id)
-    context["ti"].xcom_push(key=IMAGES, value=[asdict(one) for one in stored])
+    context["ti"].xcom_push(key=IMAGES, value=[one.to_json() for one in stored])
     emit_asset_events(stored, context)
     return stored

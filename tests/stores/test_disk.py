@@ -17,8 +17,8 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     InvalidRequestError,
 )
-from airflow_provider_modelscope.gallery.cards import StoredPicture
-from airflow_provider_modelscope.gallery.files import NotShownError, whole
+from airflow_provider_modelscope.gallery.files import ImageUnavailableError, read_image
+from airflow_provider_modelscope.xcoms import StoredImage
 from tests.stores.conftest import a_try, one_step
 from tests.stores.test_landing import picture
 
@@ -132,10 +132,13 @@ def test_a_picture_that_may_not_be_read_is_neither_sent_nor_shown(emulator: Emul
     (secret := tmp_path / "secret.png").write_bytes(content)
     secret.chmod(0)
     checksum = sha256(content).hexdigest()
-    stored = StoredPicture(uri=f"file://{secret}", storage_conn_id=None, sha256=checksum, length=len(content))
+    stored = StoredImage.from_json(
+        {"uri": f"file://{secret}", "sha256": checksum, "size_bytes": len(content)}
+    )
+    assert stored
     task = one_step(f"file://{tmp_path}/", None, image_url=stored.uri)
     with pytest.raises(InvalidRequestError, match=r"cannot be read \(PermissionError"):
         as_ordinary_user(lambda: task.execute(a_try()))
-    with pytest.raises(NotShownError, match="does not hold this image"):
-        as_ordinary_user(lambda: whole(stored))
+    with pytest.raises(ImageUnavailableError, match="does not contain this image"):
+        as_ordinary_user(lambda: read_image(stored))
     assert emulator.requests == []

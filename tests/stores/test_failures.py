@@ -18,8 +18,8 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ModelScopeRetryableError,
 )
-from airflow_provider_modelscope.gallery.cards import StoredPicture
-from airflow_provider_modelscope.gallery.files import NotShownError, whole
+from airflow_provider_modelscope.gallery.files import ImageUnavailableError, read_image
+from airflow_provider_modelscope.xcoms import StoredImage
 from tests.stores.conftest import a_try, one_step, submitted, transfer
 from tests.stores.stores import Object, Store, azure
 from tests.stores.test_landing import in_remote_stores, picture
@@ -146,12 +146,18 @@ def test_a_picture_to_edit_that_cannot_be_had_costs_nothing_and_is_sent_by_the_n
 def test_the_gallery_shows_an_image_when_its_store_is_back(what: str, store: Store, bucket: Bucket) -> None:
     uri = bucket.put("cat.png", content := picture())
     checksum = sha256(content).hexdigest()
-    stored = StoredPicture(
-        uri=uri, storage_conn_id=store.storage_conn_id, sha256=checksum, length=len(content)
+    stored = StoredImage.from_json(
+        {
+            "uri": uri,
+            "storage_conn_id": store.storage_conn_id,
+            "sha256": checksum,
+            "size_bytes": len(content),
+        }
     )
-    with trouble(store, what), pytest.raises(NotShownError, match=f"{uri} does not hold"):
-        whole(stored)
-    assert whole(stored) == (content, "image/png")
+    assert stored
+    with trouble(store, what), pytest.raises(ImageUnavailableError, match=f"{uri} does not contain"):
+        read_image(stored)
+    assert read_image(stored) == (content, "image/png")
 
 
 @pytest.mark.parametrize("store", [azure], indirect=True, ids=lambda kind: kind.__name__)

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image as Pillow
 
-from airflow_provider_modelscope.gallery.cards import StoredPicture
-from airflow_provider_modelscope.gallery.files import SIDE, NotShownError, small, whole
+from airflow_provider_modelscope.gallery.files import (
+    THUMBNAIL_SIDE,
+    ImageUnavailableError,
+    make_thumbnail,
+    read_image,
+)
 from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.protocol.account import Account
+from airflow_provider_modelscope.xcoms import StoredImage
 from tests.stores.conftest import a_try, missing_bucket_of, one_step, opened, submitted, transfer
 from tests.stores.stores import ALL, REMOTE, Object
 from tests.unit.images.test_object_storage import of_size
@@ -146,15 +151,15 @@ def test_the_gallery_shows_what_is_stored_and_nothing_else(
 ) -> None:
     context = a_try()
     [uri] = transfer(submitted(), bucket.uri("cats/"), store.storage_conn_id).execute(context)
-    stored = StoredPicture.of(context["ti"].pushed["images"], 1)
+    stored = StoredImage.from_json(context["ti"].pushed["images"][0])
     assert stored is not None
     [served] = emulator.served.values()
-    assert whole(stored) == (served, "image/png")
-    thumbnail = Pillow.open(BytesIO(small(stored, now=0)))
-    assert (thumbnail.format, max(thumbnail.size)) == ("WEBP", SIDE)
+    assert read_image(stored) == (served, "image/png")
+    thumbnail = Pillow.open(BytesIO(make_thumbnail(stored, now=0)))
+    assert (thumbnail.format, max(thumbnail.size)) == ("WEBP", THUMBNAIL_SIDE)
     for other in (replace(stored, sha256="0" * 64), replace(stored, uri=uri.replace("-1.png", "-2.png"))):
-        with pytest.raises(NotShownError, match="does not hold this image"):
-            whole(other)
+        with pytest.raises(ImageUnavailableError, match="does not contain this image"):
+            read_image(other)
 
 
 @pytest.mark.parametrize("store", REMOTE[1:3], indirect=True, ids=lambda kind: kind.__name__)

@@ -1,4 +1,4 @@
-"""Links lead to a task's images and to its model, from before it waits."""
+"""Links on a task's page lead to its images and its model, also while it runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_task_has_both_links(operator: Any) -> None:
 
 
 @needs_gallery
-def test_a_link_is_pushed_before_anything_is_sent(emulator: Emulator, context: Any) -> None:
+def test_links_are_pushed_before_the_submission(emulator: Emulator, context: Any) -> None:
     emulator.fail("submit:401")
     submit = ModelScopeSubmitImageGenerationOperator(task_id="draw", model="Qwen/Qwen-Image", prompt="A cat")
     with pytest.raises(Exception, match="401"):
@@ -59,7 +59,7 @@ def test_a_link_is_pushed_before_anything_is_sent(emulator: Emulator, context: A
 
 
 @needs_gallery
-def test_the_images_of_a_mapped_task_are_its_own() -> None:
+def test_a_mapped_task_instance_links_to_its_own_images() -> None:
     ti = Mapped()
     push_links({"ti": ti}, model_url=None)  # type: ignore[typeddict-item]
     run_id = "manual__2026-11-25T13%3A47%3A58%2B00%3A00"
@@ -67,23 +67,23 @@ def test_the_images_of_a_mapped_task_are_its_own() -> None:
 
 
 @needs_gallery
-def test_a_sensor_leads_to_the_images_of_the_run(emulator: Emulator, context: Any, tmp_path: Path) -> None:
+def test_a_sensor_links_to_the_images_of_the_run(emulator: Emulator, context: Any, tmp_path: Path) -> None:
     wait = ModelScopeImageGenerationSensor(task_id="wait", generation_id="42", timeout=0)
     with pytest.raises(Exception, match="42"):
         wait.execute(context)
     assert context["ti"].pushed == {ImagesLink.xcom_key: f"{GALLERY}a_run"}
 
 
-def test_a_link_that_cannot_be_pushed_costs_no_image(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_push_costs_no_image(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(TaskInstance):
         def xcom_push(self, key: str, value: Any) -> None:
-            raise OSError("no room")
+            raise OSError("disk full")
 
     push_links({"ti": Failing()}, model_url="https://modelscope.cn/models/a/b")  # type: ignore[typeddict-item]
-    assert "no room" in caplog.text
+    assert "Could not push the task's extra links: OSError('disk full')" in caplog.text
 
 
-def test_an_images_path_names_its_task_instance_and_its_number() -> None:
+def test_an_image_path_names_task_instance_and_number() -> None:
     path = urlsplit(image_path("a_dag", RUN, "draw", 3, 2))
     assert path.path == "modelscope/image"
     assert {name: value for name, [value] in parse_qs(path.query).items()} == {

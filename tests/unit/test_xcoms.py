@@ -1,19 +1,172 @@
-"""A task finds what the submit task upstream recorded, and manages without."""
+"""The XComs that tasks leave: written as JSON, read back as values, found by downstream tasks."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.sdk import DAG
 
 from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
-from airflow_provider_modelscope.xcoms import Submission
+from airflow_provider_modelscope.xcoms import SUBMITTERS, StoredImage, Submission, own_xcom
+from tests.unit.conftest import TaskInstance
 
 RECORDED = {"generation_id": "42", "model": "a/b", "submitted_at": 5.0, "prompt": "A cat"}
 OTHER = {"generation_id": "41", "model": "c/d", "submitted_at": 4.0, "prompt": "A dog"}
+SUBMISSION = Submission(
+    generation_id="42", model="a/b", submitted_at=5.0, request={"model": "a/b", "prompt": "A cat"}
+)
+IMAGE = StoredImage(
+    uri="s3://bucket/42-1.png",
+    storage_conn_id="my_s3",
+    content_type="image/png",
+    width=64,
+    height=32,
+    size_bytes=5,
+    sha256="ab" * 32,
+    seed=7,
+    model="a/b",
+    generation_id="42",
+    parameters={"prompt": "A cat", "loras": {"a/b": 0.5}},
+    duration_ms=5412.9,
+    sidecar_uri="s3://bucket/42-1.png.json",
+)
+REQUIRED = {name: IMAGE.to_json()[name] for name in ("uri", "size_bytes", "sha256")}
+
+
+class TestStoredImage:
+    def test_it_survives_json(self) -> None:
+        assert StoredImage.from_json(json.loads(json.dumps(IMAGE.to_json()))) == IMAGE
+
+    def test_other_tasks_may_leave_out_what_they_do_not_know(self) -> None:
+        unknown: dict[str, Any] = dict.fromkeys(set(IMAGE.to_json()) - set(REQUIRED))
+        expected = replace(IMAGE, **unknown | {"parameters": {}})
+        assert StoredImage.from_json(REQUIRED) == expected
+        assert StoredImage.from_json(REQUIRED | {"note": "moved"}) == expected
+
+    @pytest.mark.parametrize("name", REQUIRED)
+    def test_an_entry_without_its_location_is_none(self, name: str) -> None:
+        assert StoredImage.from_json({key: REQUIRED[key] for key in REQUIRED if key != name}) is None
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"uri": None},
+            {"uri": 5},
+            {"storage_conn_id": 5},
+            {"storage_conn_id": ["my_s3"]},
+            {"sha256": None},
+            {"sha256": "x"},
+            {"sha256": "AB" * 32},
+            {"sha256": "ab" * 31 + "\r\n"},
+            {"sha256": "ab" * 32 + "\n"},
+            {"size_bytes": None},
+            {"size_bytes": "5"},
+            {"size_bytes": True},
+            {"size_bytes": 5.0},
+            {"size_bytes": float("nan")},
+            {"size_bytes": 0},
+            {"size_bytes": -1},
+            {"size_bytes": 10**400},
+        ],
+        ids=str,
+    )
+    def test_an_entry_with_a_wrong_location_is_none(self, wrong: dict[str, Any]) -> None:
+        assert StoredImage.from_json(IMAGE.to_json() | wrong) is None
+
+    @pytest.mark.parametrize("value", [None, 5, "x", [], [IMAGE.to_json()], {}], ids=str)
+    def test_values_of_other_types_are_none(self, value: Any) -> None:
+        assert StoredImage.from_json(value) is None
+
+    @pytest.mark.parametrize(
+        ("name", "wrong"),
+        [
+            ("content_type", 5),
+            ("width", "64"),
+            ("width", True),
+            ("height", -1),
+            ("height", 10**400),
+            ("seed", 1.5),
+            ("model", ["a/b"]),
+            ("generation_id", 42),
+            ("duration_ms", "x"),
+            ("duration_ms", float("nan")),
+            ("duration_ms", float("inf")),
+            ("duration_ms", -1),
+            ("duration_ms", 10**400),
+            ("sidecar_uri", {}),
+        ],
+    )
+    def test_a_wrong_optional_fact_becomes_none(self, name: str, wrong: Any) -> None:
+        without: dict[str, Any] = {name: None}
+        assert StoredImage.from_json(IMAGE.to_json() | {name: wrong}) == replace(IMAGE, **without)
+
+    @pytest.mark.parametrize("wrong", [None, [1], "x", 5], ids=str)
+    def test_wrong_parameters_become_empty(self, wrong: Any) -> None:
+        assert StoredImage.from_json(IMAGE.to_json() | {"parameters": wrong}) == replace(IMAGE, parameters={})
+
+
+class TestSubmission:
+    def test_it_survives_json(self) -> None:
+        assert Submission.from_json(json.loads(json.dumps(SUBMISSION.to_json()))) == SUBMISSION
+        assert SUBMISSION.to_json() == RECORDED
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"generation_id": 42},
+            {"model": None},
+            {"submitted_at": "5"},
+            {"submitted_at": True},
+            {"submitted_at": -1},
+            {"submitted_at": float("nan")},
+            {"submitted_at": 10**400},
+        ],
+        ids=str,
+    )
+    def test_a_value_with_a_wrong_fact_is_none(self, wrong: dict[str, Any]) -> None:
+        assert Submission.from_json(RECORDED | wrong) is None
+
+    @pytest.mark.parametrize("value", [None, 5, "x", [], [RECORDED], {}], ids=str)
+    def test_values_of_other_types_are_none(self, value: Any) -> None:
+        assert Submission.from_json(value) is None
+
+    def test_it_records_the_parameters_of_the_request(self, context: Any) -> None:
+        request = GenerationRequest(model="a/b", prompt="A cat", seed=3).summary()
+        Submission(generation_id="42", model="a/b", submitted_at=5.0, request=request).record(context)
+        assert context["ti"].pushed == {"request": {**RECORDED, "seed": 3}}
+        assert Submission.own(context) == replace(SUBMISSION, request=request)
+
+    def test_a_failing_backend_costs_no_image(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Failing(TaskInstance):
+            def xcom_push(self, key: str, value: Any) -> None:
+                raise OSError("disk full")
+
+            def xcom_pull(self, *args: Any, **kwargs: Any) -> Any:
+                raise OSError("backend down")
+
+        context: Any = {"ti": Failing()}
+        SUBMISSION.record(context)
+        assert Submission.own(context) is None
+        assert "Could not push XCom 'request' of generation 42: OSError('disk full')" in caplog.text
+        assert "Could not read XCom 'request' of this task: OSError('backend down')" in caplog.text
+
+
+def test_a_task_reads_only_the_xcom_of_its_own_instance() -> None:
+    class Mapped(TaskInstance):
+        map_index = 3
+
+    ti = Mapped()
+    ti.upstream = "another instance's"
+    assert own_xcom({"ti": ti}, "request") is None  # type: ignore[typeddict-item]
+    ti.xcom_push("request", "own")
+    assert own_xcom({"ti": ti}, "request") == "own"  # type: ignore[typeddict-item]
 
 
 @pytest.fixture(params=[False, True], ids=["one submit task", "a mapped submit task"])
@@ -31,29 +184,42 @@ def task(request: pytest.FixtureRequest) -> Any:
     return later
 
 
-@pytest.mark.parametrize("found", [RECORDED, [OTHER, RECORDED], [None, RECORDED]], ids=str)
-def test_what_was_recorded_of_the_generation_is_found(task: Any, context: Any, found: Any) -> None:
-    context["ti"].upstream = found
-    assert Submission.find("42", task=task, context=context) == Submission(
-        generation_id="42", model="a/b", submitted_at=5.0, request={"model": "a/b", "prompt": "A cat"}
-    )
+class TestFind:
+    @pytest.mark.parametrize("found", [RECORDED, [OTHER, RECORDED], [None, RECORDED]], ids=str)
+    def test_the_record_of_an_upstream_task_is_found(self, task: Any, context: Any, found: Any) -> None:
+        context["ti"].upstream = found
+        assert Submission.find("42", task=task, context=context) == SUBMISSION
+
+    @pytest.mark.parametrize("found", [None, [], [None], OTHER, [OTHER, OTHER]], ids=str)
+    def test_a_generation_submitted_elsewhere_is_not_found(self, task: Any, context: Any, found: Any) -> None:
+        context["ti"].upstream = found
+        assert Submission.find("42", task=task, context=context) is None
+
+    def test_without_an_upstream_submit_task_no_xcom_is_read(self, context: Any) -> None:
+        context["ti"].upstream = RECORDED
+        with DAG("alone", schedule=None):
+            alone = ModelScopeImageGenerationSensor(task_id="wait", generation_id="42")
+        assert Submission.find("42", task=alone, context=context) is None
 
 
-@pytest.mark.parametrize("found", [None, [], [None], OTHER, [OTHER, OTHER]], ids=str)
-def test_a_generation_that_was_submitted_elsewhere_is_not_found(task: Any, context: Any, found: Any) -> None:
-    context["ti"].upstream = found
-    assert Submission.find("42", task=task, context=context) is None
-
-
-def test_a_task_without_a_submit_task_upstream_asks_for_no_xcom(context: Any) -> None:
-    context["ti"].upstream = RECORDED
-    with DAG("alone", schedule=None):
-        alone = ModelScopeImageGenerationSensor(task_id="wait", generation_id="42")
-    assert Submission.find("42", task=alone, context=context) is None
-
-
-def test_what_is_recorded_shows_what_was_asked_for(context: Any) -> None:
-    request = GenerationRequest(model="a/b", prompt="A cat", seed=3)
-    summary = request.summary()
-    Submission(generation_id="42", model="a/b", submitted_at=5.0, request=summary).record(context)
-    assert context["ti"].pushed == {"request": {**RECORDED, "seed": 3}}
+def test_submitters_are_all_tasks_that_record_submissions() -> None:
+    package = "airflow_provider_modelscope"
+    modules = [
+        import_module(f"{package}.{name}")
+        for name in (
+            "operators.image_generation",
+            "sensors.image_generation",
+            "transfers.image_to_object_storage",
+            "decorators.image_generation",
+        )
+    ]
+    recording = {
+        kind.__name__
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, BaseOperator)
+        and kind.__module__.startswith(package)
+        and getattr(kind, "records_submission", False)
+    }
+    assert recording == set(SUBMITTERS)

@@ -1,0 +1,195 @@
+"""What the gallery's tests share: XCom entries, images, Airflow's tables, and an object store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import warnings
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+from PIL import Image as Pillow
+
+from airflow_provider_modelscope.links import HAS_GALLERY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+needs_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow 3.0 has no tabs for plugins")
+
+
+def picture(format_: str = "PNG", size: tuple[int, int] = (640, 400), mode: str = "RGB") -> bytes:
+    file = BytesIO()
+    Pillow.new(mode, size, "red" if mode.startswith("RGB") else 1).save(file, format_)
+    return file.getvalue()
+
+
+def entry(generation_id: str = "42", **facts: Any) -> dict[str, Any]:
+    """Return an entry of the XCom ``images``."""
+    return {
+        "uri": f"s3://bucket/{generation_id}.png",
+        "storage_conn_id": "my_s3",
+        "sha256": "ab" * 32,
+        "size_bytes": 5,
+        "width": 64,
+        "height": 32,
+        "generation_id": generation_id,
+        "duration_ms": 5412.9,
+        "parameters": {"model": "a/b", "prompt": "A cat", "seed": 0, "steps": 30},
+        **facts,
+    }
+
+
+def entry_of(uri: str, content: bytes, **facts: Any) -> dict[str, Any]:
+    """Return the entry of an image that is stored at a URI."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    return entry(uri=uri, storage_conn_id=None, sha256=sha256, size_bytes=len(content)) | facts
+
+
+class Bucket(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
+    """``memory://bucket/``, which counts reads and holds them back while ``released`` is not set."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: dict[str, Any] = {}
+        self.pseudo_dirs = [""]
+        self.bytes_read = 0
+        self.reads = 0
+        self.released = threading.Event()
+        self.released.set()
+        self._lock = threading.Lock()
+
+    def put_image(self, content: bytes, **facts: Any) -> dict[str, Any]:
+        """Store an image, and return its entry of the XCom ``images``."""
+        self.pipe_file("/bucket/a.png", content)
+        return entry_of("memory://bucket/a.png", content, **facts)
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode != "rb":
+            return super().open(path, mode, **options)
+        with self._lock:
+            self.reads += 1
+        self.released.wait()
+        return _CountingFile(self, self.cat_file(path))
+
+
+class _CountingFile(BytesIO):
+    def __init__(self, bucket: Bucket, content: bytes) -> None:
+        super().__init__(content)
+        self._bucket = bucket
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self._bucket.bytes_read += len(content)
+        return content
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    from airflow.sdk.io import attach
+
+    monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
+    bucket = Bucket()
+    attach(protocol="memory", fs=bucket)
+    return bucket
+
+
+class Database:
+    """Rows of the tables that the gallery reads."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[str, str]] = []
+
+    def add_run(self, dag_id: str = "a_dag", run_id: str = "a_run", state: str = "running") -> None:
+        from airflow.models.dagrun import DagRun
+
+        self._insert(
+            DagRun,
+            id=self._row_of(dag_id, run_id),
+            dag_id=dag_id,
+            run_id=run_id,
+            state=state,
+            run_type="manual",
+            run_after=datetime.now(UTC),
+            log_template_id=1,
+        )
+
+    def add_task(
+        self,
+        task_id: str = "draw",
+        map_index: int = -1,
+        *,
+        dag_id: str = "a_dag",
+        run_id: str = "a_run",
+        **columns: Any,
+    ) -> None:
+        """Add a task instance."""
+        from airflow.models.taskinstance import TaskInstance
+
+        ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+        self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
+
+    def push(
+        self,
+        value: Any,
+        key: str = "images",
+        *,
+        dag_id: str = "a_dag",
+        run_id: str = "a_run",
+        task_id: str = "draw",
+        map_index: int = -1,
+    ) -> None:
+        """Add an XCom."""
+        from airflow.models.xcom import XComModel
+
+        self._insert(
+            XComModel,
+            dag_run_id=self._row_of(dag_id, run_id),
+            dag_id=dag_id,
+            run_id=run_id,
+            task_id=task_id,
+            map_index=map_index,
+            key=key,
+            value=json.dumps(value),  # a JSON text in a JSON column, as Airflow's task SDK sends it
+            timestamp=datetime.now(UTC),
+        )
+
+    def _row_of(self, dag_id: str, run_id: str) -> int:
+        if (dag_id, run_id) not in self._runs:
+            self._runs.append((dag_id, run_id))
+        return self._runs.index((dag_id, run_id)) + 1
+
+    def _insert(self, model: Any, **columns: Any) -> None:
+        from airflow.utils.session import create_session
+        from sqlalchemy import insert
+
+        with create_session() as session:
+            session.execute(insert(model.__table__).values(**columns))
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """Airflow's own tables, empty. Foreign keys are not checked: a test adds only the rows that it needs."""
+    from airflow import settings
+    from airflow.models import import_all_models
+    from airflow.models.base import Base
+    from sqlalchemy import create_engine
+    from sqlalchemy.orm import configure_mappers, scoped_session, sessionmaker
+
+    import_all_models()  # type: ignore[no-untyped-call] # foreign keys lead to all of them
+    with warnings.catch_warnings(action="ignore"):  # Airflow 3.1 uses what newer SQLAlchemys deprecate
+        configure_mappers()
+    names = {"dag", "dag_bundle", "dag_bundle_team", "dag_run", "task_instance", "team", "xcom"}
+    tables = [table for table in Base.metadata.tables.values() if table.name in names]
+    engine = create_engine(f"sqlite:///{tmp_path}/airflow.db")
+    Base.metadata.create_all(engine, tables=tables)
+    monkeypatch.setattr(settings, "Session", scoped_session(sessionmaker(engine)))
+    yield Database()
+    engine.dispose()

@@ -1,0 +1,274 @@
+"""The gallery's routes: who may see what, and how it is served."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import pytest
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from PIL import Image as Pillow
+
+from airflow_provider_modelscope.gallery.app import THREADS, _limiter, make_app
+from tests.unit.gallery.conftest import entry, needs_gallery, picture
+
+if TYPE_CHECKING:
+    from tests.unit.gallery.conftest import Bucket, Database
+
+pytestmark = needs_gallery
+
+ROUTES = ("/images", "/image", "/thumbnail")
+SIGNED_IN = {"Authorization": "Bearer a-token"}
+
+
+class AuthManager:
+    """Airflow's auth manager, with one user, whose requests for access it records."""
+
+    def __init__(self) -> None:
+        self.is_allowed = True
+        self.requests: list[SimpleNamespace] = []
+        self.user = object()
+
+    async def get_user_from_token(self, token: str) -> object:
+        return self.user
+
+    def is_authorized_dag(self, **request: Any) -> bool:
+        self.requests.append(SimpleNamespace(**request))
+        return self.is_allowed
+
+
+@pytest.fixture
+def auth_manager(monkeypatch: pytest.MonkeyPatch) -> AuthManager:
+    manager = AuthManager()
+    monkeypatch.setattr("airflow.api_fastapi.core_api.security.get_auth_manager", lambda: manager)
+    return manager
+
+
+@pytest.fixture
+def client(auth_manager: AuthManager, database: Database) -> Iterator[TestClient]:
+    """A signed-in user's browser, and a run whose task is running."""
+    database.add_run()
+    database.add_task(state="running", operator="ModelScopeImageGenerationOperator")
+    with TestClient(make_app(), headers=SIGNED_IN) as client:
+        yield client
+
+
+def url(route: str, **others: Any) -> str:
+    ids = {"dag_id": "a_dag", "run_id": "a_run", "task_id": "draw", "map_index": -1}
+    return f"{route}?{urlencode(ids | others)}"
+
+
+class TestAccess:
+    def test_every_route_is_tested_here(self) -> None:
+        routes = [route.path for route in make_app().routes if isinstance(route, APIRoute)]
+        assert tuple(routes) == ROUTES
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_signed_out_users_are_asked_to_sign_in(self, route: str) -> None:
+        with TestClient(make_app()) as client:
+            response = client.get(url(route))
+        assert response.status_code == 401
+        assert "Sign in to Airflow" in response.text
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_every_route_asks_for_access_to_xcoms(
+        self, client: TestClient, auth_manager: AuthManager, route: str
+    ) -> None:
+        client.get(url(route))
+        [request] = auth_manager.requests
+        assert (request.method, request.access_entity.name) == ("GET", "XCOM")
+        assert (request.details.id, request.user) == ("a_dag", auth_manager.user)
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_users_without_access_see_nothing(
+        self,
+        client: TestClient,
+        auth_manager: AuthManager,
+        database: Database,
+        bucket: Bucket,
+        route: str,
+    ) -> None:
+        database.push([bucket.put_image(picture())])
+        auth_manager.is_allowed = False
+        response = client.get(url(route))
+        assert response.status_code == 403
+        assert "You are not allowed to see these images." in response.text
+        assert "A cat" not in response.text
+        assert bucket.reads == 0
+
+    def test_the_dag_that_was_authorized_is_shown(
+        self, client: TestClient, auth_manager: AuthManager
+    ) -> None:
+        for query in ("dag_id=a_dag&dag_id=other_dag", "dag_id=other_dag&dag_id=a_dag"):
+            response = client.get(f"/images?{query}&run_id=a_run")
+            is_a_dag = auth_manager.requests[-1].details.id == "a_dag"
+            assert response.status_code == (200 if is_a_dag else 404)
+
+    @pytest.mark.parametrize("route", ["/image", "/thumbnail"])
+    def test_images_of_another_dag_are_not_served(
+        self, client: TestClient, database: Database, bucket: Bucket, route: str
+    ) -> None:
+        database.push([bucket.put_image(picture())], dag_id="other_dag")
+        assert client.get(url(route)).status_code == 404
+        assert client.get(url(route, dag_id="other_dag")).status_code == 200
+
+
+class TestPage:
+    def test_it_shows_the_cards_of_the_run(self, client: TestClient, database: Database) -> None:
+        database.push([entry()])
+        database.add_task("later", operator="ModelScopeImageGenerationOperator")
+        response = client.get("/images?dag_id=a_dag&run_id=a_run")
+        assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "1 image, 1 pending." in response.text
+        assert "A cat" in response.text
+        assert "Not started yet." in response.text
+
+    def test_it_says_that_there_are_no_images(self, client: TestClient, database: Database) -> None:
+        database.add_run(run_id="empty")
+        for of, sentence in (("", "This run has no images."), ("&task_id=draw", "This task has no images.")):
+            assert sentence in client.get(f"/images?dag_id=a_dag&run_id=empty{of}").text
+
+    def test_it_says_that_there_is_no_such_run(self, client: TestClient) -> None:
+        response = client.get(url("/images", run_id="other_run"))
+        assert response.status_code == 404
+        assert "Dag &#39;a_dag&#39; has no run &#39;other_run&#39;." in response.text
+
+    def test_a_runs_id_may_contain_a_plus(self, client: TestClient, database: Database) -> None:
+        database.add_run(run_id="manual__2026-11-25T13:47:58+00:00")
+        for plus in ("+", "%2B"):
+            run_id = f"manual__2026-11-25T13:47:58{plus}00:00"
+            assert client.get(f"/images?dag_id=a_dag&run_id={run_id}").status_code == 200
+
+    @pytest.mark.parametrize("is_allowed", [True, False])
+    def test_it_runs_only_its_own_scripts(
+        self, client: TestClient, auth_manager: AuthManager, is_allowed: bool
+    ) -> None:
+        auth_manager.is_allowed = is_allowed
+        nonces = set()
+        for _ in range(2):
+            response = client.get(url("/images"))
+            policy = dict(
+                directive.split(" ", 1)
+                for directive in response.headers["Content-Security-Policy"].split("; ")
+            )
+            [nonce] = set(re.findall('<(?:script|style) nonce="(.+?)">', response.text))
+            nonces.add(nonce)
+            assert policy == {
+                "default-src": "'none'",
+                "img-src": "'self'",
+                "connect-src": "'self'",
+                "script-src": f"'nonce-{nonce}'",
+                "style-src": f"'nonce-{nonce}'",
+                "frame-ancestors": "'self'",
+                "base-uri": "'none'",
+                "form-action": "'none'",
+            }
+        assert len(nonces) == 2
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+    def test_it_is_not_cached(self, client: TestClient) -> None:
+        assert client.get(url("/images")).headers["Cache-Control"] == "no-store"
+
+    def test_it_escapes_what_tasks_wrote(self, client: TestClient, database: Database) -> None:
+        hostile = "<b>bold</b>\"' onload='x"
+        database.push([entry(uri=hostile, sidecar_uri=hostile, parameters={"prompt": hostile})])
+        database.push([entry(hostile)], task_id=hostile)
+        page = client.get("/images?dag_id=a_dag&run_id=a_run").text
+        assert "&lt;b&gt;bold&lt;/b&gt;&#34;&#39; onload=&#39;x" in page
+        assert "<b>" not in page
+        assert "onload='" not in page
+
+
+class TestImage:
+    @pytest.fixture
+    def content(self, database: Database, bucket: Bucket) -> bytes:
+        """An image that the task has stored."""
+        content = picture()
+        database.push([bucket.put_image(content)])
+        return content
+
+    def test_it_is_served_byte_for_byte(self, client: TestClient, content: bytes) -> None:
+        response = client.get(url("/image"))
+        assert (response.content, response.headers["Content-Type"]) == (content, "image/png")
+
+    def test_its_thumbnail_is_served(self, client: TestClient, content: bytes) -> None:
+        response = client.get(url("/thumbnail"))
+        assert response.headers["Content-Type"] == "image/webp"
+        assert Pillow.open(BytesIO(response.content)).size == (320, 200)
+
+    @pytest.mark.parametrize("route", ["/image", "/thumbnail"])
+    def test_only_the_users_own_browser_may_cache_it(
+        self, client: TestClient, content: bytes, route: str
+    ) -> None:
+        headers = client.get(url(route)).headers
+        assert headers["Cache-Control"] == "private, no-cache"
+        assert headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+    @pytest.mark.parametrize("route", ["/image", "/thumbnail"])
+    def test_an_unchanged_image_is_not_sent_again(
+        self,
+        client: TestClient,
+        auth_manager: AuthManager,
+        bucket: Bucket,
+        content: bytes,
+        route: str,
+    ) -> None:
+        etag = {"If-None-Match": client.get(url(route)).headers["ETag"]}
+        reads = bucket.reads
+        response = client.get(url(route), headers=etag)
+        assert (response.status_code, response.content) == (304, b"")
+        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert bucket.reads == reads
+        auth_manager.is_allowed = False
+        assert client.get(url(route), headers=etag).status_code == 403
+
+    def test_its_number_selects_it(self, client: TestClient, database: Database, bucket: Bucket) -> None:
+        database.push([None, bucket.put_image(picture(size=(9, 9)))], map_index=3)
+        response = client.get(url("/image", map_index=3, number=2))
+        assert Pillow.open(BytesIO(response.content)).size == (9, 9)
+
+    @pytest.mark.parametrize("number", ["0", "2", "-1", "1.0", "x", "9" * 400])
+    def test_an_unknown_number_has_no_image(self, client: TestClient, content: bytes, number: str) -> None:
+        response = client.get(url("/image", number=number))
+        assert response.status_code == 404
+        assert response.text.startswith("This task instance has no image")
+
+    @pytest.mark.parametrize("value", [None, "s3://xcom/42.json", {}, [5], [{"uri": 5}]], ids=str)
+    def test_an_xcom_of_another_shape_has_no_image(
+        self, client: TestClient, database: Database, value: Any
+    ) -> None:
+        database.push(value)
+        assert client.get(url("/image")).status_code == 404
+
+    def test_an_image_that_is_gone_is_explained(
+        self, client: TestClient, content: bytes, bucket: Bucket
+    ) -> None:
+        bucket.rm_file("/bucket/a.png")
+        response = client.get(url("/image"))
+        assert response.status_code == 404
+        assert "does not contain this image" in response.text
+        assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert response.headers["Cache-Control"] == "no-store"
+
+    def test_few_images_are_read_at_once(self, client: TestClient, content: bytes, bucket: Bucket) -> None:
+        assert client.portal
+        requests = THREADS + 2
+        bucket.released.clear()
+        with ThreadPoolExecutor(requests) as pool:
+            responses = [pool.submit(client.get, url("/image")) for _ in range(requests)]
+            try:
+                queued = 0
+                while bucket.reads + queued < requests and not any(one.done() for one in responses):
+                    queued = client.portal.call(_limiter().statistics).tasks_waiting
+                assert bucket.reads == THREADS == 4
+            finally:
+                bucket.released.set()
+        assert [one.result().status_code for one in responses] == [200] * requests

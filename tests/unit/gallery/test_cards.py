@@ -1,0 +1,197 @@
+"""What is shown of a run: which cards, in which order, and what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope.gallery.cards import Card, PushedXCom, Run, TaskState, cards_of
+from tests.unit.gallery.conftest import entry
+
+REQUEST: dict[str, Any] = {"generation_id": "42", "model": "a/b", "prompt": "A cat", "submitted_at": 5.0}
+
+
+def pushed(key: str, value: Any, task_id: str = "draw", map_index: int = -1) -> PushedXCom:
+    return PushedXCom(task_id=task_id, map_index=map_index, key=key, value=value)
+
+
+def task(state: str | None, task_id: str = "draw", map_index: int = -1, **others: Any) -> TaskState:
+    given = {"operator": "ModelScopeImageGenerationOperator", "started_at": 1.0, **others}
+    return TaskState(task_id=task_id, map_index=map_index, state=state, **given)
+
+
+def run(*parts: PushedXCom | TaskState, state: str = "running") -> Run:
+    return Run(
+        dag_id="a_dag",
+        run_id="a_run",
+        state=state,
+        xcoms=[part for part in parts if isinstance(part, PushedXCom)],
+        tasks=[part for part in parts if isinstance(part, TaskState)],
+    )
+
+
+def only_card(a_run: Run, **asked: Any) -> Card:
+    [[card]] = cards_of(a_run, **asked).values()
+    return card
+
+
+class TestImage:
+    def test_a_card_shows_what_is_known_of_its_image(self) -> None:
+        image = entry(sidecar_uri="s3://bucket/42.png.json")
+        card = only_card(run(task("success"), pushed("request", REQUEST), pushed("images", [image])))
+        assert (card.number, card.prompt, card.alternative_text) == (1, "A cat", "Image of: A cat")
+        assert card.details == [
+            ("Prompt", "A cat"),
+            ("Model", "a/b"),
+            ("Size", "64 x 32"),
+            ("Seed", "0"),
+            ("Steps", "30"),
+            ("Duration", "5.4 s"),
+            ("URI", "s3://bucket/42.png"),
+            ("Sidecar", "s3://bucket/42.png.json"),
+            ("Generation ID", "42"),
+            ("SHA-256", "ab" * 32),
+        ]
+
+    def test_the_request_is_copied_as_python_arguments(self) -> None:
+        odd = "A \"cat\" named 'Tom'\n\\ {{ ds }} 猫"
+        parameters = {"prompt": odd, "seed": 0, "loras": {"a/b": 1.0}, "other": "thing", "size": None}
+        card = only_card(run(pushed("images", [entry(parameters=parameters)])))
+        assert eval(f"dict({card.arguments})") == {  # noqa: S307 - our own text
+            "prompt": odd, "seed": 0, "loras": {"a/b": 1.0},
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"parameters": None},
+            {"parameters": {"prompt": 5, "seed": [1]}},
+            {"duration_ms": float("inf")},
+            {"duration_ms": 10**400},
+            {"width": None},
+            {"generation_id": None},
+        ],
+        ids=str,
+    )
+    def test_odd_facts_do_no_harm(self, odd: dict[str, Any]) -> None:
+        card = only_card(run(pushed("images", [entry(**odd)])))
+        assert ("SHA-256", "ab" * 32) in card.details
+        assert "None" not in dict(card.details).values()
+        assert card.alternative_text
+        assert isinstance(card.arguments, str)
+
+    @pytest.mark.parametrize("value", [[], [None], ["x"], [{}], [{"uri": 5}], [[entry()]]], ids=str)
+    def test_values_of_other_shapes_are_left_out(self, value: Any) -> None:
+        assert cards_of(run(pushed("images", value), pushed("request", value))) == {}
+
+    def test_an_entry_of_another_shape_keeps_its_number(self) -> None:
+        assert only_card(run(pushed("images", [None, entry()]))).number == 2
+
+    def test_an_xcom_in_a_custom_backend_is_mentioned(self) -> None:
+        card = only_card(run(task("success"), pushed("images", "s3://xcom/42.json")))
+        assert "custom XCom backend" in card.message
+
+
+class TestWithoutImage:
+    @pytest.mark.parametrize(
+        ("state", "message", "is_pending"),
+        [
+            (None, "Not started yet.", True),
+            ("scheduled", "Not started yet.", True),
+            ("queued", "Waiting for a worker.", True),
+            ("running", "Being submitted, or queued for a slot at ModelScope.", True),
+            ("deferred", "Being submitted, or queued for a slot at ModelScope.", True),
+            ("up_for_retry", "An attempt failed. Airflow will retry the task.", True),
+            ("failed", "The task failed. See its log.", False),
+            ("upstream_failed", "Not submitted: an upstream task failed.", False),
+            ("skipped", "Not submitted: the task was skipped.", False),
+            ("success", "The task succeeded but reported no image.", False),
+            ("a state of later versions", "Not started yet.", True),
+        ],
+    )
+    def test_a_task_without_a_submission_has_a_card(
+        self, state: str | None, message: str, is_pending: bool
+    ) -> None:
+        card = only_card(run(task(state)))
+        assert (card.image, card.message, card.is_pending) == (None, message, is_pending)
+
+    @pytest.mark.parametrize(
+        ("state", "run_state", "message", "is_pending"),
+        [
+            ("running", "running", "Generation 42 is running or is being stored.", True),
+            ("deferred", "running", "Generation 42 is running or is being stored.", True),
+            ("queued", "running", "Generation 42 is running or is being stored.", True),
+            ("scheduled", "running", "Generation 42 is running or is being stored.", True),
+            ("up_for_retry", "running", "An attempt failed. Airflow will retry the task.", True),
+            ("failed", "running", "Generation 42 failed or was not stored. See the log of the task.", False),
+            ("success", "running", "Downstream tasks wait for it and store its images.", True),
+            ("success", "failed", "no task of this run stored its images.", False),
+        ],
+    )
+    def test_a_generation_without_an_image_has_a_card(
+        self, state: str, run_state: str, message: str, is_pending: bool
+    ) -> None:
+        card = only_card(run(task(state), pushed("request", REQUEST), state=run_state))
+        assert message in card.message
+        assert card.is_pending is is_pending
+        assert card.prompt == "A cat"
+
+    def test_an_image_takes_over_the_key_of_its_pending_card(self) -> None:
+        before = only_card(run(task("running"), pushed("request", REQUEST)))
+        after = only_card(run(task("success"), pushed("request", REQUEST), pushed("images", [entry()])))
+        assert before.key == after.key
+
+    def test_other_and_removed_tasks_have_no_card(self) -> None:
+        assert cards_of(run(task("running", operator="PythonOperator"), task("removed"))) == {}
+
+
+class TestGroups:
+    def test_an_image_is_shown_with_the_task_that_stored_it(self) -> None:
+        chain = run(
+            task("success", "submit", operator="ModelScopeSubmitImageGenerationOperator"),
+            task("success", "store", operator="ModelScopeImageToObjectStorageOperator", started_at=9.0),
+            pushed("request", REQUEST, "submit"),
+            pushed("images", [entry()], "store"),
+            state="success",
+        )
+        assert only_card(chain).task_id == "store"
+        assert only_card(chain, task_id="submit").task_id == "store"
+        assert cards_of(chain, task_id="another") == {}
+
+    def test_a_moved_image_is_shown_once_with_the_last_task(self) -> None:
+        moved = run(
+            task("success", "draw"),
+            task("success", "publish", started_at=9.0, operator="PythonOperator"),
+            pushed("images", [entry("1"), entry("2")], "draw"),
+            pushed("images", [entry("1", uri="s3://bucket/published/1.png")], "publish"),
+        )
+        uris = {
+            task_id: [card.image.uri for card in cards if card.image]
+            for task_id, cards in cards_of(moved).items()
+        }
+        assert uris == {"draw": ["s3://bucket/2.png"], "publish": ["s3://bucket/published/1.png"]}
+        assert [card.task_id for card in cards_of(moved, task_id="draw")["draw"]] == ["draw"] * 2
+
+    def test_cards_are_sorted_by_start_then_map_index(self) -> None:
+        tasks = [task("success", "a", started_at=9.0), task(None, "c", started_at=None)]
+        tasks += [task("success", "b", index, label=f"number {index}") for index in (10, 2)]
+        images = [pushed("images", [entry("3"), entry("4")], "a")]
+        images += [pushed("images", [entry(str(index))], "b", index) for index in (10, 2)]
+        groups = cards_of(run(*tasks, *images))
+        assert list(groups) == ["b", "a", "c"]
+        assert [(card.map_index, card.label) for card in groups["b"]] == [(2, "number 2"), (10, "number 10")]
+        assert [card.number for card in groups["a"]] == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("map_index", "label", "instance"),
+        [(-1, "", ""), (3, "", "[3]"), (3, "3", "[3]"), (3, "cats", "cats")],
+    )
+    def test_mapped_instances_are_named(self, map_index: int, label: str, instance: str) -> None:
+        a_task = task("success", map_index=map_index, label=label)
+        card = only_card(run(a_task, pushed("images", [entry()], map_index=map_index)))
+        assert card.instance == instance
+
+    def test_one_map_index_can_be_selected(self) -> None:
+        images = [pushed("images", [entry(str(index))], "b", index) for index in (1, 2)]
+        assert only_card(run(*images), task_id="b", map_index=2).map_index == 2

@@ -1,0 +1,102 @@
+"""What is read of a run, from the tables of the installed Airflow."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
+from airflow_provider_modelscope.gallery.metadata import read_images, read_run
+from tests.unit.gallery.conftest import Database, entry, needs_gallery
+
+pytestmark = needs_gallery
+
+IMAGES = [entry()]
+ELSEWHERE = [
+    {"dag_id": "other_dag"},
+    {"run_id": "other_run"},
+    {"task_id": "other_task"},
+    {"map_index": 0},
+]
+
+
+def test_images_of_one_task_instance_are_read(database: Database) -> None:
+    database.push(IMAGES, map_index=3)
+    assert read_images("a_dag", "a_run", "draw", 3) == IMAGES
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERE, ids=str)
+def test_images_of_others_are_not_read(database: Database, elsewhere: dict[str, Any]) -> None:
+    database.push(IMAGES, **elsewhere)
+    assert read_images("a_dag", "a_run", "draw", -1) is None
+
+
+def test_other_xcoms_of_the_task_are_not_read_as_images(database: Database) -> None:
+    database.push(IMAGES, key="return_value")
+    assert read_images("a_dag", "a_run", "draw", -1) is None
+
+
+def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
+    database.add_run(state="success")
+    database.add_task(
+        map_index=2,
+        state="success",
+        operator="AnOperator",
+        rendered_map_index="cats",
+        start_date=datetime.fromtimestamp(5, UTC),
+    )
+    database.add_task("publish")
+    database.push(IMAGES, map_index=2)
+    database.push({"generation_id": "42"}, "request", map_index=2)
+    assert read_run("a_dag", "a_run") == Run(
+        dag_id="a_dag",
+        run_id="a_run",
+        state="success",
+        xcoms=[
+            PushedXCom(task_id="draw", map_index=2, key="images", value=IMAGES),
+            PushedXCom(task_id="draw", map_index=2, key="request", value={"generation_id": "42"}),
+        ],
+        tasks=[
+            TaskState(
+                task_id="draw",
+                map_index=2,
+                state="success",
+                operator="AnOperator",
+                label="cats",
+                started_at=5.0,
+            ),
+            TaskState(task_id="publish", map_index=-1, state=None),
+        ],
+    )
+
+
+def test_a_run_has_nothing_of_other_runs_and_keys(database: Database) -> None:
+    database.add_run()
+    database.add_run(run_id="other_run")
+    database.add_run("other_dag")
+    database.add_task(run_id="other_run")
+    database.add_task(dag_id="other_dag")
+    database.push(IMAGES, run_id="other_run")
+    database.push(IMAGES, "return_value")
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert (run.xcoms, run.tasks) == ([], [])
+
+
+@pytest.mark.parametrize("ids", [("a_dag", "other_run"), ("other_dag", "a_run")])
+def test_an_unknown_run_is_none(database: Database, ids: tuple[str, str]) -> None:
+    database.add_run()
+    assert read_run(*ids) is None
+
+
+def test_a_text_that_is_no_json_is_read_as_it_is(database: Database) -> None:
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import update
+
+    database.push(None)
+    with create_session() as session:
+        session.execute(update(XComModel).values(value="s3://xcom/42.json"))
+    assert read_images("a_dag", "a_run", "draw", -1) == "s3://xcom/42.json"
