@@ -1,4 +1,4 @@
-"""What a person sees, in a real browser on a real Airflow: only ``make test-browser`` runs it.
+"""What users see, in a real browser on a real Airflow. Only ``make test-browser`` runs these tests.
 
-``people`` holds who looks, and what each may see; ``visits`` the pages they look at.
+``people`` holds the users and their permissions, ``visits`` opens pages as one of them.
 """

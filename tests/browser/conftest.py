@@ -1,4 +1,4 @@
-"""One Airflow for all, in which two Dags have run, and a browser to look at it."""
+"""One Airflow and one browser for all tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from airflow_provider_modelscope.emulator import Emulator
-from tests.browser.people import ADMIN, FAB, Person, invite
+from tests.browser.people import ADMIN, FAB, Person, add_users
 from tests.browser.visits import Visits, chromium, find_chromium
 from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow
 
@@ -22,24 +22,26 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 DAGS = Path(__file__).parent / "dags"
-IN_TIME = "TIME_LIMIT = timedelta(hours=12)"
+TIME_LIMIT = "TIME_LIMIT = timedelta(hours=12)"
 
 
 class DagRun(NamedTuple):
-    """A Dag run, and where the UI shows it."""
+    """A Dag run and its pages in the UI."""
 
     dag_id: str
     run_id: str
 
     @property
     def gallery(self) -> str:
-        """The path of its images, without Airflow around them."""
+        """The path of its gallery, without Airflow's UI around it."""
         return f"/modelscope/images?dag_id={self.dag_id}&run_id={quote(self.run_id, safe='')}"
 
-    def picture(self, kind: str, number: int = 1, *, task_id: str = "draw", map_index: int = -1) -> str:
-        """Return the path of one of its images, ``image`` or ``thumbnail``."""
-        which = f"task_id={task_id}&map_index={map_index}&number={number}"
-        return f"{self.gallery.replace('images', kind, 1)}&{which}"
+    def image(
+        self, route: str = "image", number: int = 1, *, task_id: str = "draw", map_index: int = -1
+    ) -> str:
+        """Return the path of one of its images, or of a thumbnail with the route ``thumbnail``."""
+        instance = f"task_id={task_id}&map_index={map_index}&number={number}"
+        return f"{self.gallery.replace('images', route, 1)}&{instance}"
 
     @property
     def path(self) -> str:
@@ -51,7 +53,7 @@ class DagRun(NamedTuple):
         return f"{self.path}/tasks/{task_id}/mapped/{map_index}"
 
     def api(self, rest: str = "") -> str:
-        """Return its path in the REST API, and the rest."""
+        """Return the path of a resource below it in the REST API."""
         return f"/api/v2/dags/{self.dag_id}/dagRuns/{quote(self.run_id, safe='')}{rest}"
 
 
@@ -66,14 +68,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[Emulator]:
-    """The service that drew the images; ``served`` holds them."""
+    """The service behind ``modelscope_default``; ``served`` holds its images."""
     with Emulator() as emulator:
         yield emulator
 
 
 @pytest.fixture(scope="session")
 def slow() -> Iterator[Emulator]:
-    """A service that finishes when it is told to, behind the connection ``modelscope_slow``."""
+    """The service behind ``modelscope_slow``, whose generations finish on ``finish()``."""
     with Emulator(duration=3600) as emulator:
         yield emulator
 
@@ -82,16 +84,16 @@ def slow() -> Iterator[Emulator]:
 def airflow(
     browser: Browser, emulator: Emulator, slow: Emulator, tmp_path_factory: pytest.TempPathFactory
 ) -> RealAirflow:
-    """Airflow with its users; ``browser`` comes first, so that nothing is made where there is none."""
+    """Airflow with its users. Requests ``browser`` first, so that a missing browser fails at once."""
     folder = tmp_path_factory.mktemp("browser")
     shutil.copytree(DAGS, folder / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     for example in ("example_approval.py", "example_assets.py"):
         shutil.copy(EXAMPLE_DAGS / example, folder / "dags")
-    # The same example again, whose time for an answer is over at once.
+    # The same example with a short time limit for the approval.
     approval = (EXAMPLE_DAGS / "example_approval.py").read_text()
-    assert IN_TIME in approval
+    assert TIME_LIMIT in approval
     (folder / "dags" / "late_approval.py").write_text(
-        approval.replace(IN_TIME, "TIME_LIMIT = timedelta(seconds=15)").replace(
+        approval.replace(TIME_LIMIT, "TIME_LIMIT = timedelta(seconds=15)").replace(
             "example_approval(", "late_approval("
         )
     )
@@ -110,28 +112,28 @@ def airflow(
     )
     airflow.environment |= FAB
     airflow.migrate()
-    invite(airflow)
+    add_users(airflow)
     return airflow
 
 
 @pytest.fixture(scope="session")
 def url(airflow: RealAirflow) -> Iterator[str]:
-    """Where it runs."""
-    for signal_ in (signal.SIGINT, signal.SIGTERM):  # whichever comes, what was started is ended
+    """The base URL of the running Airflow."""
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # stop all processes on either
         signal.signal(signal_, signal.default_int_handler)
     with airflow.parts() as parts:
         yield parts.url
 
 
 def last_run(airflow: RealAirflow, dag_id: str) -> DagRun:
-    """Return a Dag's last run."""
+    """Return the last run of a Dag."""
     rows = airflow.query("select run_id from dag_run where dag_id = :dag_id order by id", dag_id=dag_id)
     return DagRun(dag_id, rows[-1][0])
 
 
 @pytest.fixture(scope="session")
 def ran(airflow: RealAirflow, url: str) -> Callable[[str], DagRun]:
-    """Run a Dag, once for all tests."""
+    """Run a Dag once for all tests, and return its run."""
     runs: dict[str, DagRun] = {}
 
     def run(dag_id: str) -> DagRun:
@@ -146,13 +148,13 @@ def ran(airflow: RealAirflow, url: str) -> Callable[[str], DagRun]:
 
 @pytest.fixture(scope="session")
 def images(ran: Callable[[str], DagRun]) -> DagRun:
-    """The run that the viewer may see."""
+    """The run of the Dag that the viewer may see."""
     return ran("browser_images")
 
 
 @pytest.fixture(scope="session")
 def api_as(airflow: RealAirflow, url: str) -> Iterator[Callable[[Person], requests.Session]]:
-    """Log somebody in at the REST API."""
+    """Open a session of the REST API as a user."""
     with ExitStack() as stack:
         yield lambda person: stack.enter_context(airflow.session(url, person.login))
 
@@ -164,7 +166,7 @@ def all_visits(browser: Browser, url: str) -> Visits:
 
 @pytest.fixture
 def visits(all_visits: Visits) -> Iterator[Visits]:
-    """Pages of one test, which fails with any error on them."""
+    """Pages of one test. Any error on them fails the test."""
     all_visits.errors.clear()
     yield all_visits
     all_visits.close()
@@ -172,7 +174,7 @@ def visits(all_visits: Visits) -> Iterator[Visits]:
 
 
 @pytest.fixture
-def anybody() -> Iterator[requests.Session]:
-    """Make requests as nobody."""
+def signed_out() -> Iterator[requests.Session]:
+    """Make requests without a login."""
     with requests.Session() as session:
         yield session

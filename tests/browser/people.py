@@ -1,6 +1,6 @@
-"""Who looks at Airflow: one who may do everything, one who may see one Dag, and one who may see another.
+"""Airflow's users: an admin, and two users who may each see one Dag.
 
-Airflow's FAB auth manager decides, as it does in many a deployment: it has rights for each Dag.
+Airflow's FAB auth manager authorizes them, as in many deployments. It has permissions per Dag.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 FAB = {
     "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
-    "AIRFLOW__FAB__AUTH_RATE_LIMITED": "False",  # by default five may log in within 40 s
+    "AIRFLOW__FAB__AUTH_RATE_LIMITED": "False",  # by default 5 logins per 40 s
 }
 
-# What FAB's role Viewer may read around a Dag run, without ``DAGs``, which are all of them; and the plugins.
+# What FAB's role Viewer may read around a Dag run, except ``DAGs`` (all Dags), plus the plugins.
 READABLE = (
     "Website",
     "DAG Code",
@@ -30,14 +30,14 @@ READABLE = (
     "Assets",
     "HITL Detail",
     "ImportError",
-    "Plugins",  # the role Viewer may not: the UI shows it no plugin's tab
+    "Plugins",  # without this, the UI shows no tabs of plugins
 )
 
 
 class Person(NamedTuple):
     """A user of Airflow.
 
-    :param dag_id: The only Dag that they may see; all, and whatever else there is, if None.
+    :param dag_id: The only Dag that they may see. None for an admin.
     """
 
     name: str
@@ -59,16 +59,16 @@ VIEWER = Person("viewer", "browser_images")
 STRANGER = Person("stranger", "browser_other")
 
 
-def invite(airflow: RealAirflow) -> None:
-    """Make the three and their roles, in an Airflow whose database is made."""
-    airflow.run("dags", "reserialize")  # with a Dag comes its ``DAG:...`` that rights can be given on
-    rights = [
+def add_users(airflow: RealAirflow) -> None:
+    """Add the users and their roles to a migrated Airflow."""
+    airflow.run("dags", "reserialize")  # creates the resources ``DAG:...``
+    permissions = [
         {"name": person.role, "resource": resource, "action": "can_read"}
         for person in (VIEWER, STRANGER)
         for resource in (*READABLE, f"DAG:{person.dag_id}")
     ]
     roles = airflow.home / "roles.json"
-    roles.write_text(json.dumps(rights))
+    roles.write_text(json.dumps(permissions))
     airflow.run("roles", "import", str(roles))
     for person in (ADMIN, VIEWER, STRANGER):
         name, password = person.login

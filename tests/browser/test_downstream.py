@@ -1,4 +1,4 @@
-"""A person decides what is published; a Dag that waits for images starts with what it needs."""
+"""What follows an image: approval by a person, Dags scheduled on it, and downloads."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def published(folder: Path) -> list[Path]:
 
 
 def has_settled(airflow: RealAirflow, run: DagRun, task_id: str) -> bool:
-    """Whether the scheduler has heard that the worker is done: who resumes a task sooner may fail it.
+    """Whether the scheduler has noticed that the worker finished. Resuming the task earlier may fail it.
 
-    No person answers that fast (apache/airflow issues 66374, 67287).
+    No person responds that fast (apache/airflow issues 66374, 67287).
     """
-    heard = f"state success for task instance TaskInstanceKey(dag_id='{run.dag_id}', task_id='{task_id}'"
+    message = f"state success for task instance TaskInstanceKey(dag_id='{run.dag_id}', task_id='{task_id}'"
     log = (airflow.home / "scheduler.log").read_text().splitlines()
-    return any(heard in line and run.run_id in line for line in log)
+    return any(message in line and run.run_id in line for line in log)
 
 
 @pytest.mark.parametrize("choice", ["2", "None of them"])
-def test_a_person_sees_the_candidates_and_only_the_approved_one_is_moved(
+def test_only_the_image_that_a_person_approves_is_published(
     airflow: RealAirflow,
     url: str,
     api_as: Callable[[Person], requests.Session],
@@ -54,10 +54,10 @@ def test_a_person_sees_the_candidates_and_only_the_approved_one_is_moved(
     tmp_path: Path,
     choice: str,
 ) -> None:
-    answered: list[str] = []
+    chosen: list[str] = []
 
-    def answer() -> None:
-        if answered or ("choose", "awaiting_input") not in airflow.task_states(APPROVAL):
+    def choose() -> None:
+        if chosen or ("choose", "awaiting_input") not in airflow.task_states(APPROVAL):
             return
         run = last_run(airflow, APPROVAL)
         if not has_settled(airflow, run, "choose"):
@@ -66,15 +66,15 @@ def test_a_person_sees_the_candidates_and_only_the_approved_one_is_moved(
         page.goto(f"{run.path}/tasks/choose/required_actions")
         shown = page.get_by_role("img", name="Poster")
         expect(shown).to_have_count(3)
-        for number, picture in enumerate(stored(airflow, APPROVAL)):
-            assert looks_like(shown.nth(number), picture), number
+        for number, image in enumerate(stored(airflow, APPROVAL)):
+            assert looks_like(shown.nth(number), image), number
         detail = run.api("/taskInstances/choose/-1/hitlDetails")
-        told = api_as(ADMIN).patch(f"{url}{detail}", json={"chosen_options": [choice]}, timeout=30)
-        assert told.status_code == 200, told.text
-        answered.append(choice)
+        response = api_as(ADMIN).patch(f"{url}{detail}", json={"chosen_options": [choice]}, timeout=30)
+        assert response.status_code == 200, response.text
+        chosen.append(choice)
 
-    state = airflow.run_dag(url, APPROVAL, {"destination": f"file://{tmp_path}/"}, watch=answer)
-    assert (state, answered) == ("success", [choice])
+    state = airflow.run_dag(url, APPROVAL, {"destination": f"file://{tmp_path}/"}, watch=choose)
+    assert (state, chosen) == ("success", [choice])
     candidates = sorted((tmp_path / "candidates").iterdir())
     states = dict(airflow.task_states(APPROVAL))
     if choice == "None of them":
@@ -86,14 +86,14 @@ def test_a_person_sees_the_candidates_and_only_the_approved_one_is_moved(
     assert [file.name for file in candidates] == sorted(
         Path(drawn[number][0]["uri"]).name for number in (0, 2)
     )
-    # The gallery shows it once, where it is now.
+    # The gallery shows it once, at its new location.
     frame = tab(visits.page(ADMIN), last_run(airflow, APPROVAL).path)
     expect(frame.get_by_text("3 images.")).to_be_visible()
     shown = frame.get_by_label("Images of task publish").locator("img")
     assert looks_like(shown, stored(airflow, APPROVAL, "publish")[0])
 
 
-def test_who_does_not_answer_in_time_has_approved_none(
+def test_without_an_approval_in_time_nothing_is_published(
     airflow: RealAirflow, url: str, tmp_path: Path
 ) -> None:
     given = {"destination": f"file://{tmp_path}/"}
@@ -103,7 +103,7 @@ def test_who_does_not_answer_in_time_has_approved_none(
     assert len(list((tmp_path / "candidates").iterdir())) == 3
 
 
-def test_a_function_that_returns_a_prompt_becomes_a_task_that_waits_without_a_worker(
+def test_a_decorated_function_becomes_a_deferrable_task(
     airflow: RealAirflow, url: str, slow: Emulator, tmp_path: Path
 ) -> None:
     seen: list[str] = []
@@ -125,44 +125,44 @@ def test_a_function_that_returns_a_prompt_becomes_a_task_that_waits_without_a_wo
     assert "{{ 7 * 7 }}" in rendered
 
 
-TOLD = ("uri", "sha256", "width", "height", "model", "seed", "generation_id")
+EXTRA = ("uri", "sha256", "width", "height", "model", "seed", "generation_id")
 
 
 def after(airflow: RealAirflow, url: str, producer: str, consumer: str, folder: Path) -> Any:
-    """Run a Dag, and return what the one that is scheduled on its images got."""
+    """Run a Dag, and return what the Dag that is scheduled on its images received."""
     with airflow.session(url) as session:
-        answer = session.patch(f"{url}/api/v2/dags/{consumer}", json={"is_paused": False}, timeout=30)
-        answer.raise_for_status()
+        response = session.patch(f"{url}/api/v2/dags/{consumer}", json={"is_paused": False}, timeout=30)
+        response.raise_for_status()
     assert airflow.run_dag(url, producer, {"destination": f"file://{folder}/"}) == "success"
     deadline = time.monotonic() + 120
     while not airflow.task_states(consumer) or airflow.task_states(consumer)[0][1] != "success":
         assert time.monotonic() < deadline, airflow.task_states(consumer)
         time.sleep(0.5)
     [[task_id]] = {tuple(state[:1]) for state in airflow.task_states(consumer)}
-    [got] = airflow.xcoms(consumer, task_id)
-    return got
+    [received] = airflow.xcoms(consumer, task_id)
+    return received
 
 
-def test_a_dag_scheduled_on_an_asset_starts_with_what_it_needs(
+def test_a_dag_scheduled_on_an_asset_receives_the_images(
     airflow: RealAirflow, url: str, api_as: Callable[[Person], requests.Session], tmp_path: Path
 ) -> None:
-    got = after(airflow, url, "example_asset_producer", "example_asset_consumer", tmp_path)
+    received = after(airflow, url, "example_asset_producer", "example_asset_consumer", tmp_path)
     [[image]] = airflow.xcoms("example_asset_producer", "hero", "images")
-    assert got == [image["uri"]]
-    asked = f"{url}/api/v2/assets/events?source_dag_id=example_asset_producer"
-    [event] = api_as(ADMIN).get(asked, timeout=30).json()["asset_events"]
-    assert event["extra"]["images"] == [{name: image[name] for name in TOLD}]
+    assert received == [image["uri"]]
+    events = f"{url}/api/v2/assets/events?source_dag_id=example_asset_producer"
+    [event] = api_as(ADMIN).get(events, timeout=30).json()["asset_events"]
+    assert event["extra"]["images"] == [{name: image[name] for name in EXTRA}]
 
 
-def test_a_dag_scheduled_on_an_alias_starts_with_the_stored_objects(
+def test_a_dag_scheduled_on_an_alias_receives_the_objects(
     airflow: RealAirflow, url: str, tmp_path: Path
 ) -> None:
-    got = after(airflow, url, "browser_files", "browser_files_consumer", tmp_path)
+    received = after(airflow, url, "browser_files", "browser_files_consumer", tmp_path)
     [[image]] = airflow.xcoms("browser_files", "draw", "images")
-    assert got == [[image["uri"], {name: image[name] for name in TOLD}]]
+    assert received == [[image["uri"], {name: image[name] for name in EXTRA}]]
 
 
-def test_an_image_that_is_downloaded_tells_how_it_was_made(
+def test_a_downloaded_image_contains_its_provenance(
     airflow: RealAirflow,
     url: str,
     api_as: Callable[[Person], requests.Session],
@@ -172,7 +172,7 @@ def test_an_image_that_is_downloaded_tells_how_it_was_made(
     given = {"destination": f"file://{tmp_path}/"}
     assert airflow.run_dag(url, "example_asset_producer", given) == "success"
     run = last_run(airflow, "example_asset_producer")
-    downloaded = api_as(ADMIN).get(f"{url}{run.picture('image', task_id='hero')}", timeout=30).content
+    downloaded = api_as(ADMIN).get(f"{url}{run.image(task_id='hero')}", timeout=30).content
     [[image]] = airflow.xcoms("example_asset_producer", "hero", "images")
     with Image.open(BytesIO(downloaded)) as opened:
         packet = opened.info["xmp"].decode()
@@ -186,6 +186,6 @@ def test_an_image_that_is_downloaded_tells_how_it_was_made(
         for label in re.findall(rb"<TC260:AIGC>.*?</TC260:AIGC>", served)
     }
     assert label in packet
-    told = json.loads((tmp_path / f"{image['generation_id']}-1.png.json").read_text())
-    assert (told["dag_id"], told["task_id"]) == ("example_asset_producer", "hero")
-    assert told["sha256"] == hashlib.sha256(downloaded).hexdigest()
+    sidecar = json.loads((tmp_path / f"{image['generation_id']}-1.png.json").read_text())
+    assert (sidecar["dag_id"], sidecar["task_id"]) == ("example_asset_producer", "hero")
+    assert sidecar["sha256"] == hashlib.sha256(downloaded).hexdigest()

@@ -1,4 +1,4 @@
-"""People see the images of a run, in Airflow, beside the tasks that made them."""
+"""Users see the images of a run in Airflow's UI."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ PROMPTS = ["A lighthouse above the clouds", "A cat on an armchair", "雨后的�
 
 
 def tab(page: Page, path: str) -> FrameLocator:
-    """Open a page of Airflow's and the tab of images on it."""
+    """Open a page of Airflow's UI and its tab "Images"."""
     page.goto(path)
     page.get_by_role("link", name="Images", exact=True).click()
     return page.frame_locator("iframe[title='Images']")
 
 
-def looks_like(shown: Locator, picture: Image.Image) -> bool:
-    """Whether a picture is what is painted there, pixel by pixel, as far as scaling lets one tell."""
+def looks_like(shown: Locator, image: Image.Image) -> bool:
+    """Whether an element shows the pixels of an image, apart from scaling."""
     expect(shown).to_have_js_property("complete", value=True)
     shown.scroll_into_view_if_needed()
     painted = Image.open(BytesIO(shown.screenshot())).convert("RGB")
-    expected = picture.convert("RGB").resize(painted.size)
+    expected = image.convert("RGB").resize(painted.size)
     difference = max(ImageStat.Stat(ImageChops.difference(painted, expected)).mean)
     flat = max(ImageStat.Stat(painted).stddev)
     return difference < 12 < flat
 
 
 def stored(airflow: RealAirflow, dag_id: str, task_id: str = "draw") -> list[Image.Image]:
-    """Return the pictures of a run, by map index."""
+    """Return the stored images of a task, by map index."""
     images = [one for pushed in airflow.xcoms(dag_id, task_id, "images") for one in pushed]
     return [Image.open(BytesIO(Path(image["uri"].removeprefix("file://")).read_bytes())) for image in images]
 
@@ -61,15 +61,15 @@ class TestTab:
         expect(frame.get_by_text("3 images.")).to_be_visible()
         thumbnails = frame.locator("li img")
         expect(thumbnails).to_have_count(3)
-        for number, picture in enumerate(stored(airflow, images.dag_id)):
-            assert looks_like(thumbnails.nth(number), picture), number
+        for number, image in enumerate(stored(airflow, images.dag_id)):
+            assert looks_like(thumbnails.nth(number), image), number
         assert [one.get_attribute("alt") for one in thumbnails.all()] == [
             f"Image of: {prompt}" for prompt in PROMPTS
         ]
-        ground = "element => getComputedStyle(element).backgroundColor"
-        assert frame.locator("body").evaluate(ground) == page.locator("html").evaluate(ground)
+        background = "element => getComputedStyle(element).backgroundColor"
+        assert frame.locator("body").evaluate(background) == page.locator("html").evaluate(background)
 
-    def test_on_a_task_instance_it_shows_its_own(
+    def test_on_a_task_instance_it_shows_its_images(
         self, images: DagRun, visits: Visits, airflow: RealAirflow
     ) -> None:
         frame = tab(visits.page(VIEWER), images.task_path(1))
@@ -81,9 +81,7 @@ class TestTab:
         frame = tab(visits.page(ADMIN), run.path)
         expect(frame.get_by_text("This run has no images.")).to_be_visible()
 
-    def test_a_task_that_is_not_mapped_has_one_too(
-        self, ran: Callable[[str], DagRun], visits: Visits
-    ) -> None:
+    def test_a_task_that_is_not_mapped_has_it_too(self, ran: Callable[[str], DagRun], visits: Visits) -> None:
         frame = tab(visits.page(ADMIN), f"{ran('browser_empty').path}/tasks/nothing")
         expect(frame.get_by_text("This task has no images.")).to_be_visible()
 
@@ -91,38 +89,38 @@ class TestTab:
         page = visits.page(VIEWER, viewport=(360, 740))
         page.goto(images.gallery)
         expect(page.locator("li img")).to_have_count(3)
-        wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.evaluate(wide) == 0
+        overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(overflow) == 0
         page.locator("li a").first.click()
         expect(page.locator("dialog")).to_be_visible()
-        assert page.evaluate(wide) == 0
+        assert page.evaluate(overflow) == 0
         box = page.locator("dialog").bounding_box()
         assert box
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 360
 
 
-class TestLarge:
-    def test_a_click_opens_the_whole_picture_and_what_is_known_of_it(
+class TestFullSize:
+    def test_a_click_opens_the_image_and_its_details(
         self, images: DagRun, visits: Visits, airflow: RealAirflow
     ) -> None:
         frame = tab(visits.page(VIEWER), images.path)
         frame.locator("li a").first.click()
-        large = frame.locator("dialog img")
-        expect(large).to_have_js_property("naturalWidth", 512)
-        assert looks_like(large, stored(airflow, images.dag_id)[0])
-        told = frame.locator("dialog dl")
+        full_size = frame.locator("dialog img")
+        expect(full_size).to_have_js_property("naturalWidth", 512)
+        assert looks_like(full_size, stored(airflow, images.dag_id)[0])
+        details = frame.locator("dialog dl")
         [[image], *_] = airflow.xcoms(images.dag_id, "draw", "images")
         for text in (PROMPTS[0], "Qwen/Qwen-Image", "512 x 512", str(image["seed"]), "30", "7.5"):
-            expect(told).to_contain_text(text)
+            expect(details).to_contain_text(text)
         for text in (image["uri"], image["generation_id"], image["sha256"], "0.0 s"):
-            expect(told).to_contain_text(text)
+            expect(details).to_contain_text(text)
 
-    def test_it_goes_by_keyboard(self, images: DagRun, visits: Visits) -> None:
+    def test_it_works_with_the_keyboard(self, images: DagRun, visits: Visits) -> None:
         page = visits.page(VIEWER)
         page.goto(images.gallery)
         page.keyboard.press("Tab")
-        page.keyboard.press("Tab")  # the first leads back to Airflow
+        page.keyboard.press("Tab")  # the first link leads back to Airflow
         page.keyboard.press("Enter")
         dialog = page.locator("dialog")
         expect(dialog.locator("img")).to_have_attribute("alt", f"Image of: {PROMPTS[0]}")
@@ -156,8 +154,8 @@ class TestLarge:
         assert arguments == image["parameters"]
 
 
-class TestNotThere:
-    def test_a_place_is_kept_and_the_image_fills_it_without_a_reload(
+class TestWithoutImage:
+    def test_a_pending_card_becomes_the_image_without_a_reload(
         self, airflow: RealAirflow, url: str, slow: Emulator, visits: Visits
     ) -> None:
         page = visits.page(ADMIN)
@@ -169,11 +167,11 @@ class TestNotThere:
             run = last_run(airflow, "browser_waiting")
             frame = tab(page, run.path)
             card = frame.locator("li")
-            expect(card).to_have_class("coming")
-            expect(card).to_contain_text("is being made")
-            expect(card).to_contain_text("A picture that takes its time")
+            expect(card).to_have_class("pending")
+            expect(card).to_contain_text("is running or is being stored.")
+            expect(card).to_contain_text("An image that takes its time")
             page.evaluate("() => { window.stayed = true; }")
-            for name in ("Images", "Model on ModelScope"):  # they show while it waits
+            for name in ("Images", "Model on ModelScope"):  # shown while the task waits
                 links = airflow.session(url).get(
                     f"{url}{run.api('/taskInstances/draw/links?map_index=0')}", timeout=30
                 )
@@ -188,7 +186,7 @@ class TestNotThere:
         expect(frame.locator("li")).to_have_class("image")
         assert looks_like(frame.locator("li img"), stored(airflow, "browser_waiting")[0])
         assert page.evaluate("() => window.stayed")
-        # The links still show when it is done, and lead there.
+        # The links are still shown afterwards, and work.
         run = last_run(airflow, "browser_waiting")
         page.goto(f"{run.task_path(0)}/details")
         expect(page.get_by_role("link", name="Model on ModelScope")).to_be_visible()
@@ -197,17 +195,17 @@ class TestNotThere:
         page.get_by_role("link", name="Back to Airflow").click()
         page.wait_for_url(f"**{run.task_path(0)}")
 
-    def test_a_failed_one_says_so(
+    def test_a_failed_generation_is_reported(
         self, airflow: RealAirflow, url: str, slow: Emulator, visits: Visits
     ) -> None:
         slow.fail("poll:rejected")
         folder = f"file://{airflow.home}/images/failing/"
         assert airflow.run_dag(url, "browser_failing", {"destination": folder}) == "failed"
         frame = tab(visits.page(ADMIN), last_run(airflow, "browser_failing").path)
-        expect(frame.locator("li.over")).to_contain_text("failed, or was not stored: the log")
-        expect(frame.get_by_text("0 images, 1 not made.")).to_be_visible()
+        expect(frame.locator("li.missing")).to_contain_text("failed or was not stored. See the log")
+        expect(frame.get_by_text("0 images, 1 missing.")).to_be_visible()
 
-    def test_an_image_that_is_gone_says_so_in_its_place(
+    def test_a_deleted_image_is_reported_on_its_card(
         self, ran: Callable[[str], DagRun], airflow: RealAirflow, visits: Visits
     ) -> None:
         run = ran("browser_other")
@@ -217,40 +215,40 @@ class TestNotThere:
         file.unlink()
         try:
             frame = tab(visits.page(STRANGER), run.path)
-            expect(frame.locator("li a.broken")).to_contain_text("does not hold this image")
+            expect(frame.locator("li a.broken")).to_contain_text("does not contain this image")
         finally:
             file.write_bytes(content)
 
 
-class TestRights:
-    @pytest.mark.parametrize("kind", ["images", "image", "thumbnail"])
+class TestAccess:
+    @pytest.mark.parametrize("route", ["images", "image", "thumbnail"])
     @pytest.mark.parametrize(
         ("person", "status"), [(VIEWER, 200), (ADMIN, 200), (STRANGER, 403), (None, 401)], ids=str
     )
-    def test_every_route_asks_for_them(
+    def test_every_route_checks_it(
         self,
         images: DagRun,
         url: str,
         api_as: Callable[[Person], requests.Session],
-        anybody: requests.Session,
-        kind: str,
+        signed_out: requests.Session,
+        route: str,
         person: Person | None,
         status: int,
     ) -> None:
-        path = images.gallery if kind == "images" else images.picture(kind, map_index=0)
-        answer = (api_as(person) if person else anybody).get(f"{url}{path}", timeout=30)
-        assert answer.status_code == status
+        path = images.gallery if route == "images" else images.image(route, map_index=0)
+        response = (api_as(person) if person else signed_out).get(f"{url}{path}", timeout=30)
+        assert response.status_code == status
         if status != 200:
-            assert PROMPTS[0] not in answer.text
-            assert len(answer.content) < 20_000
+            assert PROMPTS[0] not in response.text
+            assert len(response.content) < 20_000
 
-    def test_who_may_not_see_it_is_told_so_in_a_sentence(self, images: DagRun, visits: Visits) -> None:
+    def test_a_user_without_access_sees_why(self, images: DagRun, visits: Visits) -> None:
         page = visits.page(STRANGER)
         page.goto(images.gallery)
-        expect(page.get_by_text("You may not see these images")).to_be_visible()
+        expect(page.get_by_text("You are not allowed to see these images.")).to_be_visible()
         assert page.locator("img:visible").count() == 0
 
-    def test_who_is_not_logged_in_is_led_there_and_back(self, images: DagRun, visits: Visits) -> None:
+    def test_a_signed_out_user_signs_in_and_returns(self, images: DagRun, visits: Visits) -> None:
         from tests.browser.visits import log_in
 
         page = visits.page(None)
@@ -259,29 +257,29 @@ class TestRights:
         log_in(page, VIEWER)
         expect(page.locator("li img")).to_have_count(3)
 
-    def test_who_has_a_login_of_old_is_led_there_too(
-        self, images: DagRun, url: str, anybody: requests.Session
+    def test_a_user_with_an_old_login_is_asked_to_sign_in(
+        self, images: DagRun, url: str, signed_out: requests.Session
     ) -> None:
-        cookies = {"_token": "header.of.old"}
-        answer = anybody.get(f"{url}{images.gallery}", cookies=cookies, timeout=30)
-        assert answer.status_code in (401, 403)
-        assert "Sign in to Airflow" in answer.text
-        assert "auth/login?next=" in answer.text
+        cookies = {"_token": "an.old.token"}
+        response = signed_out.get(f"{url}{images.gallery}", cookies=cookies, timeout=30)
+        assert response.status_code in (401, 403)
+        assert "Sign in to Airflow" in response.text
+        assert "auth/login?next=" in response.text
 
-    @pytest.mark.parametrize("dag_id", ["~", "", "browser_other&dag_id=browser_images", "nobodys"])
-    def test_no_other_way_of_naming_a_dag_shows_it(
+    @pytest.mark.parametrize("dag_id", ["~", "", "browser_other&dag_id=browser_images", "unknown"])
+    def test_no_other_spelling_of_a_dag_id_bypasses_it(
         self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session], dag_id: str
     ) -> None:
-        for kind in ("images", "image", "thumbnail"):
-            path = images.gallery if kind == "images" else images.picture(kind, map_index=0)
-            answer = api_as(STRANGER).get(
+        for route in ("images", "image", "thumbnail"):
+            path = images.gallery if route == "images" else images.image(route, map_index=0)
+            response = api_as(STRANGER).get(
                 url + path.replace("dag_id=browser_images", f"dag_id={dag_id}"), timeout=30
             )
-            assert answer.status_code in (403, 404), kind
+            assert response.status_code in (403, 404), route
 
 
 class TestHostile:
-    def test_a_prompt_does_nothing(self, ran: Callable[[str], DagRun], visits: Visits) -> None:
+    def test_html_in_a_prompt_is_shown_as_text(self, ran: Callable[[str], DagRun], visits: Visits) -> None:
         run = ran("browser_hostile")
         page = visits.page(ADMIN)
         frame = tab(page, run.path)
@@ -295,35 +293,35 @@ class TestHostile:
         assert frame.locator("body").evaluate("() => window.hacked") is None
 
     @pytest.mark.parametrize(
-        "told",
+        "entry",
         [
             {"uri": "file:///etc/passwd", "sha256": "00" * 32, "size_bytes": 1000},
             {"uri": "http://169.254.169.254/latest/meta-data/", "sha256": "00" * 32, "size_bytes": 1000},
             {"uri": "file:///dev/zero", "sha256": "00" * 32, "size_bytes": 1000},
-            {"uri": "s3://nobodys/a.png", "sha256": "00" * 32, "size_bytes": 10, "storage_conn_id": "other"},
+            {"uri": "s3://unknown/a.png", "sha256": "00" * 32, "size_bytes": 10, "storage_conn_id": "other"},
             "a text",
             {"uri": 5},
         ],
         ids=str,
     )
-    def test_an_xcom_that_somebody_wrote_reads_no_file_of_the_server(
+    def test_a_forged_xcom_reads_no_file_of_the_server(
         self,
         ran: Callable[[str], DagRun],
         url: str,
         api_as: Callable[[Person], requests.Session],
-        told: Any,
+        entry: Any,
     ) -> None:
         run, session = ran("browser_empty"), api_as(ADMIN)
         path = run.api("/taskInstances/nothing/xcomEntries")
         session.delete(f"{url}{path}/images?map_index=-1", timeout=30)
-        pushed = session.post(f"{url}{path}", json={"key": "images", "value": [told]}, timeout=30)
+        pushed = session.post(f"{url}{path}", json={"key": "images", "value": [entry]}, timeout=30)
         assert pushed.status_code == 201, pushed.text
         try:
-            for kind in ("image", "thumbnail"):
-                answer = session.get(f"{url}{run.picture(kind, task_id='nothing')}", timeout=30)
-                assert answer.status_code == 404
-                assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
-                assert "root:" not in answer.text
+            for route in ("image", "thumbnail"):
+                response = session.get(f"{url}{run.image(route, task_id='nothing')}", timeout=30)
+                assert response.status_code == 404
+                assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+                assert "root:" not in response.text
             assert session.get(f"{url}{run.gallery}", timeout=30).status_code == 200
         finally:
             session.delete(f"{url}{path}/images?map_index=-1", timeout=30)
@@ -344,47 +342,47 @@ class TestHostile:
             "&uri=file:///etc/passwd",
         ],
     )
-    def test_odd_questions_get_a_plain_answer(
+    def test_an_odd_query_gets_a_plain_error(
         self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session], odd: str
     ) -> None:
         name = odd.removeprefix("&").partition("=")[0]
-        given = images.picture("image", map_index=0)
-        kept = "&".join(part for part in given.split("&") if not part.startswith(f"{name}="))
-        answer = api_as(VIEWER).get(f"{url}{kept}{odd}", timeout=30)
-        if name == "uri":  # nobody reads it
-            assert answer.headers["Content-Type"] == "image/png"
+        path = images.image(map_index=0)
+        others = "&".join(part for part in path.split("&") if not part.startswith(f"{name}="))
+        response = api_as(VIEWER).get(f"{url}{others}{odd}", timeout=30)
+        if name == "uri":  # it is ignored
+            assert response.headers["Content-Type"] == "image/png"
         else:
-            assert answer.status_code == 404
-            assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+            assert response.status_code == 404
+            assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
 
 
 class TestServing:
-    def test_an_image_comes_byte_for_byte_and_is_nothing_else(
+    def test_an_image_is_served_byte_for_byte(
         self,
         images: DagRun,
         url: str,
         api_as: Callable[[Person], requests.Session],
         emulator: Emulator,
     ) -> None:
-        answer = api_as(VIEWER).get(f"{url}{images.picture('image', map_index=0)}", timeout=30)
-        assert answer.content in emulator.served.values()
-        assert answer.headers["Content-Type"] == "image/png"
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-        assert "private" in answer.headers["Cache-Control"]
+        response = api_as(VIEWER).get(f"{url}{images.image(map_index=0)}", timeout=30)
+        assert response.content in emulator.served.values()
+        assert response.headers["Content-Type"] == "image/png"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert "private" in response.headers["Cache-Control"]
 
-    @pytest.mark.parametrize("kind", ["image", "thumbnail"])
-    def test_what_has_not_changed_is_not_sent_again(
-        self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session], kind: str
+    @pytest.mark.parametrize("route", ["image", "thumbnail"])
+    def test_an_unchanged_image_is_not_sent_again(
+        self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session], route: str
     ) -> None:
-        path = f"{url}{images.picture(kind, map_index=0)}"
+        path = f"{url}{images.image(route, map_index=0)}"
         first = api_as(VIEWER).get(path, timeout=30)
         again = api_as(VIEWER).get(path, headers={"If-None-Match": first.headers["ETag"]}, timeout=30)
         assert (again.status_code, again.content) == (304, b"")
         stranger = api_as(STRANGER).get(path, headers={"If-None-Match": first.headers["ETag"]}, timeout=30)
         assert stranger.status_code == 403
 
-    def test_a_page_lets_no_script_of_others_run(
+    def test_a_page_runs_only_its_own_scripts(
         self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session]
     ) -> None:
         policy = api_as(VIEWER).get(f"{url}{images.gallery}", timeout=30).headers["Content-Security-Policy"]
@@ -392,14 +390,14 @@ class TestServing:
         assert "unsafe" not in policy
         assert "frame-ancestors 'self'" in policy
 
-    def test_a_run_that_is_not_there_is_said(
+    def test_an_unknown_run_is_reported(
         self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session]
     ) -> None:
-        answer = api_as(VIEWER).get(f"{url}/modelscope/images?dag_id=browser_images&run_id=x", timeout=30)
-        assert answer.status_code == 404
-        assert "has no run" in answer.text
+        response = api_as(VIEWER).get(f"{url}/modelscope/images?dag_id=browser_images&run_id=x", timeout=30)
+        assert response.status_code == 404
+        assert "has no run" in response.text
 
-    def test_a_runs_id_may_come_as_airflow_3_1_fills_it_in(
+    def test_a_runs_id_may_come_unencoded_as_from_airflow_3_1(
         self, images: DagRun, url: str, api_as: Callable[[Person], requests.Session]
     ) -> None:
         assert "+" in images.run_id
@@ -412,7 +410,7 @@ def test_two_hundred_images_open_in_a_second(
 ) -> None:
     page = visits.page(ADMIN)
     run = ran("browser_many")
-    page.goto("/modelscope/images?dag_id=browser_empty&run_id=x")  # the browser itself is warm
+    page.goto("/modelscope/images?dag_id=browser_empty&run_id=x")  # warms up the browser
     in_view = """() => [...document.querySelectorAll("li img")].filter(
         (image) => image.getBoundingClientRect().top < innerHeight).every(
         (image) => image.complete && image.naturalWidth > 0)"""
@@ -424,7 +422,5 @@ def test_two_hundred_images_open_in_a_second(
         seconds.append(time.monotonic() - started_at)
     assert page.locator("li img").count() == 200
     with capsys.disabled():
-        print(
-            f"\n200 images, seconds until all in view are painted: {', '.join(f'{s:.2f}' for s in seconds)}"
-        )
-    assert sorted(seconds)[1] < 1  # the machine may be busy once
+        print(f"\n200 images, seconds until all in view are shown: {', '.join(f'{s:.2f}' for s in seconds)}")
+    assert sorted(seconds)[1] < 1  # the median

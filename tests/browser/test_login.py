@@ -1,4 +1,4 @@
-"""Who logs in sees the Dag that they may see, and no other: what the other browser tests stand on."""
+"""Users see the Dags that they may see, and no others. The other browser tests rely on it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from tests.browser.visits import ColorScheme, Visits
 
 
-def test_who_follows_a_link_to_a_dag_run_logs_in_first_and_then_sees_it(
-    images: DagRun, visits: Visits
-) -> None:
+def test_a_link_to_a_dag_run_leads_through_the_login(images: DagRun, visits: Visits) -> None:
     page = visits.page(None)
     page.goto(images.path)
     page.wait_for_url(lambda url: LOGIN in url)
@@ -30,39 +28,39 @@ def test_who_follows_a_link_to_a_dag_run_logs_in_first_and_then_sees_it(
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
-def test_the_viewer_sees_the_run_and_its_tasks_and_is_refused_nothing(
+def test_the_viewer_sees_the_run_and_its_tasks(
     images: DagRun, visits: Visits, color_scheme: ColorScheme
 ) -> None:
     page = visits.page(VIEWER, color_scheme=color_scheme)
-    refused: list[str] = []
-    page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
+    failed: list[str] = []
+    page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
     page.goto(images.path)
     expect(page.get_by_role("heading", name="3 Task Instances")).to_be_visible()
     page.goto(images.task_path(0))
     expect(page.get_by_role("link", name="Rendered Templates")).to_be_visible()
     page.wait_for_load_state("networkidle")
-    assert not refused
+    assert not failed
 
 
-def test_the_stranger_sees_nothing_of_it(images: DagRun, visits: Visits) -> None:
+def test_the_stranger_does_not_see_the_run(images: DagRun, visits: Visits) -> None:
     page = visits.page(STRANGER)
-    with page.expect_response(lambda answer: "/taskInstances" in answer.url) as answer:
+    with page.expect_response(lambda response: "/taskInstances" in response.url) as response:
         page.goto(images.path)
-    assert answer.value.status == 403
+    assert response.value.status == 403
     expect(page.get_by_text("No Task Instances found")).to_be_visible()
 
 
 @pytest.mark.parametrize(("person", "status"), [(ADMIN, 200), (VIEWER, 200), (STRANGER, 403)])
-def test_the_rest_api_gives_xcoms_to_whom_the_dag_is_shown(
+def test_the_rest_api_returns_xcoms_to_those_who_see_the_dag(
     images: DagRun, url: str, api_as: Callable[[Person], requests.Session], person: Person, status: int
 ) -> None:
     path = images.api("/taskInstances/draw/xcomEntries/images?map_index=0")
-    answer = api_as(person).get(f"{url}{path}", timeout=30)
-    assert answer.status_code == status
-    assert ("sha256" in answer.text) == (status == 200)
+    response = api_as(person).get(f"{url}{path}", timeout=30)
+    assert response.status_code == status
+    assert ("sha256" in response.text) == (status == 200)
 
 
-def test_the_stranger_has_a_dag_of_their_own(
+def test_the_stranger_sees_another_dag(
     ran: Callable[[str], DagRun], url: str, api_as: Callable[[Person], requests.Session]
 ) -> None:
     path = ran("browser_other").api("/taskInstances/draw/xcomEntries/images?map_index=0")

@@ -1,4 +1,4 @@
-"""Pages that somebody looks at, in a real browser, and what goes wrong on them."""
+"""Pages in a real browser, opened as one of the users, and the errors on them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ColorScheme = Literal["light", "dark"]
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
-    "--no-sandbox",  # a container's root may not make one
+    "--no-sandbox",  # root in a container cannot create one
     "--disable-gpu",
-    # It asks nobody but the Airflow here.
+    # No requests to other hosts.
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-quic",
@@ -28,17 +28,17 @@ ARGUMENTS = (
     "--no-first-run",
 )
 LOGIN = "/auth/login/"
-SECONDS = 30.0  # for whatever a page waits for: the machine may be busy
+SECONDS = 30.0  # timeout of all waits on a page
 
 
 def find_chromium() -> str | None:
-    """Return the path of a Chromium of this machine."""
+    """Return the path of an installed Chromium, or None."""
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 @contextmanager
 def chromium(program: str) -> Iterator[Browser]:
-    """Run a browser without a window."""
+    """Run a headless browser."""
     expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
@@ -49,7 +49,7 @@ def chromium(program: str) -> Iterator[Browser]:
 
 
 def log_in(page: Page, person: Person) -> None:
-    """Fill in the login form that the page shows, and wait until it leads on."""
+    """Fill in the login form on the page, and wait for the redirect."""
     name, password = person.login
     page.locator("input[name=username]").fill(name)
     page.locator("input[name=password]").fill(password)
@@ -58,10 +58,10 @@ def log_in(page: Page, person: Person) -> None:
 
 
 class Visits:
-    """Visits to the Airflow that runs at ``url``.
+    """Visits to the Airflow at ``url``. Users log in once.
 
-    Whoever logged in once stays so. ``errors`` holds what no page may do, in its frames neither: throw, ask
-    another host, or complain on its console, as it does of what its sandbox or security policy forbids.
+    ``errors`` collects what no page and no frame may do: throw, send a request to another host, or log an
+    error on the console, as browsers do for violations of a sandbox or a security policy.
     """
 
     def __init__(self, browser: Browser, url: str) -> None:
@@ -78,9 +78,9 @@ class Visits:
         viewport: tuple[int, int] = (1280, 900),
         color_scheme: ColorScheme = "light",
     ) -> Page:
-        """Return an empty page; a path given to its ``goto`` is one of this Airflow.
+        """Return an empty page. Paths given to its ``goto`` are relative to this Airflow.
 
-        :param person: Who is logged in there, by the login form; nobody if None.
+        :param person: The logged-in user; signed out if None.
         :param viewport: Width and height in pixels.
         """
         if person and person not in self._logins:
@@ -99,8 +99,8 @@ class Visits:
         context.set_default_timeout(SECONDS * 1000)
         page = context.new_page()
         page.on("pageerror", lambda error: self._note(page, f"threw {error}"))
-        page.on("console", lambda message: self._hear(page, message))
-        page.on("request", lambda request: self._see(page, request))
+        page.on("console", lambda message: self._on_console(page, message))
+        page.on("request", lambda request: self._on_request(page, request))
         return page
 
     def close(self) -> None:
@@ -108,15 +108,15 @@ class Visits:
         while self._open:
             self._open.pop().close()
 
-    def _hear(self, page: Page, message: ConsoleMessage) -> None:
-        # That something was refused or is not there may be what a test wants to see.
+    def _on_console(self, page: Page, message: ConsoleMessage) -> None:
+        # Tests may expect a request to fail with 403 or 404.
         if message.type == "error" and not message.text.startswith("Failed to load resource"):
-            self._note(page, f"complained: {message.text}")
+            self._note(page, f"logged: {message.text}")
 
-    def _see(self, page: Page, request: Request) -> None:
+    def _on_request(self, page: Page, request: Request) -> None:
         if not request.url.startswith((f"{self.url}/", "data:", "blob:")):
-            self._note(page, f"asked {request.url}")
+            self._note(page, f"requested {request.url}")
 
     def _note(self, page: Page, error: str) -> None:
-        if LOGIN not in page.url:  # FAB's own page throws: its moment.js has no time zones
+        if LOGIN not in page.url:  # FAB's own login page throws: its moment.js has no time zones
             self.errors.append(f"{page.url} {error}")

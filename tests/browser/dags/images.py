@@ -18,8 +18,8 @@ HOSTILE = (
 )
 
 
-def pictures(dag_id: str, *prompts: str, **options: Any) -> None:
-    """Make a Dag of one task, mapped over the prompts."""
+def images(dag_id: str, *prompts: str, **options: Any) -> None:
+    """Make a Dag with one task that is mapped over the prompts."""
     with DAG(dag_id, schedule=None, params={"destination": Param(type="string")}):
         ModelScopeImageGenerationOperator.partial(
             task_id="draw",
@@ -31,11 +31,11 @@ def pictures(dag_id: str, *prompts: str, **options: Any) -> None:
         ).expand(prompt=list(prompts))
 
 
-pictures("browser_images", "A lighthouse above the clouds", "A cat on an armchair", "雨后的青瓦白墙,水墨画")
-pictures("browser_other", "A postcard for somebody else")
-pictures("browser_hostile", *("{% raw %}" + prompt + "{% endraw %}" for prompt in HOSTILE))
-pictures("browser_waiting", "A picture that takes its time", modelscope_conn_id="modelscope_slow")
-pictures("browser_failing", "A picture that cannot be", modelscope_conn_id="modelscope_slow")
+images("browser_images", "A lighthouse above the clouds", "A cat on an armchair", "雨后的青瓦白墙,水墨画")
+images("browser_other", "A postcard for another user")
+images("browser_hostile", *("{% raw %}" + prompt + "{% endraw %}" for prompt in HOSTILE))
+images("browser_waiting", "An image that takes its time", modelscope_conn_id="modelscope_slow")
+images("browser_failing", "An image that fails", modelscope_conn_id="modelscope_slow")
 
 
 with DAG("browser_taskflow", schedule=None, params={"destination": Param(type="string")}):
@@ -48,19 +48,19 @@ with DAG("browser_taskflow", schedule=None, params={"destination": Param(type="s
         defer_after=0,
     )
     def imagine(subject: str) -> str:
-        """Write a prompt that is another one each time, and no template."""
+        """Return a new prompt on each call, with braces that are no template."""
         return f"{subject} {{{{ 7 * 7 }}}} {time.time_ns()}"
 
     imagine("A dream")
 
 
 FILES = AssetAlias("browser_files")
-pictures("browser_files", "A picture that others wait for", outlets=[FILES])
+images("browser_files", "An image for other Dags", outlets=[FILES])
 with DAG("browser_files_consumer", schedule=FILES):
 
     @task
-    def take(triggering_asset_events: Any = None) -> list[Any]:
-        """Return what it is told of each file."""
+    def receive(triggering_asset_events: Any = None) -> list[Any]:
+        """Return the URI and the extra of each file."""
         return [
             [asset.uri, event.extra]
             for asset, events in triggering_asset_events.items()
@@ -68,26 +68,26 @@ with DAG("browser_files_consumer", schedule=FILES):
             if isinstance(asset, Asset)
         ]
 
-    take()
+    receive()
 
 
 with DAG("browser_many", schedule=None, params={"destination": Param(type="string")}):
 
     @task
     def paint(params: Any = None, ti: Any = None) -> None:
-        """Store two hundred pictures at once, as a task with that many would tell of them."""
+        """Store 200 images and push their XCom ``images``."""
         from PIL import Image
 
-        images = []
+        entries = []
         for number in range(200):
             file = BytesIO()
-            picture = Image.linear_gradient("L").resize((1024, 1024)).rotate(number)
-            Image.merge("RGB", (picture, picture.rotate(90), picture.rotate(180))).save(file, "PNG")
+            gradient = Image.linear_gradient("L").resize((1024, 1024)).rotate(number)
+            Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))).save(file, "PNG")
             content = file.getvalue()
             path = ObjectStoragePath(f"{params['destination']}{number}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-            images.append(
+            entries.append(
                 {
                     "uri": str(path),
                     "storage_conn_id": None,
@@ -96,10 +96,10 @@ with DAG("browser_many", schedule=None, params={"destination": Param(type="strin
                     "width": 1024,
                     "height": 1024,
                     "generation_id": str(number),
-                    "parameters": {"prompt": f"Picture number {number}. " * 20, "seed": number},
+                    "parameters": {"prompt": f"Image number {number}. " * 20, "seed": number},
                 }
             )
-        ti.xcom_push(key="images", value=images)
+        ti.xcom_push(key="images", value=entries)
 
     paint()
 
@@ -108,6 +108,6 @@ with DAG("browser_empty", schedule=None, params={"destination": Param(type="stri
 
     @task
     def nothing() -> None:
-        """Make no image."""
+        """Store no image."""
 
     nothing()
