@@ -62,7 +62,7 @@ class StoredImage:
 
     @classmethod
     def from_json(cls, entry: Any) -> Self | None:
-        """Return the image that an entry describes, or None if it does not say which bytes are stored where.
+        """Return the image that an entry describes, or None if it lacks the URI, size or SHA-256.
 
         Optional facts of a wrong type become None.
         """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 needs_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow 3.0 has no tabs for plugins")
 
 
-def picture(format_: str = "PNG", size: tuple[int, int] = (640, 400), mode: str = "RGB") -> bytes:
+def encoded(format_: str = "PNG", size: tuple[int, int] = (640, 400), mode: str = "RGB") -> bytes:
     file = BytesIO()
     Pillow.new(mode, size, "red" if mode.startswith("RGB") else 1).save(file, format_)
     return file.getvalue()

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image as Pillow
 
 from airflow_provider_modelscope.gallery.app import THREADS, _limiter, make_app
-from tests.unit.gallery.conftest import entry, needs_gallery, picture
+from tests.unit.gallery.conftest import entry, needs_gallery, encoded
 
 if TYPE_CHECKING:
     from tests.unit.gallery.conftest import Bucket, Database
@@ -94,7 +94,7 @@ class TestAccess:
         bucket: Bucket,
         route: str,
     ) -> None:
-        database.push([bucket.put_image(picture())])
+        database.push([bucket.put_image(encoded())])
         auth_manager.is_allowed = False
         response = client.get(url(route))
         assert response.status_code == 403
@@ -114,7 +114,7 @@ class TestAccess:
     def test_images_of_another_dag_are_not_served(
         self, client: TestClient, database: Database, bucket: Bucket, route: str
     ) -> None:
-        database.push([bucket.put_image(picture())], dag_id="other_dag")
+        database.push([bucket.put_image(encoded())], dag_id="other_dag")
         assert client.get(url(route)).status_code == 404
         assert client.get(url(route, dag_id="other_dag")).status_code == 200
 
@@ -189,7 +189,7 @@ class TestImage:
     @pytest.fixture
     def content(self, database: Database, bucket: Bucket) -> bytes:
         """An image that the task has stored."""
-        content = picture()
+        content = encoded()
         database.push([bucket.put_image(content)])
         return content
 
@@ -231,7 +231,7 @@ class TestImage:
         assert client.get(url(route), headers=etag).status_code == 403
 
     def test_its_number_selects_it(self, client: TestClient, database: Database, bucket: Bucket) -> None:
-        database.push([None, bucket.put_image(picture(size=(9, 9)))], map_index=3)
+        database.push([None, bucket.put_image(encoded(size=(9, 9)))], map_index=3)
         response = client.get(url("/image", map_index=3, number=2))
         assert Pillow.open(BytesIO(response.content)).size == (9, 9)
 

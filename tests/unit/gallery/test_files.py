@@ -19,7 +19,7 @@ from airflow_provider_modelscope.gallery.files import (
     read_image,
 )
 from airflow_provider_modelscope.xcoms import StoredImage
-from tests.unit.gallery.conftest import Bucket, entry_of, picture
+from tests.unit.gallery.conftest import Bucket, entry_of, encoded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,27 +46,27 @@ READERS = (read_image, thumbnail)
 
 
 def test_an_image_is_read_with_its_real_content_type(tmp_path: Path) -> None:
-    content = picture("JPEG")
+    content = encoded("JPEG")
     assert read_image(stored(tmp_path / "a.png", content)) == (content, "image/jpeg")
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_an_overwritten_image_is_not_shown(tmp_path: Path, reader: Any) -> None:
-    image = stored(tmp_path / "a.png", picture())
-    (tmp_path / "a.png").write_bytes(picture(size=(9, 9)))
+    image = stored(tmp_path / "a.png", encoded())
+    (tmp_path / "a.png").write_bytes(encoded(size=(9, 9)))
     with pytest.raises(ImageUnavailableError, match=HAS_CHANGED):
         reader(image)
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_file_with_another_checksum_is_not_shown(tmp_path: Path, reader: Any) -> None:
-    image = stored(tmp_path / "a.png", picture(), sha256="00" * 32)
+    image = stored(tmp_path / "a.png", encoded(), sha256="00" * 32)
     with pytest.raises(ImageUnavailableError, match=HAS_CHANGED):
         reader(image)
 
 
 def test_a_deleted_image_is_reported(tmp_path: Path) -> None:
-    image = stored(tmp_path / "a.png", picture())
+    image = stored(tmp_path / "a.png", encoded())
     (tmp_path / "a.png").unlink()
     with pytest.raises(ImageUnavailableError, match="moved, deleted or overwritten"):
         read_image(image)
@@ -82,7 +82,7 @@ def test_other_files_are_not_shown(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
-    image = stored(tmp_path / "a.png", picture())
+    image = stored(tmp_path / "a.png", encoded())
     (tmp_path / "a.png").unlink()
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(ImageUnavailableError, match=HAS_CHANGED):
@@ -90,15 +90,15 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
 
 
 def test_one_byte_more_than_expected_is_read_at_most(bucket: Bucket) -> None:
-    image = parsed(bucket.put_image(picture()))
-    bucket.pipe_file("/bucket/a.png", picture() + b"\0" * 2**20)
+    image = parsed(bucket.put_image(encoded()))
+    bucket.pipe_file("/bucket/a.png", encoded() + b"\0" * 2**20)
     with pytest.raises(ImageUnavailableError, match=HAS_CHANGED):
         read_image(image)
     assert 0 < bucket.bytes_read <= image.size_bytes + 1
 
 
 def test_a_huge_image_is_not_read(bucket: Bucket) -> None:
-    image = parsed(bucket.put_image(picture(), size_bytes=MAX_BYTES + 1))
+    image = parsed(bucket.put_image(encoded(), size_bytes=MAX_BYTES + 1))
     with pytest.raises(ImageUnavailableError, match="up to 64 MiB"):
         read_image(image)
     assert bucket.reads == 0
@@ -107,34 +107,34 @@ def test_a_huge_image_is_not_read(bucket: Bucket) -> None:
 @pytest.mark.parametrize("uri", ["http://169.254.169.254/latest", "nonsense", "", "s3://", "ftp://a/b"])
 def test_an_address_outside_object_storage_is_not_read(tmp_path: Path, uri: str) -> None:
     with pytest.raises(ImageUnavailableError, match=f"cannot open|{HAS_CHANGED}"):
-        read_image(stored(tmp_path / "a.png", picture(), uri=uri))
+        read_image(stored(tmp_path / "a.png", encoded(), uri=uri))
 
 
 def test_an_unknown_connection_is_named(tmp_path: Path) -> None:
     pytest.importorskip("s3fs", reason="the extra s3")
     facts = {"uri": "s3://bucket/a.png", "storage_conn_id": "unknown_id"}
     with pytest.raises(ImageUnavailableError, match="unknown_id"):
-        read_image(stored(tmp_path / "a.png", picture(), **facts))
+        read_image(stored(tmp_path / "a.png", encoded(), **facts))
 
 
 class TestThumbnail:
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "I;16", "CMYK"])
     def test_it_is_a_small_webp(self, tmp_path: Path, mode: str) -> None:
         format_ = "TIFF" if mode == "CMYK" else "PNG"
-        content = thumbnail(stored(tmp_path / "a.png", picture(format_, mode=mode)))
+        content = thumbnail(stored(tmp_path / "a.png", encoded(format_, mode=mode)))
         with Pillow.open(BytesIO(content)) as opened:
             assert (opened.format, opened.size) == ("WEBP", (THUMBNAIL_SIDE, 200))
 
     def test_a_truncated_image_has_none(self, tmp_path: Path) -> None:
         with pytest.raises(ImageUnavailableError, match="Cannot make a thumbnail"):
-            thumbnail(stored(tmp_path / "a.png", picture("JPEG", (2000, 2000))[:-9000]))
+            thumbnail(stored(tmp_path / "a.png", encoded("JPEG", (2000, 2000))[:-9000]))
 
     def test_an_image_with_too_many_pixels_has_none(self, tmp_path: Path) -> None:
         with pytest.raises(ImageUnavailableError, match="too many pixels"):
-            thumbnail(stored(tmp_path / "a.png", picture(size=(5000, 5000), mode="1")))
+            thumbnail(stored(tmp_path / "a.png", encoded(size=(5000, 5000), mode="1")))
 
     def test_it_outlives_its_image_for_a_limited_time(self, tmp_path: Path) -> None:
-        image = stored(tmp_path / "a.png", picture())
+        image = stored(tmp_path / "a.png", encoded())
         before = thumbnail(image)
         (tmp_path / "a.png").unlink()
         assert thumbnail(image) == before
