@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -42,8 +41,8 @@ A_REAL_RUN = (
 )
 WHERE = "import airflow_provider_modelscope as it, platform; print(platform.python_version(), it.__file__)"
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEPENDENCIES = [re.split("[^a-z-]", dependency)[0] for dependency in PROJECT["dependencies"]]
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+DEPENDENCIES = [re.split("[^a-z-]", dependency)[0] for dependency in PYPROJECT["project"]["dependencies"]]
 
 nox.options.error_on_missing_interpreters = True
 if pyenv := shutil.which("pyenv"):
@@ -71,13 +70,15 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
     started_at = time.monotonic()
     python = str(session.python)
     environment = Path(session.virtualenv.location)
+    constraints = [f"--constraint={pins}" for pins in _pins(airflow, dependencies)]
     session.install(
         f"apache-airflow=={airflow}.*",
-        f"{_built('whl')}[test]",
+        str(_built("whl")),
         "--requirement=pyproject.toml",  # to uv, what a wheel asks for is not direct
         f"--resolution={'lowest-direct' if dependencies == 'lowest' else 'highest'}",
-        *(f"--constraint={pins}" for pins in _pins(airflow, dependencies)),
+        *constraints,
     )
+    session.install(*nox.project.dependency_groups(PYPROJECT, "test"), *constraints)
     shutil.unpack_archive(_built("tar.gz"), environment, filter="data")
     [sources] = environment.glob("airflow_provider_modelscope-*")
     shutil.rmtree(sources / "airflow_provider_modelscope")
@@ -95,7 +96,7 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
             session.error(f"Airflow {airflow} says something else of Python {one} than LEFT_OUT")
 
     is_whole = (python, dependencies) == (WHOLE_PYTHON, "newest")
-    tests = ("tests/unit", *(("tests/integration",) if is_whole else A_REAL_RUN))
+    tests = ("tests/unit", "tests/fuzz", *(("tests/integration",) if is_whole else A_REAL_RUN))
     report = environment / "report.xml"
     try:
         session.run("python", "-m", "pytest", "--quiet", f"--junitxml={report}", *tests)
