@@ -26,7 +26,6 @@ from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
-from airflow_provider_modelscope.xcoms import StoredImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -256,9 +255,27 @@ def test_every_method_of_the_hook_shown_exists() -> None:
             assert parameter in parameters
 
 
-def test_every_key_of_the_xcom_images_is_listed() -> None:
-    listed = [words(row[0])[0] for row in table("docs/operators.md", "XCom `images`")]
-    assert listed == [field.name for field in fields(StoredImage)]
+@pytest.mark.usefixtures("emulator")
+def test_every_key_that_a_task_writes_is_listed(tmp_path: Path, context: Any) -> None:
+    task = ModelScopeImageGenerationOperator(
+        task_id="draw",
+        model="Qwen/Qwen-Image",
+        prompt="a",
+        destination=tmp_path.as_uri() + "/",
+        sidecar=True,
+        deferrable=False,
+    )
+    task.execute(context)
+    [image] = context["ti"].pushed["images"]
+    assert list(image) == [words(row[0])[0] for row in table("docs/operators.md", "XCom `images`")]
+    requested = context["ti"].pushed["request"]
+    assert set(requested) == {
+        word for row in table("docs/operators.md", "XCom `request`") for word in words(row[0])
+    }
+    [sidecar] = tmp_path.glob("*.json")
+    assert set(json.loads(sidecar.read_text())) == {
+        word for row in table("docs/provenance.md", "Sidecar files") for word in words(row[0])
+    }
 
 
 def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,10 +369,12 @@ def test_defaults_named_in_the_text_are_the_defaults() -> None:
 
 def test_supported_versions_are_those_of_the_package() -> None:
     least, most = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()  # type: ignore[union-attr]
-    assert f"Python 3.{least} to 3.{int(most) - 1}" in PAGES["README.md"]
-    [floor] = [one for one in PROJECT["dependencies"] if one.startswith("apache-airflow>=")]
-    assert f"Airflow {floor.partition('>=')[2]} to " in PAGES["README.md"]
-    assert f"from {floor.partition('>=')[2]} on" in section("docs/compatibility.md", "Versions")
+    [floor] = [
+        one.partition(">=")[2] for one in PROJECT["dependencies"] if one.startswith("apache-airflow>=")
+    ]
+    pythons = rf"Python 3\.{least} to 3\.{int(most) - 1}\."
+    assert re.search(rf"^Airflow {re.escape(floor)} to 3\.\d+, {pythons}", PAGES["README.md"], re.MULTILINE)
+    assert f"from {floor} on" in section("docs/compatibility.md", "Versions")
 
 
 def test_every_extra_of_the_package_is_listed() -> None:
