@@ -62,9 +62,9 @@ check: $(READY) ## Lint and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-bench: $(READY) ## What a wait costs beside other ways to wait, and what the schedule saves; eight minutes
+bench: $(READY) ## What a wait costs beside other ways to wait, and what known durations save; eight minutes
 	@$(BIN)/python -m tests.bench_waiting
-	@$(BIN)/python -m tests.bench_schedule
+	@$(BIN)/python -m dev.bench_intervals
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) .nox .demo .ui .mypy_cache .pytest_cache .ruff_cache

@@ -7,8 +7,7 @@ A reader meets the modules in the order data flows:
 ``generation``         what ModelScope says of one generation
 ``account``            where the service is, and who asks: an Airflow connection, read once
 ``api``                the protocol: what to send, and what an answer means
-``schedule``           when the next look is worth it, learned from the times seen
-``waiting``            when to look again or to submit again, and when to give up
+``waiting``            when to poll again or to submit again, and when to give up
 ``image``              one picture: its facts, and its conversion to another format
 ``object_storage``     where images are read from and stored
 ``hooks``              the protocol, and the download of an image, on a worker, over requests

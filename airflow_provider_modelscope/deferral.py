@@ -18,7 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
     ServiceUnreachableError,
 )
-from airflow_provider_modelscope.waiting import QueueWait
+from airflow_provider_modelscope.waiting.poll import QueueWait
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.request import GenerationRequest
     from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
-    from airflow_provider_modelscope.waiting import GenerationWait
+    from airflow_provider_modelscope.waiting.poll import GenerationWait
 
 SHORT = 15.0  # seconds that are waited for room on a worker, as a deferral takes nearly as long
 STAND_BY = 6.0  # seconds to go on trying from a worker whose turn came a little early
@@ -85,6 +85,7 @@ def submit_or_defer(
     trigger = ModelScopeQueueTrigger(
         since=queue.since,
         model=request.model,
+        size=request.size,
         had_turn=had_turn,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
@@ -117,6 +118,7 @@ def wait_or_defer(
         poll_interval=wait.poll_interval,
         submitted_at=wait.submitted_at,
         model=wait.model,
+        size=wait.size,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=wait.end_time,
         settling_seconds=settling_seconds(),

@@ -20,7 +20,7 @@ from airflow_provider_modelscope.object_storage import Document
 from airflow_provider_modelscope.outlets import tell_outlets
 from airflow_provider_modelscope.provenance import Provenance
 from airflow_provider_modelscope.upstream import IMAGES
-from airflow_provider_modelscope.waiting import GenerationWait
+from airflow_provider_modelscope.waiting.poll import GenerationWait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

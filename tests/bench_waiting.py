@@ -4,7 +4,7 @@
 a fresh process, so that CPU and memory are its own, for a service that costs little in another: over TLS and
 by name, as the real one, but with an answer at once. All that poll at a fixed interval do so every 5 s.
 
-So does the trigger while its model is unknown; what it learns is measured by ``tests.bench_schedule``. CPU is
+So does the trigger while its model is unknown; what it learns is measured by ``dev.bench_intervals``. CPU is
 the whole process's from the first wait's begin to the last one's end, over the polls.
 
 All waits begin at once, as in a triggerer that restarts; ``--within 5`` spreads that over 5 s. The lag of the

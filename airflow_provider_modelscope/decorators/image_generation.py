@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.sdk.bases.decorator import TaskDecorator
 
-    from airflow_provider_modelscope.waiting import QueueWait
+    from airflow_provider_modelscope.waiting.poll import QueueWait
 
 XCOM_KEY = "modelscope_parameters"
 NOT_YET = "DYNAMIC (set during execution)"  # what Airflow shows where a function gives what a field has

@@ -22,7 +22,7 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnreachableError,
 )
 from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
-from airflow_provider_modelscope.waiting import PAUSE, TRIES, QueueWait
+from airflow_provider_modelscope.waiting.poll import PAUSE, TRIES, QueueWait
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.account import Account
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.generation import Generation
     from airflow_provider_modelscope.image import Image
     from airflow_provider_modelscope.request import GenerationRequest
-    from airflow_provider_modelscope.waiting import GenerationWait
+    from airflow_provider_modelscope.waiting.poll import GenerationWait
 
 IMAGE_TRIES = 5  # of a download, for what it fetches is paid for; the pauses between them double
 VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now

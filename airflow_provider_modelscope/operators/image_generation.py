@@ -22,7 +22,7 @@ from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counting_failures
 from airflow_provider_modelscope.mistakes import check_all, check_choice, check_seconds
 from airflow_provider_modelscope.tasks import ModelScopeTask, StoringTask
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
+from airflow_provider_modelscope.waiting.poll import POLL_INTERVAL, GenerationWait, QueueWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -295,6 +295,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             end_time=self._end_of(self.timeout, context, since=since),
             poll_interval=self.poll_interval,
             model=submission.model,
+            size=submission.size,
             quick_until=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None

@@ -23,7 +23,7 @@ from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counted_failure
 from airflow_provider_modelscope.mistakes import check_all, check_seconds
 from airflow_provider_modelscope.tasks import ModelScopeTask
-from airflow_provider_modelscope.waiting import POLL_INTERVAL, GenerationWait, end_of_wait
+from airflow_provider_modelscope.waiting.poll import POLL_INTERVAL, GenerationWait, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -107,6 +107,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
             poll_interval=self.poke_interval,
             model=submission.model if submission else None,
+            size=submission.size if submission else None,
             quick_until=DEFER_AFTER,
         )
 

@@ -23,10 +23,10 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
     redacted,
 )
-from airflow_provider_modelscope.schedule import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.triggers.accounts import account_of
 from airflow_provider_modelscope.triggers.line import Line
-from airflow_provider_modelscope.waiting import GenerationWait, Quiet
+from airflow_provider_modelscope.waiting.intervals import MIN_POLL_INTERVAL
+from airflow_provider_modelscope.waiting.poll import GenerationWait, Quiet
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.account import Account

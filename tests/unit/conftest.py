@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelscope import waiting
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.hooks import modelscope
+from airflow_provider_modelscope.waiting import poll
 
 TOKEN = "ms-0b1c2d3e-test"
 
@@ -43,8 +43,8 @@ def context() -> dict[str, Any]:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that tries again at once."""
     monkeypatch.setattr(modelscope, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "PAUSE", 0.0)
-    monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
+    monkeypatch.setattr(poll, "PAUSE", 0.0)
+    monkeypatch.setattr(poll, "QUEUE_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from airflow_provider_modelscope import waiting
 from airflow_provider_modelscope.account import Account
 from airflow_provider_modelscope.api import Answer, error_of, read_generation, read_submission
 from airflow_provider_modelscope.exceptions import (
@@ -24,8 +23,9 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.generation import FAILED, SUCCEED, Generation
-from airflow_provider_modelscope.schedule import SeenTimes
-from airflow_provider_modelscope.waiting import MAX_RETRY_AFTER, GenerationWait, Quiet
+from airflow_provider_modelscope.waiting import poll
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
+from airflow_provider_modelscope.waiting.poll import MAX_RETRY_AFTER, GenerationWait, Quiet
 
 TOKEN = "ms-8f3b1c9a-0000-4000-8000-0123456789ab"
 ACCOUNT = Account(token=TOKEN)
@@ -99,8 +99,8 @@ nearly_right = st.fixed_dictionaries(
 def unseen() -> Iterator[None]:
     """No log of each look, and nothing learned that later tests would meet."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting.log, "disabled", True)
-        patch.setattr(waiting, "SEEN_TIMES", SeenTimes())
+        patch.setattr(poll.log, "disabled", True)
+        patch.setattr(poll, "DURATIONS", DurationHistory())
         yield
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_modelscope import deferral, waiting
+from airflow_provider_modelscope import deferral
 from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ModelScopeFinalError,
@@ -24,10 +24,17 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeSubmitImageGenerationOperator,
 )
 from airflow_provider_modelscope.request import GenerationRequest
-from airflow_provider_modelscope.triggers import turns
+from airflow_provider_modelscope.triggers import line, turns
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
-from airflow_provider_modelscope.waiting import MAX_QUEUE_PAUSE, MAX_RETRY_AFTER, QueueWait
+from airflow_provider_modelscope.waiting import poll
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
+from airflow_provider_modelscope.waiting.poll import (
+    MAX_QUEUE_PAUSE,
+    MAX_RETRY_AFTER,
+    GenerationWait,
+    QueueWait,
+)
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -118,6 +125,7 @@ class TestTheTrigger:
         arguments: dict[str, Any] = {
             "since": 3.5,
             "model": "a/b",
+            "size": "64x64",
             "had_turn": True,
             "modelscope_conn_id": "other",
             "end_time": 12.25,
@@ -133,6 +141,30 @@ class TestTheTrigger:
         told = asyncio.run(event(waits))
         assert told == {"status": "turn", "since": waits.since, "end_time": waits.end_time}
         assert not emulator.requests
+
+    def test_the_forecast_follows_the_durations_of_model_and_size(
+        self, emulator: Emulator, at_once: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        durations = DurationHistory()
+        durations.record("a/b", "64x64", 1000)
+        durations.record("a/b", "8x8", 1)
+        monkeypatch.setattr(poll, "DURATIONS", durations)
+        monkeypatch.setattr(line, "DURATIONS", durations)
+        now = time.time()
+
+        async def behind(ahead: GenerationWait) -> bool:
+            queue = line.Line()
+            with queue.running(ahead):
+                return await queue.turn(since=now, end_time=time.time() + 1, model="a/b")
+
+        async def both() -> list[Any]:
+            first = trigger(model="a/b", size="64x64", since=now)
+            second = trigger(since=now + 1, end_time=time.time() + 1)
+            return list(await asyncio.gather(event(first), event(second)))
+
+        quick: dict[str, Any] = {"model": "a/b", "size": "8x8", "poll_interval": 5}
+        assert asyncio.run(behind(GenerationWait("42", submitted_at=now, end_time=now + 60, **quick)))
+        assert [event["status"] for event in asyncio.run(both())] == ["turn", "error"]
 
     def test_nobody_has_a_turn_while_the_task_settles_in_its_deferral(
         self, emulator: Emulator, at_once: None
@@ -263,6 +295,7 @@ class TestTheTask:
         emulator.fail("submit:queue-full:always")
         kwargs = self.deferred(submitter(queue_timeout=100), context).trigger.serialize()[1]
         assert kwargs["end_time"] == pytest.approx(kwargs["since"] + 100)
+        assert (kwargs["model"], kwargs["size"]) == (ASKED["model"], ASKED["size"])
         with pytest.raises(QueueFullError):
             submitter(queue_timeout=0).execute(context)
         with pytest.raises(QueueFullError):
@@ -284,7 +317,7 @@ class TestTheTask:
     def test_one_whose_turn_came_early_stands_by_on_its_worker(
         self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiting, "QUEUE_PAUSE", 0.0)
+        monkeypatch.setattr(poll, "QUEUE_PAUSE", 0.0)
         emulator.fail("submit:queue-full:4")
         task = submitter()
         assert self.resume(task, self.deferred(task, context), context)
