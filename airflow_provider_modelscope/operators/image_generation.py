@@ -294,6 +294,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             end_time=self._end_of(self.timeout, context, since=since),
             poll_interval=self.poll_interval,
             model=submission.model,
+            size=submission.size,
             fast_poll_until_age=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None

@@ -108,6 +108,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
             poll_interval=self.poke_interval,
             model=submission.model if submission else None,
+            size=submission.size if submission else None,
             fast_poll_until_age=DEFER_AFTER,
         )
 

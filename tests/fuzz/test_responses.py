@@ -28,9 +28,9 @@ from airflow_provider_modelscope.protocol.messages import (
     read_status,
     read_submission,
 )
-from airflow_provider_modelscope.waiting import poll as waiting
+from airflow_provider_modelscope.waiting import poll
 from airflow_provider_modelscope.waiting.backoff import MAX_RETRY_AFTER, Cooldown
-from airflow_provider_modelscope.waiting.intervals import SeenTimes
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 TOKEN = "ms-8f3b1c9a-0000-4000-8000-0123456789ab"
@@ -105,8 +105,8 @@ nearly_right = st.fixed_dictionaries(
 def unseen() -> Iterator[None]:
     """No log of each look, and nothing learned that later tests would meet."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waiting.log, "disabled", True)
-        patch.setattr(waiting, "SEEN_TIMES", SeenTimes())
+        patch.setattr(poll.log, "disabled", True)
+        patch.setattr(poll, "DURATIONS", DurationHistory())
         yield
 
 

@@ -265,6 +265,14 @@ class TestDeferring:
         assert deferral.timeout is not None
         assert deferral.timeout.total_seconds() > 100 + 30
 
+    def test_the_trigger_gets_the_model_and_size_of_the_request(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        emulator.fail("poll:stall")
+        task = one_step(tmp_path, deferrable=True, defer_after=0)
+        kwargs = self.deferred(task, context).trigger.serialize()[1]
+        assert (kwargs["model"], kwargs["size"]) == (ASKED["model"], ASKED["size"])
+
     def test_no_trigger_fires_while_a_worker_may_still_be_about_to_report_the_deferral(
         self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -319,6 +327,7 @@ class TestSensor:
             "generation_id": generation_id,
             "model": ASKED["model"],
             "submitted_at": time.time() - age,
+            "size": ASKED["size"],
         }
         with DAG("chain", schedule=None):
             submit, wait = submitter(), sensor(generation_id, **parameters)
@@ -353,7 +362,8 @@ class TestSensor:
             self.below_a_submit_task(context, age=100, deferrable=True).execute(context)
         kwargs = raised.value.trigger.serialize()[1]
         submitted_at = context["ti"].upstream["submitted_at"]
-        assert (kwargs["model"], kwargs["submitted_at"]) == (ASKED["model"], submitted_at)
+        assert (kwargs["model"], kwargs["size"]) == (ASKED["model"], ASKED["size"])
+        assert kwargs["submitted_at"] == submitted_at
         assert kwargs["end_time"] == submitted_at + 900
 
     @pytest.mark.parametrize("soft_fail", [False, True])
