@@ -459,6 +459,14 @@ class TestAtomicWrites:
         ):
             store("s3://bucket/cat.png", stored)
 
+    def test_a_file_with_too_few_bytes_is_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "cat.png").write_bytes(b"the cat of yesterday")
+        stored = image()
+        stored.file.truncate(100)
+        with pytest.raises(ImageStorageError, match=f"holds 100 of {stored.length} bytes"):
+            store(f"file://{tmp_path}/cat.png", stored)
+        assert files(tmp_path) == {"cat.png": b"the cat of yesterday"}
+
     def test_an_object_of_another_task_is_not_removed(self, register: Register) -> None:
         class Shared(Store):
             def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
