@@ -308,11 +308,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     @counts_failures
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_modelscope.tasks.storing import finished_generation
+        from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
         from airflow_provider_modelscope.xcoms import Submission
 
         return self._finish(
-            lambda: finished_generation(self.hook, generation_id_of(event)),
+            lambda: fetch_finished_generation(self.hook, generation_id_of(event)),
             Submission.own(context),
             self._record(context),
             context,

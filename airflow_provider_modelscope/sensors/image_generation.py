@@ -114,10 +114,10 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: Any = None) -> str:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_modelscope.tasks.storing import finished_generation
+        from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 
         with self._ending_as_sensors_do():
-            return self._succeeded(finished_generation(self.hook, generation_id_of(event)))
+            return self._succeeded(fetch_finished_generation(self.hook, generation_id_of(event)))
 
     def _succeeded(self, generation: Generation) -> str:
         generation.raise_for_failure(retry_submits=False)

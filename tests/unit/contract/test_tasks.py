@@ -28,6 +28,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ServiceUnavailableError,
 )
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
@@ -35,6 +36,7 @@ from airflow_provider_modelscope.operators.image_generation import (
 )
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
+from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
 )
@@ -437,10 +439,7 @@ class TestStoring:
             self.store(generation_id, f"file://{tmp_path}/", context)
         assert not list(tmp_path.iterdir())
 
-    def test_the_service_being_down_is_left_to_the_retries(
-        self, monkeypatch: pytest.MonkeyPatch, context: Context, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr("airflow_provider_modelscope.tasks.storing.PATIENCE", 0.0)
+    def test_the_service_being_down_is_left_to_the_retries(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "http://127.0.0.1:9")
         with pytest.raises((GenerationTimeoutError, ServiceUnavailableError), match="cannot be reached"):
-            self.store("42", f"file://{tmp_path}/", context)
+            fetch_finished_generation(ModelScopeHook(), "42", recheck_seconds=0)
