@@ -49,7 +49,7 @@ class Provenance:
     def parameters(self) -> dict[str, Any]:
         """What was asked for, and in its place what was really used where the service says so."""
         asked = self.submission.request if self.submission else {}
-        return {**asked, **self.generation.used_parameters()}
+        return {**asked, **self.generation.effective_parameters()}
 
     def embedded_in(self, image: Image) -> Image:
         """Return the picture with all that in its metadata, and the IPTC's marker of pictures made by AI.
