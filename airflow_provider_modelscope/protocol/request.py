@@ -159,7 +159,7 @@ def _family(model: str | None) -> str | None:
 def redacted_json(value: Any, depth: int = 0) -> Any:
     """Return a JSON value as it may be stored and shown: without secrets in URLs, and limited in size."""
     if isinstance(value, str):
-        return truncated(_without_secrets(value) if _ANY_URL.fullmatch(value) else value, MAX_TEXT_SHOWN)
+        return truncated(_without_secrets(value) if re.fullmatch(_ANY_URL, value) else value, MAX_TEXT_SHOWN)
     if isinstance(value, Mapping | list) and depth == MAX_DEPTH:
         return "..."
     if isinstance(value, Mapping):
@@ -299,17 +299,16 @@ def _image_url(value: Any) -> str | list[str]:
 def _one_image_url(value: Any) -> str:
     if isinstance(value, str):
         url = _sendable_text(value).strip()
-        if _DATA_URI.fullmatch(url):
+        if re.fullmatch(_DATA_URI, url):
             return url
         if re.match(r"(?!data:)[a-z][a-z0-9+.-]*://", url, re.IGNORECASE) and _is_url(url):
             return url
     raise ValueError(_IMAGE_URL_FORMS)
 
 
-_ANY_URL = re.compile(r"(data:|[a-z][a-z0-9+.-]*://)\S*", re.IGNORECASE)
-_DATA_URI = re.compile(
-    r"(?i:data:image/[\w.+-]+(;[\w=.+-]+)*;base64,)[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+", re.ASCII
-)
+# Compiled on first use: a Dag file may import this module.
+_ANY_URL = r"(?i:data:|[a-z][a-z0-9+.-]*://)\S*"
+_DATA_URI = r"(?a)(?i:data:image/[\w.+-]+(;[\w=.+-]+)*;base64,)[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+"
 _IMAGE_URL_FORMS = (
     "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, "
     "an object storage path such as 's3://bucket/key' or 'file:///folder/name.png'"
