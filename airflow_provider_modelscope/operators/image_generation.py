@@ -334,7 +334,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
 
         try:
             generation = wait()
-            generation.raise_for_failure(retry_submits=True)
+            generation.raise_for_failure(retry_resubmits=True)
             uris = self._store(generation, submission, context)
         except GenerationStatusUnknownError:
             raise

@@ -46,7 +46,7 @@ class Provenance:
     def parameters(self) -> dict[str, Any]:
         """The requested parameters, replaced by the ones that the service reports as used."""
         requested = self.submission.request if self.submission else {}
-        return {**requested, **self.generation.used_parameters()}
+        return {**requested, **self.generation.effective_parameters()}
 
     def embedded_in(self, image: Image) -> Image:
         """Return the image with the provenance in its metadata, and the IPTC's marker of images made by AI.

@@ -120,7 +120,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             return self._succeeded(fetch_finished_generation(self.hook, generation_id_of(event)))
 
     def _succeeded(self, generation: Generation) -> str:
-        generation.raise_for_failure(retry_submits=False)
+        generation.raise_for_failure(retry_resubmits=False)
         return generation.generation_id
 
     @contextmanager

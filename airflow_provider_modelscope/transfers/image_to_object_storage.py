@@ -69,5 +69,5 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
         submission = Submission.find(generation_id, task=self, context=context)
         push_links(context, model_url=self.hook.account.model_url(submission.model) if submission else None)
         generation = fetch_finished_generation(self.hook, generation_id)
-        generation.raise_for_failure(retry_submits=False)
+        generation.raise_for_failure(retry_resubmits=False)
         return self._store(generation, submission, context)

@@ -91,7 +91,7 @@ class PollSchedule:
             self.last_seen = f"not to be seen: {look}"
             retry_after = min(look.retry_after or 0.0, MAX_RETRY_AFTER)
             log.warning("Generation %s could not be looked at: %s", self.generation_id, look)
-        elif look.is_missing and not look.has_failed(age=age):
+        elif look.is_not_found and not look.has_failed(age=age):
             self._see("not found")
         elif look.is_finished:
             self._see(look.status)

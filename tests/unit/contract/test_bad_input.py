@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 Context = Any  # a mapping with a stand-in for the task instance
 
-NUL = "may not hold a NUL character, which Airflow's database could not keep"
-PROMPT = "must say what to draw, in 1 to 1999 characters"
-LONG = "must be shorter than 2000 characters, it has "
+NUL = "must not contain NUL characters: Airflow's database cannot store them"
+PROMPT = "must describe the image, in 1 to 1999 characters"
+LONG = "must be shorter than 2000 characters, not "
 MODEL = "must be a ModelScope model id, such as 'Qwen/Qwen-Image'"
-UTF8 = "must be text that UTF-8 can write, without lone surrogates"
+UTF8 = "must be valid Unicode, without lone surrogates"
 SIZE = "must be width x height in pixels, such as '1024x768'"
 SEED = "must be an integer from 0 to 2147483647"
 STEPS = "must be an integer from 1 to 100"
@@ -54,9 +54,9 @@ GUIDANCE = "must be a number from 1.5 to 20"
 PICTURE = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
-NOT_JSON = "is text that is not JSON: in a template, end it with '| tojson'"
+NOT_JSON = ": in a template, end it with '| tojson'"
 SECONDS = "must be a number of seconds from 0 to 31536000"
-ID = "must be the id that a submit task returned; for several, map over them with .expand(generation_id=...)"
+ID = "must be the id that a submit task returned; for several ids, map over them with .expand("
 URI = "must be a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
 SIGNS = "must not contain '?', '#', '\\' or control characters"
 HOST = "must be a URL such as https://api-inference.modelscope.cn"
@@ -72,7 +72,7 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("model", "['Qwen/Qwen-Image']", MODEL),
     ("model", "Qwen/\x00Qwen-Image", NUL),
     ("prompt", "a\x00cat", NUL),
-    ("extra_parameters", {"a": ["\x00"]}, NUL.removeprefix("may not hold ")),
+    ("extra_parameters", {"a": ["\x00"]}, NUL.removeprefix("must not contain ")),
     ("model", {"id": "Qwen/Qwen-Image"}, "must be text, not dict"),
     ("prompt", None, "must be text, not NoneType"),
     ("prompt", "", PROMPT),
@@ -94,8 +94,8 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("size", "Nonex768", SIZE),
     ("size", (1024, 768), SIZE),
     ("size", "9" * 100_000 + "x64", SIZE),
-    ("size", "1665x1664", "Qwen-Image models draw 64x64 to 1664x1664"),
-    ("size", "63x64", "Qwen-Image models draw 64x64 to 1664x1664"),
+    ("size", "1665x1664", "must be from 64x64 to 1664x1664 for Qwen-Image models"),
+    ("size", "63x64", "must be from 64x64 to 1664x1664 for Qwen-Image models"),
     ("seed", -1, SEED),
     ("seed", 2**31, SEED),
     ("seed", True, SEED),
@@ -143,14 +143,14 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("loras", ["a/b"], LORAS),
     ("loras", "['a/b']", LORAS),
     ("loras", "{'a/b': 1.0}", NOT_JSON),
-    ("extra_parameters", {"prompt": "a dog"}, "may not override prompt: use the parameter of that name"),
-    ("extra_parameters", {" Seed ": 1, "STEPS": 1}, "may not override seed, steps: use the parameter"),
-    ("extra_parameters", '{"model": "other/model"}', "may not override model"),
-    ("extra_parameters", {"extra_parameters": {"seed": 1}}, "may not override extra_parameters"),
+    ("extra_parameters", {"prompt": "a dog"}, "must not contain prompt: use the parameter of that name"),
+    ("extra_parameters", {" Seed ": 1, "STEPS": 1}, "must not contain seed, steps: use the parameter"),
+    ("extra_parameters", '{"model": "other/model"}', "must not contain model"),
+    ("extra_parameters", {"extra_parameters": {"seed": 1}}, "must not contain extra_parameters"),
     ("extra_parameters", {"when": timedelta(1)}, EXTRA),
     ("extra_parameters", {"scale": NAN}, EXTRA),
     ("extra_parameters", {1: "a"}, EXTRA),
-    ("extra_parameters", {" ": 1}, "a name is empty"),
+    ("extra_parameters", {" ": 1}, "without empty names"),
     ("extra_parameters", {"a": HALF}, EXTRA),
     ("extra_parameters", '{"a":' * 100_000, NOT_JSON),
     ("extra_parameters", "{'a': 1}", NOT_JSON),
@@ -180,7 +180,7 @@ TEMPLATES: list[tuple[str, str, Any, str]] = [
     ("loras", "{{ params.given }}", {"a/b": 1.0}, NOT_JSON),
     ("loras", "{{ params.given | tojson }}", ["a/b"], LORAS),
     ("extra_parameters", "{{ params.given }}", {"n": 1}, NOT_JSON),
-    ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "may not override prompt"),
+    ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "must not contain prompt"),
 ]
 
 # Pictures to edit in the folder that the fixture below makes.
@@ -398,7 +398,9 @@ def test_a_size_is_held_to_the_family_of_its_model(
 ) -> None:
     for size in (f"{least - 1}x{most}", f"{least}x{most + 1}"):
         message = refused(task(model=model, size=size), context, emulator, InvalidRequestError)
-        assert f"size = '{size}': {family} models draw {least}x{least} to {most}x{most}" in message
+        assert (
+            f"size = '{size}': must be from {least}x{least} to {most}x{most} for {family} models" in message
+        )
 
 
 @OPERATORS
