@@ -28,7 +28,7 @@ from airflow_provider_modelscope.protocol.messages import (
     read_status,
     read_submission,
 )
-from airflow_provider_modelscope.waiting import poll
+from airflow_provider_modelscope.waiting import poll as waiting
 from airflow_provider_modelscope.waiting.backoff import MAX_RETRY_AFTER, Cooldown
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.poll import PollSchedule
@@ -97,8 +97,8 @@ nearly_valid = st.fixed_dictionaries(
 def isolated() -> Iterator[None]:
     """Disable the log of each poll, and keep the durations out of later tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(poll.log, "disabled", True)
-        patch.setattr(poll, "DURATIONS", DurationHistory())
+        patch.setattr(waiting.log, "disabled", True)
+        patch.setattr(waiting, "DURATIONS", DurationHistory())
         yield
 
 
