@@ -72,6 +72,7 @@ test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Pyt
 bench: $(READY) ## The cost of a wait beside other ways to wait, and what polling and the submit queue save; eight minutes
 	@$(BIN)/python -m dev.bench_waiting
 	@$(BIN)/python -m dev.bench_intervals
+	@$(BIN)/python -m dev.bench_slots
 
 screenshots: $(READY) ## Take the screenshots of the docs again; a minute
 	@$(BIN)/python -m dev.screenshots

@@ -82,8 +82,6 @@ def submit_or_defer(
         task.log.info("Leaving the wait for room in the account's queue to the triggerer: %s", refusal)
     trigger = ModelScopeQueueTrigger(
         since=queue.since,
-        model=request.model,
-        size=request.size,
         slot_rejected=slot_rejected,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,

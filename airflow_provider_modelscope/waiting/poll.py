@@ -74,6 +74,11 @@ class PollSchedule:
         self._is_unseen = True
         self._ran_at: float | None = None  # its age when it was last seen to run
 
+    @property
+    def usual_seconds(self) -> float | None:
+        """How long the last generations of the same model and size took; None if none is known."""
+        return DURATIONS.of(self.model, self.size).usual
+
     def after(self, look: Generation | ModelScopeError, *, now: float) -> Generation | float:
         """Return the generation where it is finished, else the seconds to sleep before the next look.
 
