@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 DEFAULT_BASE_URL = "https://api-inference.modelscope.cn"
 DEFAULT_HUB_URL = "https://modelscope.cn"
@@ -19,7 +18,7 @@ class Account:
 
     :param token: The API token, bare.
     :param base_url: Origin and path before ``/v1``, without a trailing slash.
-    :param request_timeout: Seconds that one HTTP request may take, above 0 and at most 600.
+    :param request_timeout: Seconds that one HTTP request may take, from 1 to 600.
     :param verify: Whether to check TLS certificates, or the path of a bundle of authorities to trust.
     :param proxy: URL of the HTTP proxy to use instead of the environment's.
     :param max_image_bytes: Largest output image to accept, in bytes.
@@ -48,15 +47,3 @@ class Account:
     def model_url(self, model: str) -> str:
         """Return the page of a model, which says what it is for and whether it can be asked."""
         return f"{self.hub_url or DEFAULT_HUB_URL}/models/{quote(model)}"
-
-    def may_fetch(self, url: str) -> bool:
-        """Whether an image may come from there: https, or http where the API itself is."""
-        try:
-            scheme = urlsplit(url).scheme
-        except ValueError:  # such as an unclosed [ of an IPv6 address
-            return False
-        return scheme == "https" or (scheme == "http" and self.base_url.startswith("http:"))
-
-    def allows_images_from(self, host: str) -> bool:
-        """Whether the connection names a host (in small letters) that images may come from at any address."""
-        return any(fnmatchcase(host.rstrip("."), name) for name in self.allowed_image_hosts)
