@@ -228,7 +228,7 @@ class TestLanding:
     ) -> None:
         generation = finished()
         emulator.fail("image:404:*")
-        with pytest.raises(ImageGoneError, match=r"works no longer.*the second.*generation \d+"):
+        with pytest.raises(ImageGoneError, match=r"no longer works.*the second.*generation \d+"):
             landed(generation, f"file://{tmp_path}/", context)
         assert sum(exchange.path.startswith("/images/") for exchange in emulator.requests) == 2
         assert not list(tmp_path.iterdir())
