@@ -26,12 +26,15 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # its last 32 bits are the IPv4 address th
 
 
 def new_session() -> requests.Session:
-    """Return a session that sends no login from a .netrc and no cookies, and follows no redirect."""
+    """Return a session that follows no redirect, and sends no cookies and no login from a .netrc.
+
+    So the token goes to the API's own origin only.
+    """
     import requests
 
     class Session(requests.Session):
         def get_redirect_target(self, resp: requests.Response) -> None:
-            """Return no target: requests would read a redirect's body, and fail on an invalid Location."""
+            """Return no target, so that requests neither follows a redirect nor reads its body."""
 
     session = Session()
     session.auth = lambda prepared: prepared  # without an auth of its own, requests reads the .netrc
@@ -45,11 +48,7 @@ def request_options(url: str, account: Account) -> dict[str, Any]:
     They belong to each request: set on the session, they would yield to the environment's.
     """
     proxy = proxy_for(url, account) or ""
-    return {
-        "proxies": {"http": proxy, "https": proxy},
-        "verify": account.verify,
-        "allow_redirects": False,  # the token goes to the API's own origin only
-    }
+    return {"proxies": {"http": proxy, "https": proxy}, "verify": account.verify}
 
 
 def proxy_for(url: str, account: Account) -> str | None:
