@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ Reply = bytes | Callable[[socket.socket], None]
 
 
 class RawServer:
-    """A server on loopback. Each connection gets the next reply once it has sent a head.
+    """A server on loopback. Each connection gets the next reply once it has sent a request.
 
     The last reply is repeated.
 
@@ -62,13 +63,11 @@ class RawServer:
             if self._tls:
                 connection = self._tls.wrap_socket(connection, server_side=True)
             with connection:
-                head = b""
-                while b"\r\n\r\n" not in head and (received := connection.recv(65536)):
-                    head += received
-                self.heads.append(head.decode("latin-1"))
+                request = _request(connection)
+                self.heads.append(request.partition(b"\r\n\r\n")[0].decode("latin-1"))
                 if callable(reply):
                     reply(connection)
-                elif head:
+                elif request:
                     connection.sendall(reply)
                 connection.shutdown(socket.SHUT_WR)
                 connection.settimeout(0.2)
@@ -76,6 +75,18 @@ class RawServer:
                     pass
         except OSError:
             connection.close()  # the client has gone, or has refused the handshake
+
+
+def _request(connection: socket.socket) -> bytes:
+    """Read a request with its body; what the client has sent of it, if it ends early."""
+    request = b""
+    while part := connection.recv(65536):
+        request += part
+        head, end, body = request.partition(b"\r\n\r\n")
+        length = re.search(rb"^content-length: *(\d+)", head, re.IGNORECASE | re.MULTILINE)
+        if end and len(body) >= (int(length[1]) if length else 0):
+            break
+    return request
 
 
 def http(body: bytes = b"", *headers: bytes | str, status: bytes | str = b"200 OK") -> bytes:

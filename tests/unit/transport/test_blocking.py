@@ -339,7 +339,10 @@ def test_a_tls_stream_that_breaks_may_have_been_charged(certificate: Path) -> No
     def break_stream(connection: socket.socket) -> None:
         record = b"\x17\x03\x03\x00\x20" + bytes(32)  # of the right form, and not encrypted
         with socket.socket(fileno=connection.detach()) as bare:
+            bare.settimeout(5)
             bare.sendall(record)
+            while bare.recv(65536):  # until the client has gone
+                pass
 
     with tls_server(certificate, break_stream) as server:
         account = Account(token=TOKEN, base_url=f"https://{server.host}", verify=str(certificate))

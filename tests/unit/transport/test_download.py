@@ -94,9 +94,9 @@ class TestRedirects:
         with RawServer() as host:
             header = f"Location: {location.format(port=host.port)}"
             host.replies = [http_with_length(b"", header, status="302 Found")]
-            asking = account(allowed_image_hosts=("images.example",))
+            for_account = account(allowed_image_hosts=("images.example",))
             with pytest.raises(ImageNotAllowedError) as raised:
-                download(f"http://images.example:{host.port}/a.png", asking)
+                download(f"http://images.example:{host.port}/a.png", for_account)
         assert message in str(raised.value)
         assert "signature" not in str(raised.value)
         assert "secret" not in str(raised.value)
@@ -128,11 +128,11 @@ class TestRedirects:
             assert "authorization" not in head.lower()
 
 
-def failed(*replies: bytes, asking: Account = LOCAL) -> ModelScopeError:
+def failed(*replies: bytes, for_account: Account = LOCAL) -> ModelScopeError:
     with RawServer(*replies) as host:
         before = open_files()
         with pytest.raises((ImageError, ImageNotAllowedError)) as raised:
-            download(f"http://127.0.0.1:{host.port}/a.png?signature=1", asking)
+            download(f"http://127.0.0.1:{host.port}/a.png?signature=1", for_account)
         assert open_files() <= before
     assert "signature=1" not in "".join(map(str, chained(raised.value)))
     assert f"http://127.0.0.1:{host.port}/a.png" in str(raised.value)
@@ -184,8 +184,8 @@ class TestBody:
             assert image.content == IMAGE
 
     def test_a_length_above_the_limit_is_not_downloaded(self) -> None:
-        asking = replace(LOCAL, max_image_bytes=1000)
-        error = failed(http_with_length(b"", length=1001), asking=asking)
+        for_account = replace(LOCAL, max_image_bytes=1000)
+        error = failed(http_with_length(b"", length=1001), for_account=for_account)
         assert type(error) is ImageNotAllowedError
         assert "its 1001 bytes are larger than the connection's max_image_bytes, 1000" in str(error)
 
@@ -198,7 +198,7 @@ class TestBody:
         ids=["unknown length", "compressed"],
     )
     def test_a_body_that_exceeds_the_limit_is_not_kept(self, sent: bytes) -> None:
-        error = failed(sent, asking=replace(LOCAL, max_image_bytes=1000))
+        error = failed(sent, for_account=replace(LOCAL, max_image_bytes=1000))
         assert type(error) is ImageNotAllowedError
         assert "it is larger than the connection's max_image_bytes, 1000" in str(error)
 

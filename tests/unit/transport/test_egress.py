@@ -42,9 +42,9 @@ def account(base_url: str = "http://api.example", **given: Any) -> Account:
     return Account(token=TOKEN, base_url=base_url, request_timeout=5, **given)
 
 
-def rejection(url: str, asking: Account) -> str:
+def rejection(url: str, for_account: Account) -> str:
     with pytest.raises(ImageNotAllowedError) as raised:
-        download(url, asking)
+        download(url, for_account)
     assert "signature" not in str(raised.value)
     assert "secret" not in str(raised.value)
     return str(raised.value)
@@ -191,8 +191,8 @@ class TestImageAddresses:
     def test_a_literal_address_is_checked_even_behind_a_proxy(
         self, host: str, address: str, resolve: Resolve
     ) -> None:
-        for asking in (account(), account(proxy="http://127.0.0.1:1")):
-            message = rejection(f"http://{host}:81/a.png", asking)
+        for for_account in (account(), account(proxy="http://127.0.0.1:1")):
+            message = rejection(f"http://{host}:81/a.png", for_account)
             assert f" has the address {ip_address(address)} (" in message
 
     @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ class TestImageAddresses:
         ],
     )
     def test_a_star_allows_the_hosts_below_a_domain(self, host: str, is_allowed: bool) -> None:
-        asking = account(allowed_image_hosts=("minio", "*.images.example"))
-        assert is_allowed_host(host, asking) is is_allowed
+        for_account = account(allowed_image_hosts=("minio", "*.images.example"))
+        assert is_allowed_host(host, for_account) is is_allowed
 
 
 class TestImageUrls:
