@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 DEFAULT_BASE_URL = "https://api-inference.modelscope.cn"
 DEFAULT_HUB_URL = "https://modelscope.cn"
@@ -19,7 +18,7 @@ class Account:
 
     :param token: The API token, without ``Bearer``.
     :param base_url: URL of the service up to ``/v1``, without a trailing slash.
-    :param request_timeout: Timeout of one HTTP request in seconds, above 0 and at most 600.
+    :param request_timeout: Timeout of one HTTP request in seconds, from 1 to 600.
     :param verify: Whether to verify TLS certificates, or the path of a CA bundle.
     :param proxy: URL of an HTTP proxy, in place of the environment's.
     :param max_image_bytes: Size limit of an output image, in bytes.
@@ -48,15 +47,3 @@ class Account:
     def model_url(self, model: str) -> str:
         """Return the page of a model; it shows whether the API serves the model."""
         return f"{self.hub_url or DEFAULT_HUB_URL}/models/{quote(model)}"
-
-    def may_fetch(self, url: str) -> bool:
-        """Whether the scheme of an image URL is allowed: https, or http if the API itself is on http."""
-        try:
-            scheme = urlsplit(url).scheme
-        except ValueError:  # such as an unclosed [ of an IPv6 address
-            return False
-        return scheme == "https" or (scheme == "http" and self.base_url.startswith("http:"))
-
-    def allows_images_from(self, host: str) -> bool:
-        """Whether :attr:`allowed_image_hosts` contains a host, given in lower case."""
-        return any(fnmatchcase(host.rstrip("."), name) for name in self.allowed_image_hosts)

@@ -256,43 +256,43 @@ NOT_SECONDS: list[Any] = [
 ]
 
 CONNECTIONS: list[tuple[dict[str, Any], str, str]] = [
-    ({"password": ""}, "password", "is empty: it holds the API token, from https://modelscope.cn/my/"),
+    ({"password": ""}, "password", "is empty: set it to an API token from https://modelscope.cn/my/"),
     ({"password": " \n"}, "password", "is empty"),
     ({"password": "Bearer"}, "password", "is empty"),
-    ({"password": f"{TOKEN}猫"}, "password", "holds characters that no API token has"),
-    ({"password": f"{TOKEN}\x00"}, "password", "holds characters that no API token has"),
+    ({"password": f"{TOKEN}猫"}, "password", "contains characters that no API token has"),
+    ({"password": f"{TOKEN}\x00"}, "password", "contains characters that no API token has"),
     ({"host": "ftp://a.example"}, "host", f"{HOST}, not 'ftp://a.example'"),
     ({"host": "https://"}, "host", f"{HOST}, not 'https://'"),
     ({"host": "a b.example"}, "host", f"{HOST}, not 'https://a b.example'"),
     ({"host": "a..example"}, "host", f"{HOST}, not 'https://a..example'"),
     ({"host": "x" * 64}, "host", f"{HOST}, not 'https://xxx"),
-    ({"host": "https://a.exa\nmple"}, "host", "may not hold spaces or control characters"),
+    ({"host": "https://a.exa\nmple"}, "host", "must not contain spaces or control characters"),
     ({"host": "https:\\\\a.example"}, "host", "is not a URL"),
     ({"host": f"me:{TOKEN}@a.example"}, "host", "without user, query or fragment"),
     ({"host": f"https://a.example?token={TOKEN}"}, "host", "without user, query or fragment"),
-    ({"host": "https://a.example/v1/images"}, "host", f"{HOST}: without '/v1/images', which is added to it"),
-    ({"host": "a.example/v1/images/generations"}, "host", "without '/v1/images/generations', which is added"),
+    ({"host": "https://a.example/v1/images"}, "host", f"{HOST}, without the endpoint '/v1/images'"),
+    ({"host": "a.example/v1/images/generations"}, "host", "without the endpoint '/v1/images/generations'"),
     ({"host": "a.example:0"}, "host", "its port must be from 1 to 65535, not 0"),
     ({"host": "a.example:65536"}, "host", "is not a URL: 'https://a.example:65536'"),
     ({"host": "a.example:https"}, "host", "is not a URL: 'https://a.example:https'"),
     ({"host": "a.example", "port": 65536}, "host", "its port must be from 1 to 65535, not 65536"),
     ({"host": "a.example", "port": -1}, "host", "its port must be from 1 to 65535, not -1"),
     ({"host": "https://[::1"}, "host", "is not a URL: 'https://[::1'"),
-    ({"host": "http://a.example"}, "host", "would send the token in the clear to a.example: use https, "),
-    ({"host": "a.example", "schema": "http"}, "host", "would send the token in the clear to a.example"),
-    ({"extra": {"request_timout": 5}}, "extra 'request_timout'", "is not known: is request_timeout meant?"),
-    ({"extra": {"Verify": False}}, "extra 'Verify'", "is not known: is verify meant?"),
-    ({"extra": {"token": TOKEN}}, "extra 'token'", "is not known: known are request_timeout, verify, "),
+    ({"host": "http://a.example"}, "host", "would send the token unencrypted to a.example: use https, "),
+    ({"host": "a.example", "schema": "http"}, "host", "would send the token unencrypted to a.example"),
+    ({"extra": {"request_timout": 5}}, "unknown extra 'request_timout'", "(did you mean request_timeout?)"),
+    ({"extra": {"Verify": False}}, "unknown extra 'Verify'", "(did you mean verify?)"),
+    ({"extra": {"token": TOKEN}}, "unknown extra 'token'", "(allowed are request_timeout, verify, "),
     *[
-        ({"extra": {"request_timeout": value}}, "request_timeout", "must be a number above 0 and at most 600")
+        ({"extra": {"request_timeout": value}}, "request_timeout", "must be an integer from 1 to 600, not ")
         for value in (0, -1, 601, "soon", True, NAN, INFINITE, [5])
     ],
     *[
-        ({"extra": {"max_image_bytes": value}}, "max_image_bytes", "must be a number above 0 and at most 1")
+        ({"extra": {"max_image_bytes": value}}, "max_image_bytes", "must be an integer from 1 to 1099511627776")
         for value in (0, "64 MiB", 2**41, [5])
     ],
     *[
-        ({"extra": {"verify": value}}, "verify", "must be true, false, or the path of a bundle of authorit")
+        ({"extra": {"verify": value}}, "verify", "must be true, false, or the path of an existing CA bundle")
         for value in ("/no/such/bundle.pem", "yes", 2, ["true"], "x" * 5000, "nul\x00")
     ],
     *[
@@ -612,7 +612,7 @@ def test_an_extra_that_is_no_json_object_is_named(
 ) -> None:
     connection(monkeypatch, emulator, extra=extra)
     message = refused(submitter(), context, emulator, InvalidConnectionError)
-    assert message == "Airflow connection 'modelscope_default': extra is not a JSON object."
+    assert message == "Airflow connection 'modelscope_default': extra must be a JSON object."
 
 
 @pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
@@ -625,9 +625,9 @@ def test_every_task_looks_at_its_connection_first_and_names_all_that_is_wrong_wi
     wrong = task() if task is transfer else task(deferrable=deferrable)
     message = refused(wrong, context, emulator, InvalidConnectionError)
     for part in (
-        "request_timeout must be a number above 0 and at most 600, not 'soon'",
-        "extra 'verfy' is not known: is verify meant?",
-        "extra 'max_image_byte' is not known: is max_image_bytes meant?",
+        "request_timeout must be an integer from 1 to 600, not 'soon'",
+        "unknown extra 'verfy' (did you mean verify?)",
+        "unknown extra 'max_image_byte' (did you mean max_image_bytes?)",
         "password is empty",
         "host must be a URL",
     ):
