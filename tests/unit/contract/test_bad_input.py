@@ -288,7 +288,7 @@ CONNECTIONS: list[tuple[dict[str, Any], str, str]] = [
         for value in (0, -1, 601, "soon", True, NAN, INFINITE, [5])
     ],
     *[
-        ({"extra": {"max_image_bytes": value}}, "max_image_bytes", "must be an integer from 1 to 1099511627776")
+        ({"extra": {"max_image_bytes": value}}, "max_image_bytes", "must be an integer from 1 to 10995")
         for value in (0, "64 MiB", 2**41, [5])
     ],
     *[

@@ -435,7 +435,7 @@ class TestStoring:
     ) -> None:
         generation_id = submitter().execute(context)
         emulator.fail("image:truncated:always")
-        with pytest.raises(Exception, match="^Cannot download"):
+        with pytest.raises(Exception, match=r"^Cannot download"):
             self.store(generation_id, f"file://{tmp_path}/", context)
         assert not list(tmp_path.iterdir())
 
