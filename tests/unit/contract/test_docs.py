@@ -22,7 +22,7 @@ from airflow_provider_modelscope import exceptions, metrics
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
 from airflow_provider_modelscope.emulator.faults import FAULTS
-from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
+from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
@@ -282,18 +282,14 @@ def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch
     rows = {
         words(row[0])[0] if "`" in row[0] else row[0]: row for row in table("docs/connection.md", "Fields")
     }
-    extras = CONNECTION_TYPE["conn-fields"]
-    assert set(rows) == {"password", "host", *extras}
+    assert set(rows) == {"password", "host", *(field.name for field in CONNECTION_FIELDS)}
+    for field in CONNECTION_FIELDS:
+        default = "" if field.default is None else f"`{json.dumps(field.default)}`"
+        assert rows[field.name][1:] == [field.description, field.allowed, default]
     monkeypatch.setenv(
         "AIRFLOW_CONN_MODELSCOPE_DEFAULT", '{"conn_type": "modelscope", "password": "ms-token"}'
     )
-    account = ModelScopeHook().account
-    assert rows["host"][2] == f"`{account.base_url}`"
-    assert rows["request_timeout"][2] == f"{account.request_timeout:.0f}"
-    assert f"at most {extras['request_timeout']['schema']['maximum']}" in rows["request_timeout"][1]
-    assert rows["max_image_bytes"][2] == f"{account.max_image_bytes} (64 MiB)"
-    assert account.max_image_bytes == 64 * 1024**2
-    assert rows["verify"][2] == f"`{json.dumps(account.verify)}`"
+    assert rows["host"][3] == f"`{ModelScopeHook().account.base_url}`"
 
 
 @pytest.mark.parametrize("heading", ["Not retried", "Retried"])

@@ -171,9 +171,7 @@ class TestBody:
         Pillow.new("1", (9000, 9000)).save(file, "PNG")
         error = failed(http_with_length(file.getvalue(), "Content-Type: image/png"))
         assert type(error) is ImageError
-        assert "(HTTP 200, content type 'image/png'): The image has 9000x9000 pixels, more than" in str(
-            error
-        )
+        assert "(HTTP 200, content type 'image/png'): The image has 9000x9000 pixels, more than" in str(error)
 
     def test_a_broken_connection_is_an_error(self) -> None:
         error = failed(http_with_length(IMAGE[:100], length=len(IMAGE)))
