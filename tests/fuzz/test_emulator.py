@@ -132,7 +132,7 @@ def test_any_request_has_an_answer_and_only_a_right_one_makes_a_generation() -> 
         service = Service(duration=0, faults=faults)
         if is_submission:  # else few would come this far
             method, path, sent = "POST", "/v1/images/generations", SUBMIT
-        answer = service.answer(method, path, CaseInsensitiveDict(sent), body, now=0)
+        answer = service.respond(method, path, CaseInsensitiveDict(sent), body, now=0)
         assert answer.cut or answer.status in (200, 400, 401, 404) or faults
         assert answer.status != 500
         if service.accepted:
@@ -148,7 +148,7 @@ def test_any_request_has_an_answer_and_only_a_right_one_makes_a_generation() -> 
         assert b"Traceback" not in answer.body
         assert len(answer.body) < 5000
         # It lives on.
-        assert service.answer("GET", "/v1/models", CaseInsensitiveDict(), now=1).status == 200
+        assert service.respond("GET", "/v1/models", CaseInsensitiveDict(), now=1).status == 200
 
     try_one()
     print(f"{accepted} submissions accepted, {refused} refused")
