@@ -4,71 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import xml.etree.ElementTree as ET
 from http.client import HTTPConnection, IncompleteRead
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import requests
 from PIL import Image, UnidentifiedImageError
 
 from airflow_provider_modelscope.emulator import Emulator
-from airflow_provider_modelscope.emulator.__main__ import main
-from airflow_provider_modelscope.emulator.drawing import draw
-from airflow_provider_modelscope.emulator.faults import FAULTS, Fault, Faults
-from airflow_provider_modelscope.emulator.parameters import Parameters
+from airflow_provider_modelscope.emulator.faults import FAULTS
 from airflow_provider_modelscope.emulator.service import Response, Service
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-TOKEN = "ms-11111111-aaaa"
-AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
-SUBMIT = {**AUTHORIZED, "X-ModelScope-Async-Mode": "true", "Content-Type": "application/json"}
-POLL = {**AUTHORIZED, "X-ModelScope-Task-Type": "image_generation"}
-REQUEST: dict[str, Any] = {
-    "model": "black-forest-labs/FLUX.1-Krea-dev",
-    "prompt": "A golden cat",
-    "size": "64x64",
-}
-
-
-@pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    with Emulator() as emulator:
-        yield emulator
-
-
-def submit(emulator: Emulator, headers: dict[str, str] = SUBMIT, **changes: Any) -> requests.Response:
-    body = json.dumps({**REQUEST, **changes}, ensure_ascii=False).encode()
-    return requests.post(f"{emulator.base_url}/v1/images/generations", body, headers=headers, timeout=5)
-
-
-def poll(emulator: Emulator, generation_id: str, headers: dict[str, str] = POLL) -> requests.Response:
-    return get(emulator, f"/v1/tasks/{generation_id}", headers)
-
-
-def get(emulator: Emulator, path: str, headers: dict[str, str] | None = None) -> requests.Response:
-    return requests.get(emulator.base_url + path, headers=headers, timeout=5)
-
-
-def accepted_id(emulator: Emulator, **changes: Any) -> str:
-    return str(submit(emulator, **changes).json()["task_id"])
-
-
-def image_url(emulator: Emulator, **changes: Any) -> str:
-    return str(poll(emulator, accepted_id(emulator, **changes)).json()["output_images"][0])
-
-
-def message(response: requests.Response) -> str:
-    content = response.json()
-    return str((content.get("errors") or content["error"])["message"])
+from tests.unit.emulator.api import (
+    AUTHORIZED,
+    POLL,
+    REQUEST,
+    SUBMIT,
+    TOKEN,
+    accepted_id,
+    get,
+    image_url,
+    message,
+    parameters,
+    poll,
+    submit,
+)
 
 
 def call(service: Service, method: str, path: str, headers: dict[str, str], *, now: float) -> Response:
@@ -82,10 +42,6 @@ def submit_to(service: Service, now: float, token: str = TOKEN) -> Any:
 
 def poll_of(service: Service, generation_id: str, now: float) -> Any:
     return json.loads(call(service, "GET", f"/v1/tasks/{generation_id}", POLL, now=now).body)
-
-
-def parameters(**changes: Any) -> Parameters:
-    return Parameters.from_body(json.dumps({**REQUEST, **changes}).encode())
 
 
 def test_a_submission_becomes_an_image_that_needs_no_token(emulator: Emulator) -> None:
@@ -347,13 +303,6 @@ def test_the_same_request_or_seed_gives_the_same_image(emulator: Emulator) -> No
     assert len({requests.get(url, timeout=5).content for url in urls}) == 1
 
 
-@pytest.mark.parametrize(
-    "other", [{"seed": 1}, {"prompt": "A dog"}, {"steps": 9}, {"image_url": "http://a/1"}, {"loras": "a/b"}]
-)
-def test_another_request_gives_another_image(other: dict[str, Any]) -> None:
-    assert draw(parameters(**other)) != draw(parameters())
-
-
 def test_without_the_task_type_header_nothing_is_found(emulator: Emulator) -> None:
     response = poll(emulator, accepted_id(emulator), AUTHORIZED)
     assert response.status_code == 200
@@ -406,34 +355,6 @@ def test_headers_of_submissions_count_down_the_quota(emulator: Emulator) -> None
         "modelscope-ratelimit-model-requests-limit": "500",
         "modelscope-ratelimit-model-requests-remaining": "499",
     }
-
-
-@pytest.mark.parametrize("size", ["64x64", "64x2048", "2048x64", "512x768", "2048x2048"])
-def test_an_image_has_the_requested_size(size: str) -> None:
-    image = Image.open(BytesIO(draw(parameters(model="a/b", size=size, prompt="word " * 300))))
-    image.load()
-    assert f"{image.width}x{image.height}" == size
-
-
-def test_an_image_is_labelled_as_made_by_ai_once() -> None:
-    drawn_from = parameters(prompt='A cat & a "dog" <3')
-    image = Image.open(BytesIO(draw(drawn_from)))
-    root = ET.fromstring(image.info["XML:com.adobe.xmp"])  # noqa: S314 - drawn by the emulator
-    (label,) = root.iter("{http://www.tc260.org.cn/ns/AIGC/1.0/}AIGC")
-    assert json.loads(label.text or "") == {
-        "Label": "1",
-        "ContentProducer": "ModelScope emulator",
-        "ProduceID": drawn_from.digest[:32],
-    }
-    assert image.info["parameters"].startswith('A cat & a "dog" <3\nSteps: 30, ')
-    assert f"Seed: {drawn_from.seed}, Size: 64x64, Model: {drawn_from.model}" in image.info["parameters"]
-
-
-def test_the_label_names_where_the_edited_image_came_from() -> None:
-    assert parameters(image_url="https://a.example/b.png?secret=1").edited_from == "a.example"
-    assert parameters(image_url=["data:image/png;base64,AA==", "http://b/c"]).edited_from == (
-        "inline image/png and 1 more"
-    )
 
 
 SUBMIT_FAULTS = [
@@ -617,18 +538,6 @@ def test_every_named_fault_is_tested_in_this_file() -> None:
     }
 
 
-def test_faults_happen_in_order_and_as_often_as_given() -> None:
-    faults = Faults(["submit:429:2", "poll:500", "submit:quota"])
-    assert [faults.take("submit") for _ in range(4)] == ["429", "429", "quota", ""]
-    assert [faults.take("poll"), faults.take("poll"), faults.take("image")] == ["500", "", ""]
-
-
-@pytest.mark.parametrize("always", ["*", "always"])
-def test_a_fault_can_stay_active(always: str) -> None:
-    faults = Faults([f"image:404:{always}"])
-    assert {faults.take("image") for _ in range(99)} == {"404"}
-
-
 def test_a_rejected_request_uses_up_no_fault() -> None:
     with Emulator(duration=60, faults=["submit:429", "poll:503"]) as emulator:
         assert submit(emulator, steps=0).status_code == 400
@@ -640,213 +549,3 @@ def test_a_rejected_request_uses_up_no_fault() -> None:
         assert poll(emulator, generation_id).status_code == 503
         emulator.fail("submit:lost")
         assert message(submit(emulator)) == "enqueue failed: user queue is full"
-
-
-@pytest.mark.parametrize(
-    ("fault", "allowed"),
-    [
-        ("", "submit, poll, image"),
-        ("upload:500", "submit, poll, image"),
-        ("submit", "400 to 599"),
-        ("submit:200", "at submit: an HTTP status from 400 to 599"),
-        ("submit:0429", "400 to 599"),
-        ("submit:truncated", "queue-full, quota"),
-        ("poll:lost", "failed, rejected"),
-        ("image:stall", "truncated, garbage"),
-        ("submit:429:", "from 1"),
-        ("submit:429:0", "from 1"),
-        ("submit:429:-1", "from 1"),
-        ("submit:429:2:3", "from 1"),
-        ("submit:429:often", "always"),
-    ],
-)
-def test_the_error_for_a_fault_names_it_and_what_is_allowed(fault: str, allowed: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"the fault {fault!r}. Allowed")) as error:
-        Fault.parse(fault)
-    assert allowed in str(error.value)
-
-
-def test_requests_are_recorded_with_their_responses(emulator: Emulator) -> None:
-    submit(emulator, prompt="一只猫")
-    get(emulator, "/v1/models?page=1")
-    first, second = emulator.requests
-    assert (first.method, first.path, first.status) == ("POST", "/v1/images/generations", 200)
-    assert first.headers["x-modelscope-ASYNC-mode"] == "true"
-    assert first.json["prompt"] == "一只猫"
-    assert "一只猫".encode() in first.body
-    assert (second.method, second.path, second.status, second.json) == ("GET", "/v1/models", 200, None)
-    with pytest.raises(AttributeError):
-        first.status = 500  # type: ignore[misc]
-
-
-def test_a_stopped_emulator_leaves_no_thread_and_no_listener() -> None:
-    before = set(threading.enumerate())
-    with Emulator() as emulator, requests.Session() as session:
-        assert session.get(image_url(emulator), timeout=5).ok
-        assert set(threading.enumerate()) > before
-    assert set(threading.enumerate()) == before
-    with pytest.raises(requests.ConnectionError):
-        get(emulator, "/v1/models")
-
-
-HOSTILE_BODIES = [
-    b"",
-    b"not json",
-    b"[]",
-    b"null",
-    b'"text"',
-    b"\xff\xfe{}",
-    b"\xef\xbb\xbf{}",
-    b'{"a":' * 100_000,
-    b"[" * 900 + b"]" * 900,
-    b'{"model": ' + b"[" * 900 + b"]" * 900 + b"}",
-    b'{"model": "a/b", "prompt": "\xff"}',
-    b'{"model": "a/b", "prompt": "\\ud800"}',
-    b'{"model": "a/b", "prompt": "x", "other": "\\udfff"}',
-    b'{"model": "a/b", "prompt": "x", "guidance": NaN}',
-    b'{"model": "a/b", "prompt": "x", "guidance": Infinity}',
-    b'{"model": "a/b", "prompt": "x", "guidance": 1e999}',
-    b'{"model": "a/b", "prompt": "x", "seed": 1' + b"0" * 400 + b"}",
-    b'{"model": "a/b", "prompt": "x", "seed": 1' + b"0" * 5000 + b"}",
-    b'{"model": "a/b", "prompt": "x", "loras": {"a/b": 1' + b"0" * 400 + b"}}",
-    b'{"model": "a/b", "prompt": {"$gt": ""}}',
-    b'{"model": "../../etc/passwd", "prompt": "x"}',
-    b'{"model": "a/' + b"b" * 100_000 + b'", "prompt": "x"}',
-]
-
-
-@pytest.mark.parametrize("body", HOSTILE_BODIES, ids=range(len(HOSTILE_BODIES)))
-def test_a_hostile_body_gets_status_400(emulator: Emulator, body: bytes) -> None:
-    response = requests.post(f"{emulator.base_url}/v1/images/generations", body, headers=SUBMIT, timeout=5)
-    assert response.status_code == 400
-    assert 0 < len(message(response)) < 300
-    assert emulator.accepted == 0
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "multipart/form-data; boundary=x"},
-        {"Content-Type": ""},
-        {"Content-Encoding": "gzip"},
-        {"X-ModelScope-Async-Mode": "\xff"},
-    ],
-)
-def test_hostile_headers_get_status_400(emulator: Emulator, headers: dict[str, str]) -> None:
-    response = submit(emulator, {**SUBMIT, **headers})
-    assert (response.status_code, emulator.accepted) == (400, 0)
-    assert message(response)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        b"/" + b"a" * 100_000,
-        b"/" + b"a" * 5_000,
-        b"/images/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-        b"/images/%ff%00",
-        b"/v1/\xff",
-        b"*",
-    ],
-    ids=range(6),
-)
-def test_a_hostile_path_gets_status_400_or_404(emulator: Emulator, path: bytes) -> None:
-    host, port = emulator.base_url.removeprefix("http://").split(":")
-    with (
-        socket.create_connection((host, int(port)), timeout=5) as connection,
-        connection.makefile("rb") as response,
-    ):
-        connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert response.readline().split()[1] in {b"400", b"404"}
-        assert b"Traceback" not in response.read()
-
-
-def test_the_host_and_the_token_may_be_any_bytes(emulator: Emulator) -> None:
-    hostile = {"Authorization": "Bearer \xff", "Host": "\xff"}
-    generation_id = submit(emulator, {**SUBMIT, **hostile}).json()["task_id"]
-    assert poll(emulator, generation_id, {**POLL, **hostile}).json()["task_status"] == "SUCCEED"
-
-
-def test_help_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert all(f"{where}:{what} " in text for where, names in FAULTS.items() for what in names)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "allowed"),
-    [
-        (["--port", "65536"], "0 to 65535"),
-        (["--port", "http"], "0 to 65535"),
-        (["--duration", "-1"], "0 to 86400"),
-        (["--duration", "nan"], "0 to 86400"),
-        (["--max-running", "0"], "1 to 1000"),
-        (["--token", "two words"], "must not be empty or contain spaces"),
-        (["--fault", "submit:sometimes"], "400 to 599"),
-    ],
-)
-def test_the_error_for_an_argument_names_what_is_allowed(
-    arguments: list[str], allowed: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    assert allowed in capsys.readouterr().err
-
-
-def test_a_port_in_use_is_one_sentence_and_exit_status_1(
-    emulator: Emulator, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = emulator.base_url.rpartition(":")[2]
-    assert main(["--port", port]) == 1
-    assert capsys.readouterr() == ("", f"Cannot listen on 127.0.0.1 port {port}: Address already in use.\n")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_and_logs_without_tokens_and_stops(number: signal.Signals) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "airflow_provider_modelscope.emulator",
-        "--port=0",
-        "--duration=0",
-        f"--token={TOKEN}",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        match = re.match(r"ModelScope emulator on (http://127\.0\.0\.1:\d+) ", process.stdout.readline())
-        assert match
-        export = process.stdout.readline()
-        base_url = match[1]
-        response = requests.post(
-            f"{base_url}/v1/images/generations", json.dumps(REQUEST), headers=SUBMIT, timeout=5
-        )
-        generation_id = response.json()["task_id"]
-        requests.get(f"{base_url}/v1/tasks/{generation_id}?token={TOKEN}", headers=POLL, timeout=5)
-        process.send_signal(number)
-        out, log = process.communicate(timeout=5)
-    assert (process.returncode, out) == (0, "")
-    variable, _, connection = export.strip().partition("=")
-    assert variable == "export AIRFLOW_CONN_MODELSCOPE_DEFAULT"
-    assert json.loads(connection.strip("'")) == {
-        "conn_type": "modelscope",
-        "password": "one-of-the-tokens",
-        "host": base_url,
-    }
-    assert [line.partition(" ")[2] for line in log.splitlines()] == [
-        f"POST /v1/images/generations -> 200 generation {generation_id} accepted",
-        f"GET /v1/tasks/{generation_id} -> 200 generation {generation_id} SUCCEED",
-    ]
-
-
-def test_the_emulator_imports_neither_airflow_nor_the_client() -> None:
-    code = """if True:
-        import sys, airflow_provider_modelscope.emulator
-        ours = {name for name in sys.modules if name.startswith("airflow_provider_modelscope.")}
-        assert all(name.startswith("airflow_provider_modelscope.emulator") for name in ours), ours
-        assert not {"airflow", "PIL", "requests"} & set(sys.modules)
-    """
-    subprocess.run([sys.executable, "-c", code], check=True)
