@@ -35,7 +35,7 @@ TOKEN = "ms-faults/8Gq+7Zx/K2p+Lw3w=="
 DURATION = 3600.0  # seconds; generations finish only when their row finishes them
 LIMIT = 120.0  # seconds to wait for a condition
 BUCKET = "postcards"
-WARNING = " twice"  # in the log, if a generation may have been charged twice
+WARNING = "Submitting again, which may be charged twice"  # in the log, if a response was lost
 
 # With its defaults, Airflow takes minutes to notice that a process died.
 SETTINGS = {
