@@ -59,6 +59,12 @@ class Submission:
     submitted_at: float
     request: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def size(self) -> str | None:
+        """The size of the request, None if it has none."""
+        size = self.request.get("size")
+        return size if isinstance(size, str) else None
+
     @classmethod
     def find(cls, generation_id: str, *, task: BaseOperator, context: Context) -> Self | None:
         """Return what was recorded in this Dag run by a submit task upstream, None where there is none."""

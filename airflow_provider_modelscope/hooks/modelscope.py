@@ -127,7 +127,7 @@ class ModelScopeHook(BaseHook):
 
     def _submit(self, call: HttpRequest, *, model: str) -> str:
         from airflow_provider_modelscope.metrics import counted_submission, show_quota
-        from airflow_provider_modelscope.protocol.messages import lost, read_submission
+        from airflow_provider_modelscope.protocol.messages import lost_submission, read_submission
 
         with counted_submission(modelscope_conn_id=self.modelscope_conn_id, model=model):
             try:
@@ -135,7 +135,7 @@ class ModelScopeHook(BaseHook):
             except ServiceUnreachableError:
                 raise
             except ServiceUnavailableError as error:
-                raise lost(error.message) from error
+                raise lost_submission(error.message) from error
             if said := str(quota := answer.quota):
                 self.log.info("ModelScope's quota for today: %s", said)
                 show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=model)

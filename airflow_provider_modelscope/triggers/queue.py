@@ -22,19 +22,28 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
     The event is ``{"status": "turn", "since": ..., "end_time": ...}``.
 
     :param since: When the task began to wait, in epoch seconds: its place in the line.
-    :param model: The model that it will ask for.
+    :param model: The model of its request.
+    :param size: The size of its request, if it has one.
     :param slot_rejected: Whether it had its turn already and found no room.
     """
 
-    def __init__(self, *, since: float, model: str, slot_rejected: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, since: float, model: str, size: str | None = None, slot_rejected: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.since = since
         self.model = model
+        self.size = size
         self.slot_rejected = slot_rejected
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that only this kind of trigger has."""
-        return {"since": self.since, "model": self.model, "slot_rejected": self.slot_rejected}
+        return {
+            "since": self.since,
+            "model": self.model,
+            "size": self.size,
+            "slot_rejected": self.slot_rejected,
+        }
 
     async def event(self) -> dict[str, Any]:
         """Wait in line."""
@@ -48,7 +57,7 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
             line.refuse()
         await asyncio.sleep(self.min_deferral_seconds)  # whoever cannot use its turn yet is not to have it
         self.log.info("Waiting for room in the account's queue; %d wait in this triggerer", len(line) + 1)
-        if not await line.turn(since=self.since, end_time=self.end_time, model=self.model):
+        if not await line.turn(since=self.since, end_time=self.end_time, model=self.model, size=self.size):
             queue = SubmitBackoff(since=self.since, end_time=self.end_time)
             queue.give_up(QueueFullError("The account's queue stayed full"), waiting=len(line) + 1)
         return {"status": "turn", "since": self.since, "end_time": self.end_time}

@@ -8,7 +8,7 @@ from bisect import insort
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from airflow_provider_modelscope.waiting.poll import SEEN_TIMES, PollSchedule
+from airflow_provider_modelscope.waiting.poll import DURATIONS, PollSchedule
 from airflow_provider_modelscope.waiting.slots import SlotForecast
 
 
@@ -26,7 +26,7 @@ class SubmitQueue:
     @contextmanager
     def running(self, wait: PollSchedule) -> Iterator[None]:
         """Let the line know of a generation of the account while it runs."""
-        usual_seconds = SEEN_TIMES.of(wait.model or "").usual
+        usual_seconds = DURATIONS.of(wait.model, wait.size).usual
         self._turns.see(wait.generation_id, since=wait.submitted_at, usual_seconds=usual_seconds)
         self._call()
         try:
@@ -42,12 +42,13 @@ class SubmitQueue:
             self._turns.refuse()
             self._call()
 
-    async def turn(self, *, since: float, end_time: float, model: str) -> bool:
+    async def turn(self, *, since: float, end_time: float, model: str, size: str | None = None) -> bool:
         """Wait for a turn, and tell whether it came before the end.
 
         :param since: When its owner began to wait, in epoch seconds; whoever did so before is before it.
         :param end_time: When it gives up, in epoch seconds.
-        :param model: What it will ask for.
+        :param model: The model of its request.
+        :param size: The size of its request, if it has one.
         """
         place = _Place(since)
         if not self._places:
@@ -57,7 +58,7 @@ class SubmitQueue:
             while (now := time.time()) < end_time:
                 due = self._turns.due(now=now) if self._places[0] is place else end_time
                 if due <= now:
-                    self._turns.take(now=now, usual_seconds=SEEN_TIMES.of(model).usual)
+                    self._turns.take(now=now, usual_seconds=DURATIONS.of(model, size).usual)
                     self._given += 1
                     return True
                 await place.wait(min(due, end_time) - now)

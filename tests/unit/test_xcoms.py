@@ -39,6 +39,16 @@ def test_what_was_recorded_of_the_generation_is_found(task: Any, context: Any, f
     )
 
 
+@pytest.mark.parametrize(("recorded", "size"), [({}, None), ({"size": "8x8"}, "8x8"), ({"size": [8]}, None)])
+def test_the_size_is_that_of_the_request_if_it_has_one(
+    task: Any, context: Any, recorded: Any, size: Any
+) -> None:
+    context["ti"].upstream = {**RECORDED, **recorded}
+    submission = Submission.find("42", task=task, context=context)
+    assert submission
+    assert submission.size == size
+
+
 @pytest.mark.parametrize("found", [None, [], [None], OTHER, [OTHER, OTHER]], ids=str)
 def test_a_generation_that_was_submitted_elsewhere_is_not_found(task: Any, context: Any, found: Any) -> None:
     context["ti"].upstream = found

@@ -28,6 +28,7 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeSubmitImageGenerationOperator,
 )
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
+from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
 )
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
 
 Context = Any  # a mapping with a stand-in for the task instance
 
-NUL = "may not hold a NUL character, which Airflow's database could not keep"
-PROMPT = "must say what to draw, in 1 to 1999 characters"
-LONG = "must be shorter than 2000 characters, it has "
+NUL = "must not contain NUL characters: Airflow's database cannot store them"
+PROMPT = "must describe the image, in 1 to 1999 characters"
+LONG = "must be shorter than 2000 characters, not "
 MODEL = "must be a ModelScope model id, such as 'Qwen/Qwen-Image'"
-UTF8 = "must be text that UTF-8 can write, without lone surrogates"
+UTF8 = "must be valid Unicode, without lone surrogates"
 SIZE = "must be width x height in pixels, such as '1024x768'"
 SEED = "must be an integer from 0 to 2147483647"
 STEPS = "must be an integer from 1 to 100"
@@ -53,11 +54,11 @@ GUIDANCE = "must be a number from 1.5 to 20"
 PICTURE = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
-NOT_JSON = "is text that is not JSON: in a template, end it with '| tojson'"
+NOT_JSON = ": in a template, end it with '| tojson'"
 SECONDS = "must be a number of seconds from 0 to 31536000"
-ID = "must be the id that a submit task returned; for several, map over them with .expand(generation_id=...)"
-URI = "write a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
-SIGNS = "'?', '#', '\\\\' and control characters may not stand in it"
+ID = "must be the id that a submit task returned; for several ids, map over them with .expand("
+URI = "must be a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
+SIGNS = "must not contain '?', '#', '\\' or control characters"
 HOST = "must be a URL such as https://api-inference.modelscope.cn"
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**5000
@@ -71,7 +72,7 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("model", "['Qwen/Qwen-Image']", MODEL),
     ("model", "Qwen/\x00Qwen-Image", NUL),
     ("prompt", "a\x00cat", NUL),
-    ("extra_parameters", {"a": ["\x00"]}, NUL.removeprefix("may not hold ")),
+    ("extra_parameters", {"a": ["\x00"]}, NUL.removeprefix("must not contain ")),
     ("model", {"id": "Qwen/Qwen-Image"}, "must be text, not dict"),
     ("prompt", None, "must be text, not NoneType"),
     ("prompt", "", PROMPT),
@@ -93,8 +94,8 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("size", "Nonex768", SIZE),
     ("size", (1024, 768), SIZE),
     ("size", "9" * 100_000 + "x64", SIZE),
-    ("size", "1665x1664", "Qwen-Image models draw 64x64 to 1664x1664"),
-    ("size", "63x64", "Qwen-Image models draw 64x64 to 1664x1664"),
+    ("size", "1665x1664", "must be from 64x64 to 1664x1664 for Qwen-Image models"),
+    ("size", "63x64", "must be from 64x64 to 1664x1664 for Qwen-Image models"),
     ("seed", -1, SEED),
     ("seed", 2**31, SEED),
     ("seed", True, SEED),
@@ -142,14 +143,14 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("loras", ["a/b"], LORAS),
     ("loras", "['a/b']", LORAS),
     ("loras", "{'a/b': 1.0}", NOT_JSON),
-    ("extra_parameters", {"prompt": "a dog"}, "may not override prompt: use the parameter of that name"),
-    ("extra_parameters", {" Seed ": 1, "STEPS": 1}, "may not override seed, steps: use the parameter"),
-    ("extra_parameters", '{"model": "other/model"}', "may not override model"),
-    ("extra_parameters", {"extra_parameters": {"seed": 1}}, "may not override extra_parameters"),
+    ("extra_parameters", {"prompt": "a dog"}, "must not contain prompt: use the parameter of that name"),
+    ("extra_parameters", {" Seed ": 1, "STEPS": 1}, "must not contain seed, steps: use the parameter"),
+    ("extra_parameters", '{"model": "other/model"}', "must not contain model"),
+    ("extra_parameters", {"extra_parameters": {"seed": 1}}, "must not contain extra_parameters"),
     ("extra_parameters", {"when": timedelta(1)}, EXTRA),
     ("extra_parameters", {"scale": NAN}, EXTRA),
     ("extra_parameters", {1: "a"}, EXTRA),
-    ("extra_parameters", {" ": 1}, "a name is empty"),
+    ("extra_parameters", {" ": 1}, "without empty names"),
     ("extra_parameters", {"a": HALF}, EXTRA),
     ("extra_parameters", '{"a":' * 100_000, NOT_JSON),
     ("extra_parameters", "{'a': 1}", NOT_JSON),
@@ -179,7 +180,7 @@ TEMPLATES: list[tuple[str, str, Any, str]] = [
     ("loras", "{{ params.given }}", {"a/b": 1.0}, NOT_JSON),
     ("loras", "{{ params.given | tojson }}", ["a/b"], LORAS),
     ("extra_parameters", "{{ params.given }}", {"n": 1}, NOT_JSON),
-    ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "may not override prompt"),
+    ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "must not contain prompt"),
 ]
 
 # Pictures to edit in the folder that the fixture below makes.
@@ -191,9 +192,9 @@ PICTURES = [
     ("folder/", "is a folder or a device, not a file"),
     ("pipe", "is a folder or a device, not a file"),
     ("huge.png", "is larger than 10 MiB"),
-    ("page.png", "holds 22 bytes that are not a whole picture, such as PNG or JPEG"),
-    ("empty.png", "holds 0 bytes that are not a whole picture"),
-    ("x" * 300 + ".png", "cannot be read (File name too long)"),
+    ("page.png", "holds 22 bytes that are not a complete image of at most"),
+    ("empty.png", "holds 0 bytes that are not a complete image"),
+    ("x" * 300 + ".png", "cannot be read (OSError: File name too long)"),
 ]
 
 DESTINATIONS: list[tuple[Any, str]] = [
@@ -210,20 +211,20 @@ DESTINATIONS: list[tuple[Any, str]] = [
     ("file:/data/cats/", URI),
     ("://bucket/cats/", URI),
     ("file://data/cats/", "a local path has three slashes: 'file:///folder/'"),
-    ("file:///data/../etc/", "'.' and '..' may not stand in it"),
+    ("file:///data/../etc/", "must not contain the folders '.' and '..'"),
     ("file:///data\\cats/", SIGNS),
     ("s3://bucket/cats/?versionId=1", SIGNS),
     ("s3://bucket/cats#1.png", SIGNS),
     ("s3://bucket/cats\n/", SIGNS),
     ("s3://bucket/\x00/", SIGNS),
     (f"s3://bucket/{HALF}/", SIGNS),
-    ("s3:///cats/", "it names no bucket"),
+    ("s3:///cats/", "contains no bucket"),
     ("s3://bucket", "end it with '/' to store into the bucket, or name an object"),
     ("s3://[bucket/cats/", "Invalid IPv6 URL"),
-    ("file:///data/cat.gif", "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"),
+    ("file:///data/cat.gif", "images cannot be converted to '.gif': use .png, .jpg or .webp, or a"),
     (
         "nowhere://bucket/cats/",
-        "install the extra of that store (s3, gcs or azure)",
+        "install this provider's extra for that store (s3, gcs or azure)",
     ),
     ("https://a.example/cats/", "No filesystem registered for scheme https"),
     ("file://{folder}/folder", "that is a folder: end it with '/' to store into it"),
@@ -397,7 +398,9 @@ def test_a_size_is_held_to_the_family_of_its_model(
 ) -> None:
     for size in (f"{least - 1}x{most}", f"{least}x{most + 1}"):
         message = refused(task(model=model, size=size), context, emulator, InvalidRequestError)
-        assert f"size = '{size}': {family} models draw {least}x{least} to {most}x{most}" in message
+        assert (
+            f"size = '{size}': must be from {least}x{least} to {most}x{most} for {family} models" in message
+        )
 
 
 @OPERATORS
@@ -484,7 +487,7 @@ def careless_store(monkeypatch: pytest.MonkeyPatch) -> None:
         (5, "storage_conn_id = 5: must be the id of an Airflow connection"),
         (["aws_default"], "storage_conn_id = ['aws_default']: must be the id of an Airflow connection"),
         *[
-            (name, f"(The conn_id `{name}` isn't defined): storage_conn_id names a connection that is to be")
+            (name, f"(The conn_id `{name}` isn't defined): define that connection, or name another")
             for name in ("None", " ", "nowhere")
         ],
     ],
@@ -517,12 +520,9 @@ def test_an_xcom_that_does_not_exist_is_no_generation_id(
     assert f"generation_id = 'None': {ID}" in message
 
 
-def test_an_id_that_tries_to_leave_its_place_stays_one_id(
-    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_modelscope.tasks.storing.PATIENCE", 0.0)
+def test_an_id_that_tries_to_leave_its_place_stays_one_id(emulator: Emulator) -> None:
     with pytest.raises(AirflowException):
-        transfer(generation_id="../images/generations?a=b#c").execute(context)
+        fetch_finished_generation(ModelScopeHook(), "../images/generations?a=b#c", recheck_seconds=0)
     for look in emulator.requests:
         assert (look.method, look.path) == (
             "GET",

@@ -92,7 +92,7 @@ class TestSubmission:
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         emulator.fail(f"submit:{fault}")
-        with pytest.raises(SubmissionLostError, match="may have started a generation all the same"):
+        with pytest.raises(SubmissionLostError, match="may have started and charged a generation"):
             hook.submit_generation(REQUEST)
         assert len(emulator.requests) == 1
 
@@ -117,9 +117,12 @@ class TestSubmission:
         ("fault", "says"),
         [
             ("quota", "today's quota.*tomorrow"),
-            ("balance", "balance.*credit is spent"),
-            ("unbound", "bind your Alibaba Cloud account.*Do so at https://modelscope.cn/my/myaccesstoken"),
-            ("unverified", "real name.*Do so at https://modelscope.cn/my/myaccesstoken"),
+            ("balance", "credit is used up.*balance"),
+            (
+                "unbound",
+                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/myaccesstoken",
+            ),
+            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/myaccesstoken"),
             ("unknown-model", "has no provider supported"),
             ("401", "Authentication failed.*password"),
             ("422", "Unprocessable"),
@@ -136,7 +139,7 @@ class TestSubmission:
 
     def test_a_redirect_is_not_followed_with_the_token(self, service: Mocker, hook: ModelScopeHook) -> None:
         service.post(SUBMIT, status_code=307, headers={"Location": "https://elsewhere.example/"})
-        with pytest.raises(SubmissionLostError, match="redirects, which is not followed"):
+        with pytest.raises(SubmissionLostError, match=r"^Redirect from"):
             hook.submit_generation(REQUEST)
         assert [sent.hostname for sent in service.request_history] == ["api-inference.modelscope.cn"]
 
@@ -287,7 +290,7 @@ class TestConnection:
             (403, 200, False, "Check the connection's password"),
             (400, 200, True, "the token is valid"),
             (500, 200, True, "the token is valid"),
-            (200, 500, False, "ModelScope says"),
+            (200, 500, False, "ModelScope is unavailable"),
         ],
     )
     def test_the_site_is_asked_where_the_api_does_not_tell(

@@ -421,7 +421,7 @@ class TestWhatComes:
     ) -> None:
         error = failed(answer(content, f"Content-Type: {content_type}"))
         assert type(error) is ImageError
-        assert f"(answer 200, content type {content_type!r}): Not a whole picture" in str(error)
+        assert f"(answer 200, content type {content_type!r}): Not a complete image" in str(error)
         assert evidence in str(error)
 
     def test_a_bomb_is_an_error_with_its_evidence(self) -> None:
@@ -429,7 +429,9 @@ class TestWhatComes:
         Pillow.new("1", (9000, 9000)).save(file, "PNG")
         error = failed(answer(file.getvalue(), "Content-Type: image/png"))
         assert type(error) is ImageError
-        assert "(answer 200, content type 'image/png'): 9000x9000 pixels are more than" in str(error)
+        assert "(answer 200, content type 'image/png'): The image has 9000x9000 pixels, more than" in str(
+            error
+        )
 
     def test_an_image_that_breaks_off_is_an_error(self) -> None:
         error = failed(answer(PICTURE[:100], length=len(PICTURE)))

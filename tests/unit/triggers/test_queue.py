@@ -26,8 +26,10 @@ from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.tasks import deferral
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
-from airflow_provider_modelscope.waiting import backoff, slots
+from airflow_provider_modelscope.waiting import backoff, poll, slots, submit_queue
 from airflow_provider_modelscope.waiting.backoff import MAX_QUEUE_PAUSE, MAX_RETRY_AFTER, SubmitBackoff
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
+from airflow_provider_modelscope.waiting.poll import PollSchedule
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ class TestTheTrigger:
         arguments: dict[str, Any] = {
             "since": 3.5,
             "model": "a/b",
+            "size": "64x64",
             "slot_rejected": True,
             "modelscope_conn_id": "other",
             "end_time": 12.25,
@@ -133,6 +136,30 @@ class TestTheTrigger:
         told = asyncio.run(event(waits))
         assert told == {"status": "turn", "since": waits.since, "end_time": waits.end_time}
         assert not emulator.requests
+
+    def test_the_forecast_follows_the_durations_of_model_and_size(
+        self, emulator: Emulator, at_once: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        durations = DurationHistory()
+        durations.record("a/b", "64x64", 1000)
+        durations.record("a/b", "8x8", 1)
+        monkeypatch.setattr(poll, "DURATIONS", durations)
+        monkeypatch.setattr(submit_queue, "DURATIONS", durations)
+        now = time.time()
+
+        async def behind(ahead: PollSchedule) -> bool:
+            queue = submit_queue.SubmitQueue()
+            with queue.running(ahead):
+                return await queue.turn(since=now, end_time=time.time() + 1, model="a/b")
+
+        async def both() -> list[Any]:
+            first = trigger(model="a/b", size="64x64", since=now)
+            second = trigger(since=now + 1, end_time=time.time() + 1)
+            return list(await asyncio.gather(event(first), event(second)))
+
+        quick: dict[str, Any] = {"model": "a/b", "size": "8x8", "poll_interval": 5}
+        assert asyncio.run(behind(PollSchedule("42", submitted_at=now, end_time=now + 60, **quick)))
+        assert [event["status"] for event in asyncio.run(both())] == ["turn", "error"]
 
     def test_nobody_has_a_turn_while_the_task_settles_in_its_deferral(
         self, emulator: Emulator, at_once: None
@@ -263,6 +290,7 @@ class TestTheTask:
         emulator.fail("submit:queue-full:always")
         kwargs = self.deferred(submitter(queue_timeout=100), context).trigger.serialize()[1]
         assert kwargs["end_time"] == pytest.approx(kwargs["since"] + 100)
+        assert (kwargs["model"], kwargs["size"]) == (ASKED["model"], ASKED["size"])
         with pytest.raises(QueueFullError):
             submitter(queue_timeout=0).execute(context)
         with pytest.raises(QueueFullError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelscope.waiting.intervals import Times
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.slots import LEAD_SECONDS, LONGEST, MAX_GUESS, SlotForecast
 
 NOW = 1000.0  # later than anything here
@@ -32,9 +32,9 @@ class World:
         self.seconds = seconds
         self.start = start
         self.is_seen = is_seen
-        self.times = Times()
+        self.history = DurationHistory()
         for _ in range(20 if before else 0):
-            self.times.record(before or 0)
+            self.history.record("a/b", None, before or 0)
         self.turns = SlotForecast()
         self.line: list[int] = []
         self.events: list[tuple[float, float, Callable[..., None], tuple[Any, ...]]] = []
@@ -77,18 +77,18 @@ class World:
         self.give(now)
 
     def see(self, now: float, task: int, since: float) -> None:
-        self.turns.see(str(task), since=since, usual_seconds=self.times.usual)
+        self.turns.see(str(task), since=since, usual_seconds=self.history.of("a/b", None).usual)
         self.at(since + self.seconds + 0.3, self.end, task)
         self.give(now)
 
     def end(self, now: float, task: int) -> None:
-        self.times.record(self.seconds)
+        self.history.record("a/b", None, self.seconds)
         self.turns.end(str(task), is_awaited=bool(self.line))
         self.give(now)
 
     def give(self, now: float) -> None:
         while self.line and self.turns.due(now=now) <= now:
-            self.turns.take(now=now, usual_seconds=self.times.usual)
+            self.turns.take(now=now, usual_seconds=self.history.of("a/b", None).usual)
             self.given += 1
             there = now + self.start * self.luck.uniform(0.8, 1.2)
             self.at(there, self.submit, self.line.pop(0), there + STAND_BY)
