@@ -42,7 +42,7 @@ def test_the_demo_defers_and_stores_a_valid_image() -> None:
         image.load()
         assert image.size == (1024, 768)
     assert "1024x768 image/png" in done.stdout
-    assert "to the triggerer" in (demo.FOLDER / "demo.log").read_text()
+    assert "Deferring: generation " in (demo.FOLDER / "demo.log").read_text()
 
 
 def _last_line(output: str) -> str:

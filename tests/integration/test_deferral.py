@@ -56,15 +56,15 @@ def assert_logs_show_each_step(logs: Path, generation_id: str, uri: str) -> None
     ]
     entries.sort(key=lambda entry: entry["timestamp"])
     lines = [entry["event"] for entry in entries if generation_id in entry["event"]]
-    steps = [
-        f"ModelScope accepted generation {generation_id} by Qwen/Qwen-Image: 'A lighthouse",
+    way = [
+        f"Submitted generation {generation_id} to Qwen/Qwen-Image: 'A lighthouse",
         f"Generation {generation_id} is PROCESSING",
-        f"Leaving generation {generation_id} (PROCESSING) to the triggerer",
+        f"Deferring: generation {generation_id} is PROCESSING",
         f"Generation {generation_id} is SUCCEED",
         f"Downloading the images of generation {generation_id}: 1",
         f"Stored generation {generation_id}: {uri} (",
     ]
-    for step in steps:
+    for step in way:
         while lines and not lines[0].startswith(step):
             lines.pop(0)
         assert lines, f"{step!r} is not in the logs, or not in this order"
