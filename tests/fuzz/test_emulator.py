@@ -123,7 +123,7 @@ def test_any_request_is_answered_and_only_valid_ones_accepted() -> None:
         service = Service(duration=0, faults=faults)
         if is_submission:  # chance alone rarely makes one
             method, path, sent = "POST", "/v1/images/generations", SUBMIT
-        response = service.answer(method, path, CaseInsensitiveDict(sent), body, now=0)
+        response = service.respond(method, path, CaseInsensitiveDict(sent), body, now=0)
         assert response.cut or response.status in (200, 400, 401, 404) or faults
         assert response.status != 500
         if service.accepted:
@@ -139,7 +139,7 @@ def test_any_request_is_answered_and_only_valid_ones_accepted() -> None:
         assert b"Traceback" not in response.body
         assert len(response.body) < 5000
         # It keeps running.
-        assert service.answer("GET", "/v1/models", CaseInsensitiveDict(), now=1).status == 200
+        assert service.respond("GET", "/v1/models", CaseInsensitiveDict(), now=1).status == 200
 
     try_one()
     print(f"{accepted} submissions accepted, {rejected} rejected")

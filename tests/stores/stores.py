@@ -14,8 +14,8 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.faults.proxy import Proxy
 from tests.stores.recipes import RECIPES, Recipe
+from tests.support.proxy import Proxy
 from tests.support.servers import azurite, fake_gcs, google_accounts, moto, s3_client
 
 if TYPE_CHECKING:

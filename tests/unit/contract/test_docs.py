@@ -332,12 +332,12 @@ def test_every_option_of_the_emulator_is_listed(capsys: pytest.CaptureFixture[st
 
 
 def test_every_fault_of_the_emulator_is_listed() -> None:
-    listed: dict[str, list[str]] = {}
+    listed: dict[str, dict[str, str]] = {}
     where = ""
-    for place, fault, _ in table("docs/emulator.md", "Faults"):
+    for place, fault, effect in table("docs/emulator.md", "Faults"):
         where = words(place)[0] if place else where  # an empty cell repeats the one above it
-        listed.setdefault(where, []).append(words(fault)[0])
-    assert listed == {place: list(faults) for place, faults in FAULTS.items()}
+        listed.setdefault(where, {})[words(fault)[0]] = effect
+    assert listed == FAULTS
 
 
 def test_parameters_and_attributes_of_the_emulator_are_listed() -> None:
