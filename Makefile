@@ -1,70 +1,81 @@
-# Everything runs in .venv, which is made on first use and pinned by constraints.txt.
+# Every command runs in .venv, which is created on first use with the versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STORES := $(VENV)/stores
 AZURITE := $(VENV)/azurite
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo ui test test-matrix test-browser screenshots test-stores test-faults test-cluster proof check bench clean
-help: ## Show what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+.PHONY: help demo ui check test test-fuzz test-integration test-browser test-stores test-faults test-cluster proof \
+	test-matrix bench screenshots clean
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is required, {sys.executable} is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.12")'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "Installing Airflow and what the provider needs into $(VENV) (about a minute, once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "Installing Airflow and the development tools into $(VENV) (about two minutes, once) ..."
+	@$(BIN)/python $(INSTALL) --upgrade pip # the pip of the venv module may be too old for --group
+	@$(BIN)/python $(INSTALL) --group dev --editable .
 	@touch $@
 
-demo: $(READY) ## Make one image in real Airflow: against the emulator, or ModelScope with MODELSCOPE_API_TOKEN set
+demo: $(READY) ## Create one image in a real Airflow, with the emulator or, if MODELSCOPE_API_TOKEN is set, with ModelScope
 	@$(BIN)/python -m dev.demo
 
-ui: $(READY) ## Airflow's UI on localhost, with the emulator, the connection and the examples ready
+ui: $(READY) ## Start Airflow's UI on localhost with the emulator, the connection and the example Dags
 	@$(BIN)/python -m dev.ui
 
-test: $(READY) ## The tests
-	@$(BIN)/python -m pytest
+check: $(READY) ## Lint, format and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
 
-test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest; half an hour
-	@$(BIN)/nox --parallel 2
+test: $(READY) ## Unit and contract tests, in two processes; a minute
+	@$(BIN)/python -m pytest -n 2 tests/unit
 
-test-browser: $(READY) ## What a person sees, in a real browser, which is Debian's chromium; two minutes
+test-fuzz: $(READY) ## Generated requests, responses and emulator calls; a minute
+	@$(BIN)/python -m pytest tests/fuzz
+
+test-integration: $(READY) ## Dags in a real Airflow; three minutes
+	@$(BIN)/python -m pytest tests/integration
+
+test-browser: $(READY) ## The gallery in a real browser, Debian's chromium; five minutes
 	@$(BIN)/python -m pytest tests/browser
 
-screenshots: $(READY) ## The README's pictures of the gallery, made anew; a minute
-	@$(BIN)/python -m dev.screenshots
-
 $(STORES)/.ready: $(READY)
-	@echo "Installing Airflow's providers for Google and Azure beside it, which are large (some minutes, once) ..."
+	@echo "Installing Airflow's providers for Google and Azure in an environment of their own (some minutes, once) ..."
 	@test -d $(STORES) || $(PYTHON) -m venv $(STORES)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$$($(STORES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dev.pth"
-	@$(STORES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[stores]'
+	@$(STORES)/bin/python $(INSTALL) --upgrade pip
+	@$(STORES)/bin/python $(INSTALL) --group stores --editable .
 	@touch $@
 
 $(AZURITE)/.ready: Makefile | $(READY)
 	@if command -v node >/dev/null && command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(AZURITE) azurite@3.37.0 && touch $@; fi
 
-test-stores: $(STORES)/.ready $(AZURITE)/.ready ## Images in S3, Azure, GCS and on disk, over the real protocols; a minute
+test-stores: $(STORES)/.ready $(AZURITE)/.ready ## Images in servers of S3, Azure and GCS, and on disk; a minute
 	@$(STORES)/bin/python -m pytest tests/stores
 
-test-faults: $(READY) ## Kill and cut off what a real Airflow on PostgreSQL needs, and count the images; four minutes
+test-faults: $(READY) ## Kill and disconnect parts of a real Airflow on PostgreSQL and count images and submissions; four minutes
 	@$(BIN)/python -m pytest tests/faults
 
-test-cluster: $(READY) ## Sixty images on seven machines of Airflow, two of which are killed; needs Redis; six minutes
+test-cluster: $(READY) ## Sixty images on an Airflow of seven machines, two of which are killed; needs Redis; six minutes
 	@$(BIN)/python -m pytest tests/cluster -s
 
-proof: $(READY) ## What only a busy Airflow on PostgreSQL can show; ten minutes
+proof: $(READY) ## Promises that only a busy Airflow on PostgreSQL can show; ten minutes
 	@$(BIN)/python -m pytest tests/proof -rA --durations=0 --durations-min=1
 
-check: $(READY) ## Lint and types
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
+test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest dependencies; half an hour
+	@$(BIN)/nox --parallel 2
 
-bench: $(READY) ## What a wait costs beside other ways to wait, and what the schedule saves; eight minutes
+bench: $(READY) ## The cost of a wait beside other ways to wait, and what polling and the submit queue save; eight minutes
 	@$(BIN)/python -m dev.bench_waiting
 	@$(BIN)/python -m dev.bench_intervals
+	@$(BIN)/python -m dev.bench_slots
 
-clean: ## Remove what the commands above made
+screenshots: $(READY) ## Take the screenshots of the docs again; a minute
+	@$(BIN)/python -m dev.screenshots
+
+clean: ## Remove everything that these commands created
 	rm -rf $(VENV) .nox .demo .ui .mypy_cache .pytest_cache .ruff_cache

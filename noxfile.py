@@ -1,7 +1,7 @@
-"""``make test-matrix``: the tests on the built wheel, with each Airflow, Python and age of dependencies.
+"""``make test-matrix``: tests the built wheel with each Airflow and Python, newest and lowest dependencies.
 
-``wheel`` builds it and looks into it, ``cell(...)`` tests it in an environment of its own, and ``table``
-prints what came of all, as the README shows it. ``nox --list`` names the cells.
+``wheel`` builds the wheel and checks its contents, ``cell(...)`` runs the tests in one environment, and
+``table`` prints the results as docs/compatibility.md shows them. ``nox --list`` lists the cells.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -28,33 +27,33 @@ PINS = ROOT / "tests" / "pins"
 
 AIRFLOWS = ("3.0", "3.1", "3.2", "3.3")
 PYTHONS = ("3.11", "3.12", "3.13")
-LEFT_OUT = {("3.0", "3.13")}  # by Airflow itself; its cells compare this with its metadata
+LEFT_OUT = {("3.0", "3.13")}  # not supported by Airflow; the cells compare this with its metadata
 CELLS = [
     *((airflow, python, "newest") for airflow in AIRFLOWS for python in PYTHONS),
     *((airflow, PYTHONS[0], "lowest") for airflow in AIRFLOWS),
 ]
 TESTED = [cell for cell in CELLS if cell[:2] not in LEFT_OUT]
 
-WHOLE_PYTHON = "3.12"  # where each Airflow also runs all of tests/integration; elsewhere:
-A_REAL_RUN = (
+INTEGRATION_PYTHON = "3.12"  # runs all integration tests with each Airflow; the others run:
+ONE_GENERATION = (
     "tests/integration/test_commands.py::test_airflow_lists_the_provider_and_its_connection_type",
     "tests/integration/test_deferral.py",
 )
-WHERE = "import airflow_provider_modelscope as it, platform; print(platform.python_version(), it.__file__)"
+PROBE = "import airflow_provider_modelscope as it, platform; print(platform.python_version(), it.__file__)"
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEPENDENCIES = [re.split("[^a-z-]", dependency)[0] for dependency in PROJECT["dependencies"]]
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+DEPENDENCIES = [re.split("[^a-z-]", dependency)[0] for dependency in PYPROJECT["project"]["dependencies"]]
 
 nox.options.error_on_missing_interpreters = True
 if pyenv := shutil.which("pyenv"):
-    # What it puts on PATH answers only for the versions that are named here.
+    # Its commands on PATH work only for the versions in PYENV_VERSION.
     installed = subprocess.run([pyenv, "versions", "--bare"], capture_output=True, text=True, check=True)
     os.environ["PYENV_VERSION"] = ":".join(installed.stdout.split())
 
 
 @nox.session(python=False)
 def wheel(session: nox.Session) -> None:
-    """Build the wheel and the source distribution, and look into them."""
+    """Build the wheel and the source distribution, and check their contents."""
     for folder in (DIST, RESULTS):
         shutil.rmtree(folder, ignore_errors=True)
     RESULTS.mkdir(parents=True)
@@ -71,41 +70,46 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
     started_at = time.monotonic()
     python = str(session.python)
     environment = Path(session.virtualenv.location)
+    constraints = [f"--constraint={pins}" for pins in _pins(airflow, dependencies)]
     session.install(
         f"apache-airflow=={airflow}.*",
-        f"{_built('whl')}[test]",
-        "--requirement=pyproject.toml",  # to uv, what a wheel asks for is not direct
+        str(_built("whl")),
+        "--requirement=pyproject.toml",  # makes the dependencies direct ones, for --resolution
         f"--resolution={'lowest-direct' if dependencies == 'lowest' else 'highest'}",
-        *(f"--constraint={pins}" for pins in _pins(airflow, dependencies)),
+        *constraints,
     )
+    session.install(*nox.project.dependency_groups(PYPROJECT, "test"), *constraints)
     shutil.unpack_archive(_built("tar.gz"), environment, filter="data")
     [sources] = environment.glob("airflow_provider_modelscope-*")
     shutil.rmtree(sources / "airflow_provider_modelscope")
     session.chdir(sources)
     session.env["PYTHONPATH"] = ""
 
-    exact_python, file = str(session.run("python", "-c", WHERE, silent=True)).split()[-2:]
+    exact_python, file = str(session.run("python", "-c", PROBE, silent=True)).split()[-2:]
     site_packages = Path(file).parent.parent
     if site_packages.name != "site-packages" or environment not in site_packages.parents:
-        session.error(f"{file} is not what the wheel installed")
-    found = {one.name: one for one in distributions(path=[str(site_packages)])}
-    named = found["apache-airflow"].metadata.get_all("Classifier") or []
-    for one in PYTHONS:
-        if (f"Programming Language :: Python :: {one}" in named) == ((airflow, one) in LEFT_OUT):
-            session.error(f"Airflow {airflow} says something else of Python {one} than LEFT_OUT")
+        session.error(f"The tests import {file}, which is not from the wheel")
+    installed = {one.name: one for one in distributions(path=[str(site_packages)])}
+    classifiers = installed["apache-airflow"].metadata.get_all("Classifier") or []
+    for version in PYTHONS:
+        is_supported = f"Programming Language :: Python :: {version}" in classifiers
+        if is_supported == ((airflow, version) in LEFT_OUT):
+            session.error(
+                f"LEFT_OUT is wrong for Airflow {airflow} and Python {version}: compare its metadata"
+            )
 
-    is_whole = (python, dependencies) == (WHOLE_PYTHON, "newest")
-    tests = ("tests/unit", *(("tests/integration",) if is_whole else A_REAL_RUN))
+    runs_all = (python, dependencies) == (INTEGRATION_PYTHON, "newest")
+    tests = ("tests/unit", "tests/fuzz", *(("tests/integration",) if runs_all else ONE_GENERATION))
     report = environment / "report.xml"
     try:
         session.run("python", "-m", "pytest", "--quiet", f"--junitxml={report}", *tests)
     finally:
-        counts = ElementTree.parse(report).getroot()[0].attrib  # noqa: S314 - it is our own
+        counts = ElementTree.parse(report).getroot()[0].attrib  # noqa: S314 - written by pytest
         skipped, failed = int(counts["skipped"]), int(counts["failures"]) + int(counts["errors"])
         result = {
             "Python": exact_python,
             "dependencies": dependencies,
-            **{name: found[name].version for name in DEPENDENCIES},
+            **{name: installed[name].version for name in DEPENDENCIES},
             "passed": int(counts["tests"]) - skipped - failed,
             "skipped": skipped,
             "failed": failed,
@@ -116,8 +120,11 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
 
 @nox.session(python=False)
 def table(session: nox.Session) -> None:
-    """Print what came of the cells; nox starts it when no other session is left."""
-    versions = [name.removeprefix("apache-airflow-providers-") for name in DEPENDENCIES]
+    """Print the results of the cells. It is the last session."""
+    versions = [
+        name.removeprefix("apache-airflow-providers-").replace("apache-airflow", "Airflow")
+        for name in DEPENDENCIES
+    ]
     columns = ("Python", "dependencies", *versions, "passed", "skipped", "failed", "minutes")
     for row in (columns, ["---"] * len(columns), *(_row(*cell) for cell in CELLS)):
         print(f"| {' | '.join(row)} |")
@@ -125,7 +132,7 @@ def table(session: nox.Session) -> None:
 
 def _row(airflow: str, python: str, dependencies: str) -> Sequence[str]:
     if (airflow, python) in LEFT_OUT:
-        return python, dependencies, airflow, "Airflow itself is not for this Python"
+        return python, dependencies, airflow, f"Airflow {airflow} does not support Python {python}"
     result = _result(airflow, python, dependencies)
     if not result.exists():
         return python, dependencies, airflow, "no result"
@@ -138,7 +145,7 @@ def _built(suffix: str) -> Path:
 
 
 def _pins(airflow: str, dependencies: str) -> list[Path]:
-    """Return the files that hold back what these would not run with."""
+    """Return the files that pin packages which do not work with this environment."""
     names = (f"airflow-{airflow}", dependencies, f"airflow-{airflow}-{dependencies}")
     return [pins for name in names if (pins := PINS / f"{name}.txt").exists()]
 

@@ -1,42 +1,34 @@
 """Apache Airflow provider for ModelScope's asynchronous image API.
 
-A reader meets the modules in the order data flows:
+The packages in the order in which data flows. Each may import those below it, never one above it; a test
+(``tests/unit/contract/test_imports.py``) holds this rule.
 
-=====================  ==========================================================================
-``request``            what is asked for, checked before anything is sent
-``generation``         what ModelScope says of one generation
-``account``            where the service is, and who asks: an Airflow connection, read once
-``api``                the protocol: what to send, and what an answer means
-``schedule``           when the next look is worth it, learned from the times seen
-``waiting``            when to look again or to submit again, and when to give up
-``image``              one picture: its facts, and its conversion to another format
-``object_storage``     where images are read from and stored
-``hooks``              the protocol, and the download of an image, on a worker, over requests
-``provenance``         how an image was made: told beside it, and inside it
-``xmp``                metadata inside a picture's file, without another byte changed
-``deferral``           a task's waits: on its worker, in the triggerer, on a worker again
-``landing``            a finished generation becomes objects in object storage
-``outlets``            what assets are told of stored images
-``lineage``            what OpenLineage is told of them
-``metrics``            what is counted and timed, through Airflow's own metrics
-``triggers``           the protocol in the triggerer, over aiohttp
-``upstream``           what a submit task recorded, for the tasks downstream of it
-``durable``            what a task remembers of its submission across its tries
-``tasks``              what every task of ours has, and what those that store images do alike
-``operators``          submit a generation; or submit, wait and store in one task
-``sensors``            wait for a generation
-``transfers``          store a generation's images
-``decorators``         the one task, of a function that returns a prompt
-``links``              where a task's images and its model can be looked at
-``gallery``            the images of a Dag run in Airflow's own UI
-``mistakes``           how mistakes in what was given are found and told
-``exceptions``         every error, by what a retry would do
-``emulator``           the service without a token, a quota or a network
-=====================  ==========================================================================
+========================  ===============================================================================
+``decorators``            ``@task.modelscope_image``: a function that returns a prompt becomes a task
+``operators``             submit a generation; or submit, wait and store in one task
+``sensors``               wait for a generation
+``transfers``             store the images of a generation
+``tasks``                 what these share: deferring, storing, the submission record, assets, lineage
+``hooks``                 the API on a worker, with the credentials of an Airflow connection
+``triggers``              the waits in the triggerer
+``transport``             HTTP: requests on workers, aiohttp in the triggerer; where it may connect
+``provenance``            how an image was made: in a sidecar file, and in the image's own metadata
+``waiting``               when to poll again, submit again and give up
+``images``                images as bytes: validation, conversion, object storage
+``metrics``               counters, timers and gauges, through Airflow's own metrics
+``xcoms``                 the XComs that tasks leave: the submission and the stored images
+``links``                 links on a task's page, and the path of an image in Airflow's UI
+``protocol``              the API as pure functions: requests, responses, the account, a generation
+``validation``            checks of parameters that report every error at once
+``exceptions``            every error, by what a retry would do
+``redaction``             what may be shown of a text: no secrets, one line, limited length
+========================  ===============================================================================
 
-ModelScope calls what it runs a *task*. That is Airflow's word, so here it is a *generation* and its id
-a ``generation_id``; the words are exchanged in ``api`` and ``generation``, where JSON is read, and
-nowhere else. Every other word of the API keeps ModelScope's spelling.
+Beside them: ``gallery`` shows the images of a Dag run in Airflow's UI, ``emulator`` is the service without a
+token, credit or network, and ``get_provider_info`` is what Airflow reads first.
+
+ModelScope calls what it runs a *task*. In Airflow that word is taken, so here it is a *generation* and its id
+a ``generation_id``. ``protocol`` translates where it reads JSON. All other words are ModelScope's own.
 """
 
 __version__ = "0.1.0"

@@ -1,33 +1,33 @@
-"""Every error of this package, in one tree whose two branches answer "would a retry help?".
+"""All errors of this package. The two branches of the tree say whether a retry can help.
 
 ::
 
     ModelScopeError
-    ├── ModelScopeFinalError            no: Airflow ends the task at once, whatever its retries
-    │   ├── InvalidRequestError         parameters out of range; nothing was sent
-    │   ├── InvalidConnectionError      the Airflow connection cannot be used
-    │   ├── InvalidDestinationError     the destination cannot be written to
-    │   ├── RequestRejectedError        the service refused the parameters
-    │   │   └── UnknownModelError       it has no such model
-    │   ├── AuthenticationError         it refused the token
+    ├── ModelScopeFinalError            no: Airflow fails the task at once, without its retries
+    │   ├── InvalidRequestError         a parameter is invalid; nothing was sent
+    │   ├── InvalidConnectionError      the Airflow connection is invalid
+    │   ├── InvalidDestinationError     the destination is invalid or not writable
+    │   ├── RequestRejectedError        the service rejected the request
+    │   │   └── UnknownModelError       it does not serve the model
+    │   ├── AuthenticationError         it rejected the token
     │   ├── AccountNotReadyError        the account is not bound or not verified
-    │   ├── QuotaExhaustedError         the day's quota or the credit is spent
-    │   ├── SubmissionUnresolvedError   sent, but not answered, and not to be sent again
-    │   ├── GenerationRejectedError     the generation FAILED, and doing the same again would too
-    │   └── ImageNotAllowedError           an output image is too large, or where images may not come from
-    └── ModelScopeRetryableError        yes: left to the retries of the Dag's author
-        ├── ServiceUnavailableError     no usable answer: network, 5xx, something that is not JSON
-        │   └── ServiceUnreachableError no connection at all, so nothing was sent
-        ├── RateLimitedError            too fast (429); nothing was created
-        │   └── QueueFullError          the account already runs as many generations as it may
-        ├── SubmissionLostError         sent, but not answered: a generation may have been made and charged
-        ├── SubmissionRecordError                 the record of what was submitted cannot be read or written
-        ├── GenerationFailedError       the generation FAILED; a new one may not
-        ├── GenerationTimeoutError      it did not finish in time
-        │   └── GenerationStatusUnknownError   nobody knows, as the service could not be asked at the end
-        └── ImageError                  an output image could not be had whole
-            ├── ImageGoneError          its URL works no longer
-            └── ImageStorageError     no room for it on a disk, or the store failed to take it
+    │   ├── QuotaExhaustedError         the daily quota or the credit is used up
+    │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
+    │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
+    │   └── ImageNotAllowedError        an output image is too large, or its address is not allowed
+    └── ModelScopeRetryableError        yes: Airflow retries the task as its Dag says
+        ├── ServiceUnavailableError     no usable response: network error, 5xx, or not the API's JSON
+        │   └── ServiceUnreachableError no connection, so nothing was sent
+        ├── RateLimitedError            too many requests (429); nothing was created
+        │   └── QueueFullError          too many running generations; nothing was created
+        ├── SubmissionLostError         no usable response to a submission: it may have been charged
+        ├── SubmissionRecordError       the record of earlier submissions cannot be read or written
+        ├── GenerationFailedError       the generation FAILED; a new one may succeed
+        ├── GenerationTimeoutError      the generation did not finish before its deadline
+        │   └── GenerationStatusUnknownError   or its status at the deadline is unknown
+        └── ImageError                  an output image could not be downloaded, decoded or stored
+            ├── ImageGoneError          its URL has expired
+            └── ImageStorageError       the disk is full, or the object store failed
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_lin
 
 
 class ModelScopeError(AirflowException):
-    """The parent of all; what is known of the failure stands in the text and in the attributes.
+    """The base class of all errors of this package. Text and attributes hold what is known of the failure.
 
-    :param message: What went wrong, and what to do; kept as one line of at most 4000 characters.
-    :param code: The answer's HTTP status, or the ``code`` that the service gave in its body.
-    :param request_id: ModelScope's id of its answer, for its support.
-    :param generation_id: The generation it is about.
+    :param message: What failed, what is allowed and what to do, on one line of at most 4000 characters.
+    :param code: The HTTP status, or the ``code`` in the body of the response.
+    :param request_id: ModelScope's id of the response, for its support.
+    :param generation_id: The generation that the error is about.
     :param retry_after: Seconds that the service asked to wait.
     """
 
@@ -74,7 +74,7 @@ class ModelScopeError(AirflowException):
         return f"{self.message} ({evidence})" if evidence else self.message
 
     def to_json(self) -> dict[str, Any]:
-        """Return what :meth:`from_json` needs to raise the same error in another process."""
+        """Return the error as JSON, for :meth:`from_json` in another process."""
         return {
             "kind": type(self).__name__,
             "message": self.message,
@@ -86,7 +86,7 @@ class ModelScopeError(AirflowException):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelScopeError:
-        """Return the error that :meth:`to_json` described; a plain one where its kind is not known."""
+        """Return the error that :meth:`to_json` described, or a plain one if its kind is unknown."""
         kinds = {kind.__name__: kind for kind in cls._descendants()}
         details = {key: value.get(key) for key in ("code", "request_id", "generation_id", "retry_after")}
         return kinds.get(value["kind"], cls)(value["message"], **details)
@@ -97,100 +97,177 @@ class ModelScopeError(AirflowException):
 
 
 class ModelScopeFinalError(ModelScopeError, AirflowFailException):
-    """Waiting does not help: Airflow ends the task without using its retries."""
+    """A retry cannot help. Airflow fails the task at once, without using its retries."""
 
 
 class InvalidRequestError(ModelScopeFinalError):
-    """Parameters that the service would refuse, all mistakes at once; nothing was sent."""
+    """A parameter is invalid, and nothing was sent.
+
+    The message lists every invalid parameter with its value and the allowed values. Correct them in the Dag.
+    """
 
 
 class InvalidConnectionError(ModelScopeFinalError):
-    """The Airflow connection cannot be used as it is."""
+    """The Airflow connection is invalid, and nothing was sent.
+
+    Correct the field that the message names.
+    """
 
 
 class InvalidDestinationError(ModelScopeFinalError):
-    """The destination is not one that an image can be written to."""
+    """The destination is invalid, or images cannot be written to it.
+
+    Most causes are found before the generation is submitted; a missing bucket or permission may only show
+    when an image is stored. Correct the destination or its permissions and clear the task: it resumes the
+    generation.
+    """
 
 
 class RequestRejectedError(ModelScopeFinalError):
-    """The service refused the parameters."""
+    """The service rejected the request; nothing was created.
+
+    The message contains its reason. Correct the parameters.
+    """
 
 
 class UnknownModelError(RequestRejectedError):
-    """The service has no such model, or no longer."""
+    """The service does not serve the model, or no longer does; nothing was created.
+
+    Choose a model that shows API-Inference on its page.
+    """
 
 
 class AuthenticationError(ModelScopeFinalError):
-    """The service refused the token."""
+    """The service rejected the token.
+
+    Create a token on the page that the message names, and save it as the password of the connection.
+    """
 
 
 class AccountNotReadyError(ModelScopeFinalError):
-    """The token is good, but its account is not bound to Alibaba Cloud or not verified."""
+    """The token is valid, but its account is not bound to Alibaba Cloud or not verified.
+
+    Bind or verify the account on the page that the message names, then clear the task.
+    """
 
 
 class QuotaExhaustedError(ModelScopeFinalError):
-    """The day's quota or the account's credit is spent; waiting minutes does not help."""
+    """The daily quota or the credit of the account is used up; nothing was created.
+
+    Use another model, check the credit on the account's page, or clear the task on the next day.
+    """
 
 
 class SubmissionUnresolvedError(ModelScopeFinalError):
-    """A submission was sent and not answered, and ``on_lost_response="fail"`` forbids to send it again."""
+    """A submission got no usable response, and ``on_lost_response="fail"`` prohibits a second one.
+
+    A generation may have been created and charged. Check the account's credit, then clear the task to submit
+    again.
+    """
 
 
 class GenerationRejectedError(ModelScopeFinalError):
-    """The generation FAILED, and what this task would do again would end the same way."""
+    """The generation FAILED, and a retry of this task would fail as well.
+
+    Either the service rejects the prompt or a parameter, so change it; or this task only waits for the
+    generation, as the sensor and the transfer do, so submit a new one.
+    """
 
 
 class ImageNotAllowedError(ModelScopeFinalError):
-    """An output image is larger than the connection allows, or at an address it may not come from."""
+    """An output image is too large, or its address is not allowed.
+
+    The limits are ``max_image_bytes`` and ``allowed_image_hosts`` in the connection's extra, https, and three
+    redirects. Correct the connection and clear the task: it resumes the generation.
+    """
 
 
 class ModelScopeRetryableError(ModelScopeError):
-    """A later try may do better: left to the retries of the Dag's author."""
+    """A retry can help. Airflow retries the task as often as its Dag says."""
 
 
 class ServiceUnavailableError(ModelScopeRetryableError):
-    """There was no usable answer: the network, a 5xx, or something that is not the API's JSON."""
+    """The service sent no usable response: a network error, a 5xx, or something other than the API's JSON.
+
+    A retry helps once the service is back. If the message shows the page of a proxy or firewall, check the
+    connection's host and proxy.
+    """
 
 
 class ServiceUnreachableError(ServiceUnavailableError):
-    """No connection was made, so nothing was sent."""
+    """The service cannot be reached, so nothing was sent.
+
+    A retry helps if the network was down. Otherwise check the connection's host, proxy and ``verify``.
+    """
 
 
 class RateLimitedError(ModelScopeRetryableError):
-    """Requests come too fast; nothing was created."""
+    """The service received too many requests until ``queue_timeout``; nothing was created.
+
+    A retry submits again. Raise ``queue_timeout``, or let fewer tasks use the account at once.
+    """
 
 
 class QueueFullError(RateLimitedError):
-    """The account already runs as many generations as it may; nothing was created."""
+    """The account ran its maximum of generations until ``queue_timeout``; nothing was created.
+
+    A retry submits again. Raise ``queue_timeout``, or let fewer tasks use the account at once.
+    """
 
 
 class SubmissionLostError(ModelScopeRetryableError):
-    """A submission was sent and not answered: a generation may have been made, and charged."""
+    """A submission got no usable response: a generation may have been created and charged.
+
+    A retry submits again, which may be charged twice; ``on_lost_response="fail"`` prevents that.
+    """
 
 
 class SubmissionRecordError(ModelScopeRetryableError):
-    """The record of what earlier tries submitted cannot be read, or not be written; nothing was sent."""
+    """The record of earlier submissions cannot be read or written, and nothing was sent.
+
+    A retry helps once Airflow's task state store is back. If the message shows an invalid record, delete it,
+    or set ``durable=False``.
+    """
 
 
 class GenerationFailedError(ModelScopeRetryableError):
-    """The generation FAILED for a reason that a new one need not share."""
+    """The generation FAILED for a reason that a new one may not share.
+
+    A retry submits a new generation.
+    """
 
 
 class GenerationTimeoutError(ModelScopeRetryableError):
-    """The generation did not finish in time; it may yet."""
+    """The generation did not finish before its deadline; it may still finish.
+
+    A retry resumes waiting for it. Raise ``timeout`` if the model is slower.
+    """
 
 
 class GenerationStatusUnknownError(GenerationTimeoutError):
-    """Whether the generation finished in time is not known: the service could not be asked at the end."""
+    """The status of the generation is unknown, because the service sent no usable response.
+
+    A retry resumes waiting for the same generation.
+    """
 
 
 class ImageError(ModelScopeRetryableError):
-    """An output image could not be had whole; nothing was stored."""
+    """An output image could not be downloaded completely or decoded, and was not stored.
+
+    A retry downloads it again, without a new generation.
+    """
 
 
 class ImageGoneError(ImageError):
-    """The URL of an output image works no longer; the generation may have a fresh one."""
+    """The URL of an output image has expired, and so has the fresh one of the generation.
+
+    A retry asks for another URL; if that fails as well, the next one submits a new generation.
+    """
 
 
 class ImageStorageError(ImageError):
-    """A disk has no room for an output image, or the store failed to take it; nothing half stands there."""
+    """An output image could not be stored: the disk or the object store is full or failed.
+
+    No partial object remains. Free space in the worker's temporary folder (``TMPDIR``) or the store; a retry
+    stores the image without a new generation.
+    """

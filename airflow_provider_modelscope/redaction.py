@@ -1,4 +1,4 @@
-"""What may be shown of a text or a value: without secrets, on one line, not too long."""
+"""Make text and values safe to show: no secrets, one line, limited length."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 MAX_MESSAGE = 4000  # characters
 MAX_NAME = 100  # characters of an id or a word
-MIN_SECRET = 8  # characters: what is shorter keeps nothing secret, and stands in ordinary words
+MIN_SECRET = 8  # characters; shorter text is part of ordinary words and keeps nothing secret
 
-# What opens a door, in URLs of proxies, pictures and stores: a login, and a signature in a query.
+# URLs of proxies, images and stores can contain credentials: a login, or a signature in the query.
 _LOGIN = re.compile(
-    r"(?<=//)[^\s/@?#:'\"<>]*:[^\s/@?#'\"<>]*@"  # a user with a password; s3://conn_id@ names a connection
+    r"(?<=//)[^\s/@?#:'\"<>]*:[^\s/@?#'\"<>]*@"  # user and password; s3://conn_id@ names a connection
     r"|(?<=https://)[^\s/@?#'\"<>]+@|(?<=http://)[^\s/@?#'\"<>]+@",
     re.IGNORECASE,
 )
@@ -20,29 +20,34 @@ _QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]+", re.IGNORECASE)
 
 
 def redacted(text: str, secret: str) -> str:
-    """Return text without a secret that it repeats."""
+    """Replace every occurrence of a secret."""
     return text.replace(secret, "***") if len(secret) >= MIN_SECRET else text
 
 
 def without_login(text: str) -> str:
-    """Return text without the users and passwords of URLs in it."""
+    """Remove users and passwords from the URLs in a text."""
     return _LOGIN.sub("...@", text)
 
 
 def one_line(text: str, most: int, *, secret: str = "") -> str:
-    """Return text as one line that every log and database can hold, without logins and queries of URLs.
+    """Return text as one line that every log and database can store, without logins and queries of URLs.
 
-    :param most: How many characters to keep, at most.
-    :param secret: What not to show of it: the token, which a service may echo.
+    :param most: Maximum number of characters.
+    :param secret: Text to replace, such as a token that a service may echo.
     """
-    text = _QUERY.sub(r"\1?...", without_login(redacted(text, secret)[: 2 * most]))[:most]
-    # Escape sequences would speak to a terminal, PostgreSQL takes no NUL, UTF-8 no half of a surrogate pair.
-    odd = set() if text.isprintable() else {letter for letter in set(text) if not letter.isprintable()}
-    return text.translate({ord(letter): " " if letter.isspace() else "\ufffd" for letter in odd}).strip()
+    text = redacted(text, secret)[: 2 * most]
+    if "//" in text:  # else it contains no URL
+        text = _QUERY.sub(r"\1?...", without_login(text))
+    text = text[:most]
+    if not text.isprintable():
+        # Terminals execute escape sequences; PostgreSQL rejects NUL, and UTF-8 rejects lone surrogates.
+        odd = {letter for letter in text if not letter.isprintable()}
+        text = text.translate({ord(letter): " " if letter.isspace() else "\ufffd" for letter in odd})
+    return text.strip()
 
 
 def without_query(url: str) -> str:
-    """Return the URL as it may be shown: who holds a signed query, or a password, has the image."""
+    """Return a URL without login, query and fragment: a signed query gives access to the image."""
     try:
         parts = urlsplit(url)
     except ValueError:  # such as an unclosed [ of an IPv6 address
@@ -51,13 +56,13 @@ def without_query(url: str) -> str:
 
 
 def preview(value: Any, most: int = 80) -> str:
-    """Return a wrong value as an error shows it, in so many characters or a few more."""
+    """Return a value as an error message shows it, in about ``most`` characters."""
     try:
         return truncated(repr(value), most)
-    except Exception:  # an integer of thousands of digits, a list in a list in a list ...
+    except Exception:  # an integer of thousands of digits, a deeply nested list ...
         return f"a huge {type(value).__name__}"
 
 
 def truncated(text: str, most: int) -> str:
-    """Cut what is long: a ``data:`` URI may hold megabytes."""
+    """Cut a long text and append its length: a ``data:`` URI can hold megabytes."""
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"

@@ -110,6 +110,11 @@ class Submission:
     submitted_at: float
     request: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def size(self) -> str | None:
+        """The size of the request, None if it has none."""
+        return _text(self.request.get("size"))
+
     def to_json(self) -> dict[str, Any]:
         """Return the value of the XCom."""
         return {

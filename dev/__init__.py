@@ -1,1 +1,1 @@
-"""Programs for those who work on the project: a demo, Airflow's UI with examples, benches, screenshots."""
+"""Development tools: a demo, Airflow's UI with the example Dags, benchmarks, and screenshots."""

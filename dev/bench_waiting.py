@@ -1,16 +1,15 @@
-"""What a wait costs: this provider's trigger beside four other ways, all measured in this run.
+"""What a wait costs: this provider's trigger compared with four other ways to wait, all measured in one run.
 
-``python -m dev.bench_waiting`` takes seven minutes; ``--waits 1000`` is a quick look. Each way waits in
-a fresh process, so that CPU and memory are its own, for a service that costs little in another: over TLS and
-by name, as the real one, but with an answer at once. All that poll at a fixed interval do so every 5 s.
+``python -m dev.bench_waiting`` takes seven minutes, ``--waits 1000`` much less. Each way waits in a new
+process, so that CPU and memory are its own. The service is another process that costs little: it uses TLS and
+a host name, as the real one, but responds immediately. All ways with a fixed interval poll every 5 s. The
+trigger does so too, because its model is unknown; ``dev.bench_intervals`` measures the polling rule. CPU is
+that of the process from the start of the first wait to the end of the last one, per poll.
 
-So does the trigger while its model is unknown; what it learns is measured by ``dev.bench_intervals``. CPU is
-the whole process's from the first wait's begin to the last one's end, over the polls.
-
-All waits begin at once, as in a triggerer that restarts; ``--within 5`` spreads that over 5 s. The lag of the
-loop is taken as the triggerer's watchdog takes it, less the 0.1 s that it sleeps: how late its turn is. What
-was loaded before the waits is kept out of garbage collection: one walk over all of Airflow stops any process
-for 0.15 s here, and which way it hits is chance.
+All waits start at once, as in a triggerer that restarts; ``--within 5`` spreads the starts over 5 s. The lag
+of the event loop is measured as the triggerer's watchdog does, less the 0.1 s that it sleeps. Modules that
+were loaded before the waits are excluded from garbage collection: a collection of all of Airflow stops a
+process for 0.15 s, and it is chance which way has one.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
-import tests.conftest  # noqa: F401 - the environment that Airflow needs, and every process begun here
+import tests.conftest  # noqa: F401 - sets the environment for Airflow in this and all new processes
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
@@ -46,65 +45,65 @@ Wait = Callable[[str], Awaitable[None]]
 Way = Callable[[str], AbstractAsyncContextManager[Wait]]
 
 OURS = "this trigger"
-INTERVAL = 5.0  # seconds between the looks of all that have a fixed one
+INTERVAL = 5.0  # seconds between polls, for all ways with a fixed interval
 WATCHDOG_SLEEP = 0.1  # seconds, as in airflow.jobs.triggerer_job_runner.TriggerRunner.block_watchdog
-WATCHDOG_LIMIT = 0.2  # seconds, its own sleep included, from which it warns
-PATIENCE = 120.0  # seconds after which a run is given up
+WATCHDOG_LIMIT = 0.2  # seconds, its sleep included, above which it warns
+TIMEOUT = 120.0  # seconds for one run
 HEADERS = {"Authorization": "Bearer ms-bench", "X-ModelScope-Task-Type": "image_generation"}
-SPAWN = get_context("spawn")  # a fresh interpreter: nothing of this process is in its memory
+SPAWN = get_context("spawn")  # a new interpreter, which shares no memory with this one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one way cost in one run."""
+    """The cost of one way in one run."""
 
     cpu_ms: float  # per poll, user and system
     lag_p99_ms: float
     lag_max_ms: float
     polls: float  # per generation
-    lateness: float  # seconds per generation, from its end to the moment the wait knew
-    memory_kb: float  # per wait: growth of the resident set to its peak
+    delay: float  # seconds per generation, from its end to the end of the wait
+    memory_kb: float  # per wait: peak of the resident set, less its size before
     connections: int
-    service_load: float  # of one core: what the service needed of it
+    service_load: float  # fraction of a core that the service used
 
 
 class Service(asyncio.Protocol):
-    """A connection to a service that reads in an id when it ends: ``<number>-<epoch seconds>``."""
+    """A connection to a service. An id contains the end of its generation: ``<number>-<epoch seconds>``."""
 
     opened = 0
-    looks = 0
+    polls = 0
     latency = 0.0
 
     def __init__(self) -> None:
-        self._held = b""
+        self._received = b""
         self._is_new = True
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._held += data
-        while b"\r\n\r\n" in self._held:
-            head, _end, self._held = self._held.partition(b"\r\n\r\n")
+        self._received += data
+        while b"\r\n\r\n" in self._received:
+            head, _end, self._received = self._received.partition(b"\r\n\r\n")
             path = head.split(b" ", 2)[1]
             if not path.startswith(b"/v1/tasks/"):
-                counts = {"opened": self.opened, "looks": self.looks, "cpu": time.process_time()}
+                counts = {"opened": self.opened, "polls": self.polls, "cpu": time.process_time()}
                 self._write(_http(counts))
                 continue
-            Service.looks += 1
+            Service.polls += 1
             Service.opened += self._is_new
             self._is_new = False
             if self.latency:
-                asyncio.get_running_loop().call_later(self.latency, self._answer, path)
+                asyncio.get_running_loop().call_later(self.latency, self._respond, path)
             else:
-                self._answer(path)
+                self._respond(path)
 
-    def _answer(self, path: bytes) -> None:
+    def _respond(self, path: bytes) -> None:
         self._write(SUCCEED if time.time() >= float(path.rpartition(b"-")[2]) else PROCESSING)
 
-    def _write(self, answer: bytes) -> None:
+    def _write(self, response: bytes) -> None:
         if not self._transport.is_closing():
-            self._transport.write(answer)
+            self._transport.write(response)
 
 
 def _http(body: dict[str, Any]) -> bytes:
@@ -126,7 +125,7 @@ SUCCEED = _http(
 
 
 def serve(pipe: Pipe, certificate: str, latency: float) -> None:
-    """Serve until the process is ended, and say through the pipe at which port."""
+    """Send the port through the pipe, and serve until the process is terminated."""
     import ssl
 
     trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -135,11 +134,11 @@ def serve(pipe: Pipe, certificate: str, latency: float) -> None:
     _allow_many_files()
 
     async def run() -> None:
-        begin = partial(asyncio.get_running_loop().create_server, Service, ssl=trust, backlog=4096)
-        server = await begin("127.0.0.1", 0)
+        create_server = partial(asyncio.get_running_loop().create_server, Service, ssl=trust, backlog=4096)
+        server = await create_server("127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         with suppress(OSError):
-            await begin("::1", port)  # what the name stands for first, where there is IPv6
+            await create_server("::1", port)  # localhost is this address first, if there is IPv6
         pipe.send(port)
         await server.serve_forever()
 
@@ -148,24 +147,24 @@ def serve(pipe: Pipe, certificate: str, latency: float) -> None:
 
 @contextmanager
 def service(latency: float) -> Iterator[str]:
-    """Run the service in a process of its own, and give its base URL."""
+    """Run the service in a process of its own, and yield its base URL."""
     with TemporaryDirectory() as folder:
         certificate = Path(folder, "service.pem")
         certificate.write_bytes(_certificate())
-        # Every client in the processes begun from here trusts it.
+        # All clients in processes that are started from here on trust it.
         os.environ["SSL_CERT_FILE"] = os.environ["REQUESTS_CA_BUNDLE"] = str(certificate)
-        ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=serve, args=(theirs, str(certificate), latency), daemon=True)
+        here, there = SPAWN.Pipe()
+        process = SPAWN.Process(target=serve, args=(there, str(certificate), latency), daemon=True)
         process.start()
         try:
-            yield f"https://localhost:{ours.recv()}"
+            yield f"https://localhost:{here.recv()}"
         finally:
             process.terminate()
             process.join()
 
 
 def _certificate() -> bytes:
-    """Return a key and a certificate for localhost that nobody else trusts."""
+    """Return a key and a self-signed certificate for localhost."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -188,7 +187,7 @@ def _certificate() -> bytes:
 
 @asynccontextmanager
 async def bare_loop(base_url: str) -> AsyncIterator[Wait]:
-    """The floor: one session for all, and nothing but the poll."""
+    """The lower limit: one session for all waits, and only the poll."""
     import aiohttp
 
     async with aiohttp.ClientSession(headers=HEADERS) as session:
@@ -229,7 +228,7 @@ async def this_trigger(base_url: str) -> AsyncIterator[Wait]:
 
 @asynccontextmanager
 async def http_provider(base_url: str) -> AsyncIterator[Wait]:
-    """A session per poll, through the http provider's hook, as its own triggers do."""
+    """One session per poll with the hook of the http provider, as in its own triggers."""
     import aiohttp
     from airflow.providers.http.hooks.http import HttpAsyncHook
 
@@ -251,10 +250,10 @@ async def http_provider(base_url: str) -> AsyncIterator[Wait]:
 
 @asynccontextmanager
 async def threads(base_url: str) -> AsyncIterator[Wait]:
-    """A blocking client per wait, each look in a thread, as the anthropic and common-ai providers do."""
+    """A blocking client per wait, each poll in a thread, as in the anthropic and common-ai providers."""
 
     async def wait(generation_id: str) -> None:
-        with _blocking_look(base_url) as is_finished:
+        with _blocking_poll(base_url) as is_finished:
             while not await asyncio.to_thread(is_finished, generation_id):
                 await asyncio.sleep(INTERVAL)
 
@@ -263,8 +262,8 @@ async def threads(base_url: str) -> AsyncIterator[Wait]:
 
 @asynccontextmanager
 async def blocking(base_url: str) -> AsyncIterator[Wait]:
-    """One such client for all, on the loop itself, as the openai provider does."""
-    with _blocking_look(base_url) as is_finished:
+    """One blocking client for all waits, on the event loop, as in the openai provider."""
+    with _blocking_poll(base_url) as is_finished:
 
         async def wait(generation_id: str) -> None:
             while not is_finished(generation_id):
@@ -274,15 +273,15 @@ async def blocking(base_url: str) -> AsyncIterator[Wait]:
 
 
 @contextmanager
-def _blocking_look(base_url: str) -> Iterator[Callable[[str], bool]]:
+def _blocking_poll(base_url: str) -> Iterator[Callable[[str], bool]]:
     import requests
 
     with requests.Session() as session:
         session.headers.update(HEADERS)
 
         def is_finished(generation_id: str) -> bool:
-            answer = session.get(f"{base_url}/v1/tasks/{generation_id}", timeout=30)
-            return bool(answer.json()["task_status"] == "SUCCEED")
+            response = session.get(f"{base_url}/v1/tasks/{generation_id}", timeout=30)
+            return bool(response.json()["task_status"] == "SUCCEED")
 
         yield is_finished
 
@@ -294,14 +293,24 @@ WAYS: dict[str, Way] = {
     "threads": threads,
     "blocking": blocking,
 }
-MOST_WAITS = {"threads": 1000, "blocking": 1000}  # to save time: more of them only fall further behind
+TITLES = {
+    "bare loop": "a bare aiohttp loop, nothing else",
+    OURS: OURS,
+    "http provider": "the http provider's hook, one session per poll",
+    "threads": "a blocking client per wait, in threads",
+    "blocking": "a blocking client on the event loop, with immediate responses",
+}
+MAX_WAITS = {
+    "threads": 1000,
+    "blocking": 1000,
+}  # to save time: with more waits, they only fall further behind
 
 
 def measure(way: str, base_url: str, waits: int, seconds: float, within: float) -> Figures:
-    """Wait in this process, which did nothing before, and say what it cost."""
+    """Wait in this process, which is new, and return the cost."""
     _allow_many_files()
     for module in ("aiohttp", "requests", "airflow_provider_modelscope.triggers.image_generation"):
-        import_module(module)  # whatever the way: what garbage collection walks is the same for all
+        import_module(module)  # for every way, so that garbage collection costs all of them the same
     return asyncio.run(_measure(WAYS[way], base_url, waits, seconds, within))
 
 
@@ -310,7 +319,7 @@ async def _measure(way: Way, base_url: str, waits: int, seconds: float, within: 
 
     resident = psutil.Process()
     lags: list[float] = []
-    lateness: list[float] = []
+    delays: list[float] = []
     peak = 0
 
     async def watch() -> None:
@@ -321,38 +330,38 @@ async def _measure(way: Way, base_url: str, waits: int, seconds: float, within: 
             lags.append(time.monotonic() - last_run - WATCHDOG_SLEEP)
             peak = max(peak, resident.memory_info().rss)
 
-    async def see(generation_id: str, finished_at: float) -> None:
+    async def wait_for(generation_id: str, finished_at: float) -> None:
         await wait(generation_id)
-        lateness.append(time.time() - finished_at)
+        delays.append(time.time() - finished_at)
 
     async with way(base_url) as wait:
-        await wait("0-0")  # finished long ago: what is only loaded at a first look is loaded now
+        await wait("0-0")  # finished long ago: loads what the first poll loads
     await asyncio.sleep(0.1)
     spread = random.Random(1)  # noqa: S311 - the same times for every way
-    async with way(base_url) as wait, asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+    async with way(base_url) as wait, asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as tasks:
         before = _counts(base_url)
         gc.collect()
         gc.freeze()
         rss = resident.memory_info().rss
         cpu, started = time.process_time(), time.monotonic()
         watchdog = asyncio.create_task(watch())
-        seeing = []
+        waiting = []
         for number in range(waits):
             finished_at = time.time() + seconds * spread.uniform(0.5, 1)
-            seeing.append(tasks.create_task(see(f"{number}-{finished_at}", finished_at)))
+            waiting.append(tasks.create_task(wait_for(f"{number}-{finished_at}", finished_at)))
             await asyncio.sleep(max(0.0, started + within * (number + 1) / waits - time.monotonic()))
-        await asyncio.wait(seeing)
+        await asyncio.wait(waiting)
         cpu, took = time.process_time() - cpu, time.monotonic() - started
         watchdog.cancel()
         after = _counts(base_url)
-    looks = after["looks"] - before["looks"]
+    polls = after["polls"] - before["polls"]
     lags.sort()
     return Figures(
-        cpu_ms=1000 * cpu / looks,
+        cpu_ms=1000 * cpu / polls,
         lag_p99_ms=1000 * lags[int(len(lags) * 0.99)],
         lag_max_ms=1000 * lags[-1],
-        polls=looks / waits,
-        lateness=sum(lateness) / waits,
+        polls=polls / waits,
+        delay=sum(delays) / waits,
         memory_kb=(peak - rss) / 1024 / waits,
         connections=int(after["opened"] - before["opened"]),
         service_load=(after["cpu"] - before["cpu"]) / took,
@@ -360,17 +369,22 @@ async def _measure(way: Way, base_url: str, waits: int, seconds: float, within: 
 
 
 def _counts(base_url: str) -> dict[str, float]:
-    with urlopen(f"{base_url}/counts") as answer:  # noqa: S310 - our own service
-        counts: dict[str, float] = json.load(answer)
+    with urlopen(f"{base_url}/counts") as response:  # noqa: S310 - the service above
+        counts: dict[str, float] = json.load(response)
         return counts
 
 
 def _allow_many_files() -> None:
     import resource
 
-    _soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+HEADER = """\
+      |                   |  CPU per poll |    lag, ms     | a generation  |  memory | connec | ser-
+waits | way               |     ms  /bare |    p99     max | polls delay s | KB/wait |  tions | vice"""
 
 
 def print_row(way: str, waits: int, figures: Figures, floor: Figures | None) -> None:
@@ -378,83 +392,98 @@ def print_row(way: str, waits: int, figures: Figures, floor: Figures | None) -> 
     print(
         f"{waits:5} | {way:17} | {figures.cpu_ms:6.2f} {ratio} "
         f"| {figures.lag_p99_ms:6.1f} {figures.lag_max_ms:7.1f} | {figures.polls:5.2f} "
-        f"{figures.lateness:6.2f} | {figures.memory_kb:7.1f} | {figures.connections:6} "
+        f"{figures.delay:7.2f} | {figures.memory_kb:7.1f} | {figures.connections:6} "
         f"| {figures.service_load:4.0%}",
         flush=True,
     )
 
 
-def print_ratios(seen: dict[tuple[str, int], Figures]) -> None:
-    """Print what was asked for beside what was measured."""
+def print_targets(measured: dict[tuple[str, int], Figures]) -> None:
+    """Print the targets, and whether they are met."""
     from airflow_provider_modelscope.transport.event_loop import POOL_SIZE
 
-    def row(what: str, measured: float, target: float) -> None:
+    def row(what: str, value: float, target: float) -> None:
         digits = 0 if target == POOL_SIZE else 3
-        verdict = "met" if measured <= target else "NOT met"
-        print(f"{what:62} {measured:7.{digits}f}   at most {target:6.{digits}f}   {verdict}")
+        verdict = "met" if value <= target else "NOT met"
+        print(f"{what:62} {value:7.{digits}f}   at most {target:6.{digits}f}   {verdict}")
 
     print()
-    ours, bare = seen.get((OURS, 1000)), seen.get(("bare loop", 1000))
+    ours, bare = measured.get((OURS, 1000)), measured.get(("bare loop", 1000))
     if ours and bare:
-        row("CPU per poll at 1000, of the bare loop's", ours.cpu_ms / bare.cpu_ms, 1.3)
-        if other := seen.get(("threads", 1000)):
-            row("CPU per poll at 1000, of threads'", ours.cpu_ms / other.cpu_ms, 1 / 3)
-        if other := seen.get(("http provider", 1000)):
-            row("CPU per poll at 1000, of a session's per poll", ours.cpu_ms / other.cpu_ms, 1 / 8)
-        row("lag p99 at 1000, of the bare loop's", ours.lag_p99_ms / bare.lag_p99_ms, 1.5)
+        row("CPU per poll at 1000 waits, relative to the bare loop", ours.cpu_ms / bare.cpu_ms, 1.3)
+        if other := measured.get(("threads", 1000)):
+            row("CPU per poll at 1000 waits, relative to threads", ours.cpu_ms / other.cpu_ms, 1 / 3)
+        if other := measured.get(("http provider", 1000)):
+            row(
+                "CPU per poll at 1000 waits, relative to the http provider", ours.cpu_ms / other.cpu_ms, 1 / 8
+            )
+        row("p99 of the lag at 1000 waits, relative to the bare loop", ours.lag_p99_ms / bare.lag_p99_ms, 1.5)
     if ours:
         longest = ours.lag_max_ms / 1000 + WATCHDOG_SLEEP
-        row("seconds that the watchdog reads at 1000", longest, WATCHDOG_LIMIT)
-        row("connections at 1000", ours.connections, POOL_SIZE)
-    ours, bare = seen.get((OURS, 5000)), seen.get(("bare loop", 5000))
+        row("seconds that the watchdog measures at 1000 waits", longest, WATCHDOG_LIMIT)
+        row("connections at 1000 waits", ours.connections, POOL_SIZE)
+    ours, bare = measured.get((OURS, 5000)), measured.get(("bare loop", 5000))
     if ours and bare:
-        row("memory per wait at 5000, of the bare loop's", ours.memory_kb / bare.memory_kb, 2)
+        row("memory per wait at 5000 waits, relative to the bare loop", ours.memory_kb / bare.memory_kb, 2)
+
+
+def print_table(measured: dict[tuple[str, int], Figures]) -> None:
+    """Print the figures for 1000 waits as docs/waiting.md shows them."""
+    bare = measured.get(("bare loop", 1000))
+    if bare is None:
+        return
+    print("\n| way | CPU, of a bare loop's | lag, ms | connections |\n| --- | --- | --- | --- |")
+    for way, title in TITLES.items():
+        if figures := measured.get((way, 1000)):
+            ratio = figures.cpu_ms / bare.cpu_ms
+            print(f"| {title} | {ratio:.2g} | {figures.lag_max_ms:.0f} | {figures.connections} |")
 
 
 def main() -> int:
     """Measure every way with every number of waits."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument("--waits", default="100,1000,5000", help="how many at once; several with commas")
+    options.add_argument("--waits", default="100,1000,5000", help="numbers of waits, separated by commas")
     options.add_argument(
-        "--seconds", type=float, default=15, help="the longest generation; the shortest is half"
+        "--seconds",
+        type=float,
+        default=15,
+        help="duration of the longest generation; the shortest takes half of it",
     )
-    options.add_argument("--within", type=float, default=0, help="seconds in which the waits begin")
-    options.add_argument("--latency", type=float, default=0, help="seconds that the service takes to answer")
-    options.add_argument("--ways", nargs="+", default=list(WAYS), help=f"which of them: {list(WAYS)}")
-    given = options.parse_args()
-    if given.seconds < 2 * given.within:
-        options.error("--seconds must be twice --within or more, so that all waits are there at one time")
+    options.add_argument("--within", type=float, default=0, help="seconds over which the starts are spread")
+    options.add_argument("--latency", type=float, default=0, help="seconds that the service takes to respond")
+    options.add_argument("--ways", nargs="+", default=list(WAYS), help="ways to measure")
+    arguments = options.parse_args()
+    if arguments.seconds < 2 * arguments.within:
+        options.error("--seconds must be at least twice --within, so that all waits overlap")
 
-    begun = f"within {given.within:g} s" if given.within else "at once"
+    start = f"started within {arguments.within:g} s" if arguments.within else "started at once"
     print(
-        f"Generations of {given.seconds / 2:g} to {given.seconds:g} s, waits begun {begun}, looks every "
-        f"{INTERVAL:g} s,\na service that answers after {given.latency:g} s. "
+        f"Generations of {arguments.seconds / 2:g} to {arguments.seconds:g} s, waits {start}, polls every "
+        f"{INTERVAL:g} s,\na service that responds after {arguments.latency:g} s. "
         f"Python {sys.version.split()[0]}, aiohttp {version('aiohttp')}, http provider "
         f"{version('apache-airflow-providers-http')}, {os.cpu_count()} cores.\n"
     )
-    print(
-        "      |                   |  CPU per poll | loop's lag, ms | a generation |  memory | connec | ser-"
-    )
-    print(
-        "waits | way               |     ms  /bare |    p99     max | polls late s | KB/wait |  tions | vice"
-    )
-    seen: dict[tuple[str, int], Figures] = {}
-    with service(given.latency) as base_url:
-        for waits in map(int, given.waits.split(",")):
-            for way in given.ways:
-                if waits > MOST_WAITS.get(way, waits):
-                    print(f"{waits:5} | {way:17} | left out: at most {MOST_WAITS[way]}")
+    print(HEADER)
+    measured: dict[tuple[str, int], Figures] = {}
+    with service(arguments.latency) as base_url:
+        for waits in map(int, arguments.waits.split(",")):
+            for way in arguments.ways:
+                if waits > MAX_WAITS.get(way, waits):
+                    print(f"{waits:5} | {way:17} | not measured above {MAX_WAITS[way]} waits")
                     continue
-                with ProcessPoolExecutor(1, mp_context=SPAWN) as fresh:
-                    run = fresh.submit(measure, way, base_url, waits, given.seconds, given.within)
+                with ProcessPoolExecutor(1, mp_context=SPAWN) as new_process:
+                    run = new_process.submit(
+                        measure, way, base_url, waits, arguments.seconds, arguments.within
+                    )
                     try:
                         figures = run.result()
-                    except Exception as error:  # a way that breaks down is a finding
-                        print(f"{waits:5} | {way:17} | broke down: {error!r}", flush=True)
+                    except Exception as error:  # a way that fails is a result
+                        print(f"{waits:5} | {way:17} | failed: {error!r}", flush=True)
                         continue
-                seen[way, waits] = figures
-                print_row(way, waits, figures, seen.get(("bare loop", waits)))
-    print_ratios(seen)
+                measured[way, waits] = figures
+                print_row(way, waits, figures, measured.get(("bare loop", waits)))
+    print_targets(measured)
+    print_table(measured)
     return 0
 
 

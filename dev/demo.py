@@ -1,6 +1,6 @@
-"""``make demo``: one picture, made by a real Airflow Dag, and where it lies.
+"""``make demo``: generates one image with a real Airflow Dag, and prints where it is stored.
 
-Against the emulator, or against ModelScope itself where ``MODELSCOPE_API_TOKEN`` is set.
+It uses the emulator or, if ``MODELSCOPE_API_TOKEN`` is set, ModelScope itself.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from tests.support.real_airflow import RealAirflow
 
 FOLDER = Path(__file__).parent.parent / ".demo"
 DAG = "example_text_to_image"
-SECONDS = 12.0  # of the emulated generation: long enough to see the wait leave the worker
+DURATION = 12.0  # seconds of an emulated generation, long enough for a deferral
 
 
 def main() -> int:
-    """Run the Dag and say what came of it."""
+    """Run the Dag and print the result."""
     token = os.environ.get("MODELSCOPE_API_TOKEN")
-    with nullcontext() if token else Emulator(duration=SECONDS) as emulator:
+    with nullcontext() if token else Emulator(duration=DURATION) as emulator:
         connection = {"conn_type": "modelscope", "password": token or "any-token"}
         if emulator is not None:
             connection["host"] = emulator.base_url
         airflow = RealAirflow(FOLDER / "airflow", connections={"modelscope_default": connection})
-        print(f"Service:  {f'emulator, {SECONDS:.0f} s for a picture' if emulator else 'ModelScope'}")
+        print(f"Service:  {f'emulator, {DURATION:.0f} s per generation' if emulator else 'ModelScope'}")
         print(f"Airflow:  {airflow.home}", flush=True)
         airflow.migrate()
         print(f"Dag:      {DAG}, running ...", flush=True)
@@ -45,7 +45,7 @@ def main() -> int:
     print("Tasks:    " + ", ".join(f"{task} {state}" for task, state in airflow.task_states(DAG)))
     [images] = airflow.xcoms(DAG, "store", "images")
     for image in images:
-        size = f"{image['width']}x{image['height']} {image['content_type']}, {image['bytes']} bytes"
+        size = f"{image['width']}x{image['height']} {image['content_type']}, {image['size_bytes']} bytes"
         print(f"Image:    {image['uri']}\n          {size}, seed {image['seed']}, model {image['model']}")
     print(f"Log:      {FOLDER / 'demo.log'}")
     print(f"Seconds:  {seconds:.1f}")

@@ -1,4 +1,4 @@
-"""``make screenshots``: the README's pictures of the gallery, light and dark, out of a real Airflow."""
+"""``make screenshots``: takes the screenshots of the gallery for ``docs/`` in a real Airflow."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ VIEWPORT = (1280, 860)
 
 
 def main() -> int:
-    """Run the Dag, and take the pictures while its last image is still to come."""
+    """Run the Dag, and take the screenshots while its last image is in progress."""
     program = find_chromium()
     if program is None:
-        print("Chromium is needed: apt-get install chromium", file=sys.stderr)
+        print("Chromium is not installed. Run: apt-get install chromium", file=sys.stderr)
         return 1
     with (
         TemporaryDirectory(prefix="screenshots-") as folder,
@@ -39,8 +39,8 @@ def main() -> int:
             Path(folder) / "airflow",
             dags=SHOWCASE,
             connections={
-                f"modelscope_{name}": {"conn_type": "modelscope", "password": "any", "host": one.base_url}
-                for name, one in (("default", emulator), ("slow", slow))
+                f"modelscope_{name}": {"conn_type": "modelscope", "password": "any", "host": service.base_url}
+                for name, service in (("default", emulator), ("slow", slow))
             },
         )
         airflow.migrate()
@@ -50,13 +50,13 @@ def main() -> int:
             taken: list[str] = []
 
             def poll() -> None:
-                drawn = airflow.task_states(DAG).count(("draw", "success"))
-                if drawn == IMAGES and slow.accepted and not taken:
+                stored = airflow.task_states(DAG).count(("draw", "success"))
+                if stored == IMAGES and slow.accepted and not taken:
                     taken.extend(_take(visits, airflow))
                     slow.finish()
 
-            given = {"destination": f"file://{folder}/images/"}
-            airflow.run_dag(url, DAG, given, limit=300, watch=poll)
+            conf = {"destination": f"file://{folder}/images/"}
+            airflow.run_dag(url, DAG, conf, limit=300, watch=poll)
             visits.close()
     return 0
 
@@ -70,13 +70,13 @@ def _take(visits: Visits, airflow: RealAirflow) -> Iterator[str]:
         frame = page.frame_locator("iframe[title='Images']")
         expect(frame.locator("li img")).to_have_count(IMAGES)
         page.wait_for_load_state("networkidle")
-        yield _shot(page, f"images-{scheme}.png")
+        yield _screenshot(page, f"images-{scheme}.png")
         frame.locator("li a").first.click()
         expect(frame.locator("dialog img")).to_have_js_property("naturalWidth", 1024)
-        yield _shot(page, f"image-{scheme}.png")
+        yield _screenshot(page, f"image-{scheme}.png")
 
 
-def _shot(page: Page, name: str) -> str:
+def _screenshot(page: Page, name: str) -> str:
     page.screenshot(path=DOCS / name)
     print(f"{DOCS.name}/{name}", flush=True)
     return name

@@ -1,4 +1,4 @@
-"""``make ui``: Airflow's own UI on localhost, with the emulator, the connection and the examples ready."""
+"""``make ui``: starts Airflow's UI on localhost, with the emulator, a connection and the example Dags."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent.parent / ".ui"
 
 
 def main() -> int:
-    """Start everything, say where it is, and end it all on Ctrl-C."""
-    for signal_ in (signal.SIGINT, signal.SIGTERM):  # both end it, also where a shell ignores the first
+    """Start everything, print the URLs, and stop on Ctrl-C."""
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # explicit, because a shell can ignore SIGINT
         signal.signal(signal_, signal.default_int_handler)
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     with Emulator(duration=10.0) as emulator:
@@ -29,37 +29,37 @@ def main() -> int:
         airflow = RealAirflow(FOLDER / "airflow")
         airflow.environment |= {
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-            "AIRFLOW__CORE__PARALLELISM": "4",  # SQLite takes no more writers
-            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",  # seconds until a new Dag file is seen
+            "AIRFLOW__CORE__PARALLELISM": "4",  # with more, SQLite is locked too often
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",  # seconds until a new Dag file is read
         }
         airflow.migrate()
-        # In the database, not in the environment, so that the UI shows it.
+        # The UI shows connections in the database, but not those in the environment.
         airflow.run("connections", "delete", "modelscope_default", check=False)
         airflow.run("connections", "add", "modelscope_default", "--conn-json", json.dumps(connection))
-        print("Starting Airflow, some 40 s ...", flush=True)
+        print("Starting Airflow, about 40 s ...", flush=True)
         with airflow.standalone(port=free_port(8080)) as url:
             print(f"\nAirflow:  {url}")
             print(f"Service:  {'ModelScope' if token else f'emulator on {emulator.base_url}'}")
-            print(f"Dags:     those in {EXAMPLE_DAGS.name}, where yours may go too: trigger one")
-            if not token:  # with one it would cost credit
+            print(f"Dags:     those in {EXAMPLE_DAGS.name}; your own can go there too")
+            if not token:  # with a token, the run would cost credit
                 print(f"Images:   {url}/{_images(airflow, url, emulator)}")
-            print("Ctrl-C ends it all.", flush=True)
+            print("Ctrl-C stops everything.", flush=True)
             with suppress(KeyboardInterrupt):
                 signal.pause()
-        print("Ended.")
+        print("Stopped.")
     return 0
 
 
 def _images(airflow: RealAirflow, url: str, emulator: Emulator) -> str:
-    """Return where the UI shows a run's images; it is run where there is none yet."""
+    """Return the page of a run's images in the UI. If there is no run yet, start one."""
 
     def runs() -> list[str]:
-        asked = "select run_id from xcom where dag_id = :dag_id and key = 'images'"
-        return [run_id for (run_id,) in airflow.query(asked, dag_id=DAG)]
+        query = "select run_id from xcom where dag_id = :dag_id and key = 'images'"
+        return [run_id for (run_id,) in airflow.query(query, dag_id=DAG)]
 
     if not runs():
-        folder = {"destination": f"file://{FOLDER}/images/"}
-        airflow.run_dag(url, DAG, folder, watch=emulator.finish)
+        conf = {"destination": f"file://{FOLDER}/images/"}
+        airflow.run_dag(url, DAG, conf, watch=emulator.finish)
     return f"dags/{DAG}/runs/{quote(runs()[0], safe=':+')}/plugin/modelscope-images"
 
 

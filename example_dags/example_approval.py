@@ -1,8 +1,8 @@
-"""A person decides: three posters are drawn, shown in Airflow's own form, and one of them is published.
+"""Approval by a person: generate three posters, show them in a form of Airflow, and publish the chosen one.
 
-The form stands under "Required Actions" of the Dag run and of the task ``choose``, from Airflow 3.1 on. Its
-pictures come from the gallery, so only those see them who may read the XComs of this Dag. Who does not answer
-in time has approved none.
+Needs Airflow 3.1 or later. The form is on the tab "Required Actions" of the Dag run and of the task
+``choose``. Its images come from the gallery, so a user needs the permission to read the XComs of this Dag. If
+nobody chooses within 12 hours, nothing is published.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
-from airflow.providers.standard.operators import hitl  # the module: Airflow 3.0, without it, says so
+from airflow.providers.standard.operators import hitl  # the error in Airflow 3.0 names 3.1
 from airflow.sdk import ObjectStoragePath, Param, XComArg, dag, task
 
 from airflow_provider_modelscope.links import image_path
@@ -38,7 +38,7 @@ image_path(dag.dag_id, run_id, "draw", loop.index0) }}) |{% endfor %}
     user_defined_macros={"image_path": image_path, "seeds": SEEDS},
 )
 def example_approval() -> None:
-    """Draw three posters, ask which one to publish, and move that one."""
+    """Generate three posters, ask which one to publish, and move it."""
     draw = ModelScopeImageGenerationOperator.partial(
         task_id="draw",
         model="Qwen/Qwen-Image",
@@ -50,7 +50,7 @@ def example_approval() -> None:
 
     choose = hitl.HITLOperator(
         task_id="choose",
-        subject="Which poster is published?",
+        subject="Which poster should be published?",
         body=BODY,
         options=[*(str(number) for number, _ in enumerate(SEEDS, start=1)), NONE],
         defaults=NONE,
@@ -59,7 +59,7 @@ def example_approval() -> None:
 
     @task
     def publish(candidates: Any, chosen: Any, ti: Any = None, params: Any = None) -> str:
-        """Move the chosen one to the published folder, and tell the gallery where it is now."""
+        """Move the chosen poster to the published folder. The gallery reads its new place from the XCom."""
         [choice] = chosen["chosen_options"]
         if choice == NONE:
             raise AirflowSkipException("No poster was approved")
@@ -67,7 +67,7 @@ def example_approval() -> None:
         source = ObjectStoragePath(image["uri"], conn_id=image["storage_conn_id"])
         uri = f"{params['destination']}published/{source.name}"
         target = ObjectStoragePath(uri, conn_id=image["storage_conn_id"])
-        if not target.exists():  # else an earlier try has moved it
+        if not target.exists():  # otherwise an earlier attempt has moved it
             target.parent.mkdir(parents=True, exist_ok=True)
             source.move(target)
         ti.xcom_push(key="images", value=[{**image, "uri": uri}])

@@ -1,6 +1,6 @@
-"""Dags that start when there is a picture: one draws it, the other is scheduled on it and knows what it got.
+"""Assets: one Dag generates an image, and another Dag runs when the image is stored.
 
-``@task.modelscope_image`` makes of a function that returns a prompt a task that draws it.
+``@task.modelscope_image`` turns a function that returns a prompt into a task that generates the image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HERO = Asset("modelscope_hero_image")
     params={"destination": Param("file:///tmp/modelscope-images/hero/", type="string")},
 )
 def example_asset_producer() -> None:
-    """Draw the picture of the day."""
+    """Generate the image of the day."""
 
     @task.modelscope_image(
         model="Qwen/Qwen-Image",
@@ -30,7 +30,7 @@ def example_asset_producer() -> None:
         embed_metadata=True,
     )
     def hero(subject: str) -> dict[str, Any]:
-        """Write the prompt; what is returned is sent as it is, with no template in it rendered."""
+        """Return the parameters of the request. Jinja templates in them are not rendered."""
         return {"prompt": f"{subject}, wide shot, morning light", "negative_prompt": "text, watermark"}
 
     hero("A bakery on a corner")
@@ -38,11 +38,11 @@ def example_asset_producer() -> None:
 
 @dag(schedule=[HERO], tags=["modelscope", "example"])
 def example_asset_consumer() -> None:
-    """Take what was drawn: the event of the asset tells where each image lies and what it is."""
+    """Process the images. The event of the asset contains the URI and the parameters of each image."""
 
     @task
     def publish(triggering_asset_events: Any = None) -> list[str]:
-        """Stand in for an upload to a shop, a page, a newsletter."""
+        """Print the images. A real task would upload them to a shop or a newsletter."""
         images = [image for event in triggering_asset_events[HERO] for image in event.extra["images"]]
         for image in images:
             print(f"{image['uri']} by {image['model']}, seed {image['seed']}, sha256 {image['sha256']}")  # noqa: T201

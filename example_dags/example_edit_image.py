@@ -1,7 +1,7 @@
-"""Edit a picture that lies in object storage, where ModelScope itself cannot see it.
+"""Edit an image in object storage that ModelScope cannot access.
 
-The path is read through ``storage_conn_id`` and sent along, so the bucket may be private. Here the picture to
-edit is drawn first; its path might as well be a param.
+The operator reads the image with ``storage_conn_id`` and sends its bytes, so the bucket can be private. This
+Dag generates the image first. The path can also be a constant or a param.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeIma
     params={"destination": Param("file:///tmp/modelscope-images/edited/", type="string")},
 )
 def example_edit_image() -> None:
-    """Draw a chair, then put a cat on it."""
+    """Generate a chair, then put a cat on it."""
     draw = ModelScopeImageGenerationOperator(
         task_id="draw",
         model="Qwen/Qwen-Image",

@@ -1,6 +1,6 @@
-"""Ask for a picture in the form that opens when the Dag is triggered in the UI.
+"""A form for the request, which opens when the Dag is triggered in the UI.
 
-Fields that are left empty are not sent, and the service uses its own default.
+Empty fields are not sent, and ModelScope uses its defaults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeIma
     },
 )
 def example_params_form() -> None:
-    """Draw what the form says."""
+    """Generate the image that the form describes."""
     ModelScopeImageGenerationOperator(
         task_id="draw",
         model="{{ params.model }}",

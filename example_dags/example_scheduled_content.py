@@ -1,7 +1,7 @@
-"""Content on a schedule: every morning one picture for each of the day's prompts, in a folder of that day.
+"""Content on a schedule: every morning, one image for each prompt of the day, in a folder for that day.
 
-The prompts are known only when the Dag runs, so the drawing task is mapped over them. ModelScope runs one
-generation per account at a time; the others wait for their turn.
+The prompts are known only at run time, so the task is mapped over them. ModelScope runs one generation per
+account at a time. The other tasks wait in the queue, without occupying a worker.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeIma
     params={"destination": Param("file:///tmp/modelscope-images/", type="string")},
 )
 def example_scheduled_content() -> None:
-    """Draw the day's pictures."""
+    """Generate the images of the day."""
 
     @task
     def todays_prompts(ds: str | None = None) -> list[str]:
-        """Stand in for a look into a calendar, a table of products, a news feed."""
+        """Return constant prompts. A real task would read a calendar, a table of products or a feed."""
         places = ["a harbour in the north", "a tea garden in the hills", "一座雨中的古城"]
         return [f"A postcard of {place}, {ds}" for place in places]
 

@@ -1,6 +1,6 @@
-"""Parts that a Dag chains: the request, the wait and the storing are tasks of their own.
+"""A chain of three tasks: submit the request, wait for the generation, store the image.
 
-Each can be retried alone: what is paid for is the first task, and the others never submit again.
+Each can be retried alone. Only the first one costs credit, because the others never submit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from airflow_provider_modelscope.transfers.image_to_object_storage import (
     },
 )
 def example_text_to_image() -> None:
-    """Submit a prompt, wait without holding a worker, store the picture."""
+    """Submit a prompt, wait without occupying a worker, and store the image."""
     submit = ModelScopeSubmitImageGenerationOperator(
         task_id="submit",
         model="Qwen/Qwen-Image",

@@ -1,4 +1,4 @@
-"""Airflow without a database: a home of its own, set before anything imports Airflow."""
+"""Gives Airflow a temporary home without a database, before anything imports Airflow."""
 
 from __future__ import annotations
 

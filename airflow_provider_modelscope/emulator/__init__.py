@@ -1,14 +1,14 @@
-"""An emulator of ModelScope's asynchronous image API, to write and test Dags with no token, quota or network.
+"""An emulator of ModelScope's asynchronous image API, to write and test Dags without credit or network.
 
-Start it with ``python -m airflow_provider_modelscope.emulator``, or inside a test::
+Start it with ``python -m airflow_provider_modelscope.emulator``, or in a test::
 
     with Emulator(faults=["submit:429:2"]) as emulator:
-        ...  # a connection whose host is emulator.base_url
+        ...  # use a connection with emulator.base_url as host
 
-The modules, in the order data flows: ``__main__`` reads the command line, ``server`` carries HTTP,
-``service`` decides what is answered, ``parameters`` checks what a submission asks for, ``faults`` says which
-answers go wrong, and ``picture`` draws the image. Nothing here imports Airflow or the rest of this package:
-what the emulator knows of the API it knows on its own, so that it can contradict the client.
+The modules, in the order data flows: ``__main__`` reads the command line, ``server`` speaks HTTP, ``service``
+decides on each response, ``parameters`` checks a submission, ``faults`` says which responses fail, and
+``drawing`` draws the image. The emulator imports neither Airflow nor the rest of this package: its knowledge
+of the API is its own, so that it can disprove the client.
 """
 
 from airflow_provider_modelscope.emulator.server import Emulator

@@ -23,7 +23,7 @@ Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; return the exit status."""
+    """Serve until SIGINT or SIGTERM, and return the exit status."""
     options = _parser().parse_args(arguments)
     service = Service(
         duration=options.duration,
@@ -48,7 +48,7 @@ async def _serve(service: Service, options: argparse.Namespace) -> None:
     async with serving(service, _log, options.host, options.port) as base_url:
         password = "one-of-the-tokens" if options.token else "any-token"
         connection = json.dumps({"conn_type": "modelscope", "password": password, "host": base_url})
-        print(f"ModelScope emulator on {base_url} (Ctrl-C ends it). To point Airflow at it:")
+        print(f"ModelScope emulator on {base_url} (Ctrl-C stops it). The connection for Airflow:")
         print(f"export AIRFLOW_CONN_MODELSCOPE_DEFAULT='{connection}'", flush=True)
         await stop.wait()
 
@@ -59,7 +59,7 @@ def _log(exchange: Exchange) -> None:
         exchange.method,
         exchange.path,
         "->",
-        str(exchange.status or "no answer"),
+        str(exchange.status or "no response"),
         f"generation {exchange.generation_id}" if exchange.generation_id else "",
         exchange.note,
     ]
@@ -69,62 +69,66 @@ def _log(exchange: Exchange) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_modelscope.emulator",
-        description="An emulator of ModelScope's image API: no token, no quota, no network.",
+        description="Emulate ModelScope's image API, without token, credit or network.",
         epilog=describe_faults(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
-        "--port", default=8765, type=_within(int, 0, 65535), help="0 picks a free port (default: %(default)s)"
+        "--port",
+        default=8765,
+        type=_within(int, 0, 65535),
+        help="port to listen on; 0 chooses a free port (default: %(default)s)",
     )
     parser.add_argument(
         "--duration",
         default=3,
         type=_within(float, 0, 86400),
-        help="how long a generation takes (default: %(default)s)",
+        help="seconds that a generation takes (default: %(default)s)",
     )
     parser.add_argument(
         "--max-running",
         default=1,
         type=_within(int, 1, 1000),
-        help="how many generations an account (a token) may have running (default: %(default)s)",
+        help="number of generations that an account (a token) may run at the same time "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--token",
         action="append",
         default=[],
         type=_token,
-        help="a valid token (default: any is); repeatable",
+        help="a valid token; without this option every token is valid; can be repeated",
     )
     parser.add_argument(
         "--fault",
         action="append",
         default=[],
-        type=_switch,
+        type=_fault,
         metavar="WHERE:WHAT[:COUNT]",
-        help="a fault, see below; repeatable",
+        help="a fault to inject, see below; can be repeated",
     )
     return parser
 
 
 def _within(kind: Callable[[str], Number], low: Number, high: Number) -> Callable[[str], Number]:
-    def read(text: str) -> Number:
+    def parse(text: str) -> Number:
         with suppress(ValueError):
             value = kind(text)
             if low <= value <= high:
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
 
-    return read
+    return parse
 
 
 def _token(text: str) -> str:
-    if not text or any(letter.isspace() for letter in text):
-        raise argparse.ArgumentTypeError("a token is one word, without spaces")
+    if not text or any(character.isspace() for character in text):
+        raise argparse.ArgumentTypeError("a token must not be empty or contain spaces")
     return text
 
 
-def _switch(text: str) -> str:
+def _fault(text: str) -> str:
     try:
         Fault.parse(text)
     except ValueError as error:

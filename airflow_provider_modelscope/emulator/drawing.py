@@ -1,4 +1,4 @@
-"""The picture of a generation: a landscape in colours of its own, with the request written on it."""
+"""Draws the image of a generation: a landscape in colours of its own, with the request written on it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ WIDE_FONTS = (
     "msyh.ttc",
     "DejaVuSans.ttf",
 )
-"""Fonts that may be on the machine and can write more than Pillow's own, best first."""
+"""Fonts that can write more scripts than Pillow's own, if one of them is installed. The first one wins."""
 
 
 @lru_cache(maxsize=8)
 def draw(parameters: Parameters, image_format: str = "PNG") -> bytes:
-    """Draw the picture and label it as made by AI, as the service does.
+    """Draw the image and label it as made by AI, as ModelScope does.
 
-    The same parameters give the same bytes (with the same Pillow and fonts).
+    The same parameters give the same bytes, given the same version of Pillow and the same fonts.
 
-    :param image_format: ``PNG`` or ``JPEG``; only the PNG holds the parameters as text as well.
+    :param image_format: ``PNG`` or ``JPEG``. Only a PNG also contains the parameters as text.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -61,22 +61,21 @@ def draw(parameters: Parameters, image_format: str = "PNG") -> bytes:
 def _landscape(parameters: Parameters) -> Image.Image:
     from PIL import Image, ImageChops, ImageDraw
 
-    chance = Random(parameters.digest)  # noqa: S311 - colours are no secrets
-    scale = 1536 / max(
-        parameters.width, parameters.height
-    )  # drawn at one scale: fast, and smooth when resized
+    rng = Random(parameters.digest)  # noqa: S311 - not for security
+    # Drawing at one scale and resizing is fast and gives smooth edges.
+    scale = 1536 / max(parameters.width, parameters.height)
     width, height = round(parameters.width * scale), round(parameters.height * scale)
-    hue, turn = chance.random(), chance.choice((-1, 1)) * chance.uniform(0.08, 0.2)
+    hue, hue_shift = rng.random(), rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)
 
     sky = Image.new("RGB", (1, 4))
     for row in range(4):
-        sky.putpixel((0, row), _colour(hue + turn * row / 3, 0.4 + 0.13 * row, 0.6))
+        sky.putpixel((0, row), _colour(hue + hue_shift * row / 3, 0.4 + 0.13 * row, 0.6))
     image = sky.resize((width, height), Image.Resampling.BICUBIC)
 
-    x, y = round(width * chance.uniform(0.2, 0.8)), round(height * chance.uniform(0.15, 0.35))
-    radius = round(min(width, height) * chance.uniform(0.07, 0.12))
+    x, y = round(width * rng.uniform(0.2, 0.8)), round(height * rng.uniform(0.15, 0.35))
+    radius = round(min(width, height) * rng.uniform(0.07, 0.12))
     glow = ImageChops.invert(Image.radial_gradient("L")).point([max(0, tone - 80) for tone in range(256)])
-    light = _colour(hue + turn, 0.93, 0.9)
+    light = _colour(hue + hue_shift, 0.93, 0.9)
     image.paste(light, (x - 6 * radius, y - 6 * radius), glow.resize((12 * radius, 12 * radius)))
     pen = ImageDraw.Draw(image)
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), light)
@@ -84,15 +83,15 @@ def _landscape(parameters: Parameters) -> Image.Image:
     for ridge in range(5):
         skyline = [
             (width * step / 96, height * (0.42 + 0.12 * ridge + rise))
-            for step, rise in enumerate(_skyline(chance, 1.3**ridge))
+            for step, rise in enumerate(_skyline(rng, 1.3**ridge))
         ]
-        colour = _colour(hue + turn * (1 - ridge / 3), 0.58 - 0.1 * ridge, 0.42)
+        colour = _colour(hue + hue_shift * (1 - ridge / 3), 0.58 - 0.1 * ridge, 0.42)
         pen.polygon([*skyline, (width, height), (0, height)], colour)
     return image.resize((parameters.width, parameters.height), Image.Resampling.BICUBIC)
 
 
-def _skyline(chance: Random, nearness: float) -> list[float]:
-    waves = [(octave, chance.uniform(1, 2.2) * nearness**0.7, chance.uniform(0, 7)) for octave in (1, 2, 3)]
+def _skyline(rng: Random, nearness: float) -> list[float]:
+    waves = [(octave, rng.uniform(1, 2.2) * nearness**0.7, rng.uniform(0, 7)) for octave in (1, 2, 3)]
     return [
         0.05 * sum(math.sin(step / 16 * pace * octave + phase) / octave for octave, pace, phase in waves)
         for step in range(97)
@@ -112,29 +111,31 @@ def _write(image: Image.Image, parameters: Parameters) -> None:
     margin = pad = unit // 2
     line_height = unit * 1.4
     text_width = image.width - 2 * margin - 2 * pad
-    room = int((image.height * 0.6 - 2 * pad) // line_height)
+    max_lines = int((image.height * 0.6 - 2 * pad) // line_height)
     details = [parameters.model, f"seed {parameters.seed}, {image.width}x{image.height}"]
     if parameters.edited_from:
         details.append(f"edited from {parameters.edited_from}")
 
     font = _font(parameters.prompt, unit)
-    prompt = _wrap(parameters.prompt, font, text_width, max(min(2, room), min(4, room - len(details))))
+    prompt = _wrap(
+        parameters.prompt, font, text_width, max(min(2, max_lines), min(4, max_lines - len(details)))
+    )
     lines = [(line, font, (255, 255, 255, 255)) for line in prompt]
-    for detail in details[: max(0, room - len(prompt))]:
+    for detail in details[: max(0, max_lines - len(prompt))]:
         font = _font(detail, small)
         lines += [(line, font, (255, 255, 255, 200)) for line in _wrap(detail, font, text_width, 1)]
 
     top = image.height - margin - 2 * pad - line_height * len(lines)
     pen = ImageDraw.Draw(image, "RGBA")
     pen.rounded_rectangle((margin, top, image.width - margin, image.height - margin), pad, (12, 14, 24, 150))
-    for number, (line, font, ink) in enumerate(lines):
-        pen.text((margin + pad, top + pad + line_height * (number + 0.5)), line, ink, font, anchor="lm")
+    for number, (line, font, fill) in enumerate(lines):
+        pen.text((margin + pad, top + pad + line_height * (number + 0.5)), line, fill, font, anchor="lm")
 
 
-def _wrap(text: str, font: Font, width: float, most: int) -> list[str]:
+def _wrap(text: str, font: Font, width: float, max_lines: int) -> list[str]:
     text = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:1000]
     lines: list[str] = []
-    while text and len(lines) < most:
+    while text and len(lines) < max_lines:
         fits = bisect_right(range(1, len(text) + 1), width, key=lambda length: font.getlength(text[:length]))
         space = text.rfind(" ", 1, fits + 1) if fits < len(text) else -1
         end = space if space > 0 else max(1, fits)
@@ -165,7 +166,7 @@ def _wide_font() -> str | None:
 
 
 def _ai_label(parameters: Parameters) -> str:
-    # GB 45438-2025: the label is JSON text in the XMP property AIGC of the TC260 namespace.
+    # GB 45438-2025: the label is JSON in the XMP property AIGC of the TC260 namespace.
     label = {"Label": "1", "ContentProducer": "ModelScope emulator", "ProduceID": parameters.digest[:32]}
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -177,7 +178,7 @@ def _ai_label(parameters: Parameters) -> str:
 
 
 def _parameters_text(parameters: Parameters) -> str:
-    # The layout that Stable Diffusion tools write and read.
+    # The format of Stable Diffusion tools.
     used = {
         "Steps": parameters.steps,
         "Sampler": "Euler a",

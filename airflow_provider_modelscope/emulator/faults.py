@@ -1,7 +1,8 @@
-"""The fault switches: which answers go wrong, how often, in which order. ``service`` makes the answers."""
+"""The faults to inject: which responses fail, how, and how often. ``service`` creates these responses."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,99 +11,101 @@ if TYPE_CHECKING:
 
 FAULTS = {
     "submit": {
-        "queue-full": "500 enqueue failed: user queue is full; nothing is created",
-        "quota": "429 that names today's quota",
-        "balance": "402 insufficient balance",
-        "unbound": "401 please bind your Alibaba Cloud account",
-        "unverified": "403 real name not verified",
-        "unknown-model": "400 has no provider supported",
-        "lost": "accepted, but the connection closes without an answer",
+        "queue-full": "status 500, the queue of the account is full",
+        "quota": "status 429, the quota of the day is used up",
+        "balance": "status 402, no credit",
+        "unbound": "status 401, the account is not bound to Alibaba Cloud",
+        "unverified": "status 403, the account is not verified",
+        "unknown-model": "status 400, there is no such model",
+        "lost": "the generation is created, but the connection closes without a response",
         "reset": "the connection closes, nothing is created",
-        "html": "200 with an HTML page, nothing is created",
-        "no-id": "200 with JSON that has no task_id, nothing is created",
+        "html": "status 200 with an HTML page, nothing is created",
+        "no-id": "status 200 with JSON that contains no id, nothing is created",
     },
     "poll": {
-        "failed": "this generation is FAILED from now on, code 500",
-        "rejected": "this generation is FAILED from now on, code 400: its content",
-        "stall": "this generation stays PROCESSING for ever",
-        "not-found": "FAILED, task not found: this once",
-        "no-images": "SUCCEED without output_images: this once",
-        "empty": "200 with an empty body",
-        "reset": "the connection closes without an answer",
-        "html": "200 with an HTML page",
+        "failed": "the generation is FAILED from now on, with code 500",
+        "rejected": "the generation is FAILED from now on, with code 400: its content",
+        "stall": "the generation never finishes",
+        "not-found": 'FAILED with "task not found", for this response only',
+        "no-images": "SUCCEED without images, for this response only",
+        "empty": "status 200 with an empty body",
+        "reset": "the connection closes without a response",
+        "html": "status 200 with an HTML page",
     },
     "image": {
         "truncated": "half of the image, then the connection closes",
-        "garbage": "200 with bytes that are no image",
-        "wrong-suffix": "a JPEG under the .png URL",
-        "reset": "the connection closes without an answer",
-        "html": "200 with an HTML page",
+        "garbage": "status 200 with bytes that are not an image",
+        "wrong-suffix": "a JPEG at a URL that ends in `.png`",
+        "reset": "the connection closes without a response",
+        "html": "status 200 with an HTML page",
     },
 }
-"""The named faults of each WHERE, with what they do; any HTTP status from 400 to 599 is allowed as well."""
+"""The named faults of each WHERE, and their effects. An HTTP status from 400 to 599 is allowed as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One switch: the next ``count`` answers at ``where`` are ``what``; a ``count`` of None means all."""
+    """A fault: the next ``count`` responses at ``where`` are ``what``. If ``count`` is None, all of them."""
 
     where: str
     what: str
     count: int | None
 
     @classmethod
-    def parse(cls, switch: str) -> Fault:
-        """Read ``WHERE:WHAT[:COUNT]``, e.g. ``submit:429:2``.
+    def parse(cls, text: str) -> Fault:
+        """Read ``WHERE:WHAT[:COUNT]``, for example ``submit:429:2``.
 
-        :param switch: COUNT is 1 or more, or ``*`` or ``always``; without it, 1.
-        :raises ValueError: with what is allowed, when the switch is not.
+        :param text: COUNT is an integer from 1, or ``*`` or ``always``. The default is 1.
+        :raises ValueError: if a part is not allowed; the message names what is.
         """
-        where, _, rest = switch.partition(":")
+        where, _, rest = text.partition(":")
         what, colon, count = rest.partition(":")
         if where not in FAULTS:
-            raise ValueError(f"{switch!r}: WHERE must be one of {', '.join(FAULTS)}, as in submit:429:2")
-        if what not in FAULTS[where] and what not in map(str, range(400, 600)):
-            names = ", ".join(FAULTS[where])
             raise ValueError(
-                f"{switch!r}: WHAT at {where} must be an HTTP status from 400 to 599 or one of {names}"
+                f"Unknown WHERE in the fault {text!r}. Allowed: {', '.join(FAULTS)}. Example: submit:429:2"
+            )
+        if what not in FAULTS[where] and what not in map(str, range(400, 600)):
+            raise ValueError(
+                f"Unknown WHAT in the fault {text!r}. Allowed at {where}: an HTTP status from 400 to 599, "
+                f"{', '.join(FAULTS[where])}"
             )
         if count in ("*", "always"):
             return cls(where=where, what=what, count=None)
-        if colon and not (count.isascii() and count.isdecimal() and 0 < len(count) < 10 and int(count)):
+        if colon and not re.fullmatch("[1-9][0-9]{0,8}", count):
             raise ValueError(
-                f"{switch!r}: COUNT must be a whole number from 1, or * or always for all answers"
+                f"Invalid COUNT in the fault {text!r}. Allowed: an integer from 1, or * or always for all"
             )
         return cls(where=where, what=what, count=int(count or 1))
 
 
 class Faults:
-    """The switches that are on; each is used up in the order given."""
+    """The faults that are still to happen, in this order."""
 
-    def __init__(self, switches: Iterable[str] = ()) -> None:
-        self._faults = [Fault.parse(switch) for switch in switches]
+    def __init__(self, faults: Iterable[str] = ()) -> None:
+        self._faults = [Fault.parse(text) for text in faults]
 
-    def add(self, switch: str) -> None:
-        """Turn a switch on, after those that are on already."""
-        self._faults.append(Fault.parse(switch))
+    def add(self, text: str) -> None:
+        """Append a fault."""
+        self._faults.append(Fault.parse(text))
 
     def take(self, where: str) -> str:
-        """Tell what goes wrong with the answer that is due at ``where``: a WHAT, or "" for nothing."""
-        for place, fault in enumerate(self._faults):
+        """Return the WHAT of the next response at ``where``, "" for no fault, and count it as used."""
+        for index, fault in enumerate(self._faults):
             if fault.where == where:
                 if fault.count == 1:
-                    del self._faults[place]
+                    del self._faults[index]
                 elif fault.count is not None:
-                    self._faults[place] = replace(fault, count=fault.count - 1)
+                    self._faults[index] = replace(fault, count=fault.count - 1)
                 return fault.what
         return ""
 
 
 def describe_faults() -> str:
-    """Return the table of all switches, as ``--help`` shows it."""
+    """Return the table of all faults, as ``--help`` shows it."""
     lines = [
-        "WHERE:WHAT[:COUNT] makes the next COUNT answers go wrong (default 1, * or always: all).",
-        "A request that is refused anyway uses no switch up. WHAT is an HTTP status from 400 to 599, or:",
+        "WHERE:WHAT[:COUNT] makes the next COUNT responses fail: 1 by default, all of them with * or always.",
+        "A request that is rejected anyway uses up no fault. WHAT is an HTTP status from 400 to 599, or:",
     ]
     for where, names in FAULTS.items():
-        lines += ["", *(f"  {where + ':' + name:<22} {meaning}" for name, meaning in names.items())]
+        lines += ["", *(f"  {where + ':' + name:<22} {effect}" for name, effect in names.items())]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a submission asks for: the body is read here, and each parameter checked against its range."""
+"""The parameters of a submission: reads the body and checks each parameter against its range."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ FAMILIES = {
     "stable-diffusion": (64, 2048),
     "sdxl": (64, 2048),
 }
-"""Smallest and largest side in pixels, by a word in the model's name."""
+"""Smallest and largest side in pixels, by a part of the model's name."""
 
 ANY_FAMILY = (64, 4096)
-"""The sides of an unknown family: the emulator's own bounds, so that the picture can be drawn."""
+"""The sides of other models. ModelScope has no such limit; here it keeps the image small enough to draw."""
 
 
-class RefusedError(ValueError):
-    """The body cannot be read or a parameter is out of its range; the text is the message of the 400."""
+class BadRequestError(ValueError):
+    """The body cannot be read, or a parameter is out of range. Its text is the message of the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """The parameters a generation really uses, after defaults."""
+    """The parameters of a generation, with defaults filled in."""
 
     model: str
     prompt: str
@@ -44,110 +44,112 @@ class Parameters:
     guidance: float
     loras: str
     edited_from: str
-    """Where the input image came from, in a few words: a host, or its media type; empty for none."""
+    """The origin of the input images, for the label: a host or a media type. Empty if there are none."""
     seed: int
     digest: str
-    """SHA-256 (hex) of all of the above: the same parameters give the same picture."""
+    """SHA-256 (hex) of all of the above: the same parameters give the same image."""
 
     @classmethod
     def from_body(cls, body: bytes | None) -> Parameters:
         """Read and check the body of a submission.
 
-        Without a seed, one is derived from the other parameters, so the same request has the same seed.
+        If there is no seed, it is derived from the other parameters: the same request gets the same seed.
 
-        :param body: None stands for a body that could not be read.
-        :raises RefusedError: when the service would answer 400.
+        :param body: None if it could not be read.
+        :raises BadRequestError: if ModelScope would respond with status 400.
         """
-        asked = _read(body)
-        model = _model(asked)
-        width, height = _size(asked, model)
-        images = _images(asked, model)
+        content = _read(body)
+        model = _model(content)
+        width, height = _size(content, model)
+        images = _images(content, model)
         origins = [_origin(url) for url in images]
         more = f" and {len(origins) - 1} more" if len(origins) > 1 else ""
         used: dict[str, Any] = {
             "model": model,
-            "prompt": _text(asked, "prompt"),
-            "negative_prompt": _text(asked, "negative_prompt"),
+            "prompt": _text(content, "prompt"),
+            "negative_prompt": _text(content, "negative_prompt"),
             "width": width,
             "height": height,
-            "steps": _number(asked, "steps", 30, 1, 100, int),
-            "guidance": float(_number(asked, "guidance", 7.5, 1.5, 20, int, float)),
-            "loras": _loras(asked),
+            "steps": _number(content, "steps", 30, 1, 100, int),
+            "guidance": float(_number(content, "guidance", 7.5, 1.5, 20, int, float)),
+            "loras": _loras(content),
             "edited_from": "".join(origins[:1]) + more,
         }
         if not used["prompt"].strip():
-            raise RefusedError("prompt is required")
-        seed = _number(asked, "seed", int(_digest(used, images)[:7], 16), 0, 2**31 - 1, int)
+            raise BadRequestError("prompt is required")
+        seed = _number(content, "seed", int(_digest(used, images)[:7], 16), 0, 2**31 - 1, int)
         return cls(**used, seed=seed, digest=_digest(used, images, seed))
 
 
 def _read(body: bytes | None) -> dict[str, Any]:
     if body is None:
-        raise RefusedError("The request body cannot be read")
+        raise BadRequestError("The request body cannot be read")
     try:
-        asked = json.loads(body.decode("utf-8"))
-        json.dumps(asked, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogates
+        content = json.loads(body.decode("utf-8"))
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode(
+            "utf-8"
+        )  # rejects NaN and lone surrogates
     except (ValueError, RecursionError):
-        raise RefusedError("The request body is not valid JSON in UTF-8") from None
-    if not isinstance(asked, dict):
-        raise RefusedError("The request body must be a JSON object")
-    return asked
+        raise BadRequestError("The request body is not valid JSON in UTF-8") from None
+    if not isinstance(content, dict):
+        raise BadRequestError("The request body must be a JSON object")
+    return content
 
 
-def _model(asked: Mapping[str, Any]) -> str:
-    model = asked.get("model")
+def _model(content: Mapping[str, Any]) -> str:
+    model = content.get("model")
     model = model if isinstance(model, str) else ""
     if not re.fullmatch(r"[\w.-]{1,100}/[\w.-]{1,100}", model):
-        raise RefusedError(f"Model id : {model[:200]} , has no provider supported")
+        raise BadRequestError(f"Model id : {model[:200]} , has no provider supported")
     return model
 
 
-def _text(asked: Mapping[str, Any], name: str) -> str:
-    value = asked.get(name, "")
+def _text(content: Mapping[str, Any], name: str) -> str:
+    value = content.get(name, "")
     if not isinstance(value, str) or len(value) >= 2000:
-        raise RefusedError(f"{name} must be a string shorter than 2000 characters")
+        raise BadRequestError(f"{name} must be a string shorter than 2000 characters")
     return value
 
 
 def _number(
-    asked: Mapping[str, Any], name: str, default: float, low: float, high: float, *kinds: type
+    content: Mapping[str, Any], name: str, default: float, low: float, high: float, *kinds: type
 ) -> Any:
-    value = asked.get(name, default)
-    if type(value) not in kinds or not low <= value <= high:  # a bool is no number here
-        raise RefusedError(
+    value = content.get(name, default)
+    if type(value) not in kinds or not low <= value <= high:  # type, because bool is a subclass of int
+        raise BadRequestError(
             f"{name} must be {'a number' if float in kinds else 'an integer'} from {low} to {high}"
         )
     return value
 
 
-def _size(asked: Mapping[str, Any], model: str) -> tuple[int, int]:
+def _size(content: Mapping[str, Any], model: str) -> tuple[int, int]:
     low, high = next((sides for word, sides in FAMILIES.items() if word in model.lower()), ANY_FAMILY)
-    size = asked.get("size", "1024x1024")
+    size = content.get("size", "1024x1024")
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", size) if isinstance(size, str) else None
     if not match or not all(low <= int(side) <= high for side in match.groups()):
-        raise RefusedError(f"size must be WxH, from {low}x{low} to {high}x{high} for this model")
+        raise BadRequestError(f"size must be WxH, from {low}x{low} to {high}x{high} for this model")
     return int(match[1]), int(match[2])
 
 
-def _loras(asked: Mapping[str, Any]) -> str:
-    match asked.get("loras", ""):
-        case str(lora) if lora.strip() or "loras" not in asked:
+def _loras(content: Mapping[str, Any]) -> str:
+    match content.get("loras", ""):
+        case str(lora) if lora.strip() or "loras" not in content:
             return lora
         case dict(loras) if 1 <= len(loras) <= 6 and all(
             type(weight) in (int, float) and abs(weight) < 1e6 for weight in loras.values()
         ):
             if math.isclose(math.fsum(loras.values()), 1.0, abs_tol=1e-6):
                 return ", ".join(f"{lora} {weight}" for lora, weight in sorted(loras.items()))
-    raise RefusedError("loras must be one LoRA id, or up to 6 LoRA ids with weights that sum to 1.0")
+    raise BadRequestError("loras must be one LoRA id, or up to 6 LoRA ids with weights that sum to 1.0")
 
 
-def _images(asked: Mapping[str, Any], model: str) -> list[str]:
-    urls = asked.get("image_url", [])
+def _images(content: Mapping[str, Any], model: str) -> list[str]:
+    urls = content.get("image_url", [])
     urls = [urls] if isinstance(urls, str) else urls
     if urls in ([], [""]) and "edit" in model.lower():
-        raise RefusedError("image_url is required")
-    if not isinstance(urls, list) or (not urls and "image_url" in asked):
-        raise RefusedError("image_url must be a string or a list of strings")
+        raise BadRequestError("image_url is required")
+    if not isinstance(urls, list) or (not urls and "image_url" in content):
+        raise BadRequestError("image_url must be a string or a list of strings")
     return urls
 
 
@@ -159,7 +161,7 @@ def _origin(url: object) -> str:
             parts = urlsplit(url)
             if parts.scheme in ("http", "https") and parts.hostname:
                 return parts.hostname
-    raise RefusedError("image_url must be a publicly reachable http(s) URL, or data:<mime>;base64,...")
+    raise BadRequestError("image_url must be a publicly reachable http(s) URL, or data:<mime>;base64,...")
 
 
 def _digest(*values: object) -> str:

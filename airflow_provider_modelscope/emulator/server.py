@@ -1,4 +1,4 @@
-"""The HTTP shell around the service, and ``Emulator``, which runs it in a thread. No rule lives here."""
+"""Serves ``service`` over HTTP, and runs it in a thread as ``Emulator``."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from airflow_provider_modelscope.emulator.drawing import draw
-from airflow_provider_modelscope.emulator.service import Answer, Service
+from airflow_provider_modelscope.emulator.service import Response, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from types import TracebackType
 
 MAX_BODY = 32 * 1024 * 1024
-"""Bytes of a request body; image editing sends whole images as base64."""
+"""Bytes of a request body. Image editing sends images in it, as Base64."""
 
 log = logging.getLogger(__name__)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Make one line of what aiohttp logs where a client does not speak HTTP: the fault is not in here."""
+    """Reduce aiohttp's traceback for a client that does not speak HTTP to one line."""
     if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
-        record.msg = "What came is no HTTP request, and was answered with %d. Is the client's URL https?"
+        record.msg = (
+            "Invalid HTTP request, responded with status %d. Use http://, not https://, in the client"
+        )
         record.args = (record.exc_info[1].code,)
         record.exc_info = None
     return True
@@ -42,7 +44,7 @@ log.addFilter(_without_traceback)
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """A request that reached the emulator, and what became of it."""
+    """A request that arrived, with its response."""
 
     method: str
     path: str
@@ -50,15 +52,15 @@ class Exchange:
     """Case-insensitive."""
     body: bytes
     status: int | None
-    """The HTTP status answered; None when the connection was closed without an answer."""
-    answer: bytes
-    """The body answered, as far as it was sent."""
+    """None if the connection was closed without a response."""
+    response_body: bytes
+    """As far as it was sent."""
     generation_id: str
     note: str
 
     @property
     def json(self) -> Any:
-        """The body of the request as parsed JSON, or None when it is none."""
+        """The body of the request, parsed. None if it is not JSON."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
@@ -66,7 +68,7 @@ class Exchange:
 
 
 def first_id() -> int:
-    """Return an id that no earlier emulator gave: what is stored under an id must not be overwritten."""
+    """Return an id that no earlier emulator used, so that no stored image is overwritten."""
     return time.time_ns() // 1000
 
 
@@ -76,9 +78,9 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Serve until the block ends; yield the base URL.
 
-    :param record: called with each exchange, before its answer is sent.
-    :param port: 0 picks a free one.
-    :raises OSError: when the host and port cannot be listened on.
+    :param record: Called with each exchange, before its response is sent.
+    :param port: 0 chooses a free one.
+    :raises OSError: if it cannot listen on this host and port.
     """
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -87,24 +89,24 @@ async def serving(
             body = await request.read()
         except (web.HTTPRequestEntityTooLarge, web.RequestPayloadError, ConnectionError):
             body = None
-        answer = service.answer(request.method, request.path, request.headers, body, now=time.monotonic())
-        content = answer.body
-        if answer.picture is not None:
-            content = await asyncio.to_thread(draw, answer.picture, answer.image_format)
-        sent = {"": content, "midway": content[: len(content) // 2], "before": b""}[answer.cut]
+        response = service.respond(request.method, request.path, request.headers, body, now=time.monotonic())
+        content = response.body
+        if response.drawn_from is not None:
+            content = await asyncio.to_thread(draw, response.drawn_from, response.image_format)
+        sent = {"": content, "midway": content[: len(content) // 2], "before": b""}[response.cut]
         record(
             Exchange(
                 method=request.method,
                 path=request.path,
                 headers=request.headers,
                 body=body or b"",
-                status=None if answer.cut == "before" else answer.status,
-                answer=sent,
-                generation_id=answer.generation_id,
-                note=answer.note,
+                status=None if response.cut == "before" else response.status,
+                response_body=sent,
+                generation_id=response.generation_id,
+                note=response.note,
             )
         )
-        return await _send(request, answer, content, sent)
+        return await _send(request, response, content, sent)
 
     application = web.Application(client_max_size=MAX_BODY)
     application.router.add_route("*", "/{path:(?s:.*)}", handle)
@@ -117,33 +119,33 @@ async def serving(
         await runner.cleanup()
 
 
-async def _send(request: web.Request, answer: Answer, content: bytes, sent: bytes) -> web.StreamResponse:
-    headers = {**answer.headers, "Content-Type": answer.content_type, "Content-Length": str(len(content))}
-    if not answer.cut:
-        return web.Response(status=answer.status, body=content, headers=headers)
-    response = web.StreamResponse(status=answer.status, headers=headers)
-    if answer.cut == "midway":
-        await response.prepare(request)
-        await response.write(sent)
+async def _send(request: web.Request, response: Response, content: bytes, sent: bytes) -> web.StreamResponse:
+    headers = {**response.headers, "Content-Type": response.content_type, "Content-Length": str(len(content))}
+    if not response.cut:
+        return web.Response(status=response.status, body=content, headers=headers)
+    stream = web.StreamResponse(status=response.status, headers=headers)
+    if response.cut == "midway":
+        await stream.prepare(request)
+        await stream.write(sent)
     if request.transport is not None:
         request.transport.close()
-    return response
+    return stream
 
 
 class Emulator:
-    """The emulator in a background thread, on a free loopback port; use it as a context manager.
+    """The emulator in a thread, on a free port of 127.0.0.1. Use it as a context manager.
 
-    :param duration: Seconds that each generation takes, from 0.
-    :param max_running: how many generations an account (a token) may have running, from 1.
-    :param tokens: the valid tokens; none means that any token is valid.
-    :param faults: switches such as ``submit:429:2``; see ``faults``.
+    :param duration: Seconds that a generation takes, from 0.
+    :param max_running: Number of generations that an account (a token) may run at the same time, from 1.
+    :param tokens: The valid tokens. Empty: every token is valid.
+    :param faults: Faults such as ``submit:429:2``, see ``faults``.
     """
 
     base_url: str
-    """E.g. ``http://127.0.0.1:43210``, once started."""
+    """For example ``http://127.0.0.1:43210``. Set when it has started."""
 
     requests: list[Exchange]
-    """What reached the emulator, in order."""
+    """The requests that arrived, in order, with their responses."""
 
     def __init__(
         self,
@@ -164,35 +166,35 @@ class Emulator:
 
     @property
     def accepted(self) -> int:
-        """How many submissions made a generation, whether or not the client was told."""
+        """How many generations were created, whether or not the client received the response."""
         return self._service.accepted
 
     @property
     def spans(self) -> list[tuple[float, float]]:
-        """From when to when each generation runs, in the order of submission, in seconds of one clock."""
+        """Start and end of each generation in seconds of ``time.monotonic``, in the order of submission."""
         return self._service.spans
 
     @property
     def served(self) -> dict[str, bytes]:
-        """The bytes last sent with status 200 for each image path."""
+        """The bytes last sent with status 200, by the path of the image."""
         return {
-            exchange.path: exchange.answer
+            exchange.path: exchange.response_body
             for exchange in self.requests
             if exchange.path.startswith("/images/") and exchange.status == 200
         }
 
-    def fail(self, switch: str) -> None:
-        """Turn a fault on from now, e.g. ``poll:500:3``."""
-        self._service.faults.add(switch)
+    def fail(self, fault: str) -> None:
+        """Inject a fault from now on, for example ``poll:500:3``."""
+        self._service.faults.add(fault)
 
     def finish(self) -> None:
-        """Let what runs now be finished, however many ``duration`` it was to take.
+        """Finish all generations that are running.
 
-        So a test can give a generation hours, and end it when what it tests has happened.
+        So a test can use a long ``duration`` without waiting for it.
         """
         finished = Future[None]()
 
-        def finish() -> None:  # in the thread that answers: nothing is answered meanwhile
+        def finish() -> None:  # in the thread of the service, which is not thread-safe
             self._service.finish(now=time.monotonic())
             finished.set_result(None)
 

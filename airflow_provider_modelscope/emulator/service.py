@@ -1,4 +1,4 @@
-"""The emulated service: its state and its rules. Time is an argument; ``server`` does the talking."""
+"""The emulated service: its state and its rules. Time is an argument, and ``server`` speaks HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_modelscope.emulator.faults import Faults
-from airflow_provider_modelscope.emulator.parameters import Parameters, RefusedError
+from airflow_provider_modelscope.emulator.parameters import BadRequestError, Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ STATUS_MESSAGES = {
     403: NOT_VERIFIED,
     429: "Too many requests, please slow down and try again later.",
 }
-"""The message of an error that was asked for by its HTTP status; the others say the status's own phrase."""
+"""Messages of faults that are an HTTP status. The default is the standard phrase of the status."""
 
 SUBMIT_ERRORS = {
     "queue-full": (500, QUEUE_FULL),
@@ -39,42 +39,42 @@ SUBMIT_ERRORS = {
     "unverified": (403, NOT_VERIFIED),
     "unknown-model": (400, "Model id : {model} , has no provider supported"),
 }
-"""HTTP status and message of the named faults of a submission that are ordinary errors."""
+"""HTTP status and message of the named faults of a submission that are an error response."""
 
 FAILURES = {
     "failed": {"code": 500, "message": "Image generation failed: internal error"},
     "rejected": {"code": 400, "message": "The prompt may contain inappropriate content, please change it"},
     "not-found": {"code": 500, "message": "task not found"},
 }
-"""The ``errors`` of a FAILED answer, which itself has HTTP status 200."""
+"""The ``errors`` of a generation that is FAILED. The HTTP status of that response is 200."""
 
 REQUESTS_A_DAY = 2000
 REQUESTS_A_DAY_PER_MODEL = 500
 CREDIT_A_DAY = 250
-"""What the service once gave away; the emulator counts down from these, but refuses nothing at 0."""
+"""ModelScope's former free quota and credit. The emulator counts down, but rejects nothing at 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One HTTP answer, or the lack of one."""
+class Response:
+    """One HTTP response, or a closed connection."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    picture: Parameters | None = None
-    """When set, the body is the picture of these parameters, still to be drawn."""
+    drawn_from: Parameters | None = None
+    """If set, the body is the image of these parameters, which ``server`` draws."""
     image_format: str = "PNG"
     cut: Literal["", "before", "midway"] = ""
-    """Where the connection closes: before the answer, or when half of the body is sent."""
+    """When the connection closes: before the response, or after half of the body."""
     generation_id: str = ""
     note: str = ""
-    """A few words for the access log."""
+    """The end of the log line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """An accepted submission; times are in seconds on the clock of the caller."""
+    """An accepted submission. Times are in seconds on the caller's clock."""
 
     generation_id: str
     token: str
@@ -82,14 +82,14 @@ class Generation:
     accepted_at: float
     finished_at: float
     image_path: str
-    fate: str = ""
-    """What a poll fault made of it for good: ``failed``, ``rejected`` or ``stall``."""
+    fault: str = ""
+    """The fault that decides on its status: ``failed``, ``rejected`` or ``stall``."""
 
     def status(self, now: float) -> str:
-        """Return ModelScope's ``task_status``; the first quarter of the time is PENDING."""
-        if self.fate in FAILURES:
+        """Return ModelScope's ``task_status``. It is PENDING for the first quarter of the duration."""
+        if self.fault in FAILURES:
             return "FAILED"
-        if self.fate == "stall":
+        if self.fault == "stall":
             return "PROCESSING"
         if now >= self.finished_at:
             return "SUCCEED"
@@ -98,18 +98,18 @@ class Generation:
         )
 
     def is_running(self, now: float) -> bool:
-        """Tell whether it takes a place in the queue; a stalled one gives it up when its time is over."""
-        return now < self.finished_at and self.fate not in FAILURES
+        """Whether it occupies a slot of the account. A stalled one does so until its duration is over."""
+        return now < self.finished_at and self.fault not in FAILURES
 
 
 class Service:
     """The service behind the emulator.
 
-    :param duration: Seconds that each generation takes, from 0.
-    :param max_running: how many generations an account (a token) may have running, from 1.
-    :param tokens: the valid tokens; none means that any token is valid.
-    :param faults: switches as ``faults`` describes them.
-    :param first_id: the id of the first generation; the others count up.
+    :param duration: Seconds that a generation takes, from 0.
+    :param max_running: Number of generations that an account (a token) may run at the same time, from 1.
+    :param tokens: The valid tokens. Empty: every token is valid.
+    :param faults: Faults such as ``submit:429:2``, see ``faults``.
+    :param first_id: The id of the first generation. Each further id is one higher.
     """
 
     def __init__(
@@ -131,28 +131,31 @@ class Service:
 
     @property
     def accepted(self) -> int:
-        """How many submissions made a generation, whether or not the client was told."""
+        """How many generations were created, whether or not the client received the response."""
         return len(self._generations)
 
     @property
     def spans(self) -> list[tuple[float, float]]:
-        """From when to when each generation takes a place in the queue, on the clock of the caller."""
-        return [(one.accepted_at, one.finished_at) for one in self._generations.values()]
+        """Start and end of each generation, on the caller's clock."""
+        return [(generation.accepted_at, generation.finished_at) for generation in self._generations.values()]
 
     def finish(self, *, now: float) -> None:
-        """Let every generation that runs be finished, on the clock of the caller."""
-        for one in list(self._generations.values()):
-            if one.finished_at > now:
-                self._generations[one.generation_id] = replace(one, finished_at=now)
+        """Finish all generations that are running.
 
-    def answer(
+        :param now: Seconds on the caller's clock.
+        """
+        for generation_id, generation in self._generations.items():
+            if generation.finished_at > now:
+                self._generations[generation_id] = replace(generation, finished_at=now)
+
+    def respond(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = b"", *, now: float
-    ) -> Answer:
-        """Answer one HTTP request.
+    ) -> Response:
+        """Return the response to one HTTP request.
 
-        :param headers: looked up as ModelScope spells them; give a case-insensitive mapping.
-        :param body: None when it could not be read.
-        :param now: seconds on any clock that never goes back.
+        :param headers: A case-insensitive mapping.
+        :param body: None if it could not be read.
+        :param now: Seconds on any clock that does not go back.
         """
         match method, path.split("/")[1:]:
             case "POST", ["v1", "images", "generations"]:
@@ -172,7 +175,7 @@ class Service:
                 return self._hub(headers, self._balance(_token(headers), now))
         return self._error(404, "")
 
-    def _submit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Answer:
+    def _submit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Response:
         token = _token(headers)
         if not self._is_valid(token):
             return self._error(401, AUTHENTICATION_FAILED)
@@ -182,29 +185,29 @@ class Service:
             return self._error(400, "Content-Type must be application/json")
         try:
             parameters = Parameters.from_body(body)
-        except RefusedError as refusal:
-            return self._error(400, str(refusal))
-        answer = self._enqueue(token, parameters, now)
-        return replace(answer, headers=self._limits(token, parameters.model))
+        except BadRequestError as error:
+            return self._error(400, str(error))
+        response = self._enqueue(token, parameters, now)
+        return replace(response, headers=self._limits(token, parameters.model))
 
-    def _enqueue(self, token: str, parameters: Parameters, now: float) -> Answer:
-        if sum(other.is_running(now) for other in self._of(token)) >= self._max_running:
+    def _enqueue(self, token: str, parameters: Parameters, now: float) -> Response:
+        if sum(generation.is_running(now) for generation in self._of(token)) >= self._max_running:
             return self._error(500, QUEUE_FULL)
         fault = self.faults.take("submit")
         match fault:
             case "" | "lost":
-                answer = self._accept(token, parameters, now)
-                return replace(answer, cut="before", note="accepted, fault lost") if fault else answer
+                response = self._accept(token, parameters, now)
+                return replace(response, cut="before", note="accepted, fault lost") if fault else response
             case "no-id":
-                answer = _json(200, {"task_status": "SUCCEED", "request_id": self._request_id()})
+                response = _json(200, {"task_status": "SUCCEED", "request_id": self._request_id()})
             case _ if fault in SUBMIT_ERRORS:
                 status, message = SUBMIT_ERRORS[fault]
-                answer = self._error(status, message.format(model=parameters.model))
+                response = self._error(status, message.format(model=parameters.model))
             case _:
-                answer = self._wrong(fault)
-        return replace(answer, note=f"fault {fault}")
+                response = self._faulty_response(fault)
+        return replace(response, note=f"fault {fault}")
 
-    def _accept(self, token: str, parameters: Parameters, now: float) -> Answer:
+    def _accept(self, token: str, parameters: Parameters, now: float) -> Response:
         generation_id = str(next(self._ids))
         name = hashlib.sha256(f"{generation_id} {parameters.digest}".encode()).hexdigest()[:32]
         self._generations[generation_id] = Generation(
@@ -218,7 +221,7 @@ class Service:
         accepted = {"task_status": "SUCCEED", "task_id": generation_id, "request_id": self._request_id()}
         return replace(_json(200, accepted), generation_id=generation_id, note="accepted")
 
-    def _poll(self, generation_id: str, headers: Mapping[str, str], now: float) -> Answer:
+    def _poll(self, generation_id: str, headers: Mapping[str, str], now: float) -> Response:
         token = _token(headers)
         if not self._is_valid(token):
             return self._error(401, AUTHENTICATION_FAILED)
@@ -229,44 +232,44 @@ class Service:
             or headers.get("X-ModelScope-Task-Type") != "image_generation"
         ):
             return replace(self._failed("not-found"), note="task not found")
-        fault = "" if generation.fate else self.faults.take("poll")
+        fault = "" if generation.fault else self.faults.take("poll")
         match fault:
             case "":
-                answer = self._report(generation, headers, now)
+                response = self._report(generation, headers, now)
             case "failed" | "rejected" | "stall":
-                generation = replace(generation, fate=fault)
+                generation = replace(generation, fault=fault)
                 self._generations[generation_id] = generation
-                answer = self._report(generation, headers, now)
+                response = self._report(generation, headers, now)
             case "not-found":
-                answer = self._failed(fault)
+                response = self._failed(fault)
             case "no-images":
-                answer = _json(200, {"request_id": self._request_id(), "task_status": "SUCCEED"})
+                response = _json(200, {"request_id": self._request_id(), "task_status": "SUCCEED"})
             case "empty":
-                answer = Answer()
+                response = Response()
             case _:
-                answer = self._wrong(fault)
+                response = self._faulty_response(fault)
         note = f"fault {fault}" if fault else generation.status(now)
-        return replace(answer, generation_id=generation_id, note=note)
+        return replace(response, generation_id=generation_id, note=note)
 
-    def _report(self, generation: Generation, headers: Mapping[str, str], now: float) -> Answer:
+    def _report(self, generation: Generation, headers: Mapping[str, str], now: float) -> Response:
         status = generation.status(now)
         if status == "FAILED":
-            return self._failed(generation.fate)
+            return self._failed(generation.fault)
         if status != "SUCCEED":
             return _json(200, {"request_id": "", "task_id": "", "task_status": status, "outputs": {}})
-        used = generation.parameters
+        parameters = generation.parameters
         return _json(
             200,
             {
                 "input": {
-                    "seed": used.seed,
-                    "width": used.width,
-                    "height": used.height,
-                    "guidanceScale": used.guidance,
-                    "numInferenceSteps": used.steps,
+                    "seed": parameters.seed,
+                    "width": parameters.width,
+                    "height": parameters.height,
+                    "guidanceScale": parameters.guidance,
+                    "numInferenceSteps": parameters.steps,
                     "sampler": "Euler a",
-                    "prompt": used.prompt,
-                    "negativePrompt": used.negative_prompt,
+                    "prompt": parameters.prompt,
+                    "negativePrompt": parameters.negative_prompt,
                 },
                 "output_images": [f"http://{headers.get('Host', 'localhost')}{generation.image_path}"],
                 "request_id": self._request_id(),
@@ -275,75 +278,77 @@ class Service:
             },
         )
 
-    def _image(self, path: str, headers: Mapping[str, str], now: float) -> Answer:
+    def _image(self, path: str, headers: Mapping[str, str], now: float) -> Response:
         if "Authorization" in headers:
-            return _plain(400, "The image host takes no token: never send the Authorization header here.")
-        generation = next((one for one in self._generations.values() if one.image_path == path), None)
+            return _plain(400, "The image host accepts no token. Do not send the header Authorization.")
+        generation = next((known for known in self._generations.values() if known.image_path == path), None)
         if generation is None or generation.status(now) != "SUCCEED":
             return self._error(404, "")
-        answer = Answer(content_type="image/png", picture=generation.parameters)
+        response = Response(content_type="image/png", drawn_from=generation.parameters)
         fault = self.faults.take("image")
         match fault:
             case "":
                 pass
             case "truncated":
-                answer = replace(answer, cut="midway")
+                response = replace(response, cut="midway")
             case "garbage":
-                answer = replace(answer, picture=None, body=hashlib.shake_256(path.encode()).digest(5000))
+                response = replace(
+                    response, drawn_from=None, body=hashlib.shake_256(path.encode()).digest(5000)
+                )
             case "wrong-suffix":
-                answer = replace(answer, image_format="JPEG")
+                response = replace(response, image_format="JPEG")
             case "html" | "reset":
-                answer = self._wrong(fault)
+                response = self._faulty_response(fault)
             case _:
-                answer = _plain(int(fault), _phrase(int(fault)))
+                response = _plain(int(fault), _phrase(int(fault)))
         return replace(
-            answer, generation_id=generation.generation_id, note=f"fault {fault}" if fault else "image"
+            response, generation_id=generation.generation_id, note=f"fault {fault}" if fault else "image"
         )
 
-    def _hub(self, headers: Mapping[str, str], data: Mapping[str, Any]) -> Answer:
+    def _hub(self, headers: Mapping[str, str], data: Mapping[str, Any]) -> Response:
         if self._is_valid(_token(headers)):
             return _json(200, {"success": True, "data": data, "request_id": self._request_id()})
         message = "Invalid authentication: missing or invalid Authorization header"
         return _json(401, {"success": False, "code": "InvalidAuthentication", "message": message})
 
     def _balance(self, token: str, now: float) -> dict[str, int]:
-        frozen = sum(one.is_running(now) for one in self._of(token))
+        frozen = sum(generation.is_running(now) for generation in self._of(token))
         total = max(frozen, CREDIT_A_DAY + frozen - len(self._of(token)))
         return {"total_balance": total, "available_balance": total - frozen, "frozen_amount": frozen}
 
     def _limits(self, token: str, model: str) -> dict[str, str]:
-        used = [one.parameters.model for one in self._of(token)]
+        models = [generation.parameters.model for generation in self._of(token)]
         return {
             "modelscope-ratelimit-requests-limit": str(REQUESTS_A_DAY),
-            "modelscope-ratelimit-requests-remaining": str(max(0, REQUESTS_A_DAY - len(used))),
+            "modelscope-ratelimit-requests-remaining": str(max(0, REQUESTS_A_DAY - len(models))),
             "modelscope-ratelimit-model-requests-limit": str(REQUESTS_A_DAY_PER_MODEL),
             "modelscope-ratelimit-model-requests-remaining": str(
-                max(0, REQUESTS_A_DAY_PER_MODEL - used.count(model))
+                max(0, REQUESTS_A_DAY_PER_MODEL - models.count(model))
             ),
         }
 
-    def _wrong(self, fault: str) -> Answer:
+    def _faulty_response(self, fault: str) -> Response:
         if fault == "reset":
-            return Answer(cut="before")
+            return Response(cut="before")
         if fault == "html":
-            return Answer(
+            return Response(
                 body=b"<!DOCTYPE html><title>Please wait</title><p>Please wait.", content_type="text/html"
             )
         status = int(fault)
         return self._error(status, STATUS_MESSAGES.get(status, _phrase(status)))
 
-    def _error(self, status: int, message: str) -> Answer:
-        # The service uses both envelopes, and a client has to read either.
+    def _error(self, status: int, message: str) -> Response:
+        # ModelScope uses both envelopes.
         if status == 404:
             return _plain(404, "404 page not found")
         error = {"code": status, "message": message}
         if status in (400, 401, 403):
-            answer = _json(status, {"errors": error, "request_id": self._request_id()})
+            response = _json(status, {"errors": error, "request_id": self._request_id()})
         else:
-            answer = _json(status, {"error": {**error, "request_id": self._request_id()}})
-        return replace(answer, note=message)
+            response = _json(status, {"error": {**error, "request_id": self._request_id()}})
+        return replace(response, note=message)
 
-    def _failed(self, failure: str) -> Answer:
+    def _failed(self, failure: str) -> Response:
         errors = FAILURES[failure]
         return _json(200, {"task_status": "FAILED", "errors": errors, "request_id": self._request_id()})
 
@@ -369,9 +374,9 @@ def _phrase(status: int) -> str:
         return f"Error {status}"
 
 
-def _json(status: int, content: Mapping[str, Any]) -> Answer:
-    return Answer(status=status, body=json.dumps(content).encode())
+def _json(status: int, content: Mapping[str, Any]) -> Response:
+    return Response(status=status, body=json.dumps(content).encode())
 
 
-def _plain(status: int, text: str) -> Answer:
-    return Answer(status=status, body=text.encode(), content_type="text/plain", note=text)
+def _plain(status: int, text: str) -> Response:
+    return Response(status=status, body=text.encode(), content_type="text/plain", note=text)

@@ -1,1 +1,1 @@
-"""The protocol on a worker."""
+"""The hook: ModelScope from a worker, with the credentials of an Airflow connection."""

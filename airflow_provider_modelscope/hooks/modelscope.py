@@ -1,4 +1,4 @@
-"""ModelScope from a worker: the connection's credentials, and the protocol over requests."""
+"""ModelScope from a worker: the credentials of an Airflow connection, blocking calls, and their retries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from airflow_provider_modelscope.get_provider_info import CONNECTION_TYPE
 from airflow_provider_modelscope.waiting.backoff import PAUSE, TRIES, SubmitBackoff
 
 if TYPE_CHECKING:
@@ -32,18 +31,16 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
-IMAGE_TRIES = 5  # of a download, for what it fetches is paid for; the pauses between them double
-VERDICTS = (401, 402, 403, 429)  # what the service answers to a token that is of no use now
+DOWNLOAD_ATTEMPTS = 5  # more than of other calls, as the image is paid for; the pauses between them double
+UNUSABLE_TOKEN = (401, 402, 403, 429)  # statuses of a response to a token that does not work now
 
 
 class ModelScopeHook(BaseHook):
     """Talk to ModelScope with the credentials of an Airflow connection.
 
-    :param modelscope_conn_id: A connection of type ``modelscope``. Its password is the API token, its host
-        the base URL (the service's own by default); its extra may hold ``request_timeout`` (seconds, 30),
-        ``verify`` (true, false, or the path of a CA bundle), ``proxy`` (URL), ``max_image_bytes`` (64 MiB),
-        ``allowed_image_hosts`` (none: hosts that images may come from although their address is not public) and
-        ``allow_http`` (false: plain http only to this machine).
+    :param modelscope_conn_id: Id of a connection of type ``modelscope``. Its password is the API token, its
+        host the base URL (by default the service's own), and its extra may contain the fields of
+        :data:`~airflow_provider_modelscope.hooks.connection.CONNECTION_FIELDS`.
     """
 
     conn_name_attr = "modelscope_conn_id"
@@ -57,48 +54,49 @@ class ModelScopeHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the form's fields for Airflow 3.0 and 3.1; later ones read them from the provider's info."""
+        """Return the form's inputs for Airflow 3.0 and 3.1; later versions read the provider info."""
         from wtforms import BooleanField, IntegerField, PasswordField, StringField
 
-        kinds = {"integer": IntegerField, "boolean": BooleanField, "string": StringField}
+        from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS
+
+        inputs = {"integer": IntegerField, "boolean": BooleanField, "string": StringField}
         return {
-            name: (
-                PasswordField
-                if entry["schema"].get("format") == "password"
-                else kinds[entry["schema"]["type"][0]]
-            )(entry["label"], description=entry["description"])
-            for name, entry in CONNECTION_TYPE["conn-fields"].items()
+            field.name: (PasswordField if field.secret else inputs[field.type])(
+                field.label, description=field.form_description
+            )
+            for field in CONNECTION_FIELDS
         }
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return the form's labels for Airflow 3.0 and 3.1; later ones read them from the provider's info."""
-        behaviour = CONNECTION_TYPE["ui-field-behaviour"]
-        return {key.replace("-", "_"): value for key, value in behaviour.items()}
+        """Return the form's labels for Airflow 3.0 and 3.1; later versions read the provider info."""
+        from airflow_provider_modelscope.hooks.connection import UI_FIELD_BEHAVIOUR
+
+        return {key.replace("-", "_"): value for key, value in UI_FIELD_BEHAVIOUR.items()}
 
     @cached_property
     def account(self) -> Account:
-        """What the connection says, read once.
+        """The account that the connection describes, read once.
 
-        :raises InvalidConnectionError: where it cannot be used.
+        :raises InvalidConnectionError: if the connection cannot be used.
         """
         from airflow.sdk.log import mask_secret
 
         from airflow_provider_modelscope.hooks.connection import account_from_connection
 
         account = account_from_connection(self.get_connection(self.modelscope_conn_id))
-        # Airflow masks the password as it was pasted, which need not be the bare token.
+        # Airflow masks the password as it was pasted, which may differ from the bare token.
         mask_secret(account.token)
         return account
 
     def submit_generation(self, request: GenerationRequest, *, queue_timeout: float = 60.0) -> str:
-        """Start a generation and return its id.
+        """Submit a generation and return its id.
 
-        It is sent again only where nothing can have been created: no connection, too fast, a full queue.
+        Retries only if no generation can have been created: no connection, a rate limit, a full queue.
 
-        :param queue_timeout: Seconds to go on trying in those cases.
-        :raises SubmissionLostError: where it was sent, and nobody can tell whether a generation was made.
-        :raises ModelScopeError: whatever else the service answers.
+        :param queue_timeout: Seconds to retry in those cases.
+        :raises SubmissionLostError: if the request was sent, and a generation may have been created.
+        :raises ModelScopeError: if the service rejects the request.
         """
         now = time.time()
         return self.submit_with_backoff(request, SubmitBackoff(since=now, end_time=now + queue_timeout))
@@ -106,14 +104,14 @@ class ModelScopeHook(BaseHook):
     def submit_with_backoff(
         self,
         request: GenerationRequest,
-        queue: SubmitBackoff,
+        backoff: SubmitBackoff,
         *,
         sending: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> str:
-        """Start a generation as :meth:`submit_generation` does.
+        """Submit a generation and return its id, as :meth:`submit_generation` does.
 
-        :param queue: The wait for room.
-        :param sending: Makes the context in which it is sent, anew for each time.
+        :param backoff: Decides when to submit again, and when to give up.
+        :param sending: Makes a new context for each attempt, which is entered while it is sent.
         """
         from airflow_provider_modelscope.protocol.messages import submission_request
 
@@ -123,49 +121,44 @@ class ModelScopeHook(BaseHook):
                 with sending():
                     return self._submit(call, model=request.model)
             except (RateLimitedError, ServiceUnreachableError) as error:
-                self._pause(error, queue.after(error, now=time.time()))
+                self._wait_to_retry(error, backoff.after(error, now=time.time()))
 
     def _submit(self, call: HttpRequest, *, model: str) -> str:
         from airflow_provider_modelscope.metrics import counted_submission, show_quota
-        from airflow_provider_modelscope.protocol.messages import lost, read_submission
+        from airflow_provider_modelscope.protocol.messages import lost_submission, read_submission
 
         with counted_submission(modelscope_conn_id=self.modelscope_conn_id, model=model):
             try:
-                answer = self._send(call)
+                response = self._send(call)
             except ServiceUnreachableError:
                 raise
             except ServiceUnavailableError as error:
-                raise lost(error.message) from error
-            if said := str(quota := answer.quota):
-                self.log.info("ModelScope's quota for today: %s", said)
+                raise lost_submission(error.message) from error
+            if text := str(quota := response.quota):
+                self.log.info("Quota for today: %s", text)
                 show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=model)
-            return read_submission(answer, account=self.account, model=model)
+            return read_submission(response, account=self.account, model=model)
 
     def get_generation(self, generation_id: str) -> Generation:
-        """Return what the service says of a generation now. Passing faults are tried again.
+        """Return the generation as the service describes it now. Retries on errors that may pass.
 
-        :raises ModelScopeError: where it does not say.
+        :raises ModelScopeError: if the service does not return the generation.
         """
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.protocol.messages import read_status, status_request
 
         generation_id = checked_id(generation_id)
         call = status_request(self.account, generation_id)
-        failed = 0
+        attempts = 0
         while True:
             try:
                 return read_status(self._send(call), account=self.account, generation_id=generation_id)
             except ModelScopeRetryableError as error:
-                failed += 1
-                if failed == TRIES:
+                attempts += 1
+                if attempts == TRIES:
                     error.generation_id = generation_id
                     raise
-                self._pause(error, PAUSE)
-
-    def _pause(self, error: ModelScopeError, seconds: float) -> None:
-        what = "Waiting for room" if isinstance(error, QueueFullError) else "Trying again"
-        self.log.info("%s: next try in %.0f s. %s", what, seconds, error)
-        time.sleep(seconds)
+                self._wait_to_retry(error, PAUSE)
 
     def poll(self, generation_id: str) -> Generation | ModelScopeError:
         """Return what :meth:`get_generation` returns, or the error that it raises."""
@@ -174,66 +167,68 @@ class ModelScopeHook(BaseHook):
         except ModelScopeError as error:
             return error
 
-    def poll_until(self, wait: PollSchedule, until: float) -> Generation | None:
-        """Return the generation once it is finished, or None where it is not by then (epoch seconds).
+    def poll_until(self, schedule: PollSchedule, deadline: float) -> Generation | None:
+        """Poll until the generation is finished, and return it; None if the deadline comes first.
 
-        :raises ModelScopeError: where the wait ends without a finished generation.
+        :param schedule: Decides when to poll again, and when to give up.
+        :param deadline: In epoch seconds. No poll is later.
+        :raises ModelScopeError: if the schedule gives up.
         """
         while True:
-            outcome = wait.after(self.poll(wait.generation_id), now=time.time())
+            outcome = schedule.after(self.poll(schedule.generation_id), now=time.time())
             if not isinstance(outcome, float):
                 return outcome
-            if time.time() + outcome > until:
+            if time.time() + outcome > deadline:
                 return None
             time.sleep(outcome)
 
     def download_image(self, url: str) -> Image:
-        """Return an output image, whole and decodable. The token is not sent to its host.
+        """Return an output image, complete and decodable. The token is not sent to its host.
 
-        It stands in a temporary file that goes when the image is closed: use it in a ``with``. What fails in
-        passing, half an image included, is tried again.
+        The image is a temporary file that is deleted when the image is closed: use it in a ``with``.
+        Retries on errors that may pass, an incomplete image included.
 
         :param url: One of a generation's ``output_images``.
-        :raises ImageGoneError: where the URL works no longer.
-        :raises ImageNotAllowedError: where it is too large, or where images may not come from.
-        :raises ImageStorageError: where the temporary folder has no room for it.
-        :raises ImageError: where it cannot be had whole.
+        :raises ImageGoneError: if the URL no longer works.
+        :raises ImageNotAllowedError: if the image is too large, or its host is not allowed.
+        :raises ImageStorageError: if the temporary folder has no room for the image.
+        :raises ImageError: if the image cannot be downloaded completely.
         """
         from airflow_provider_modelscope.transport.download import download
 
-        failed = 0
+        attempts = 0
         while True:
             try:
                 return download(url, self.account)
             except (ImageGoneError, ImageStorageError):
                 raise
             except ImageError as error:
-                failed += 1
-                if failed == IMAGE_TRIES:
+                attempts += 1
+                if attempts == DOWNLOAD_ATTEMPTS:
                     raise
-                self._pause(error, PAUSE * 2 ** (failed - 1))
+                self._wait_to_retry(error, PAUSE * 2 ** (attempts - 1))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Tell whether the service takes this token, and what to do where it does not."""
+        """Return whether the service accepts the connection's token, and what to do if it does not."""
         from airflow_provider_modelscope.protocol import messages
 
         try:
             account = self.account
-            # Asked for a generation that cannot be, the API should refuse a bad token: but that is a guess.
-            look = self._send(messages.status_request(account, "0"))
-            if look.status_code in VERDICTS:
-                raise messages.error_from(look, account=account)
-            # So the site is asked, which is known to tell a good token from a bad one.
+            # The API is assumed, but not known, to reject a bad token before it looks for a generation.
+            status = self._send(messages.status_request(account, "0"))
+            if status.status_code in UNUSABLE_TOKEN:
+                raise messages.error_from(status, account=account)
+            # The website is known to tell a good token from a bad one.
             user = self._send(messages.user_request(account, account.hub_url or account.base_url))
             if user.status_code == 200:
-                return True, f"{account.base_url} answers, and the token is valid."
-            if user.status_code in VERDICTS or account.hub_url:
+                return True, f"Connected to {account.base_url}: the token is valid."
+            if user.status_code in UNUSABLE_TOKEN or account.hub_url:
                 raise messages.error_from(user, account=account)
-            if look.status_code >= 500:
-                raise messages.error_from(look, account=account)
+            if status.status_code >= 500:
+                raise messages.error_from(status, account=account)
         except ModelScopeError as error:
             return False, str(error)
-        return True, f"{account.base_url} answers and does not refuse the token."
+        return True, f"Connected to {account.base_url}: it does not reject the token."
 
     def _send(self, call: HttpRequest) -> HttpResponse:
         from airflow_provider_modelscope.transport.blocking import send
@@ -244,3 +239,13 @@ class ModelScopeHook(BaseHook):
             connection = f"connection {self.modelscope_conn_id!r}"
             error.message += f". Check host, proxy and verify of {connection}, and this machine's network"
             raise
+
+    def _wait_to_retry(self, error: ModelScopeError, seconds: float) -> None:
+        prefix = "Queue full, retrying" if isinstance(error, QueueFullError) else "Retrying"
+        self.log.info("%s in %.0f s: %s", prefix, seconds, error)
+        self.sleep_before_retry(seconds)
+
+    @staticmethod
+    def sleep_before_retry(seconds: float) -> None:
+        """Sleep between two attempts. Tests replace it."""
+        time.sleep(seconds)

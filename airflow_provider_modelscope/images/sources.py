@@ -14,20 +14,22 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeRetryableError,
 )
 from airflow_provider_modelscope.images.image import MAX_PIXELS, Image
-from airflow_provider_modelscope.images.object_storage import _REFUSING, _is_refusal, read_object
+from airflow_provider_modelscope.images.object_storage import is_permanent, read_object
 from airflow_provider_modelscope.redaction import preview, truncated
 from airflow_provider_modelscope.validation import check_all
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.request import GenerationRequest
 
-MAX_SOURCE_BYTES = 10 * 1024 * 1024  # of a picture to edit
+MAX_SOURCE_BYTES = 10 * 1024 * 1024  # of one source image
 
 
 def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = None) -> GenerationRequest:
-    """Return the request with its pictures in object storage as ``data:`` URIs, which ModelScope can read.
+    """Return the request with its images in object storage as ``data:`` URIs, which ModelScope can read.
 
-    :raises InvalidRequestError: where one is not a picture of at most 10 MiB.
+    :param storage_conn_id: The connection to object storage; by default the one in ``s3://conn_id@bucket/``.
+    :raises InvalidRequestError: if an object is not an image of at most 10 MiB, or can never be read.
+    :raises ModelScopeRetryableError: if an object cannot be read now.
     """
     if not request.stored_images:
         return request
@@ -43,9 +45,9 @@ def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = N
 
 
 def _data_uri(uri: str, storage_conn_id: str | None) -> str:
-    """Read one picture from object storage."""
+    """Read one image from object storage."""
 
-    def wrong(problem: str) -> InvalidRequestError:
+    def invalid(problem: str) -> InvalidRequestError:
         return InvalidRequestError(f"Nothing was sent. image_url = {preview(uri, 300)}: {problem}.")
 
     try:
@@ -53,19 +55,20 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
     except InvalidDestinationError as error:
         raise InvalidRequestError(f"Nothing was sent. {error.message}") from error
     except Exception as error:  # each store has errors of its own
-        problem = f"{type(error).__name__}: {truncated(str(error), 300)}"
-        if isinstance(error, OSError) and error.errno in _REFUSING:
-            problem = str(error.strerror)  # the rest is a long name
-        if isinstance(error, ValueError) or _is_refusal(error):
-            raise wrong(f"cannot be read ({problem})") from error
-        raise ModelScopeRetryableError(f"Nothing was sent. image_url = {uri!r}: {problem}") from error
+        reason = getattr(error, "strerror", None) or truncated(str(error), 300)  # without the path again
+        problem = f"cannot be read ({type(error).__name__}: {reason})"
+        if isinstance(error, ValueError) or is_permanent(error):
+            raise invalid(problem) from error
+        raise ModelScopeRetryableError(
+            f"Nothing was sent. image_url = {preview(uri, 300)}: {problem}"
+        ) from error
     if len(content) > MAX_SOURCE_BYTES:
-        raise wrong(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")
+        raise invalid(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")
     try:
         image = Image.from_bytes(content)
-    except ImageError as error:  # whose message shows some bytes of what may be any file of this worker
-        raise wrong(
-            f"holds {len(content)} bytes that are not a whole picture, such as PNG or JPEG, of at most "
-            f"{MAX_PIXELS} pixels"
+    except ImageError as error:  # its message shows some bytes of what may be any file of this worker
+        raise invalid(
+            f"holds {len(content)} bytes that are not a complete image of at most {MAX_PIXELS} pixels in a "
+            "format such as PNG or JPEG"
         ) from error
     return f"data:{image.content_type};base64,{base64.b64encode(content).decode()}"

@@ -294,6 +294,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             end_time=self._end_of(self.timeout, context, since=since),
             poll_interval=self.poll_interval,
             model=submission.model,
+            size=submission.size,
             fast_poll_until_age=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None
@@ -307,11 +308,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     @counts_failures
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_modelscope.tasks.storing import finished_generation
+        from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
         from airflow_provider_modelscope.xcoms import Submission
 
         return self._finish(
-            lambda: finished_generation(self.hook, generation_id_of(event)),
+            lambda: fetch_finished_generation(self.hook, generation_id_of(event)),
             Submission.own(context),
             self._record(context),
             context,
@@ -333,7 +334,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
 
         try:
             generation = wait()
-            generation.raise_for_failure(retry_submits=True)
+            generation.raise_for_failure(retry_resubmits=True)
             uris = self._store(generation, submission, context)
         except GenerationStatusUnknownError:
             raise

@@ -1,30 +1,29 @@
-"""Where the service is and who asks: what an Airflow connection says, read and checked once."""
+"""The account: service, token and limits, as an immutable value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 DEFAULT_BASE_URL = "https://api-inference.modelscope.cn"
 DEFAULT_HUB_URL = "https://modelscope.cn"
 
-# The site behind each API: its accounts, tokens and models.
+# The site with the accounts, tokens and model pages of each API.
 _HUBS = {DEFAULT_BASE_URL: DEFAULT_HUB_URL, "https://api-inference.modelscope.ai": "https://modelscope.ai"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """One account at one service, and how to reach it.
+    """One account at one service, and how to reach that service.
 
-    :param token: The API token, bare.
-    :param base_url: Origin and path before ``/v1``, without a trailing slash.
-    :param request_timeout: Seconds that one HTTP request may take, above 0 and at most 600.
-    :param verify: Whether to check TLS certificates, or the path of a bundle of authorities to trust.
-    :param proxy: URL of the HTTP proxy to use instead of the environment's.
-    :param max_image_bytes: Largest output image to accept, in bytes.
-    :param allowed_image_hosts: Names of hosts that images may come from although their address is not public;
-        ``*.example.com`` stands for every host below.
+    :param token: The API token, without ``Bearer``.
+    :param base_url: URL of the service up to ``/v1``, without a trailing slash.
+    :param request_timeout: Timeout of one HTTP request in seconds, from 1 to 600.
+    :param verify: Whether to verify TLS certificates, or the path of a CA bundle.
+    :param proxy: URL of an HTTP proxy, in place of the environment's.
+    :param max_image_bytes: Size limit of an output image, in bytes.
+    :param allowed_image_hosts: Hosts that images may come from even if their address is not public;
+        ``*.example.com`` matches every subdomain.
     """
 
     token: str = field(repr=False)
@@ -37,26 +36,14 @@ class Account:
 
     @property
     def hub_url(self) -> str | None:
-        """The site with this service's accounts and tokens, where the service is ModelScope's own."""
+        """The site with this service's accounts and tokens; None if the service is not ModelScope's own."""
         return _HUBS.get(self.base_url)
 
     @property
     def settings_url(self) -> str:
-        """Where a person finds their tokens and binds or verifies the account."""
+        """The page where users manage tokens and bind or verify their account."""
         return f"{self.hub_url or DEFAULT_HUB_URL}/my/myaccesstoken"
 
     def model_url(self, model: str) -> str:
-        """Return the page of a model, which says what it is for and whether it can be asked."""
+        """Return the page of a model; it shows whether the API serves the model."""
         return f"{self.hub_url or DEFAULT_HUB_URL}/models/{quote(model)}"
-
-    def may_fetch(self, url: str) -> bool:
-        """Whether an image may come from there: https, or http where the API itself is."""
-        try:
-            scheme = urlsplit(url).scheme
-        except ValueError:  # such as an unclosed [ of an IPv6 address
-            return False
-        return scheme == "https" or (scheme == "http" and self.base_url.startswith("http:"))
-
-    def allows_images_from(self, host: str) -> bool:
-        """Whether the connection names a host (in small letters) that images may come from at any address."""
-        return any(fnmatchcase(host.rstrip("."), name) for name in self.allowed_image_hosts)

@@ -1,10 +1,14 @@
-"""What ModelScope says of one generation, as a value that judges itself."""
+"""What ModelScope reports about one generation, as an immutable value.
+
+ModelScope's API calls a generation a task: ``task_id`` and ``task_status`` are renamed here, where the JSON
+is read, because a task is something else in Airflow.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -20,12 +24,14 @@ SUCCEED = "SUCCEED"
 FAILED = "FAILED"
 NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just accepted"
 
-MAX_ID = 200  # characters; ids seen have 7
+MAX_ID = 200  # characters; observed ids have 7
+
+_DETAIL_KEYS = frozenset(("errors", "error", "message", "code"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorDetail:
-    """What the service says of an error, out of either of its envelopes."""
+    """What the service reports about an error, whatever the envelope."""
 
     message: str = ""
     code: int | None = None
@@ -33,10 +39,12 @@ class ErrorDetail:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], *, secret: str = "") -> Self:
-        """Read ``{"errors": {...}}`` or ``{"error": {...}}``; the details stand inside or beside it.
+        """Read ``{"errors": {...}}`` or ``{"error": {...}}``, with the details inside or beside it.
 
-        :param secret: What not to show of it.
+        :param secret: Text to redact: the token.
         """
+        if _DETAIL_KEYS.isdisjoint(body) and not body.get("request_id"):
+            return cls()  # the response of a running generation: most responses
         inner = body.get("errors") or body.get("error")
         if isinstance(inner, list) and inner and isinstance(inner[0], Mapping):
             inner = inner[0]
@@ -44,7 +52,7 @@ class ErrorDetail:
         code = envelope.get("code", body.get("code"))
         message = _text(envelope.get("message") or "")
         if isinstance(code, str) and code.strip() and _integer(code) is None:
-            message = f"{one_line(code, MAX_NAME, secret=secret)}: {message}"  # a name says something too
+            message = f"{one_line(code, MAX_NAME, secret=secret)}: {message}"  # a textual code explains too
         request_id = _text(envelope.get("request_id") or body.get("request_id") or "")
         return cls(
             message=one_line(message, MAX_MESSAGE, secret=secret),
@@ -55,15 +63,15 @@ class ErrorDetail:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One answer about a generation.
+    """The state of one generation, as one response reports it.
 
     :param generation_id: ModelScope's ``task_id``.
-    :param status: ModelScope's ``task_status`` in capitals. ``SUCCEED`` and ``FAILED`` are known to be
-        final; whatever else it says, an empty word included, means that it still runs.
-    :param output_images: URLs of the images. Undocumented how long they live.
-    :param parameters: The parameters really used (ModelScope's ``input``), the random seed among them.
-    :param duration_ms: How long the generation took, where it says so.
-    :param error: What it says of a failure.
+    :param status: ModelScope's ``task_status`` in capitals. Only ``SUCCEED`` and ``FAILED`` are known to be
+        final; any other text, even an empty one, means that the generation is still running.
+    :param output_images: URLs of the images. Their lifetime is undocumented.
+    :param parameters: The parameters that the service used (ModelScope's ``input``), such as a random seed.
+    :param duration_ms: Duration of the generation, if reported.
+    :param error: Details of a failure.
     """
 
     generation_id: str
@@ -75,9 +83,9 @@ class Generation:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], *, generation_id: str, secret: str = "") -> Self:
-        """Read the body of an answer, whose own ``task_id`` is empty while it runs.
+        """Read the body of a status response. Its own ``task_id`` is empty while the generation runs.
 
-        :param secret: What not to show of what it says.
+        :param secret: Text to redact: the token.
         """
         images, used = body.get("output_images"), body.get("input")
         return cls(
@@ -90,63 +98,69 @@ class Generation:
         )
 
     @property
-    def is_missing(self) -> bool:
-        """Whether the service says that it knows no such generation: at its start not yet a verdict."""
-        is_so = re.search(r"\btask\b.{0,99}not found|not found.{0,9}\btask\b", self.error.message.lower())
-        return self.status == FAILED and bool(is_so)
+    def is_not_found(self) -> bool:
+        """Whether the service reports an unknown id. That is no verdict yet on a new generation."""
+        return self.status == FAILED and bool(_NOT_FOUND.search(self.error.message.lower()))
 
     def has_failed(self, *, age: float) -> bool:
-        """Whether it FAILED, at this age in seconds."""
-        return self.status == FAILED and not (self.is_missing and age < NOT_FOUND_GRACE)
+        """Whether the generation FAILED. A new generation that is not found has not failed yet.
+
+        :param age: Seconds since the submission.
+        """
+        return self.status == FAILED and not (self.is_not_found and age < NOT_FOUND_GRACE)
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing will change any more. ``SUCCEED`` without images is a broken answer, not an end."""
+        """Whether the status is final. ``SUCCEED`` without images is a broken response: poll again."""
         return self.status == FAILED or (self.status == SUCCEED and bool(self.output_images))
 
     @property
     def seed(self) -> int | None:
-        """The seed that was really used, where the service says so."""
+        """The seed that the service used, if reported."""
         return _integer(self.parameters.get("seed"))
 
     @property
     def request_id(self) -> str | None:
-        """ModelScope's id of this answer, for its support."""
+        """ModelScope's id of this response, for its support."""
         return self.error.request_id
 
-    def used_parameters(self) -> dict[str, Any]:
-        """Return the parameters really used, under the names that a request has for them.
+    def effective_parameters(self) -> dict[str, Any]:
+        """Return the parameters that the service used, under the names that a request has for them.
 
-        Only what the service said, in the form that is known of it, and such that a database can hold it.
+        Values of unexpected types are left out; a database can store the rest.
         """
-        said = self.parameters
-        width, height = _integer(said.get("width")), _integer(said.get("height"))
-        used = {
-            "prompt": _kept_text(said.get("prompt")),
-            "negative_prompt": _kept_text(said.get("negativePrompt")),
+        used = self.parameters
+        width, height = _integer(used.get("width")), _integer(used.get("height"))
+        named = {
+            "prompt": _storable_text(used.get("prompt")),
+            "negative_prompt": _storable_text(used.get("negativePrompt")),
             "size": f"{width}x{height}" if width and height else None,
             "seed": self.seed,
-            "steps": _integer(said.get("numInferenceSteps")),
-            "guidance": _finite(said.get("guidanceScale")),
+            "steps": _integer(used.get("numInferenceSteps")),
+            "guidance": _finite(used.get("guidanceScale")),
         }
-        return {name: value for name, value in used.items() if value is not None}
+        return {name: value for name, value in named.items() if value is not None}
 
-    def raise_for_failure(self, *, retry_submits: bool) -> None:
-        """Raise if it FAILED.
+    def raise_for_failure(self, *, retry_resubmits: bool) -> None:
+        """Raise an error if the generation FAILED.
 
-        :param retry_submits: Whether a retry of the asking Airflow task would start a new generation. A
-            retry that would only look at this one again cannot help.
-        :raises GenerationFailedError: where a new generation may do better.
-        :raises GenerationRejectedError: where it would not.
+        :param retry_resubmits: Whether a retry of the calling Airflow task submits a new generation. If it
+            only polls this one again, it cannot help.
+        :raises GenerationFailedError: if a new generation may succeed.
+        :raises GenerationRejectedError: if a retry cannot help.
         """
         if self.status != FAILED:
             return
-        # One that is missing is nobody's fault: a new one may do better.
-        final = not retry_submits or (is_callers_fault(self.error.code) and not self.is_missing)
-        unknown = "It does not know this generation: a wrong id, another account's or host's, or too old. "
-        raise (GenerationRejectedError if final else GenerationFailedError)(
-            f"{unknown if self.is_missing else ''}ModelScope says FAILED: "
-            f"{self.error.message or 'without a reason'}",
+        is_rejected = is_rejection(self.error.code) and not self.is_not_found
+        kind = GenerationFailedError if retry_resubmits and not is_rejected else GenerationRejectedError
+        message = f"Generation FAILED: {self.error.message or 'no reason given'}"
+        if self.is_not_found:
+            message = (
+                f"{message.rstrip('.')}. The id may be wrong or expired, or belong to another account or "
+                "host: check it, or submit again"
+            )
+        raise kind(
+            message,
             code=self.error.code,
             request_id=self.error.request_id,
             generation_id=self.generation_id,
@@ -154,28 +168,31 @@ class Generation:
 
 
 def checked_id(generation_id: Any) -> str:
-    """Return a generation's id as text: opaque, but one word, there, and such that a URL can hold it.
+    """Return a generation id as text: an opaque word that fits into a URL.
 
-    :raises InvalidRequestError: where it is none, as when the task upstream returned nothing.
+    :raises InvalidRequestError: for any other value, such as None from an upstream task.
     """
     is_id = isinstance(generation_id, str | int) and not isinstance(generation_id, bool)
     text = _text(generation_id).strip() if is_id else ""
     if (
         text in ("", "None", "null", ".", "..")  # a path that ends in dots is another path
-        or text[0] in "[{("  # a list or a mapping that a template made text of
+        or text[0] in "[{("  # a list or mapping that a template rendered as text
         or len(text) > MAX_ID
         or not (text.isprintable() and len(text.split()) == 1)
     ):
         raise InvalidRequestError(
             f"generation_id = {preview(generation_id)}: must be the id that a submit task returned; "
-            "for several, map over them with .expand(generation_id=...)"
+            "for several ids, map over them with .expand(generation_id=...)"
         )
     return text
 
 
-def is_callers_fault(code: int | None) -> bool:
-    """Whether a code says that the same request would be refused again: 4xx, but not 408 or 429."""
+def is_rejection(code: int | None) -> bool:
+    """Whether an error code means that the same request would fail again: 4xx, except 408 and 429."""
     return code is not None and 400 <= code < 500 and code not in (408, 429)
+
+
+_NOT_FOUND = re.compile(r"\btask\b.{0,99}not found|not found.{0,9}\btask\b")
 
 
 def _integer(value: Any) -> int | None:
@@ -183,34 +200,36 @@ def _integer(value: Any) -> int | None:
         number = None if isinstance(value, bool) else int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if number is not None and abs(number) < 2**63 else None  # what a database can hold
+    return number if number is not None and abs(number) < 2**63 else None  # the range of a database
 
 
 def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
     try:
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        number = float(value)
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
 
 
-def _text(value: Any, as_text: Callable[[Any], str] = str) -> str:
-    """Return a value as text, empty where there is no end of it."""
+def _text(value: Any) -> str:
+    """Return a value as text, or an empty text if Python refuses to convert it."""
     try:
-        return as_text(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in a list in a list ...
+        return str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a deeply nested list ...
         return ""
 
 
-def _kept_text(value: Any) -> str | None:
-    """Return a prompt as it is, but such that a database can hold it; None where there is none."""
+def _storable_text(value: Any) -> str | None:
+    """Return a prompt in a form that a database can store, or None if there is none."""
     if not isinstance(value, str) or not value.strip():
         return None
     return re.sub("[\0\ud800-\udfff]", "\ufffd", value[:MAX_MESSAGE])
 
 
 def _is_url(value: Any) -> bool:
-    """Whether a value is an http(s) URL with a host, and of characters that can be sent."""
+    """Whether a value is an http(s) URL with a host, of printable characters only."""
     try:
         parts = urlsplit(value) if isinstance(value, str) and value.isprintable() else None
         return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)

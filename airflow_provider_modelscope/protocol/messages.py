@@ -1,7 +1,7 @@
-"""The protocol: what to send to ModelScope, and what an answer means.
+"""The HTTP messages: what to send to ModelScope, and what each response means.
 
-Pure functions, so that the transport on workers (requests) and the one in the triggerer (aiohttp) cannot
-differ. No clock, no network.
+Pure functions without a clock or a network, so that the transport on workers (requests) and the one in the
+triggerer (aiohttp) cannot differ.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from airflow_provider_modelscope.protocol.generation import (
     ErrorDetail,
     Generation,
     checked_id,
-    is_callers_fault,
+    is_rejection,
 )
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line, redacted
 
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.request import GenerationRequest
 
-MAX_BODY = 32 * 1024 * 1024  # bytes of an answer that are read: it may repeat the pictures that it was sent
+MAX_BODY = 32 * 1024 * 1024  # bytes of a response to read: it may echo the images of the request
 REQUEST_ID_HEADERS = ("X-Request-Id", "X-Acs-Request-Id")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpRequest:
-    """One HTTP request. It carries the token, so it is never shown."""
+    """One HTTP request. Its repr hides the token and the prompt."""
 
     method: str
     url: str
@@ -59,7 +59,7 @@ class HttpRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """What the service says of the requests that an account may make today, as far as it says so."""
+    """How many requests the account may still make today, as far as the service reports it."""
 
     limit: int | None = None
     remaining: int | None = None
@@ -67,29 +67,27 @@ class Quota:
     model_remaining: int | None = None
 
     def __str__(self) -> str:
-        account = _quota_words(self.remaining, self.limit)
-        model = _quota_words(self.model_remaining, self.model_limit)
+        account = _requests_left(self.remaining, self.limit)
+        model = _requests_left(self.model_remaining, self.model_limit)
         return ", ".join(filter(None, [account, model and f"of this model {model}"]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpResponse:
-    """One HTTP answer.
+    """One HTTP response. It may echo the token: everything that returns text takes the secret to redact.
 
-    :param headers: Looked up in any case.
+    :param headers: With case-insensitive names.
     :param body: Its first ``MAX_BODY`` bytes, decompressed.
-    :param secret: What is not to be shown of it where it repeats that: the token.
     """
 
     status_code: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-    secret: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
 
     @cached_property
     def json(self) -> dict[str, Any] | None:
-        """The JSON object that it holds, or None."""
-        if len(self.body) >= MAX_BODY:  # it was cut, and reading it would take a second
+        """The JSON object in the body, or None."""
+        if len(self.body) >= MAX_BODY:  # truncated, and parsing it would take a second
             return None
         try:
             value = json.loads(self.body)
@@ -97,29 +95,27 @@ class HttpResponse:
             return None
         return value if isinstance(value, dict) else None
 
-    @property
-    def detail(self) -> ErrorDetail:
-        """What it says of an error, empty where it says nothing."""
-        detail = ErrorDetail.from_json(self.json or {}, secret=self.secret)
+    def error_detail(self, *, secret: str) -> ErrorDetail:
+        """Return what the response reports about an error; empty if nothing."""
+        detail = ErrorDetail.from_json(self.json or {}, secret=secret)
         if detail.request_id:
             return detail
         header = next(filter(None, map(self.headers.get, REQUEST_ID_HEADERS)), "")
-        return replace(detail, request_id=one_line(header, MAX_NAME, secret=self.secret) or None)
+        return replace(detail, request_id=one_line(header, MAX_NAME, secret=secret) or None)
 
-    @property
-    def words(self) -> str:
-        """What it says: the service's message, or else the body's text."""
+    def text(self, *, secret: str) -> str:
+        """Return the service's message if there is one, else the body as text."""
         body = self.body[: 4 * MAX_MESSAGE].decode(errors="replace")
-        return " ".join((self.detail.message or one_line(body, MAX_MESSAGE, secret=self.secret)).split())
+        message = self.error_detail(secret=secret).message or one_line(body, MAX_MESSAGE, secret=secret)
+        return " ".join(message.split())
 
-    @property
-    def evidence(self) -> str:
-        """What it says, in 200 characters."""
-        return self.words[:200] or "nothing"
+    def excerpt(self, *, secret: str) -> str:
+        """Return the first 200 characters of :meth:`text`."""
+        return self.text(secret=secret)[:200] or "(empty response)"
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that it asks to wait. A date is read against the answer's own, so clocks may differ."""
+        """Seconds that the service asks to wait. A date counts from the response's own ``Date`` header."""
         value = self.headers.get("Retry-After")
         if not value:
             return None
@@ -133,7 +129,7 @@ class HttpResponse:
 
     @property
     def quota(self) -> Quota:
-        """What it says of the quota left, where the service sends that."""
+        """The remaining quota, if the service reports it."""
 
         def number(name: str) -> int | None:
             value = self.headers.get(f"modelscope-ratelimit-{name}", "")
@@ -148,7 +144,7 @@ class HttpResponse:
 
 
 def submission_request(account: Account, request: GenerationRequest) -> HttpRequest:
-    """Return the call that starts a generation."""
+    """Return the HTTP request that starts a generation."""
     return HttpRequest(
         method="POST",
         url=f"{account.base_url}/v1/images/generations",
@@ -162,48 +158,147 @@ def submission_request(account: Account, request: GenerationRequest) -> HttpRequ
 
 
 def status_request(account: Account, generation_id: str) -> HttpRequest:
-    """Return the call that asks for a generation."""
+    """Return the HTTP request that polls a generation."""
     return HttpRequest(
         method="GET",
         url=f"{account.base_url}/v1/tasks/{quote(generation_id, safe='')}",
-        # Without this header the service answers FAILED, "task not found".
+        # Without this header the service reports FAILED, "task not found".
         headers={**_authorization(account), "X-ModelScope-Task-Type": "image_generation"},
     )
 
 
 def user_request(account: Account, site: str) -> HttpRequest:
-    """Return the call that asks a site whose token this is; ``/v1/models`` answers 200 to any token."""
+    """Return the HTTP request that verifies a token at a site; ``/v1/models`` accepts any token."""
     return HttpRequest(method="GET", url=f"{site}/openapi/v1/users/me", headers=_authorization(account))
 
 
-def read_submission(answer: HttpResponse, *, account: Account, model: str) -> str:
-    """Return the id of the generation that was accepted.
+def read_submission(response: HttpResponse, *, account: Account, model: str) -> str:
+    """Return the id of the accepted generation.
 
-    The ``task_status`` of this answer says SUCCEED, which means no more than accepted.
+    The ``task_status`` of this response is SUCCEED, which only means that the submission was accepted.
 
-    :raises ModelScopeError: whatever the answer means instead. :class:`SubmissionLostError` where nobody
-        can tell whether a generation was made.
+    :raises SubmissionLostError: if the response does not tell whether a generation was created.
+    :raises ModelScopeError: for any other response, by its meaning.
     """
-    answer = replace(answer, secret=account.token)
-    if 200 <= answer.status_code < 300:
+    if 200 <= response.status_code < 300:
         try:
-            generation_id = checked_id((answer.json or {}).get("task_id"))
+            generation_id = checked_id((response.json or {}).get("task_id"))
         except InvalidRequestError:
             generation_id = ""
-        if generation_id and redacted(generation_id, account.token) == generation_id:  # an id is shown
+        if generation_id and redacted(generation_id, account.token) == generation_id:  # logs show the id
             return generation_id
-        raise lost(
-            f"ModelScope's answer names no generation. It says: {answer.evidence}",
-            answer.status_code,
-            answer.detail.request_id,
+        raise lost_submission(
+            f"ModelScope's response contains no generation id: {response.excerpt(secret=account.token)}",
+            response.status_code,
+            response.error_detail(secret=account.token).request_id,
         )
-    error = error_from(answer, account=account, model=model)
+    error = error_from(response, account=account, model=model)
     if isinstance(error, ServiceUnavailableError):
-        raise lost(error.message, answer.status_code, error.request_id)
+        raise lost_submission(error.message, response.status_code, error.request_id)
     raise error
 
 
-def _quota_words(remaining: int | None, limit: int | None) -> str:
+def lost_submission(
+    what_happened: str, code: int | None = None, request_id: str | None = None
+) -> SubmissionLostError:
+    """Return the error for a submission that may or may not have created a generation."""
+    return SubmissionLostError(
+        f"{what_happened.rstrip('.')}. The service may have started and charged a generation, and has no way "
+        "to check. The request was not sent again",
+        code=code,
+        request_id=request_id,
+    )
+
+
+def read_status(response: HttpResponse, *, account: Account, generation_id: str) -> Generation:
+    """Return the state of a generation.
+
+    The end of a generation also counts under HTTP status 400 and 5xx, if the body contains the images or the
+    reason: only the service itself knows those. Any other refusal is a verdict only as JSON of the API: the
+    404 of a gateway or the page of a firewall may pass, and the running generation is paid for.
+
+    :raises ServiceUnavailableError: if a later poll may succeed.
+    :raises ModelScopeError: for any other response, by its meaning.
+    """
+    status, body = response.status_code, response.json
+    is_success = 200 <= status < 300
+    if body is not None and "task_status" in body:
+        generation = Generation.from_json(body, generation_id=generation_id, secret=account.token)
+        if not generation.is_finished:
+            if is_success:
+                return generation
+        elif is_success or (
+            (status == 400 or status >= 500) and (generation.output_images or generation.error.message)
+        ):
+            return _with_evidence(generation, response, secret=account.token)
+    error = error_from(response, account=account)
+    if isinstance(error, ModelScopeFinalError) and (body is None or status == 404):
+        error = ServiceUnavailableError(
+            f"Unexpected response to a poll: {response.excerpt(secret=account.token)}",
+            code=status,
+            request_id=error.request_id,
+            retry_after=error.retry_after,
+        )
+    error.generation_id = generation_id
+    raise error
+
+
+def _with_evidence(generation: Generation, response: HttpResponse, *, secret: str) -> Generation:
+    """Add what only the response knows: a request id in its headers, its text if a failure has no reason."""
+    detail = response.error_detail(secret=secret)
+    if generation.status == FAILED and not detail.message:
+        detail = replace(detail, message=f"no reason given, response: {response.excerpt(secret=secret)}")
+    return replace(generation, error=detail)
+
+
+def error_from(response: HttpResponse, *, account: Account, model: str | None = None) -> ModelScopeError:
+    """Return the error that an unexpected response means, by what the caller can do about it.
+
+    :param model: The requested model: a 429 that contains its name is about the daily quota.
+    """
+    text = response.text(secret=account.token)
+    excerpt = response.excerpt(secret=account.token)
+    words = text.lower().replace("\u2019", "'")
+    kind: type[ModelScopeError] = ServiceUnavailableError
+    problem, advice = "ModelScope is unavailable", ""
+    match response.status_code:
+        case 401 | 403 if "bind" in words or "real name" in words or "real-name" in words:
+            kind, problem = AccountNotReadyError, "The ModelScope account is not ready"
+            advice = f"Bind or verify it at {account.settings_url}, then run the task again"
+        case 401 | 403:
+            kind, problem = AuthenticationError, "ModelScope rejected the token"
+            advice = f"Check the connection's password against the tokens at {account.settings_url}"
+        case 402 | 429 if response.status_code == 402 or _is_about_balance(words):
+            kind, problem = QuotaExhaustedError, "The account's credit is used up"
+            advice = f"See {account.settings_url}"
+        case 429 if "today's quota" in words or (model and model.lower() in words):
+            kind, problem = QuotaExhaustedError, "The daily quota is used up"
+            advice = "Use another model, or try again tomorrow"
+        case 429:
+            kind, problem = RateLimitedError, "ModelScope received too many requests"
+        case 400 if "has no provider supported" in words:
+            kind, problem = UnknownModelError, "ModelScope does not serve this model"
+            advice = "Choose a model that shows API-Inference on its page"
+        case 500 if "queue is full" in words:
+            kind, problem = QueueFullError, "The account's queue at ModelScope is full"
+        case code if is_rejection(code):
+            kind, problem = RequestRejectedError, "ModelScope rejected the request"
+        case code if 300 <= code < 400:
+            target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
+            problem, excerpt = f"Redirect from {account.base_url} not followed", target or "(no address)"
+            advice = "Check the connection's host"
+        case code if code < 300:
+            problem = f"{account.base_url} sent a response that is not from ModelScope's API"
+            advice = "Check the connection's host"
+    return kind(
+        f"{problem}: {excerpt.rstrip('.')}. {advice}" if advice else f"{problem}: {excerpt}",
+        code=response.status_code,
+        request_id=response.error_detail(secret=account.token).request_id,
+        retry_after=response.retry_after,
+    )
+
+
+def _requests_left(remaining: int | None, limit: int | None) -> str:
     match remaining, limit:
         case None, None:
             return ""
@@ -214,95 +309,11 @@ def _quota_words(remaining: int | None, limit: int | None) -> str:
     return f"{remaining} of {limit} requests left"
 
 
-def lost(what_happened: str, code: int | None = None, request_id: str | None = None) -> SubmissionLostError:
-    """Return the error of a submission of which nobody can tell whether it made a generation."""
-    return SubmissionLostError(
-        f"{what_happened}. The service may have started a generation all the same, and charged it; "
-        "there is no way to ask it. It was not sent again",
-        code=code,
-        request_id=request_id,
-    )
-
-
-def read_status(answer: HttpResponse, *, account: Account, generation_id: str) -> Generation:
-    """Return what the service says of a generation.
-
-    That it has ended is believed under the HTTP statuses 400 and 5xx as well, where the body gives the images
-    or the reason: only the service itself knows those. Of anything else only a refusal in the API's own JSON
-    is a verdict: a gateway's 404 or a firewall's page may pass, and what runs is paid for.
-
-    :raises ModelScopeError: where the answer is about something else, :class:`ServiceUnavailableError`
-        where it may pass.
-    """
-    answer = replace(answer, secret=account.token)
-    status, body = answer.status_code, answer.json
-    if body is not None and "task_status" in body:
-        said = Generation.from_json(body, generation_id=generation_id, secret=account.token)
-        gives_end = said.is_finished and bool(said.output_images or said.error.message)
-        if 200 <= status < 300 or (gives_end and (status == 400 or status >= 500)):
-            silent = said.status == FAILED and not said.error.message
-            reason = f"without a reason: {answer.evidence}" if silent else said.error.message
-            return replace(said, error=replace(answer.detail, message=reason))
-    error = error_from(answer, account=account)
-    if isinstance(error, ModelScopeFinalError) and (body is None or status == 404):
-        text = f"Not an answer of ModelScope's API to a look. It says: {answer.evidence}"
-        error = ServiceUnavailableError(
-            text, code=status, request_id=error.request_id, retry_after=error.retry_after
-        )
-    error.generation_id = generation_id
-    raise error
-
-
-def error_from(answer: HttpResponse, *, account: Account, model: str | None = None) -> ModelScopeError:
-    """Return what an answer that is not the wanted one means, by what a caller can do about it.
-
-    :param model: The model asked for: a 429 that names it speaks of the day's quota.
-    """
-    if answer.secret != account.token:
-        answer = replace(answer, secret=account.token)
-    says = f"ModelScope says: {answer.evidence.rstrip('.')}."
-    words = answer.words.lower().replace("\u2019", "'")
-    kind: type[ModelScopeError] = ServiceUnavailableError
-    match answer.status_code:
-        case 401 | 403 if "bind" in words or "real name" in words or "real-name" in words:
-            kind = AccountNotReadyError
-            says += f" Do so at {account.settings_url}, then run the task again"
-        case 401 | 403:
-            kind = AuthenticationError
-            says += f" Check the connection's password against the tokens at {account.settings_url}"
-        case 402 | 429 if answer.status_code == 402 or _speaks_of_balance(words):
-            kind = QuotaExhaustedError
-            says += f" The account's credit is spent; see {account.settings_url}"
-        case 429 if "today's quota" in words or (model and model.lower() in words):
-            kind = QuotaExhaustedError
-            says += " The day's quota is spent; try another model, or tomorrow"
-        case 429:
-            kind = RateLimitedError
-        case 400 if "has no provider supported" in words:
-            kind = UnknownModelError
-            says += " Choose a model that shows API-Inference on its page"
-        case 500 if "queue is full" in words:
-            kind = QueueFullError
-        case code if is_callers_fault(code):
-            kind = RequestRejectedError
-        case code if 300 <= code < 400:
-            target = one_line(answer.headers.get("Location") or "nowhere", 200, secret=account.token)
-            says = (
-                f"{account.base_url} redirects, which is not followed, to {target}. "
-                "Check the connection's host"
-            )
-        case code if code < 300:
-            says = f"{account.base_url} does not answer as ModelScope's API does. It says: {answer.evidence}"
-    return kind(
-        says, code=answer.status_code, request_id=answer.detail.request_id, retry_after=answer.retry_after
-    )
-
-
 def _authorization(account: Account) -> dict[str, str]:
     return {"Authorization": f"Bearer {account.token}"}
 
 
-def _speaks_of_balance(words: str) -> bool:
+def _is_about_balance(words: str) -> bool:
     return bool(
         re.search(r"insufficient|not enough|out of credit|no credit|balance (is|of) |余额|欠费", words)
     )

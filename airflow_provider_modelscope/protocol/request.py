@@ -1,7 +1,6 @@
-"""What is asked for: the parameters of one generation, checked before anything is sent.
+"""The request: the parameters of one generation, validated before anything is sent.
 
-Names and ranges are those of ModelScope's page on image generation. What a value is read *from* (object
-storage, for a picture to edit) is not known here.
+Names and ranges are those of ModelScope's documentation of image generation. Nothing is read or sent here.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from airflow_provider_modelscope.validation import raise_invalid
 MAX_SEED = 2**31 - 1
 MAX_TEXT = 2000  # prompts are shorter than this
 MAX_LORAS = 6
-MAX_DEPTH, MAX_KEPT = 6, 4000  # levels and characters of a value from elsewhere, as it is kept
+MAX_DEPTH, MAX_TEXT_SHOWN = 6, 4000  # levels and characters of a JSON value to keep and show
 
-# Families of models whose sizes are documented: smallest and largest side in pixels. The pattern is
-# looked for in the model's name without its owner; versions that the page does not speak of (FLUX.2)
-# are not the family, and a name that fits two families is of none.
+# Model families with documented sizes: pattern, smallest and largest side in pixels. The pattern is searched
+# in the model's name without its owner. Undocumented versions (FLUX.2) do not belong to the family, and a
+# name that matches two families belongs to none.
 _SIZES: Mapping[str, tuple[str, int, int]] = {
     "Stable Diffusion": (r"stable[-_ ]?diffusion|(?<![a-z])sd[-_. ]?(xl|[123])", 64, 2048),
     "FLUX": (r"(?<![a-z])flux(?![-_. ]?[2-9])", 64, 1024),
@@ -37,26 +36,26 @@ _SIZES: Mapping[str, tuple[str, int, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """The parameters of one generation. Making one checks it; numbers may come as text, as Jinja gives them.
+    """The parameters of one generation, validated. Numbers may be text, as Jinja renders them.
 
-    Optional parameters that are ``None`` or empty are not sent, and the service uses its own default.
+    Optional parameters that are ``None`` or empty are not sent; the service then uses its own default.
 
-    :param model: A ModelScope model id such as ``Qwen/Qwen-Image``. Any id passes: models come and go.
-    :param prompt: What to draw, 1 to 1999 characters.
-    :param negative_prompt: What not to draw, at most 1999 characters.
-    :param size: Width and height in pixels, ``WxH``. Checked where the model's family is known: Stable
-        Diffusion 64x64 to 2048x2048, FLUX 64x64 to 1024x1024, Qwen-Image 64x64 to 1664x1664, Z-Image
+    :param model: A ModelScope model id such as ``Qwen/Qwen-Image``. Any id is valid: models come and go.
+    :param prompt: Description of the image, 1 to 1999 characters.
+    :param negative_prompt: What the image should not show, at most 1999 characters.
+    :param size: Width and height in pixels, ``WxH``. The range is checked if the model's family is known:
+        Stable Diffusion 64x64 to 2048x2048, FLUX 64x64 to 1024x1024, Qwen-Image 64x64 to 1664x1664, Z-Image
         512x512 to 2048x2048.
-    :param seed: 0 to 2147483647; the same seed gives the same picture.
+    :param seed: 0 to 2147483647; the same seed gives the same image.
     :param steps: Denoising steps, 1 to 100.
     :param guidance: How closely to follow the prompt, 1.5 to 20.
-    :param image_url: For models that edit: the picture, or a list of pictures. Each is an http(s) URL that
-        ModelScope can reach, a ``data:image/...;base64,`` URI, or an object storage path, which must be
-        inlined (:func:`~airflow_provider_modelscope.images.object_storage.inline_images`) before it can be sent.
-    :param loras: A LoRA's id, or a mapping of 1 to 6 ids to weights that sum to 1.0.
-    :param extra_parameters: Further JSON values to send as they are, for what the service adds later. It
-        may not name one of the parameters above.
-    :raises InvalidRequestError: naming every mistake with its parameter, value and range.
+    :param image_url: For image editing models: an image or a list of images. Each is an http(s) URL that
+        ModelScope can reach, a ``data:image/...;base64,`` URI, or an object storage path, which
+        :func:`~airflow_provider_modelscope.images.sources.inline_images` must inline before it can be sent.
+    :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
+    :param extra_parameters: Further JSON values to send unchanged, for parameters that the service adds
+        later. It must not contain any of the parameters above.
+    :raises InvalidRequestError: with the name, the value and the range of every invalid parameter.
     """
 
     model: str
@@ -71,59 +70,41 @@ class GenerationRequest:
     extra_parameters: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        mistakes = []
-        for name, check in _CHECKS.items():
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, check(value))
-            except ValueError as mistake:
-                mistakes.append(f"{name} = {preview(value)}: {mistake}")
-        mistakes += self._size_mistakes()
-        raise_invalid(mistakes)
-
-    def _size_mistakes(self) -> list[str]:
-        """Return what is wrong with a well-formed size for this family of models."""
-        well_formed = r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})"
-        matched = re.fullmatch(well_formed, self.size) if isinstance(self.size, str) else None
-        family = _family(self.model)
-        if matched is None or family is None:
-            return []
-        _, least, most = _SIZES[family]
-        if all(least <= int(side) <= most for side in matched.groups()):
-            return []
-        return [f"size = {self.size!r}: {family} models draw {least}x{least} to {most}x{most}"]
+        values, errors = _checked(vars(self))
+        raise_invalid(errors)
+        vars(self).update(values)  # not by assignment: the request is frozen
 
     def to_json(self) -> dict[str, Any]:
-        """Return the body that ModelScope's API takes.
+        """Return the JSON body of the submission.
 
-        :raises InvalidRequestError: where a picture is still a path in object storage.
+        :raises InvalidRequestError: if an image is still a path in object storage.
         """
         if self.stored_images:
             raise InvalidRequestError(
-                f"image_url = {preview(self.stored_images[0])}: ModelScope cannot read object storage. An "
-                "operator inlines it; elsewhere call object_storage.inline_images first."
+                f"image_url = {preview(self.stored_images[0])}: ModelScope cannot read object storage. "
+                "Operators inline such images; elsewhere call images.sources.inline_images first"
             )
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         extra = named.pop("extra_parameters") or {}
         return {name: value for name, value in named.items() if value is not None} | dict(extra)
 
     def summary(self) -> dict[str, Any]:
-        """Return what was asked for, as it may be kept and shown: without what is private of its pictures."""
-        pictures = self.image_url
-        if isinstance(pictures, str):
-            pictures = _public(pictures)
-        elif pictures is not None:
-            pictures = [_public(picture) for picture in pictures]
-        kept = {name: value for name, value in vars(self).items() if value is not None}
-        if pictures:
-            kept["image_url"] = pictures
+        """Return the parameters as they may be stored and shown: without secrets and bytes of images."""
+        images = self.image_url
+        if isinstance(images, str):
+            images = _without_secrets(images)
+        elif images is not None:
+            images = [_without_secrets(image) for image in images]
+        shown = {name: value for name, value in vars(self).items() if value is not None}
+        if images:
+            shown["image_url"] = images
         if self.extra_parameters:
-            kept["extra_parameters"] = redacted_json(self.extra_parameters)
-        return kept
+            shown["extra_parameters"] = redacted_json(self.extra_parameters)
+        return shown
 
     @property
     def stored_images(self) -> list[str]:
-        """The pictures to edit that lie in object storage and are not inlined yet."""
+        """The images to edit that are in object storage and not inlined yet."""
         sendable = ("http://", "https://", "data:")
         return [url for url in self._image_urls if not url.lower().startswith(sendable)]
 
@@ -132,8 +113,43 @@ class GenerationRequest:
         return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
 
 
-def _family(model: Any) -> str | None:
-    name = model.rpartition("/")[2] if isinstance(model, str) else ""
+def check_parameters(given: Mapping[str, Any]) -> list[str]:
+    """Return the errors of some request parameters, each as ``name = value: must be ...``.
+
+    Parameters that are not given are not checked, required ones included; the range of ``size`` is checked if
+    ``model`` is given as well.
+
+    :param given: Names of request parameters with their values, as a Dag gives them.
+    """
+    return _checked(given)[1]
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values to send, and an error for each of the others."""
+    values: dict[str, Any] = {}
+    errors = []
+    for name, value in given.items():
+        try:
+            values[name] = _CHECKS[name](value)
+        except ValueError as error:
+            errors.append(f"{name} = {preview(value)}: {error}")
+    if size_error := _size_error(values.get("model"), values.get("size")):
+        errors.append(size_error)
+    return values, errors
+
+
+def _size_error(model: str | None, size: str | None) -> str | None:
+    family = _family(model)
+    if size is None or family is None:
+        return None
+    _, least, most = _SIZES[family]
+    if all(least <= int(side) <= most for side in size.split("x")):
+        return None
+    return f"size = {size!r}: must be from {least}x{least} to {most}x{most} for {family} models"
+
+
+def _family(model: str | None) -> str | None:
+    name = (model or "").rpartition("/")[2]
     families = [
         family for family, (pattern, _, _) in _SIZES.items() if re.search(pattern, name, re.IGNORECASE)
     ]
@@ -141,9 +157,9 @@ def _family(model: Any) -> str | None:
 
 
 def redacted_json(value: Any, depth: int = 0) -> Any:
-    """Return a JSON value as it may be kept and shown: no signatures in URLs, no pictures, no end of it."""
+    """Return a JSON value as it may be stored and shown: without secrets in URLs, and limited in size."""
     if isinstance(value, str):
-        return truncated(_public(value) if _ANY_URL.fullmatch(value) else value, MAX_KEPT)
+        return truncated(_without_secrets(value) if re.fullmatch(_ANY_URL, value) else value, MAX_TEXT_SHOWN)
     if isinstance(value, Mapping | list) and depth == MAX_DEPTH:
         return "..."
     if isinstance(value, Mapping):
@@ -153,19 +169,19 @@ def redacted_json(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _public(url: str) -> str:
-    """Return what may be kept of a picture's URL: a query may be a signature, ``data:`` holds megabytes."""
+def _without_secrets(url: str) -> str:
+    """Return an image URL without login and query, which may be a signature; ``data:`` URIs are cut."""
     if url.lower().startswith("data:"):
         return truncated(url, 300)
     address, query, _ = without_login(url).partition("?")
     return address + ("?..." if query else "")
 
 
-# Each check takes what a Dag gave, returns what is sent, and raises ValueError with what is allowed.
+# Each check takes a value from a Dag, returns the value to send, and raises ValueError with what is allowed.
 
 
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Let ``None`` and what is empty pass as "not given", as well as the text that Jinja makes of them."""
+    """Treat ``None`` and empty values as "not given", and also their text as Jinja renders it."""
 
     def checked(value: Any) -> Any:
         empty = value is None or value in ("", "None", "null", "[]", "{}", [], {}, ())
@@ -180,9 +196,9 @@ def _sendable_text(value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError("must be text that UTF-8 can write, without lone surrogates") from None
+        raise ValueError("must be valid Unicode, without lone surrogates") from None
     if "\0" in value:
-        raise ValueError("may not hold a NUL character, which Airflow's database could not keep")
+        raise ValueError("must not contain NUL characters: Airflow's database cannot store them")
     return value
 
 
@@ -194,19 +210,19 @@ def _model(value: Any) -> str:
 
 
 def _may_be_id(text: str) -> bool:
-    """Whether it may be the id of a model: any word, but not what Jinja makes of nothing or of a list."""
+    """Whether a text may be a model id: anything but the text that Jinja renders for None or a list."""
     return text not in ("", "None", "null") and text[0] not in "[{(" and text.isprintable()
 
 
 def _short_text(value: Any) -> str:
     if len(_sendable_text(value)) >= MAX_TEXT:
-        raise ValueError(f"must be shorter than {MAX_TEXT} characters, it has {len(value)}")
+        raise ValueError(f"must be shorter than {MAX_TEXT} characters, not {len(value)}")
     return str(value)
 
 
 def _prompt(value: Any) -> str:
-    if _sendable_text(value).strip() in ("", "None", "null"):  # what templates make of nothing
-        raise ValueError(f"must say what to draw, in 1 to {MAX_TEXT - 1} characters")
+    if _sendable_text(value).strip() in ("", "None", "null"):  # as templates render None
+        raise ValueError(f"must describe the image, in 1 to {MAX_TEXT - 1} characters")
     return _short_text(value)
 
 
@@ -237,7 +253,7 @@ def _integer(least: int, most: int) -> Callable[[Any], int]:
 
 
 def _number(value: Any) -> float:
-    """Return a finite number, given as one or as text."""
+    """Return a finite number from a number or its text."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", value.strip()):
         value = float(value)
     try:
@@ -260,13 +276,15 @@ def _guidance(value: Any) -> float:
 
 
 def _from_json(value: Any, opening: str) -> Any:
-    """Return what JSON text stands for where the value is one; Jinja makes text of lists and mappings."""
+    """Parse a value if it is JSON text: Jinja renders lists and mappings as text."""
     if not (isinstance(value, str) and value.strip().startswith(opening)):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise ValueError("is text that is not JSON: in a template, end it with '| tojson'") from None
+        raise ValueError(
+            f"must be valid JSON if it starts with {opening!r}: in a template, end it with '| tojson'"
+        ) from None
 
 
 def _image_url(value: Any) -> str | list[str]:
@@ -281,17 +299,16 @@ def _image_url(value: Any) -> str | list[str]:
 def _one_image_url(value: Any) -> str:
     if isinstance(value, str):
         url = _sendable_text(value).strip()
-        if _DATA_URI.fullmatch(url):
+        if re.fullmatch(_DATA_URI, url):
             return url
         if re.match(r"(?!data:)[a-z][a-z0-9+.-]*://", url, re.IGNORECASE) and _is_url(url):
             return url
     raise ValueError(_IMAGE_URL_FORMS)
 
 
-_ANY_URL = re.compile(r"(data:|[a-z][a-z0-9+.-]*://)\S*", re.IGNORECASE)
-_DATA_URI = re.compile(
-    r"(?i:data:image/[\w.+-]+(;[\w=.+-]+)*;base64,)[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+", re.ASCII
-)
+# Compiled on first use: a Dag file may import this module.
+_ANY_URL = r"(?i:data:|[a-z][a-z0-9+.-]*://)\S*"
+_DATA_URI = r"(?a)(?i:data:image/[\w.+-]+(;[\w=.+-]+)*;base64,)[A-Za-z0-9+/][A-Za-z0-9+/\s]*+[=\s]*+"
 _IMAGE_URL_FORMS = (
     "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, "
     "an object storage path such as 's3://bucket/key' or 'file:///folder/name.png'"
@@ -317,8 +334,8 @@ def _loras(value: Any) -> str | dict[str, float]:
         raise ValueError(rule)
     try:
         weights = {_sendable_text(lora): _number(weight) for lora, weight in value.items()}
-    except ValueError as mistake:
-        raise ValueError(f"{rule}; a weight {mistake}") from None
+    except ValueError as error:
+        raise ValueError(f"{rule}; a weight {error}") from None
     if not math.isclose(total := sum(weights.values(), 0.0), 1.0, abs_tol=1e-6):
         raise ValueError(f"{rule}; these sum to {total:g}")
     return weights
@@ -329,17 +346,17 @@ def _extra_parameters(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError("must be a mapping of names to JSON values")
     if taken := sorted({name.strip().lower() for name in value} & _CHECKS.keys()):
-        raise ValueError(f"may not override {', '.join(taken)}: use the parameter of that name")
+        raise ValueError(f"must not contain {', '.join(taken)}: use the parameter of that name")
     if not all(map(str.strip, value)):
-        raise ValueError("must be a mapping of names to JSON values, and a name is empty")
+        raise ValueError("must be a mapping of names to JSON values, without empty names")
     try:
         text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         text.encode()
         if "\\u0000" in text:
-            raise ValueError("a NUL character, which Airflow's database could not keep")
-        own: dict[str, Any] = json.loads(text)  # a copy: the Dag's own mapping may change later
-    except (TypeError, ValueError, RecursionError) as mistake:
-        raise ValueError(f"must be a mapping of names to JSON values ({mistake})") from None
+            raise ValueError("NUL characters: Airflow's database cannot store them")
+        own: dict[str, Any] = json.loads(text)  # a copy: the Dag may change its mapping later
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"must be a mapping of names to JSON values ({error})") from None
     return own
 
 

@@ -1,7 +1,4 @@
-"""How an image was made: told whole in a file beside it, and in short inside it.
-
-``python -m airflow_provider_modelscope.provenance FILE`` prints what a picture and the file beside it tell.
-"""
+"""How an image was made: completely in a sidecar file, and in short in the image's own metadata."""
 
 from __future__ import annotations
 
@@ -22,8 +19,6 @@ from airflow_provider_modelscope.provenance.xmp import (
 )
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.xcoms import StoredImage, Submission
 
@@ -32,6 +27,8 @@ IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 MADE_BY_AI = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 LABEL = ("http://www.tc260.org.cn/ns/AIGC/1.0/", "AIGC")  # the service's own, after GB 45438-2025
 
+_IMAGE_FIELDS = ("uri", "sha256", "size_bytes", "content_type", "width", "height", "seed", "model")
+
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +36,7 @@ log = logging.getLogger(__name__)
 class Provenance:
     """How the images of one generation were made.
 
-    :param submission: What was recorded when it was submitted, where that is known.
+    :param submission: What was recorded when the generation was submitted, if known.
     """
 
     generation: Generation
@@ -47,59 +44,67 @@ class Provenance:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What was asked for, and in its place what was really used where the service says so."""
-        asked = self.submission.request if self.submission else {}
-        return {**asked, **self.generation.used_parameters()}
+        """The requested parameters, replaced by the ones that the service reports as used."""
+        requested = self.submission.request if self.submission else {}
+        return {**requested, **self.generation.effective_parameters()}
 
     def embedded_in(self, image: Image) -> Image:
-        """Return the picture with all that in its metadata, and the IPTC's marker of pictures made by AI.
+        """Return the image with the provenance in its metadata, and the IPTC's marker of images made by AI.
 
-        No pixel and no label changes. A picture that cannot take it is returned as it is, with a warning:
-        it is paid for. Where other pictures lie stays out of it, since it may be published.
+        Pixels and labels do not change. An image that cannot hold the metadata is returned unchanged, with a
+        warning: it has been paid for. The URLs of other images are left out, since the file may be published.
         """
-        told = {"generation_id": self.generation.generation_id, **self.parameters}
+        facts = {"generation_id": self.generation.generation_id, **self.parameters}
         for private in ("image_url", "extra_parameters"):
-            told.pop(private, None)
+            facts.pop(private, None)
         properties = [
             Property(namespace=IPTC, prefix="Iptc4xmpExt", name="DigitalSourceType", text=MADE_BY_AI),
             *(
                 Property(namespace=NAMESPACE, prefix="modelscope", name=name, text=_as_text(value))
-                for name, value in told.items()
+                for name, value in facts.items()
             ),
         ]
         try:
             return Image.from_bytes(with_properties(image.content, properties, own_namespace=NAMESPACE))
         except (CannotEmbedError, ImageError) as error:
             log.warning(
-                "Generation %s: the %s is stored without metadata of how it was made: %s",
-                self.generation.generation_id, image.format, error,
+                "Storing the %s of generation %s without embedded metadata: %s",
+                image.format, self.generation.generation_id, error,
             )  # fmt: skip
             return image
 
-    def document(self, stored: StoredImage, context: Context) -> bytes:
-        """Return the JSON text to stand beside a stored image."""
-        ti = context["ti"]
-        asked = self.submission
-        told = {
-            **{name: getattr(stored, name) for name in _OF_THE_IMAGE},
+    def document(
+        self,
+        stored: StoredImage,
+        *,
+        stored_at: float,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        map_index: int | None,
+    ) -> bytes:
+        """Return the JSON text of the sidecar of a stored image.
+
+        :param stored_at: When, in epoch seconds. The other parameters identify the task that stored it.
+        """
+        submission = self.submission
+        facts = {
+            **{name: getattr(stored, name) for name in _IMAGE_FIELDS},
             "generation_id": self.generation.generation_id,
             "request_id": self.generation.request_id,
-            "request": asked.request if asked else None,
+            "request": submission.request if submission else None,
             "parameters_used": redacted_json(self.generation.parameters),
-            "submitted_at": _iso(asked.submitted_at) if asked else None,
-            "stored_at": _iso(datetime.now(UTC).timestamp()),
+            "submitted_at": _iso(submission.submitted_at) if submission else None,
+            "stored_at": _iso(stored_at),
             "duration_ms": self.generation.duration_ms,
-            "dag_id": ti.dag_id,
-            "run_id": ti.run_id,
-            "task_id": ti.task_id,
-            "map_index": ti.map_index,
+            "dag_id": dag_id,
+            "run_id": run_id,
+            "task_id": task_id,
+            "map_index": map_index,
             "provider": f"airflow-provider-modelscope {__version__}",
         }
-        # The service may have answered with halves of surrogate pairs, which UTF-8 cannot write.
-        return json.dumps(told, ensure_ascii=False, indent=2).encode(errors="replace")
-
-
-_OF_THE_IMAGE = ("uri", "sha256", "size_bytes", "content_type", "width", "height", "seed", "model")
+        # The service may send halves of surrogate pairs, which UTF-8 cannot encode.
+        return json.dumps(facts, ensure_ascii=False, indent=2).encode(errors="replace")
 
 
 def _as_text(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""Metadata inside a picture's file: an XMP packet is put in, or added to, and no other byte changes.
+"""Metadata inside an image file: insert an XMP packet, or add to it, and change no other byte.
 
-Pillow would encode the pixels anew and drop what it does not know, so the file's own parts are walked here.
-Bytes in, bytes out: what the properties say is decided elsewhere.
+Pillow would encode the pixels again and drop parts that it does not know, so this module walks the parts of
+the file itself. It takes and returns bytes; what the properties say is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-MAX_PACKET = 1024 * 1024  # bytes; a compressed one could unpack to anything
+MAX_PACKET = 1024 * 1024  # bytes; a compressed one could unpack to any size
 MAX_PACKET_IN_JPEG = 65_502  # bytes; what XMP's specification lets one segment hold
 
 _RDF, _XML = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://www.w3.org/XML/1998/namespace"
-_LONGEST_NAMESPACE = 255  # every name that is read repeats it, so a long one would fill the memory
+_MAX_NAMESPACE = 255  # characters; every name that is read repeats it, so a long one would fill the memory
 _START = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
     f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}">\n'
@@ -32,24 +32,24 @@ _FORBIDDEN = re.compile(r"[^\t\n\r -\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]") 
 _PNG_SIGNATURE, _PNG_KEYWORD = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp\0"
 _JPEG_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 _APP0, _APP1, _APP2, _SOS = b"\xe0", b"\xe1", b"\xe2", b"\xda"
-# Any number of 0xFF that fill, and a marker: one that stands alone, or one with its size.
+# Any number of padding bytes 0xFF, and a marker: one without data, or one with its size.
 _SEGMENT = re.compile(rb"(?s)\xff+(?:[\x01\xd0-\xd7]|([\xc0-\xcf\xda-\xfe])(..))")
 _WEBP_XMP, _WEBP_ALPHA = 0x04, 0x10  # flags of VP8X
-_MAX_RIFF = 2**32 - 64  # bytes; a little less than its size can say
+_MAX_RIFF = 2**32 - 64  # bytes; a little less than its size field can hold
 
 
 class CannotEmbedError(ValueError):
-    """The file cannot take the properties; the text says why."""
+    """The file cannot hold the properties; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Property:
     """One simple text property.
 
-    :param namespace: The URI that names its schema.
-    :param prefix: The usual one; no two namespaces share it.
-    :param name: As the schema spells it: ASCII letters, digits, ``_``, ``.`` and ``-``.
-    :param text: Anything; what XML cannot hold is written as U+FFFD.
+    :param namespace: The URI of its schema.
+    :param prefix: The usual prefix of the namespace, and of no other namespace.
+    :param name: As in the schema: ASCII letters, digits, ``_``, ``.`` and ``-``.
+    :param text: Any text; characters that XML cannot hold are written as U+FFFD.
     """
 
     namespace: str
@@ -59,7 +59,7 @@ class Property:
 
 
 def packet_of(content: bytes) -> str | None:
-    """Return the XMP packet of a PNG, JPEG or WebP; None where no such picture, or no readable one, is."""
+    """Return the XMP packet of a PNG, JPEG or WebP; None if there is no such image or no readable packet."""
     try:
         packet = _carrier_of(content).packet
         return None if packet is None else packet.decode()
@@ -68,9 +68,9 @@ def packet_of(content: bytes) -> str | None:
 
 
 def properties_of(packet: str) -> dict[tuple[str, str], str]:
-    """Return the texts of the packet's simple properties and lists by namespace and name; structures do not.
+    """Return the texts of the packet's simple properties and lists by namespace and name, without structures.
 
-    Empty for a packet that :func:`with_properties` would not add to.
+    Empty for a packet that :func:`with_properties` could not add to.
     """
     try:
         _Outline(packet.encode())
@@ -88,16 +88,16 @@ def properties_of(packet: str) -> dict[tuple[str, str], str]:
 
 
 def with_properties(content: bytes, properties: Sequence[Property], *, own_namespace: str) -> bytes:
-    """Return the picture with these properties in its packet, and everything else as it was.
+    """Return the image with these properties in its packet, and everything else unchanged.
 
-    What stands in the packet already stays, and is not added again: two different labels are an error.
+    A property that is in the packet already is kept and not added again: two different labels are an error.
 
-    :param own_namespace: Of properties that nobody else writes: an earlier block with them is replaced.
-    :raises CannotEmbedError: for what is no whole PNG, JPEG or WebP, has a packet that cannot be added to, or
-        has no room; and for a name that would break the packet.
+    :param own_namespace: Of properties that no other program writes: an earlier block with them is replaced.
+    :raises CannotEmbedError: if the bytes are not a complete PNG, JPEG or WebP, or their packet cannot be
+        added to, or there is no room, or a name would break the packet.
     """
     if unfit := [each.name for each in properties if not _NAME.fullmatch(each.name)]:
-        raise CannotEmbedError(f"XMP has no property with the name {unfit[0]!r}")
+        raise CannotEmbedError(f"The property name {unfit[0]!r} is not valid in XMP")
     carrier = _carrier_of(content)
     if carrier.packet is None:
         packet = f"{_START}{_block('', properties)}{_END}".encode()
@@ -107,13 +107,15 @@ def with_properties(content: bytes, properties: Sequence[Property], *, own_names
         packet = outline.with_block(_block(outline.about or "", properties).encode())
     if not properties:
         return content
-    if len(packet) > carrier.most:
-        raise CannotEmbedError(f"The XMP would have {len(packet)} bytes; there is room for {carrier.most}")
+    if len(packet) > carrier.max_bytes:
+        raise CannotEmbedError(
+            f"The XMP packet has {len(packet)} bytes, more than the limit of {carrier.max_bytes}"
+        )
     return carrier.put(packet)
 
 
 def _block(about: str, properties: Sequence[Property]) -> str:
-    # It declares every prefix, RDF's too, so that it can stand in any packet and is told from others' blocks.
+    # It declares every prefix, RDF's too: so it fits into any packet, and differs from others' blocks.
     namespaces = {"rdf": _RDF} | {each.prefix: each.namespace for each in properties}
     declared = "".join(f" xmlns:{prefix}={quoteattr(uri)}" for prefix, uri in namespaces.items())
     elements = "".join(
@@ -124,7 +126,7 @@ def _block(about: str, properties: Sequence[Property]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return escape(_FORBIDDEN.sub("\ufffd", text), {"\r": "&#13;"})  # a bare one would be read as \n
+    return escape(_FORBIDDEN.sub("\ufffd", text), {"\r": "&#13;"})  # an unescaped one would be read as \n
 
 
 def _text_of(element: ElementTree.Element) -> str | None:
@@ -140,16 +142,16 @@ def _text_of(element: ElementTree.Element) -> str | None:
 
 
 class _Outline:
-    """What stands in a packet and where, with our own earlier blocks set apart.
+    """The contents of a packet with their offsets, and our own earlier blocks apart from the rest.
 
-    Expat is asked itself because it tells the offsets. Its names are ``namespace}name``.
+    Uses expat directly, since it reports offsets. Its names are ``namespace}name``.
 
-    :raises CannotEmbedError: where nothing can be added.
+    :raises CannotEmbedError: if the packet cannot be added to.
     """
 
     def __init__(self, packet: bytes, own_namespace: str = "") -> None:
-        self.names: set[str] = set()  # of elements and attributes outside of our own blocks
-        self.about: str | None = None  # what the first description says that it is about
+        self.names: set[str] = set()  # of elements and attributes outside our own blocks
+        self.about: str | None = None  # the rdf:about of the first description
         self._packet = packet
         self._own: set[str | None] = {_RDF, own_namespace}
         self._end = 0  # the offset of the last closing tag of rdf:RDF
@@ -163,7 +165,7 @@ class _Outline:
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._finish
         if b"\0" in packet:
-            raise _unfit("it is not UTF-8")  # but maybe UTF-16, which expat finds by itself
+            raise _unfit("it is not UTF-8")  # it may be UTF-16, which expat would detect and accept
         try:
             self._parser.Parse(packet, True)
         except expat.ExpatError as error:
@@ -172,7 +174,7 @@ class _Outline:
             raise _unfit("it has no rdf:RDF with a closing tag")
 
     def with_block(self, block: bytes) -> bytes:
-        """Return the packet with this block, and without our own earlier ones."""
+        """Return the packet with this block in place of our own earlier ones."""
         pieces, at = [], 0
         for start, end in self._blocks:
             pieces.append(self._packet[at:start])
@@ -183,19 +185,19 @@ class _Outline:
         raise _unfit("it has a DOCTYPE")
 
     def _declare(self, _: str | None, namespace: str | None) -> None:
-        if namespace and len(namespace) > _LONGEST_NAMESPACE:
+        if namespace and len(namespace) > _MAX_NAMESPACE:
             raise _unfit(f"it has a namespace of {len(namespace)} characters")
         self._declared.add(namespace)
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         at = self._parser.CurrentByteIndex
-        # Told here, because for the end of a tag that closes itself expat gives the offset of what follows.
+        # Detected here: for the end of a tag that closes itself, expat reports the offset of what follows.
         is_empty = _EMPTY_TAG.match(self._packet, at)
         if tag == f"{_RDF}}}Description":
             if self.about is None:
                 self.about = attributes.get(f"{_RDF}}}about", attributes.get("about", ""))
-            # As we write it. Other programs declare RDF's prefix further out: a description where one of them
-            # gathered our properties and a label is not ours to remove.
+            # As _block writes it. Other programs declare RDF's prefix further out: a description in which one
+            # of them collected our properties and a label is not ours to remove.
             is_ours = self._own <= self._declared and self._open[-1:] == [f"{_RDF}}}RDF"] and not is_empty
             if is_ours and not self._block:
                 self._block = at, len(self._open)
@@ -214,16 +216,20 @@ class _Outline:
 
 
 def _unfit(reason: str) -> CannotEmbedError:
-    return CannotEmbedError(f"The XMP packet that stands there cannot be added to: {reason}")
+    return CannotEmbedError(f"The XMP packet in the file cannot be added to: {reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Carrier:
-    """A picture's file, seen as what carries a packet."""
+    """An image file as the carrier of a packet.
+
+    :param put: Returns the file with another packet.
+    :param max_bytes: Of a packet.
+    """
 
     packet: bytes | None
-    put: Callable[[bytes], bytes]  # returns the file with another packet
-    most: int = MAX_PACKET
+    put: Callable[[bytes], bytes]
+    max_bytes: int = MAX_PACKET
 
 
 def _carrier_of(content: bytes) -> _Carrier:
@@ -234,9 +240,11 @@ def _carrier_of(content: bytes) -> _Carrier:
     elif content.startswith(b"RIFF") and content.startswith(b"WEBP", 8):
         carrier = _webp(content)
     else:
-        raise CannotEmbedError(f"Only a PNG, JPEG or WebP takes metadata; this starts with {content[:12]!r}")
+        raise CannotEmbedError(
+            f"Only PNG, JPEG and WebP can hold metadata; this file starts with {content[:12]!r}"
+        )
     if len(carrier.packet or b"") > MAX_PACKET:
-        raise CannotEmbedError(f"The XMP packet that stands there has more than {MAX_PACKET} bytes")
+        raise CannotEmbedError(f"The XMP packet in the file has more than {MAX_PACKET} bytes")
     return carrier
 
 
@@ -257,11 +265,11 @@ def _png(content: bytes) -> _Carrier:
             found = start, at
     if not pixels:
         raise _malformed("PNG")
-    # A new chunk goes before the pixels: some programs read no further.
+    # A new chunk goes before the pixels: some programs stop reading there.
     start, end = found or (pixels, pixels)
 
     def put(packet: bytes) -> bytes:
-        data = _PNG_KEYWORD + b"\0\0\0\0" + packet  # not compressed, and in no language
+        data = _PNG_KEYWORD + b"\0\0\0\0" + packet  # not compressed, without a language
         checksum = zlib.crc32(b"iTXt" + data).to_bytes(4)
         return b"".join((content[:start], len(data).to_bytes(4), b"iTXt", data, checksum, content[end:]))
 
@@ -280,13 +288,13 @@ def _png_text(data: bytes) -> bytes:
             text = unpacking.decompress(fields[2], MAX_PACKET)
             if unpacking.eof:
                 return text
-    raise _malformed(f"PNG's XMP, or longer than {MAX_PACKET} bytes,")
+    raise CannotEmbedError(f"The PNG's XMP packet is malformed or longer than {MAX_PACKET} bytes")
 
 
 def _jpeg(content: bytes) -> _Carrier:
-    # A new segment goes behind the leading ones of JFIF and EXIF, which want to be first, and before an MPF:
-    # that counts the offsets of further pictures from its own place.
-    at, marker, place, is_leading, mpf, found = 2, b"", 2, True, 0, None
+    # A new segment goes after the leading ones of JFIF and EXIF, which must be first, and before an MPF: its
+    # offsets of further images are relative to its own position.
+    at, marker, insertion, is_leading, mpf, found = 2, b"", 2, True, 0, None
     while marker != _SOS:
         segment = _SEGMENT.match(content, at)
         if segment and not segment[1]:
@@ -298,23 +306,23 @@ def _jpeg(content: bytes) -> _Carrier:
         marker, start, data, at = segment[1], segment.start(1) - 1, segment.end(), segment.start(2) + size
         is_exif = marker == _APP1 and content.startswith(b"Exif\0", data, at)
         if is_leading := is_leading and (marker == _APP0 or is_exif):
-            place = at
+            insertion = at
         elif marker == _APP2 and content.startswith(b"MPF\0", data, at):
             mpf = mpf or start
         elif not found and marker == _APP1 and content.startswith(_JPEG_NAME, data, at):
             found = start, at
-    if content.find(b"\xff\xd9", at) < 0:  # their end; the pixels themselves have no such bytes
+    if content.find(b"\xff\xd9", at) < 0:  # the end marker; pixel data cannot contain it
         raise _malformed("JPEG")
-    start, end = found or (place, place)
+    start, end = found or (insertion, insertion)
 
     def put(packet: bytes) -> bytes:
         if 0 < mpf < start:
-            raise CannotEmbedError("The JPEG's further pictures would not be found behind longer XMP")
+            raise CannotEmbedError("Longer XMP would move the JPEG's further images away from their offsets")
         size = (2 + len(_JPEG_NAME) + len(packet)).to_bytes(2)
         return b"".join((content[:start], b"\xff\xe1", size, _JPEG_NAME, packet, content[end:]))
 
     packet = content[start + 4 + len(_JPEG_NAME) : end] if found else None
-    return _Carrier(packet=packet, put=put, most=MAX_PACKET_IN_JPEG)
+    return _Carrier(packet=packet, put=put, max_bytes=MAX_PACKET_IN_JPEG)
 
 
 def _webp(content: bytes) -> _Carrier:
@@ -334,7 +342,7 @@ def _webp(content: bytes) -> _Carrier:
         body = b"".join((b"WEBP", header, content[rest:start], chunk, content[end:stop]))
         return b"".join((b"RIFF", len(body).to_bytes(4, "little"), body, content[stop:]))
 
-    return _Carrier(packet=packet, put=put, most=min(MAX_PACKET, _MAX_RIFF - stop))
+    return _Carrier(packet=packet, put=put, max_bytes=min(MAX_PACKET, _MAX_RIFF - stop))
 
 
 def _webp_header(content: bytes) -> tuple[bytes, int]:

@@ -108,18 +108,19 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
             poll_interval=self.poke_interval,
             model=submission.model if submission else None,
+            size=submission.size if submission else None,
             fast_poll_until_age=DEFER_AFTER,
         )
 
     def execute_complete(self, context: Context, event: Any = None) -> str:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_modelscope.tasks.storing import finished_generation
+        from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 
         with self._ending_as_sensors_do():
-            return self._succeeded(finished_generation(self.hook, generation_id_of(event)))
+            return self._succeeded(fetch_finished_generation(self.hook, generation_id_of(event)))
 
     def _succeeded(self, generation: Generation) -> str:
-        generation.raise_for_failure(retry_submits=False)
+        generation.raise_for_failure(retry_resubmits=False)
         return generation.generation_id
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a task's outlets are told of the images that it stored, so that Dags scheduled on them know it."""
+"""Asset events: a task's outlets get the images that it stored, for Dags that are scheduled on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.xcoms import StoredImage
 
-TOLD = ("uri", "sha256", "width", "height", "model", "seed", "generation_id")
+# The fields of an image in an event. The prompt is not one of them.
+EVENT_FIELDS = ("uri", "sha256", "width", "height", "model", "seed", "generation_id")
 
 log = logging.getLogger(__name__)
 
@@ -19,20 +20,22 @@ log = logging.getLogger(__name__)
 def emit_asset_events(images: Sequence[StoredImage], context: Context) -> None:
     """Give each asset in the task's outlets the images as extra, and each alias the images as assets.
 
-    The extra of an asset's event is ``{"images": [...]}``, that of an alias's event the one image; an image
-    is told by :data:`TOLD`.
+    The extra of an asset's event is ``{"images": [...]}``, that of an alias's event is one image. An image
+    has the fields :data:`EVENT_FIELDS`.
     """
     from airflow.providers.common.compat.sdk import Asset, AssetAlias
     from airflow.sdk.definitions.asset import AssetRef
 
-    told: list[dict[str, Any]] = [{name: getattr(image, name) for name in TOLD} for image in images]
+    extras: list[dict[str, Any]] = [{name: getattr(image, name) for name in EVENT_FIELDS} for image in images]
     events: Any = context.get("outlet_events")
     for outlet in context.get("outlets") or ():
         if isinstance(outlet, Asset | AssetRef):
-            events[outlet].extra["images"] = told
+            events[outlet].extra["images"] = extras
         elif isinstance(outlet, AssetAlias):
-            for image in told:
+            for extra in extras:
                 try:
-                    events[outlet].add(Asset(uri=image["uri"]), extra=image)
+                    events[outlet].add(Asset(uri=extra["uri"]), extra=extra)
                 except ValueError as error:  # an asset's URI has at most 1500 characters, on 3.0 of ASCII
-                    log.warning("%s is stored, but cannot be an asset: %s", image["uri"], error)
+                    log.warning(
+                        "Skipping the asset event of %s: it cannot be an asset: %s", extra["uri"], error
+                    )

@@ -82,7 +82,6 @@ def submit_or_defer(
         task.log.info("Leaving the wait for room in the account's queue to the triggerer: %s", refusal)
     trigger = ModelScopeQueueTrigger(
         since=queue.since,
-        model=request.model,
         slot_rejected=slot_rejected,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
@@ -115,6 +114,7 @@ def wait_or_defer(
         poll_interval=wait.poll_interval,
         submitted_at=wait.submitted_at,
         model=wait.model,
+        size=wait.size,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=wait.end_time,
         min_deferral_seconds=min_deferral_seconds(),

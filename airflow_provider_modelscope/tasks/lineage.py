@@ -1,6 +1,6 @@
-"""What OpenLineage is told of stored images: the model and the pictures to edit went in, objects came out.
+"""OpenLineage of stored images: inputs are the model and the source images, outputs are the objects.
 
-Nothing here is called where that provider is not installed.
+Airflow calls this only if the OpenLineage provider is installed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MODELS = "modelscope"  # the namespace of models, whose names are their ids
 
 
 def lineage_of(stored: Sequence[StoredImage]) -> OperatorLineage[Any, Any]:
-    """Return the lineage of a generation's images; the names are those of OpenLineage's naming rules."""
+    """Return the lineage of a generation's images, with names by OpenLineage's naming rules."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    models = [Dataset(namespace=MODELS, name=name) for name in _each({image.model for image in stored})]
-    sources = [_dataset(url) for url in _each(url for image in stored for url in _sources(image))]
+    models = [Dataset(namespace=MODELS, name=name) for name in _unique(image.model for image in stored)]
+    sources = [_dataset(url) for url in _unique(url for image in stored for url in _sources(image))]
     return OperatorLineage(inputs=[*models, *sources], outputs=[_dataset(image.uri) for image in stored])
 
 
@@ -33,7 +33,7 @@ def _sources(image: StoredImage) -> Sequence[str]:
     return [url for url in ([urls] if isinstance(urls, str) else urls) if not url.lower().startswith("data:")]
 
 
-def _each(names: Iterable[str | None]) -> list[str]:
+def _unique(names: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -44,5 +44,5 @@ def _dataset(uri: str) -> Dataset:
     scheme = {"local": "file", "s3a": "s3", "gcs": "gs"}.get(parts.scheme, parts.scheme)
     if scheme == "file":
         return Dataset(namespace="file", name=parts.path)
-    # A connection's id before the bucket is Airflow's own matter.
+    # The connection's id before the bucket is a notation of Airflow.
     return Dataset(namespace=f"{scheme}://{parts.netloc.rpartition('@')[2]}", name=parts.path.lstrip("/"))

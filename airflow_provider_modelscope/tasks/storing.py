@@ -1,4 +1,4 @@
-"""A finished generation becomes objects in object storage: none before every image of it is here, whole."""
+"""Store a finished generation: every image is downloaded before the first one is stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images.object_storage import Document
 from airflow_provider_modelscope.metrics import count_stored
 from airflow_provider_modelscope.provenance.record import Provenance
 from airflow_provider_modelscope.tasks.assets import emit_asset_events
@@ -31,57 +30,30 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.xcoms import Submission
 
-PATIENCE = 90.0  # seconds in which an answer that contradicts an earlier "finished" may right itself
+RECHECK_SECONDS = 90.0  # for how long to poll again when the service contradicts an earlier "finished"
 
 log = logging.getLogger(__name__)
 
 
-def finished_generation(hook: ModelScopeHook, generation_id: str) -> Generation:
-    """Return a generation that was seen to finish, with a fresh list of its images.
+def fetch_finished_generation(
+    hook: ModelScopeHook, generation_id: str, *, recheck_seconds: float = RECHECK_SECONDS
+) -> Generation:
+    """Return a generation that was reported as finished, with fresh URLs of its images.
 
-    :raises GenerationStatusUnknownError: where it is not finished after all, or cannot be looked at.
+    :param recheck_seconds: For how long to poll again if the service does not report it as finished.
+    :raises GenerationStatusUnknownError: if it is not finished after all, or cannot be polled.
     """
     now = time.time()
-    wait = PollSchedule(generation_id, submitted_at=now, end_time=now + PATIENCE, poll_interval=2)
+    wait = PollSchedule(generation_id, submitted_at=now, end_time=now + recheck_seconds, poll_interval=2)
     try:
         generation = hook.poll_until(wait, wait.end_time)
-    except GenerationTimeoutError as error:  # it was seen to finish: so this is no verdict on it
+    except GenerationTimeoutError as error:  # it did finish, so this timeout says nothing about it
         raise GenerationStatusUnknownError(error.message, generation_id=generation_id) from None
     if generation is None:
         raise GenerationStatusUnknownError(
             "The generation is not finished: wait for it with the sensor", generation_id=generation_id
         )
     return generation
-
-
-def _images(generation: Generation, hook: ModelScopeHook, opened: ExitStack) -> list[Image]:
-    """Download every image; where a URL works no longer, ask for fresh ones, once."""
-    log.info(
-        "Downloading the images of generation %s: %d", generation.generation_id, len(generation.output_images)
-    )
-    try:
-        return [opened.enter_context(hook.download_image(url)) for url in generation.output_images]
-    except ImageGoneError as error:
-        opened.close()
-        log.warning("Asking generation %s for fresh URLs: %s", generation.generation_id, error.message)
-        fresh = finished_generation(hook, generation.generation_id)
-        if len(fresh.output_images) != len(generation.output_images):
-            raise
-    try:
-        return [opened.enter_context(hook.download_image(url)) for url in fresh.output_images]
-    except ImageGoneError as error:
-        error.message += ". It was the second that the service gave: the image is gone"
-        raise
-
-
-@contextmanager
-def _about(generation: Generation) -> Iterator[None]:
-    """Let every error say which generation it is about."""
-    try:
-        yield
-    except ModelScopeError as error:
-        error.generation_id = generation.generation_id
-        raise
 
 
 def store_images(
@@ -94,18 +66,19 @@ def store_images(
     sidecar: bool = False,
     embed_metadata: bool = False,
 ) -> list[StoredImage]:
-    """Download every image, then store every image, and return what is known of each.
+    """Download every image, then store every image, and return a description of each.
 
-    Pushes that as the XCom ``images``, and tells the task's outlets of it.
+    Pushes the descriptions as the XCom ``images``, and emits them as events of the task's outlets.
 
-    :param submission: What was recorded when it was submitted, where that is known.
-    :param sidecar: Store beside each image a JSON file that tells how it was made.
-    :param embed_metadata: Write that, in short, into the image.
+    :param submission: What was recorded when the generation was submitted, if known.
+    :param sidecar: Store a JSON file with the provenance beside each image.
+    :param embed_metadata: Write a short form of the provenance into each image.
     """
+    ti = context["ti"]
     provenance = Provenance(generation=generation, submission=submission)
     stored: list[StoredImage] = []
-    with _about(generation), ExitStack() as opened:
-        images = _images(generation, hook, opened)
+    with _generation_in_errors(generation), ExitStack() as opened:
+        images = _download(generation, hook, opened)
         if destination.format:
             images = [opened.enter_context(image.converted(destination.format)) for image in images]
         for number, downloaded in enumerate(images, start=1):
@@ -126,9 +99,16 @@ def store_images(
                 duration_ms=generation.duration_ms,
             )
             if sidecar:
-                document = Document(content=provenance.document(one, context))
-                beside = destination.store_beside(uri, document, generation_id=generation.generation_id)
-                one = replace(one, sidecar_uri=beside)
+                document = provenance.document(
+                    one,
+                    stored_at=time.time(),
+                    dag_id=ti.dag_id,
+                    run_id=ti.run_id,
+                    task_id=ti.task_id,
+                    map_index=ti.map_index,
+                )
+                sidecar_uri = destination.store_sidecar(uri, document, generation_id=generation.generation_id)
+                one = replace(one, sidecar_uri=sidecar_uri)
             stored.append(one)
     for one in stored:
         log.info(
@@ -136,6 +116,36 @@ def store_images(
             generation.generation_id, one.uri, one.width, one.height, one.size_bytes,
         )  # fmt: skip
     count_stored(stored, submission, modelscope_conn_id=hook.modelscope_conn_id)
-    context["ti"].xcom_push(key=IMAGES, value=[one.to_json() for one in stored])
+    ti.xcom_push(key=IMAGES, value=[one.to_json() for one in stored])
     emit_asset_events(stored, context)
     return stored
+
+
+def _download(generation: Generation, hook: ModelScopeHook, opened: ExitStack) -> list[Image]:
+    """Download every image; if a URL has expired, request fresh ones, once."""
+    log.info(
+        "Downloading the images of generation %s: %d", generation.generation_id, len(generation.output_images)
+    )
+    try:
+        return [opened.enter_context(hook.download_image(url)) for url in generation.output_images]
+    except ImageGoneError as error:
+        opened.close()
+        log.warning("Requesting fresh URLs of generation %s: %s", generation.generation_id, error.message)
+        fresh = fetch_finished_generation(hook, generation.generation_id)
+        if len(fresh.output_images) != len(generation.output_images):
+            raise
+    try:
+        return [opened.enter_context(hook.download_image(url)) for url in fresh.output_images]
+    except ImageGoneError as error:
+        error.message += ". This URL was already the second one from the service: the image is gone"
+        raise
+
+
+@contextmanager
+def _generation_in_errors(generation: Generation) -> Iterator[None]:
+    """Add the generation's id to every error."""
+    try:
+        yield
+    except ModelScopeError as error:
+        error.generation_id = generation.generation_id
+        raise

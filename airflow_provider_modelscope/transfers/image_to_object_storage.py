@@ -61,13 +61,13 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
     def execute(self, context: Context) -> list[str]:
         """Download, store, and return the URIs."""
         from airflow_provider_modelscope.protocol.generation import checked_id
-        from airflow_provider_modelscope.tasks.storing import finished_generation
+        from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
         from airflow_provider_modelscope.xcoms import Submission
 
         check_all(lambda: checked_id(self.generation_id), self._parsed_destination, lambda: self.hook.account)
         generation_id = checked_id(self.generation_id)
         submission = Submission.find(generation_id, task=self, context=context)
         push_links(context, model_url=self.hook.account.model_url(submission.model) if submission else None)
-        generation = finished_generation(self.hook, generation_id)
-        generation.raise_for_failure(retry_submits=False)
+        generation = fetch_finished_generation(self.hook, generation_id)
+        generation.raise_for_failure(retry_resubmits=False)
         return self._store(generation, submission, context)

@@ -1,69 +1,78 @@
-"""Calls over requests: one answer, whole and within its time, or an error that says whether it was sent."""
+"""Blocking calls over requests: a complete response within a time limit, or an error."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
-from http.cookiejar import DefaultCookiePolicy
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_modelscope.exceptions import ServiceUnavailableError, ServiceUnreachableError
 from airflow_provider_modelscope.redaction import redacted
-from airflow_provider_modelscope.transport.egress import proxies_for
+from airflow_provider_modelscope.transport.egress import new_session, request_options
 
 if TYPE_CHECKING:
-    import requests
-
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.messages import HttpRequest, HttpResponse
 
-CHUNK = 64 * 1024  # bytes that are read at a time
-SLOWEST = 100_000  # bytes a second; what is slower is broken off
-GRACE = 1.0  # seconds that a call may take beside its timeout
+CHUNK = 64 * 1024  # bytes to read at a time
+MIN_SPEED = 100_000  # bytes per second; slower transfers are cut off
+GRACE = 1.0  # seconds beyond a call's timeout: the errors of requests say more, so they come first
 
 Result = TypeVar("Result")
 
 
 class NotSentError(OSError):
-    """It did not come to a connection."""
+    """The call failed before a connection was attempted."""
 
 
-def new_session() -> requests.Session:
-    """Return a session that says nothing of its own, and looks at no redirect."""
-    import requests
+def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpResponse:
+    """Send one call over a new connection: a kept one may be dead, which shows only after sending.
 
-    class Session(requests.Session):
-        def get_redirect_target(self, resp: requests.Response) -> None:
-            """Name none: requests would read all of a redirect's body, and trip over an odd Location."""
-
-    session = Session()
-    session.auth = lambda prepared: prepared  # without an auth of its own it would take one from a .netrc
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    return session
-
-
-def send(call: HttpRequest, account: Account) -> HttpResponse:
-    """Send one call over a connection of its own: a kept one may be dead, which only shows after sending.
-
-    :raises ServiceUnreachableError: where nothing was sent.
-    :raises ServiceUnavailableError: where it may have been.
+    :param grace: Seconds after the call's timeout to cut it off.
+    :raises ServiceUnreachableError: if nothing was sent.
+    :raises ServiceUnavailableError: if the call may have been sent.
     """
     from urllib3.exceptions import HTTPError
 
-    timeout = account.request_timeout + len(call.body or b"") / SLOWEST
+    timeout = account.request_timeout + len(call.body or b"") / MIN_SPEED
     try:
-        # The timeout of requests is one for each read: bytes that drip would hold the worker for ever. It
-        # comes first where it applies, as it says more.
-        return _within(timeout + GRACE, lambda: _exchange(call, account, timeout))
-    except (OSError, HTTPError, ValueError) as error:  # all that requests raises of its own is an OSError
-        said = redacted(str(error), account.token)  # it may show what came
-        kind, what = ServiceUnavailableError, "gave no answer"
-        if _was_not_sent(error):
-            kind, what = ServiceUnreachableError, "cannot be reached"
-    # Raised here, without its cause: that holds the headers, and what came, token included.
-    raise kind(f"{account.base_url} {what}: {said}")
+        return run_within(timeout + grace, lambda: _exchange(call, account, timeout))
+    except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
+        reason = redacted(str(error), account.token)  # it may repeat the response
+        was_not_sent = _was_not_sent(error)
+    # Raised here, without its cause, which holds the headers, token included.
+    if was_not_sent:
+        raise ServiceUnreachableError(f"Cannot reach {account.base_url}: {reason}")
+    raise ServiceUnavailableError(f"No response from {account.base_url}: {reason}")
+
+
+def run_within(seconds: float, work: Callable[[], Result]) -> Result:
+    """Return the result of work that runs in a thread, or give up on it after some seconds.
+
+    The timeout of requests limits each read, so a server that drips bytes would hold the task forever.
+    Python cannot stop a thread: after a timeout it lives on, at most until the task's process ends.
+
+    :raises TimeoutError: if the work takes longer.
+    :raises NotSentError: if the thread cannot be started.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    try:
+        Thread(target=run, name="modelscope-request", daemon=True).start()
+    except RuntimeError as error:  # the machine's limit of threads
+        raise NotSentError(str(error)) from error
+    try:
+        return result.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"timed out after {seconds:g} s") from None
 
 
 def _exchange(call: HttpRequest, account: Account, timeout: float) -> HttpResponse:
@@ -78,10 +87,8 @@ def _exchange(call: HttpRequest, account: Account, timeout: float) -> HttpRespon
             headers=dict(call.headers),
             data=call.body,
             timeout=timeout,
-            verify=account.verify,  # set on the session, the environment's bundle would win
-            proxies=proxies_for(call.url, account),
-            allow_redirects=False,  # the token goes to the API's own origin only
             stream=True,
+            **request_options(call.url, account),
         ) as response,
     ):
         for chunk in response.iter_content(CHUNK):
@@ -93,31 +100,8 @@ def _exchange(call: HttpRequest, account: Account, timeout: float) -> HttpRespon
     )
 
 
-def _within(seconds: float, work: Callable[[], Result]) -> Result:
-    """Return what the work returns. After so many seconds it is left to its thread, which ends with the task.
-
-    :raises TimeoutError: where that takes longer.
-    """
-    result: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
-
-    try:
-        Thread(target=run, name="modelscope-request", daemon=True).start()
-    except RuntimeError as error:  # this machine has no room for another
-        raise NotSentError(str(error)) from error
-    try:
-        return result.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"it took longer than {seconds:g} s") from None
-
-
 def _was_not_sent(error: Exception) -> bool:
-    """Whether no connection came about: then a submission can have created nothing."""
+    """Whether no connection was made, so that a submission cannot have created anything."""
     import requests
     from urllib3.exceptions import (
         ConnectTimeoutError,
@@ -132,10 +116,10 @@ def _was_not_sent(error: Exception) -> bool:
         return True
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(reason, ProxyError):
-        # urllib3 calls it so, too, where the answer to what was sent through a proxy does not come.
+        # urllib3 also raises it if a call was sent through a proxy and no response came back.
         reason = reason.original_error
         if str(reason).startswith("Tunnel connection failed"):
             return True
-    if isinstance(reason, SSLError):  # of the handshake, not of what came after
+    if isinstance(reason, SSLError):  # of the handshake, not of the encrypted stream after it
         return bool(re.search("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|HANDSHAKE|PROTOCOL", str(reason)))
     return isinstance(reason, NewConnectionError | ConnectTimeoutError)

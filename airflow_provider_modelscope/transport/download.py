@@ -1,7 +1,4 @@
-"""One output image: from where the service put it into a temporary file, over requests.
-
-Here stands where images may come from. Nothing here tries again, and nothing is stored.
-"""
+"""Download of one output image into a temporary file, over requests. Nothing is retried or stored here."""
 
 from __future__ import annotations
 
@@ -17,8 +14,13 @@ from airflow_provider_modelscope.exceptions import (
     ImageNotAllowedError,
 )
 from airflow_provider_modelscope.redaction import without_query
-from airflow_provider_modelscope.transport.blocking import CHUNK, SLOWEST, new_session
-from airflow_provider_modelscope.transport.egress import checked_url, checking_adapter, proxies_for
+from airflow_provider_modelscope.transport.blocking import CHUNK, MIN_SPEED, run_within
+from airflow_provider_modelscope.transport.egress import (
+    checked_url,
+    checking_adapter,
+    new_session,
+    request_options,
+)
 
 if TYPE_CHECKING:
     import requests
@@ -29,54 +31,70 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 3
 
 
-def download(url: str, account: Account) -> Image:
-    """Return an output image, whole and decodable, in a temporary file that goes when it is closed.
+def download(url: str, account: Account, *, deadline: float | None = None) -> Image:
+    """Return an output image, complete and decodable, in a temporary file that is deleted when it is closed.
 
-    :raises ImageGoneError: where the URL works no longer.
-    :raises ImageNotAllowedError: where the image is too large, or where images may not come from.
-    :raises ImageStorageError: where the temporary folder has no room for it.
-    :raises ImageError: where it cannot be had whole.
+    :param deadline: When to cut off the download, on the clock of :func:`time.monotonic`; by default as late
+        as the largest image may take at the lowest speed. A server that sends next to nothing is cut off a
+        request timeout later.
+    :raises ImageGoneError: if the URL no longer works.
+    :raises ImageNotAllowedError: if the image is too large, or its host is not allowed.
+    :raises ImageStorageError: if the temporary folder has no room for the image.
+    :raises ImageError: if the image cannot be downloaded completely.
     """
+    now = time.monotonic()
+    if deadline is None:
+        deadline = now + account.request_timeout + account.max_image_bytes / MIN_SPEED
+    limit = max(0.0, deadline - now) + account.request_timeout
+    try:
+        return run_within(limit, lambda: _download(url, account, deadline))
+    except OSError as error:
+        raise ImageError(f"Cannot download {without_query(url)}: {error}") from None
+
+
+def _download(url: str, account: Account, deadline: float) -> Image:
     from airflow_provider_modelscope.images.image import Image
 
-    with new_session() as session, _follow(session, url, account) as response:
+    with new_session() as session, _open(session, url, account) as response:
         try:
-            return Image.from_chunks(_chunks(response, account))
+            return Image.from_chunks(_chunks(response, account.max_image_bytes, deadline))
         except (ImageError, ImageNotAllowedError) as error:
-            answer = (
-                f"{response.status_code}, content type {response.headers.get('Content-Type', '')[:100]!r}"
+            content_type = response.headers.get("Content-Type", "")[:100]
+            error.message = (
+                f"Cannot download {without_query(url)} (HTTP {response.status_code}, content type "
+                f"{content_type!r}): {error.message}"
             )
-            error.message = f"{without_query(url)} (answer {answer}): {error.message}"
             raise
 
 
-def _follow(session: requests.Session, url: str, account: Account) -> requests.Response:
-    """Return the open answer behind at most three redirects, each to where images may come from."""
-    given = url
+def _open(session: requests.Session, url: str, account: Account) -> requests.Response:
+    """Return the open response at the end of at most three redirects, each to an allowed address."""
+    adapter = checking_adapter(account)
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, adapter)
+    first = url
     for _ in range(MAX_REDIRECTS + 1):
         url = checked_url(url, account)
-        for scheme in ("https://", "http://"):
-            session.mount(scheme, checking_adapter(url, account))
         response = _get(session, url, account)
         if response.ok and not response.is_redirect:
             return response
         response.close()
+        code = response.status_code
         if not response.is_redirect:
-            gone = response.status_code in (403, 404, 410)
-            kind = ImageGoneError if gone else ImageError
-            problem = "works no longer" if gone else "cannot be had now"
-            raise kind(f"The image's URL {problem}: {without_query(url)}", code=response.status_code)
+            if code in (403, 404, 410):
+                raise ImageGoneError(f"The image URL no longer works: {without_query(url)}", code=code)
+            raise ImageError(f"Cannot download {without_query(url)}: the server returned an error", code=code)
         try:
             url = urljoin(url, response.headers["Location"])
         except ValueError:  # such as an unclosed [ of an IPv6 address
-            raise ImageNotAllowedError(f"{without_query(url)} redirects to what is no URL") from None
+            raise ImageNotAllowedError(f"Image URL not valid: redirect of {without_query(url)}") from None
     raise ImageNotAllowedError(
-        f"{without_query(given)} is behind more than {MAX_REDIRECTS} redirects: no more are followed"
+        f"Too many redirects: {without_query(first)} redirects more than {MAX_REDIRECTS} times"
     )
 
 
 def _get(session: requests.Session, url: str, account: Account) -> requests.Response:
-    """Return the open answer of one host."""
+    """Return the open response of one host."""
     from urllib3.exceptions import HTTPError
 
     try:
@@ -84,45 +102,40 @@ def _get(session: requests.Session, url: str, account: Account) -> requests.Resp
             url,
             headers={"Accept-Encoding": "identity"},
             timeout=account.request_timeout,
-            verify=account.verify,  # set on the session, the environment's bundle would win
-            allow_redirects=False,
             stream=True,
-            proxies=proxies_for(url, account),
+            **request_options(url, account),
         )
-    except (OSError, HTTPError, ValueError) as error:  # all that requests raises is an OSError
-        reason = _reason(error)
-    # Raised here, without its cause, which holds the URL whole.
-    raise ImageError(f"{without_query(url)} cannot be downloaded: {reason}")
+    except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
+        reason = _without_queries(error)
+    # Raised here, without its cause, which holds the complete URL.
+    raise ImageError(f"Cannot download {without_query(url)}: {reason}")
 
 
-def _chunks(response: requests.Response, account: Account) -> Iterator[bytes]:
-    """Yield what comes, as long as it is not too much, and see that it is all that was promised."""
+def _chunks(response: requests.Response, max_bytes: int, deadline: float) -> Iterator[bytes]:
+    """Yield the body while it is small and fast enough, and check that it is complete."""
     import requests
 
-    most = account.max_image_bytes
-    end = time.monotonic() + most / SLOWEST + account.request_timeout
-    promised = response.headers.get("Content-Length", "")
-    expected = int(promised) if re.fullmatch("[0-9]{1,18}", promised) else None
-    if expected is not None and expected > most:
-        raise ImageNotAllowedError(
-            f"Its {expected} bytes are more than the connection's max_image_bytes, {most}"
-        )
+    length = response.headers.get("Content-Length", "")
+    expected = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    too_large = f"larger than the connection's max_image_bytes, {max_bytes}"
+    if expected is not None and expected > max_bytes:
+        raise ImageNotAllowedError(f"its {expected} bytes are {too_large}")
     size = 0
     try:
         for chunk in response.iter_content(CHUNK):
             size += len(chunk)
-            if size > most:
-                raise ImageNotAllowedError(f"It is larger than the connection's max_image_bytes, {most}")
-            if time.monotonic() > end:
-                raise ImageError(f"It came too slowly: {size} bytes are here when all should be")
+            if size > max_bytes:
+                raise ImageNotAllowedError(f"it is {too_large}")
+            if time.monotonic() > deadline:
+                raise ImageError(f"too slow, received {size} bytes before the deadline")
             yield chunk
     except requests.RequestException as error:
-        raise ImageError(f"It broke off: {_reason(error)}") from None
-    # Counted as they came over the wire: a server may compress though it was asked not to.
+        raise ImageError(f"the connection broke: {_without_queries(error)}") from None
+    # Counted on the wire: a server may compress although it was asked not to.
     if expected is not None and response.raw.tell() != expected:
-        raise ImageError(f"It broke off: {response.raw.tell()} of {expected} bytes came")
+        raise ImageError(f"the connection broke: received {response.raw.tell()} of {expected} bytes")
 
 
-def _reason(error: Exception) -> str:
-    """Return what requests says without the URL's query, which may be a signature."""
+def _without_queries(error: Exception) -> str:
+    """Return an error's text without the queries of URLs in it, which may be signatures."""
     return re.sub(r"\?\S+", "?...", str(error))

@@ -1,18 +1,23 @@
-"""Where a connection may go: proxies, TLS trust, and the addresses that images may come from."""
+"""Where a connection may go: sessions that add nothing, proxies, TLS trust, and allowed image addresses."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import ssl
 from contextlib import suppress
+from fnmatch import fnmatchcase
+from http.cookiejar import DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_modelscope.exceptions import ImageNotAllowedError
+from airflow_provider_modelscope.exceptions import ImageNotAllowedError, InvalidConnectionError
 from airflow_provider_modelscope.redaction import without_query
 
 if TYPE_CHECKING:
+    import requests
     from requests.adapters import HTTPAdapter
 
     from airflow_provider_modelscope.protocol.account import Account
@@ -20,10 +25,36 @@ if TYPE_CHECKING:
 _NAT64 = IPv6Network("64:ff9b::/96")  # its last 32 bits are the IPv4 address that it stands for
 
 
+def new_session() -> requests.Session:
+    """Return a session that follows no redirect, and sends no cookies and no login from a .netrc.
+
+    So the token goes to the API's own origin only.
+    """
+    import requests
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            """Return no target, so that requests neither follows a redirect nor reads its body."""
+
+    session = Session()
+    session.auth = lambda prepared: prepared  # without an auth of its own, requests reads the .netrc
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    return session
+
+
+def request_options(url: str, account: Account) -> dict[str, Any]:
+    """Return the arguments of a request that decide where it goes and whom it trusts.
+
+    They belong to each request: set on the session, they would yield to the environment's.
+    """
+    proxy = proxy_for(url, account) or ""
+    return {"proxies": {"http": proxy, "https": proxy}, "verify": account.verify}
+
+
 def proxy_for(url: str, account: Account) -> str | None:
     """Return the proxy to reach a URL through: the connection's own, or else the environment's.
 
-    There is none on the way to this machine: the token would leave it, over http in the clear.
+    A URL on this machine gets none: the token would leave the machine, unencrypted.
     """
     from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
 
@@ -33,50 +64,75 @@ def proxy_for(url: str, account: Account) -> str | None:
     return str(prepend_scheme_if_needed(proxy, "http")) if proxy else None  # type: ignore[no-untyped-call]
 
 
-def proxies_for(url: str, account: Account) -> dict[str, str]:
-    """Return the proxy for a URL, to be given with a request: a session's yields to the environment's."""
-    proxy = proxy_for(url, account) or ""
-    return {"http": proxy, "https": proxy}
+def tls_trust(account: Account) -> ssl.SSLContext | bool:
+    """Return which TLS certificates to trust, as aiohttp's ``ssl`` argument.
+
+    :raises InvalidConnectionError: if the connection's CA bundle cannot be read.
+    """
+    if isinstance(account.verify, bool):
+        return account.verify
+    try:
+        if os.path.isdir(account.verify):  # noqa: PTH112 - as requests decides
+            return ssl.create_default_context(capath=account.verify)
+        return ssl.create_default_context(cafile=account.verify)
+    except OSError as error:
+        raise InvalidConnectionError(
+            f"Cannot read the CA bundle of the connection's verify, {account.verify!r}: {error}. "
+            "It must exist on workers and triggerers"
+        ) from error
 
 
 def checked_url(url: str, account: Account) -> str:
-    """Return the URL in the spelling that will be sent, if images may come from there.
+    """Return an image's URL in the spelling that will be sent, if images may be downloaded from it.
 
-    :raises ImageNotAllowedError: where its scheme, its user or an address in it says that they may not.
+    :raises ImageNotAllowedError: if its scheme, its user or an address in it is not allowed.
     """
     import requests
 
     shown = without_query(url)
-    if not account.may_fetch(url):
+    if not may_fetch(url, account):
         raise ImageNotAllowedError(
-            f"{shown} is no https address: images are fetched from no other, or over http where the "
-            "connection's own host is reached over http"
+            f"Image URL not allowed: {shown} is not https. Plain http is allowed only if the connection's "
+            "host uses it too"
         )
     try:
         url = requests.Request("GET", url).prepare().url or ""
     except (requests.RequestException, ValueError):
-        raise ImageNotAllowedError(f"{shown} is no URL of an image") from None
-    if "@" in urlsplit(url).netloc:
-        raise ImageNotAllowedError(f"{shown} comes with a user or password: images are fetched without any")
-    if address := _literal(urlsplit(url).hostname or ""):
-        _check(address, url, account)
+        raise ImageNotAllowedError(f"Image URL not valid: {shown}") from None
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ImageNotAllowedError(
+            f"Image URL not allowed: {shown} contains a user or password. Images are downloaded without any"
+        )
+    host = parts.hostname or ""
+    if address := literal_address(host):
+        check_address(address, host, account)
     return url
 
 
-def checking_adapter(url: str, account: Account) -> HTTPAdapter:
-    """Return what connects to the URL's host, and looks whom it has reached before it sends anything.
+def may_fetch(url: str, account: Account) -> bool:
+    """Whether a URL's scheme is allowed for images: https, or http if the API itself is reached over it."""
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # such as an unclosed [ of an IPv6 address
+        return False
+    return scheme == "https" or (scheme == "http" and account.base_url.startswith("http:"))
 
-    A look into the DNS beforehand would prove nothing: its next answer may be another. Through a proxy it
-    is the proxy that connects, wherever the name leads it, and its own address says nothing of the image's:
-    there only an address that stands in the URL is checked, and the proxy's rules must do the rest.
+
+def checking_adapter(account: Account) -> HTTPAdapter:
+    """Return an adapter that checks the address of each connection before it sends anything.
+
+    Resolving the name beforehand would prove nothing: the next DNS response may differ. Through a proxy, the
+    proxy connects, and its address says nothing about the image's: then only an address in the URL is
+    checked (:func:`checked_url`), and the proxy's own rules must do the rest.
     """
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-    def check(connected: socket.socket) -> socket.socket:
+    def check(connected: socket.socket, host: str) -> socket.socket:
         try:
-            _check(ip_address(connected.getpeername()[0]), url, account)
+            check_address(ip_address(connected.getpeername()[0]), host, account)
         except BaseException:
             connected.close()
             raise
@@ -84,11 +140,11 @@ def checking_adapter(url: str, account: Account) -> HTTPAdapter:
 
     class Connection(HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            return check(super()._new_conn())
+            return check(super()._new_conn(), self.host)
 
     class TLSConnection(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            return check(super()._new_conn())
+            return check(super()._new_conn(), self.host)
 
     class Pool(HTTPConnectionPool):
         ConnectionCls = Connection
@@ -104,35 +160,39 @@ def checking_adapter(url: str, account: Account) -> HTTPAdapter:
     return Adapter()
 
 
-def _check(address: IPv4Address | IPv6Address, url: str, account: Account) -> None:
-    """See that images may come from an address.
+def check_address(address: IPv4Address | IPv6Address, host: str, account: Account) -> None:
+    """Check that images may be downloaded from a host at an address.
 
-    :raises ImageNotAllowedError: where it is not public, the API is not at such an address too, and the
-        connection does not name the host.
+    :raises ImageNotAllowedError: if the address is not public, the API is not at the same kind of address,
+        and the connection does not allow the host.
     """
-    kind = _kind(address)
-    host = urlsplit(url).hostname or ""
-    if kind and kind not in _kinds_of_api(account) and not account.allows_images_from(host):
+    kind = non_public_kind(address)
+    if kind and kind not in _kinds_of_api(account) and not is_allowed_host(host, account):
         raise ImageNotAllowedError(
-            f"{without_query(url)} is at {address}, which is {kind}: images may come from public addresses, "
-            "and from others only where the API is at such a one too. If this host is to be trusted, name it "
-            f"in allowed_image_hosts in the connection's extra: {host}"
+            f"Image host not allowed: {host} has the address {address} ({kind}, not public). Allowed are "
+            "public addresses, and addresses of the same kind as the API's. If you trust this host, add it "
+            f"to allowed_image_hosts in the connection's extra: {host}"
         )
+
+
+def is_allowed_host(host: str, account: Account) -> bool:
+    """Whether the connection allows images from a host (in lower case) at any address."""
+    return any(fnmatchcase(host.rstrip("."), name) for name in account.allowed_image_hosts)
 
 
 def _kinds_of_api(account: Account) -> set[str]:
     host = urlsplit(account.base_url).hostname or ""
-    if address := _literal(host):
-        return {_kind(address)}
+    if address := literal_address(host):
+        return {non_public_kind(address)}
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:  # only the proxy knows it
+    except OSError:  # only the proxy can resolve it
         return set()
-    return {_kind(ip_address(str(entry[4][0]))) for entry in found}
+    return {non_public_kind(ip_address(str(entry[4][0]))) for entry in found}
 
 
-def _literal(host: str) -> IPv4Address | IPv6Address | None:
-    """Return the address that a host spells, in whatever way: ``127.1``, ``2130706433``, ``0x7f.1``."""
+def literal_address(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that a host spells, in any way: ``127.1``, ``2130706433``, ``0x7f.1``."""
     host = host.rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return IPv4Address("127.0.0.1")
@@ -143,14 +203,14 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
     return None
 
 
-def _kind(address: IPv4Address | IPv6Address) -> str:
-    """Return in a word why an address is not public, nothing where it is."""
+def non_public_kind(address: IPv4Address | IPv6Address) -> str:
+    """Return why an address is not public, as one word; nothing if it is public."""
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address in _NAT64:
             inner = IPv4Address(int(address) % 2**32)
         if inner:
-            return _kind(inner)
+            return non_public_kind(inner)
     kinds = {
         "unspecified": address.is_unspecified,
         "loopback": address.is_loopback,
@@ -159,23 +219,26 @@ def _kind(address: IPv4Address | IPv6Address) -> str:
         "private": address.is_private or getattr(address, "is_site_local", False),
         "reserved": address.is_reserved or not address.is_global,
     }
-    return next((kind for kind, is_so in kinds.items() if is_so), "")
+    return next((kind for kind, applies in kinds.items() if applies), "")
 
 
-def is_address(name: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is an IPv4 or IPv6 address in its usual spelling."""
     try:
-        return bool(ip_address(name))
+        ip_address(host)
     except ValueError:
         return False
+    return True
 
 
-def is_host_name(name: str) -> bool:
-    """Whether a URL's host may be one: a name of DNS, or an IPv6 address."""
-    return ":" in name or bool(re.fullmatch(r"(?=.{1,253}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", name))
+def is_host_name(host: str) -> bool:
+    """Whether a URL's host is a valid DNS name or an IPv6 address."""
+    return ":" in host or bool(re.fullmatch(r"(?=.{1,253}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", host))
 
 
-def is_loopback(name: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     try:
-        return ip_address(name).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
+        return host == "localhost" or host.endswith(".localhost")

@@ -44,12 +44,12 @@ TICK = 0.25  # seconds: looks that fall due within it wake the event loop once: 
 class Client:
     """What one account says to the service in one event loop. Made by :func:`with_client`.
 
-    ``line`` holds those that wait for room to submit.
+    ``queue`` holds the tasks that wait to submit.
     """
 
     def __init__(self, account: Account) -> None:
         self.users = 0
-        self.line = SubmitQueue()
+        self.queue = SubmitQueue()
         self._account = account
         self._proxy = proxy_for(account.base_url, account)
         self._quiet = Cooldown()
@@ -99,7 +99,9 @@ class Client:
 
         :raises ModelScopeError: where the wait ends without that.
         """
-        with self.line.running(wait):
+        with self.queue.track(
+            wait.generation_id, submitted_at=wait.submitted_at, usual_seconds=wait.usual_seconds
+        ):
             while True:
                 look = await self.poll(wait.generation_id, end_time=wait.end_time)
                 outcome = wait.after(look, now=time.time())

@@ -18,7 +18,8 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
     :param generation_id: The generation to wait for.
     :param poll_interval: Longest time between looks in seconds, at least 1.
     :param submitted_at: When it was submitted, in epoch seconds; None takes the trigger's start.
-    :param model: The model that was asked for, where that is known.
+    :param model: The model of the request, if that is known.
+    :param size: The size of the request, if it has one.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
         poll_interval: float,
         submitted_at: float | None = None,
         model: str | None = None,
+        size: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -35,6 +37,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
         self.poll_interval = poll_interval
         self.submitted_at = submitted_at
         self.model = model
+        self.size = size
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that only this kind of trigger has."""
@@ -43,6 +46,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             "poll_interval": self.poll_interval,
             "submitted_at": self.submitted_at,
             "model": self.model,
+            "size": self.size,
         }
 
     async def event(self) -> dict[str, Any]:
@@ -55,6 +59,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             end_time=self.end_time,
             poll_interval=self.poll_interval,
             model=self.model,
+            size=self.size,
         )
         await with_client(self.modelscope_conn_id, lambda client: client.wait_until_finished(wait))
         return {"status": "finished", "generation_id": self.generation_id}

@@ -1,4 +1,4 @@
-"""Wait in the triggerer for a turn to submit; one event."""
+"""Wait in the triggerer for a slot to submit; one event."""
 
 from __future__ import annotations
 
@@ -14,41 +14,39 @@ if TYPE_CHECKING:
 
 
 class ModelScopeQueueTrigger(ModelScopeTrigger):
-    """Fire when it is this task's turn to submit: the account's queue has room, or soon will.
+    """Fire when this task may submit: the account has a free slot, or soon will.
 
-    All that wait in one triggerer as the same account stand in one line, first come, first served. It does
-    not submit by itself: what is paid for is recorded before and after, which only a worker can do.
+    All tasks that wait in one triggerer as the same account share one queue, first come, first served. The
+    trigger does not submit: a submission is recorded before and after, which only a worker can do.
 
     The event is ``{"status": "turn", "since": ..., "end_time": ...}``.
 
-    :param since: When the task began to wait, in epoch seconds: its place in the line.
-    :param model: The model that it will ask for.
-    :param slot_rejected: Whether it had its turn already and found no room.
+    :param since: When the task began to wait, in epoch seconds. The earliest is served first.
+    :param slot_rejected: Whether it was granted a slot before and was rejected.
     """
 
-    def __init__(self, *, since: float, model: str, slot_rejected: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, since: float, slot_rejected: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.since = since
-        self.model = model
         self.slot_rejected = slot_rejected
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that only this kind of trigger has."""
-        return {"since": self.since, "model": self.model, "slot_rejected": self.slot_rejected}
+        return {"since": self.since, "slot_rejected": self.slot_rejected}
 
     async def event(self) -> dict[str, Any]:
-        """Wait in line."""
+        """Wait in the queue."""
         from airflow_provider_modelscope.triggers.clients import with_client
 
-        return await with_client(self.modelscope_conn_id, self._stand_in_line)
+        return await with_client(self.modelscope_conn_id, self._wait_for_slot)
 
-    async def _stand_in_line(self, client: Client) -> dict[str, Any]:
-        line = client.line
+    async def _wait_for_slot(self, client: Client) -> dict[str, Any]:
+        queue = client.queue
         if self.slot_rejected:
-            line.refuse()
-        await asyncio.sleep(self.min_deferral_seconds)  # whoever cannot use its turn yet is not to have it
-        self.log.info("Waiting for room in the account's queue; %d wait in this triggerer", len(line) + 1)
-        if not await line.turn(since=self.since, end_time=self.end_time, model=self.model):
-            queue = SubmitBackoff(since=self.since, end_time=self.end_time)
-            queue.give_up(QueueFullError("The account's queue stayed full"), waiting=len(line) + 1)
+            queue.reject()
+        await asyncio.sleep(self.min_deferral_seconds)  # a task that may not resume yet must not get a slot
+        self.log.info("Waiting for a slot of the account, %d tasks are queued here", len(queue) + 1)
+        if not await queue.wait_for_slot(queued_at=self.since, deadline=self.end_time):
+            backoff = SubmitBackoff(since=self.since, end_time=self.end_time)
+            backoff.give_up(QueueFullError("The account's queue stayed full"), waiting=len(queue) + 1)
         return {"status": "turn", "since": self.since, "end_time": self.end_time}

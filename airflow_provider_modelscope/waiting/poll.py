@@ -20,14 +20,18 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.protocol.generation import SUCCEED
 from airflow_provider_modelscope.validation import MAX_WAIT
 from airflow_provider_modelscope.waiting.backoff import MAX_RETRY_AFTER
-from airflow_provider_modelscope.waiting.intervals import MIN_POLL_INTERVAL, SeenTimes, seconds_to_next_look
+from airflow_provider_modelscope.waiting.intervals import (
+    MIN_POLL_INTERVAL,
+    DurationHistory,
+    seconds_to_next_poll,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
 
-POLL_INTERVAL = 15.0  # seconds; while a model's times are unknown looks are 5 s apart, see ``schedule``
+POLL_INTERVAL = 15.0  # seconds; most polls are closer, see ``intervals``
 
-SEEN_TIMES = SeenTimes()  # what this process has seen: in a triggerer a lot, in a task's own process nothing
+DURATIONS = DurationHistory()  # of this process: many in a triggerer, none in a task's own process
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +39,15 @@ log = logging.getLogger(__name__)
 class PollSchedule:
     """A wait for one generation: told of each look, it says when the next one is due.
 
-    That follows the times which this process has seen of the model. Faults that pass never end a wait that
-    still has time.
+    That follows the last durations of the model and size in this process. Faults that pass never end a wait
+    that still has time.
 
     :param generation_id: What is waited for.
     :param submitted_at: When it was submitted, in epoch seconds; when the wait began, if that is not known.
     :param end_time: When it ends, in epoch seconds: wall clock, so that it survives a restart.
     :param poll_interval: The longest time between looks, in seconds; below 1 it is 1.
-    :param model: The model asked for, if that is known.
+    :param model: The model of the request, if that is known.
+    :param size: The size of the request, if it has one.
     :param fast_poll_until_age: Age of the generation in seconds until which looks come every second, or after an
         eighth of its age: what is quickly done is quickly seen.
     """
@@ -55,6 +60,7 @@ class PollSchedule:
         end_time: float,
         poll_interval: float,
         model: str | None = None,
+        size: str | None = None,
         fast_poll_until_age: float = 0.0,
     ) -> None:
         self.generation_id = generation_id
@@ -62,10 +68,16 @@ class PollSchedule:
         self.end_time = end_time
         self.poll_interval = max(MIN_POLL_INTERVAL, poll_interval)
         self.model = model
+        self.size = size
         self.fast_poll_until_age = fast_poll_until_age
         self.last_seen = "not seen yet"
         self._is_unseen = True
         self._ran_at: float | None = None  # its age when it was last seen to run
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """How long the last generations of the same model and size took; None if none is known."""
+        return DURATIONS.of(self.model, self.size).usual
 
     def after(self, look: Generation | ModelScopeError, *, now: float) -> Generation | float:
         """Return the generation where it is finished, else the seconds to sleep before the next look.
@@ -84,11 +96,11 @@ class PollSchedule:
             self.last_seen = f"not to be seen: {look}"
             retry_after = min(look.retry_after or 0.0, MAX_RETRY_AFTER)
             log.warning("Generation %s could not be looked at: %s", self.generation_id, look)
-        elif look.is_missing and not look.has_failed(age=age):
+        elif look.is_not_found and not look.has_failed(age=age):
             self._see("not found")
         elif look.is_finished:
             self._see(look.status)
-            self._learn(look, age)
+            self._record_duration(look, age)
             return look
         else:
             self._ran_at = age
@@ -108,20 +120,20 @@ class PollSchedule:
     def _delay(self, age: float) -> float:
         if age < self.fast_poll_until_age:
             return min(self.poll_interval, max(MIN_POLL_INTERVAL, age / 8))
-        times = SEEN_TIMES.of(self.model or "")
-        luck = random.random()  # noqa: S311 - it spreads load, and hides nothing
-        return seconds_to_next_look(times, age=age, poll_interval=self.poll_interval, luck=luck)
+        durations = DURATIONS.of(self.model, self.size)
+        jitter = random.random()  # noqa: S311 - it spreads load, and hides nothing
+        return seconds_to_next_poll(durations, age=age, poll_interval=self.poll_interval, jitter=jitter)
 
-    def _learn(self, finished: Generation, age: float) -> None:
-        """Record how long it took: the service's own word, where that does not contradict the looks."""
+    def _record_duration(self, finished: Generation, age: float) -> None:
+        """Record how long it took: the service's own figure, unless the polls contradict it."""
         if self.model is None or not finished.output_images:
             return
         taken = (finished.duration_ms or 0.0) / 1000
-        # A second more or less: the clocks begin where the submission is answered, here and there.
+        # One second of tolerance: the service's clock and ours do not start at the same moment.
         if taken > 0 and (self._ran_at or 0.0) - 1 <= taken <= age + 1:
-            SEEN_TIMES.record(self.model, taken)
+            DURATIONS.record(self.model, self.size, taken)
         elif self._ran_at is not None:
-            SEEN_TIMES.record(self.model, age, after=self._ran_at)
+            DURATIONS.record(self.model, self.size, age, after=self._ran_at)
 
     def _timeout(self) -> GenerationTimeoutError:
         deadline = datetime.fromtimestamp(self.end_time, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

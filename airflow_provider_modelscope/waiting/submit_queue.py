@@ -1,4 +1,4 @@
-"""The line before an account's full queue: first come, first served; ``turns`` says when."""
+"""The queue of the tasks that wait to submit as one account: first come, first served."""
 
 from __future__ import annotations
 
@@ -8,78 +8,78 @@ from bisect import insort
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from airflow_provider_modelscope.waiting.poll import SEEN_TIMES, PollSchedule
 from airflow_provider_modelscope.waiting.slots import SlotForecast
 
 
 class SubmitQueue:
-    """Those who wait in one event loop to submit as the same account. Its length is how many they are."""
+    """The queue of one account in one event loop. Its length is the number of waiting tasks."""
 
     def __init__(self) -> None:
-        self._places: list[_Place] = []
-        self._turns = SlotForecast()
-        self._given = 0
+        self._waiting: list[_Waiting] = []
+        self._forecast = SlotForecast()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._waiting)
+
+    async def wait_for_slot(self, *, queued_at: float, deadline: float) -> bool:
+        """Wait until a slot is granted. Return False if the deadline passes first.
+
+        :param queued_at: When the task began to wait, in epoch seconds. The earliest is served first.
+        :param deadline: When to give up, in epoch seconds.
+        """
+        me = _Waiting(queued_at)
+        insort(self._waiting, me, key=lambda waiting: waiting.queued_at)
+        try:
+            while (now := time.time()) < deadline:
+                due = self._forecast.slot_due(now) if self._waiting[0] is me else deadline
+                if due <= now:
+                    self._forecast.grant(now)
+                    return True
+                await me.sleep(min(due, deadline) - now)
+            return False
+        finally:
+            self._waiting.remove(me)
+            self._wake_first()
+
+    def reject(self) -> None:
+        """Report that a task which was granted a slot was rejected by the service."""
+        self._forecast.reject()
 
     @contextmanager
-    def running(self, wait: PollSchedule) -> Iterator[None]:
-        """Let the line know of a generation of the account while it runs."""
-        usual_seconds = SEEN_TIMES.of(wait.model or "").usual
-        self._turns.see(wait.generation_id, since=wait.submitted_at, usual_seconds=usual_seconds)
-        self._call()
+    def track(
+        self, generation_id: str, *, submitted_at: float, usual_seconds: float | None
+    ) -> Iterator[None]:
+        """Expect a slot when a generation of the account ends: it runs while the context is open.
+
+        :param submitted_at: When it was submitted, in epoch seconds.
+        :param usual_seconds: How long it usually runs; None if that is unknown.
+        """
+        self._forecast.generation_started(
+            generation_id, submitted_at=submitted_at, usual_seconds=usual_seconds
+        )
+        self._wake_first()
         try:
             yield
         finally:
-            self._turns.end(wait.generation_id, is_awaited=bool(self._places))
-            self._call()
+            self._forecast.generation_ended(generation_id)
+            self._wake_first()
 
-    def refuse(self) -> None:
-        """Let the line know that one who had a turn found no room."""
-        if self._given:  # else another triggerer's line gave it, which is no more
-            self._given -= 1
-            self._turns.refuse()
-            self._call()
-
-    async def turn(self, *, since: float, end_time: float, model: str) -> bool:
-        """Wait for a turn, and tell whether it came before the end.
-
-        :param since: When its owner began to wait, in epoch seconds; whoever did so before is before it.
-        :param end_time: When it gives up, in epoch seconds.
-        :param model: What it will ask for.
-        """
-        place = _Place(since)
-        if not self._places:
-            self._turns.begin(now=time.time())
-        insort(self._places, place, key=lambda other: other.since)
-        try:
-            while (now := time.time()) < end_time:
-                due = self._turns.due(now=now) if self._places[0] is place else end_time
-                if due <= now:
-                    self._turns.take(now=now, usual_seconds=SEEN_TIMES.of(model).usual)
-                    self._given += 1
-                    return True
-                await place.wait(min(due, end_time) - now)
-            return False
-        finally:
-            self._places.remove(place)
-            self._call()
-
-    def _call(self) -> None:
-        """Let the first in the line look again when its turn is due."""
-        if self._places:
-            self._places[0].called.set()
+    def _wake_first(self) -> None:
+        """Let the first task check again when its slot is due."""
+        if self._waiting:
+            self._waiting[0].wake.set()
 
 
-class _Place:
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.called = asyncio.Event()
+class _Waiting:
+    """A waiting task."""
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until it is called, at most so many seconds."""
+    def __init__(self, queued_at: float) -> None:
+        self.queued_at = queued_at
+        self.wake = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep so many seconds, or until woken."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.called.wait()
-        self.called.clear()
+                await self.wake.wait()
+        self.wake.clear()

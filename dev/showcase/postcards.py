@@ -1,4 +1,4 @@
-"""What the README's pictures show."""
+"""The Dag that the screenshots in ``docs/`` show."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Many machines: only ``make test-cluster`` runs it.
+"""Promises about an Airflow on many machines. Only ``make test-cluster`` runs them.
 
-``cluster`` makes each part of Airflow a machine of its own, called as ``machine`` says; ``dags`` is all that
-they share but the network; ``conftest`` plays the story that the tests then ask about.
+``cluster`` runs each part of Airflow as a machine of its own. ``machine`` gives each its name. The machines
+share the folder ``dags`` and the network. ``conftest`` runs the scenario whose result the tests check.
 """

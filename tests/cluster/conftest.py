@@ -1,4 +1,4 @@
-"""Play the story once: sixty images are drawn, and a worker and a triggerer are killed meanwhile."""
+"""Runs the scenario once: sixty images are generated while a worker and a triggerer are killed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ TABLE = pytest.StashKey[list[str]]()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
-    """What happened; times are in seconds from the start of the Dag runs.
+class Scenario:
+    """What happened. Times are in seconds since the start of the Dag runs.
 
-    :param worker: The one that was killed.
-    :param done: A task that had succeeded on it before, and whose log is stored.
-    :param watcher: A task that watched its generation on it when it was killed.
-    :param running: How many tasks ran on it.
-    :param triggerer: The one that was killed.
-    :param waits: The triggers that it held.
-    :param ended_at: When the last Dag run had ended.
+    :param worker: The worker that was killed.
+    :param done: A task that had succeeded on this worker, and whose log is in the store.
+    :param polling: A task that polled its generation on this worker when it was killed.
+    :param running: Number of tasks that ran on it.
+    :param triggerer: The triggerer that was killed.
+    :param waits: Ids of the triggers that it held.
+    :param ended_at: The end of the last Dag run.
     """
 
     cluster: Cluster
     worker: str
     worker_killed_at: float
     done: Task
-    watcher: Task
+    polling: Task
     running: int
     triggerer: str
     triggerer_killed_at: float
@@ -40,45 +40,63 @@ class Story:
     ended_at: float
 
     @property
-    def inherited(self) -> set[int]:
-        """The triggers that the other triggerer took over."""
+    def other_triggerer(self) -> str:
         [other] = set(TRIGGERERS) - {self.triggerer}
-        return self.waits & self.cluster.triggers[other]
+        return other
+
+    @property
+    def taken_over(self) -> set[int]:
+        """Ids of the triggers that the other triggerer took over."""
+        return self.waits & self.cluster.triggers[self.other_triggerer]
 
     def table(self) -> list[str]:
-        """Return what it came to, in lines."""
+        """Return the figures as a Markdown table, as docs/production.md shows it."""
         cluster = self.cluster
-        accounts = Counter(one.headers["Authorization"] for one in cluster.accepted)
-        refused = sum(one.status == 500 for one in cluster.emulator.requests)
+        accounts = sorted(
+            Counter(exchange.headers["Authorization"] for exchange in cluster.accepted).values()
+        )
+        each = f"{accounts[0]} for each account" if len(set(accounts)) == 1 else f"by account {accounts}"
+        rejected = sum(exchange.status == 500 for exchange in cluster.emulator.requests)
         busy = sum(end - begin for begin, end in cluster.emulator.spans) / (self.ended_at * len(TOKENS))
-        late = cluster.statsd.seconds("modelscope.generation.delivery_delay")
-        ends = {
-            self.worker: f", killed after {self.worker_killed_at:.0f} s with {self.running} running",
-            self.triggerer: f", killed after {self.triggerer_killed_at:.0f} s with {len(self.waits)} waits",
+        delays = cluster.statsd.seconds("modelscope.generation.delivery_delay")
+        killed = {
+            self.worker: f". Killed after {self.worker_killed_at:.0f} s, with {self.running} tasks running",
+            self.triggerer: f". Killed after {self.triggerer_killed_at:.0f} s, with {len(self.waits)} waits",
         }
-        retried = sum(task.try_number > 1 for task in cluster.tasks())
-        return [
-            f"images stored: {len(cluster.objects())} of {IMAGES}",
-            f"submissions: {len(cluster.accepted)} accepted, by account {list(accounts.values())}; "
-            f"{refused} refused because the queue was full",
-            f"time: {self.ended_at:.0f} s, the accounts were busy for {busy:.0%} of it",
-            f"half of the images were stored within {median(late):.0f} s of being ready, "
-            f"all within {max(late):.0f} s",
-            *(f"{name}: was given tasks {cluster.legs(name)} times{ends.get(name, '')}" for name in WORKERS),
-            *(f"{name}: held {len(cluster.triggers[name])} waits{ends.get(name, '')}" for name in TRIGGERERS),
-            f"waits of the dead triggerer that the other took over: {len(self.inherited)}",
-            f"tasks tried again: {retried}",
-        ]
+        rows = {
+            "figure": "result",
+            "---": "---",
+            "images stored": f"{len(cluster.objects())} of {IMAGES}",
+            "submissions accepted": f"{len(cluster.accepted)}, {each}",
+            "submissions rejected because the queue was full": rejected,
+            "duration": f"{self.ended_at:.0f} s. The accounts were busy for {100 * busy:.0f} % of it",
+            "delay from the end of a generation until its image was stored": (
+                f"{median(delays):.0f} s for half of the images, at most {max(delays):.0f} s"
+            ),
+            **{
+                f"tasks given to {_spaced(name)}": f"{cluster.tasks_given(name)} times{killed.get(name, '')}"
+                for name in WORKERS
+            },
+            **{
+                f"waits in {_spaced(name)}": f"{len(cluster.triggers[name])}{killed.get(name, '')}"
+                for name in TRIGGERERS
+            },
+            f"waits of {_spaced(self.triggerer)} that {_spaced(self.other_triggerer)} took over": len(
+                self.taken_over
+            ),
+            "retried tasks": sum(task.try_number > 1 for task in cluster.tasks()),
+        }
+        return [f"| {figure} | {result} |" for figure, result in rows.items()]
 
 
 @pytest.fixture(scope="session")
-def story(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Story]:
-    for signal_ in (signal.SIGINT, signal.SIGTERM):  # whichever comes, what was started is ended
+def scenario(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Scenario]:
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # on either of them, all processes are ended
         signal.signal(signal_, signal.default_int_handler)
     with cluster_in(tmp_path_factory.mktemp("cluster")) as cluster:
-        story = _play(cluster)
-        pytestconfig.stash[TABLE] = story.table()
-        yield story
+        scenario = _run(cluster)
+        pytestconfig.stash[TABLE] = scenario.table()
+        yield scenario
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -86,24 +104,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line)
 
 
-def _play(cluster: Cluster) -> Story:
+def _run(cluster: Cluster) -> Scenario:
     cluster.start_runs()
     cluster.until(lambda: len(cluster.accepted) >= IMAGES // 4, "a quarter is submitted")
-    watcher, done = cluster.until(lambda: _watcher(cluster), "a worker watches a generation")
-    worker = watcher.machine
+    polling, done = cluster.until(lambda: _polling_task(cluster), "a worker polls a generation")
+    worker = polling.machine
     running = sum((task.machine, task.state) == (worker, "running") for task in cluster.tasks())
     worker_killed_at = cluster.kill(worker)
     cluster.until(lambda: len(cluster.accepted) >= IMAGES // 2, "half is submitted")
     triggerer, waits = cluster.until(lambda: _triggerer_to_kill(cluster), "both triggerers hold waits")
     triggerer_killed_at = cluster.kill(triggerer)
-    cluster.until(lambda: not cluster.held_triggers()[triggerer], "the other triggerer has its waits")
+    cluster.until(
+        lambda: not cluster.held_triggers()[triggerer], "the other triggerer has taken over its waits"
+    )
     cluster.until(lambda: set(cluster.run_states()) <= {"success", "failed"}, "all Dag runs have ended")
-    return Story(
+    return Scenario(
         cluster=cluster,
         worker=worker,
         worker_killed_at=worker_killed_at,
         done=done,
-        watcher=watcher,
+        polling=polling,
         running=running,
         triggerer=triggerer,
         triggerer_killed_at=triggerer_killed_at,
@@ -112,9 +132,9 @@ def _play(cluster: Cluster) -> Story:
     )
 
 
-def _watcher(cluster: Cluster) -> tuple[Task, Task] | None:
-    """Return a task that watches its generation on a worker now, and one whose log that worker has stored."""
-    for task in cluster.watchers():
+def _polling_task(cluster: Cluster) -> tuple[Task, Task] | None:
+    """Return a task that is polling on a worker, and one that has succeeded there and whose log is stored."""
+    for task in cluster.polling_tasks():
         if task.state == "running" and task.task_id.startswith("draw"):
             for done in cluster.tasks():
                 if (done.machine, done.state) == (task.machine, "success") and cluster.has_log(done):
@@ -123,7 +143,11 @@ def _watcher(cluster: Cluster) -> tuple[Task, Task] | None:
 
 
 def _triggerer_to_kill(cluster: Cluster) -> tuple[str, set[int]] | None:
-    """Return the triggerer that holds the most waits, and these: enough that not all end before it does."""
+    """Return the triggerer with the most waits, and these, if there are enough for the test."""
     held = cluster.held_triggers()
     triggerer, waits = max(held.items(), key=lambda item: len(item[1]))
     return (triggerer, waits) if all(held.values()) and len(waits) > 2 else None
+
+
+def _spaced(name: str) -> str:
+    return name.replace("-", " ")

@@ -1,4 +1,4 @@
-"""What a machine of the cluster calls itself: Airflow's ``[core] hostname_callable`` on each of them."""
+"""The name of a machine of the cluster. ``name`` is Airflow's ``[core] hostname_callable``."""
 
 import os
 
@@ -6,5 +6,5 @@ VARIABLE = "CLUSTER_MACHINE"
 
 
 def name() -> str:
-    """Return the machine's name."""
+    """Return the name of this machine."""
     return os.environ[VARIABLE]

@@ -1,5 +1,5 @@
-"""What is promised where something breaks, tried in a real Airflow: only ``make test-faults`` runs it.
+"""Promises about failures, tested in a real Airflow. Only ``make test-faults`` runs them.
 
-``rows`` holds the faults, one row each; ``stage`` the Airflow, services and stores they happen to;
-``proxy`` what can go wrong on the wire; ``leaks`` the search for the token that follows.
+``rows`` holds the faults, one row each. ``system`` runs Airflow, and a service and a store for each row.
+``leaks`` searches everything that was written for the token.
 """

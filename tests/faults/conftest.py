@@ -1,4 +1,4 @@
-"""Play every row that was chosen, once; the tests then say what came of them."""
+"""Runs each selected row once; the tests compare the outcomes."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.rows import ROWS, until_ended
-from tests.faults.stage import Outcome, Stage, stage_for
+from tests.faults.rows import ROWS
+from tests.faults.system import Outcome, Run, System, system_for
 from tests.support.real_airflow import PARTS
 
 if TYPE_CHECKING:
-    from tests.faults.stage import Scene
+    from pathlib import Path
 
 TABLE = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
-def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    for signal_ in (signal.SIGINT, signal.SIGTERM):  # whichever comes, what was started is ended
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    for signal_ in (signal.SIGINT, signal.SIGTERM):  # on either of them, all processes are ended
         signal.signal(signal_, signal.default_int_handler)
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    chosen = [row for row in ROWS if {"row": row} in parameters]
-    with stage_for(chosen, tmp_path_factory.mktemp("faults") / "airflow") as stage:
-        yield stage
+    selected = [row for row in ROWS if {"row": row} in parameters]
+    home: Path = tmp_path_factory.mktemp("faults") / "airflow"
+    with system_for(selected, home) as system:
+        yield system
 
 
 @pytest.fixture(scope="session")
-def outcomes(stage: Stage, pytestconfig: pytest.Config) -> dict[str, Outcome]:
-    """What came of each row, by its name. Rows that kill the same part, or none, are played at once."""
-    with ThreadPoolExecutor(max(1, len(stage.scenes))) as threads:
+def outcomes(system: System, pytestconfig: pytest.Config) -> dict[str, Outcome]:
+    """The outcome of each row, by its name. Rows with the same part, or without one, run at the same time."""
+    with ThreadPoolExecutor(max(1, len(system.runs))) as threads:
         try:
             for part in ("", *PARTS):
-                scenes = [scene for scene in stage.scenes if scene.row.part == part]
-                list(threads.map(lambda scene: scene.attempt(scene.row.play), scenes))
-                if part and scenes:
-                    _kill_and_start(part, stage, scenes)
-                    list(threads.map(lambda scene: scene.attempt(until_ended), scenes))
+                runs = [run for run in system.runs if run.row.part == part]
+                list(threads.map(lambda run: run.perform(run.row.inject), runs))
+                if part and runs:
+                    _kill_and_restart(part, system, runs)
+                    list(threads.map(lambda run: run.perform(Run.until_ended), runs))
         except BaseException:
-            stage.close()
+            system.close()
             raise
-    outcomes = {scene.row.name: scene.outcome() for scene in stage.scenes}
+    outcomes = {run.row.name: run.outcome() for run in system.runs}
     pytestconfig.stash[TABLE] = [
-        "| Fault | Expected | Seen, images to the byte |",
+        "| Fault | Expected | Result, images compared byte by byte |",
         "| --- | --- | --- |",
         *(
-            f"| {scene.row.fault} | {scene.row.expected} | {outcomes[scene.row.name].seen} |"
-            for scene in stage.scenes
+            f"| {run.row.fault} | {run.row.expected} | {outcomes[run.row.name].details} |"
+            for run in system.runs
         ),
     ]
     return outcomes
@@ -60,11 +61,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line)
 
 
-def _kill_and_start(part: str, stage: Stage, scenes: list[Scene]) -> None:
-    """While the part is dead, what the tasks wait for is finished."""
-    stage.leaks += stage.search()
-    stage.parts.kill(part)
-    for scene in scenes:
-        scene.emulator.finish()
-    stage.parts.start(part)
-    stage.parts.await_health()
+def _kill_and_restart(part: str, system: System, runs: list[Run]) -> None:
+    """Kill and restart a part. The generations finish in between."""
+    system.leaks += system.search()
+    system.parts.kill(part)
+    for run in runs:
+        run.emulator.finish()
+    system.parts.start(part)
+    system.parts.await_health()

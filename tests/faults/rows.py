@@ -1,4 +1,4 @@
-"""The faults, one row each: what happens, to which Dag, and what is to come of it."""
+"""The faults, one row each: what happens to which Dag, and what is expected."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.faults.stage import Outcome, Scene
+from tests.faults.system import Outcome, Run
 
 if TYPE_CHECKING:
-    from tests.faults.proxy import Fault
+    from tests.support.proxy import Fault
 
 OUTAGE = 60.0  # seconds
 ONCE = Outcome()
-TWICE = Outcome(submissions=2, told=True)
+TWICE = Outcome(submissions=2, warned=True)
 ON_PURPOSE = Outcome(images=2, submissions=2)
 
 
@@ -23,312 +23,314 @@ class Row:
     """One fault.
 
     :param name: Of the row, its Dag run and its connections.
-    :param fault: In the words of the table.
-    :param play: Make it happen, until the Dag run has ended. Of rows with a ``part``: until the tasks wait.
-    :param part: Of Airflow, that is killed while the tasks of all rows with it wait, and is started again.
+    :param fault: As in the table.
+    :param inject: Starts the Dag run, injects the fault and waits for the end of the run. For a row with
+        ``part``: waits until the tasks wait.
+    :param part: The part of Airflow to kill and restart while the tasks of all rows with this part wait.
+    :param in_s3: Whether the images are stored in S3, behind a proxy. Otherwise in a folder.
+    :param faults: Faults of the emulator.
     """
 
     name: str
     fault: str
     dag_id: str
-    play: Callable[[Scene], None]
+    inject: Callable[[Run], None]
     expected: Outcome = ONCE
     part: str = ""
     in_s3: bool = False
     faults: tuple[str, ...] = ()
 
 
-def wait(scene: Scene) -> None:
-    """Bring the tasks to where they wait."""
-    scene.start()
-    if scene.row.dag_id.endswith("deferred"):
-        scene.until_deferred(scene.row.expected.images)
-    scene.until_looking()
+def wait(run: Run) -> None:
+    """Start the Dag run, and return when its tasks wait."""
+    run.start()
+    if run.row.dag_id.endswith("deferred"):
+        run.until_deferred(run.row.expected.images)
+    run.until_polling()
 
 
-def kill_when_recorded(scene: Scene) -> None:
-    scene.wire.fault = "deaf"  # or else it would soon have deferred
-    scene.start()
-    scene.until_recorded()
-    scene.kill_worker()
-    scene.wire.fault = ""
-    scene.until_ended()
+def kill_after_record(run: Run) -> None:
+    run.service_proxy.fault = "hang-get"  # otherwise the task could defer before it is killed
+    run.start()
+    run.until_recorded()
+    run.kill_worker()
+    run.service_proxy.fault = ""
+    run.until_ended()
 
 
-def kill_before_the_answer(scene: Scene) -> None:
-    scene.wire.fault = "mute"
-    scene.start()
-    scene.until_accepted()
-    scene.kill_worker()
-    scene.wire.fault = ""
-    scene.until_ended()
+def kill_before_response(run: Run) -> None:
+    run.service_proxy.fault = "lose-response"
+    run.start()
+    run.until_accepted()
+    run.kill_worker()
+    run.service_proxy.fault = ""
+    run.until_ended()
 
 
-def kill_while_looking(scene: Scene) -> None:
-    wait(scene)
-    scene.kill_worker()
-    scene.until_ended()
+def kill_while_polling(run: Run) -> None:
+    wait(run)
+    run.kill_worker()
+    run.until_ended()
 
 
-def kill_while_storing(scene: Scene) -> None:
-    assert scene.store
-    scene.store.fault = "hang"
-    wait(scene)
-    scene.emulator.finish()
-    scene.until_storing()
-    scene.kill_worker()
-    scene.store.fault = ""
-    scene.expect_nothing_stored()
-    scene.until_ended()
+def kill_while_storing(run: Run) -> None:
+    assert run.store_proxy
+    run.store_proxy.fault = "hang"
+    wait(run)
+    run.emulator.finish()
+    run.until_storing()
+    run.kill_worker()
+    run.store_proxy.fault = ""
+    run.expect_nothing_stored()
+    run.until_ended()
 
 
-def outage_of_the_service(scene: Scene) -> None:
-    """One minute, in which the generation is finished."""
-    wait(scene)
-    scene.wire.down()
-    scene.emulator.finish()
+def service_outage(run: Run) -> None:
+    """Disconnect the service for a minute. The generation finishes in this time."""
+    wait(run)
+    run.service_proxy.down()
+    run.emulator.finish()
     up_at = time.monotonic() + OUTAGE
-    scene.until(lambda: time.monotonic() >= up_at, "up again")
-    scene.wire.up()
-    scene.until_ended()
+    run.until(lambda: time.monotonic() >= up_at, "end of the outage")
+    run.service_proxy.up()
+    run.until_ended()
 
 
-def store_down(scene: Scene) -> None:
-    assert scene.store
-    scene.store.down()
-    wait(scene)
-    scene.emulator.finish()
-    scene.until_tried()
-    scene.store.up()
-    scene.expect_nothing_stored()
-    scene.until_ended()
+def store_outage(run: Run) -> None:
+    assert run.store_proxy
+    run.store_proxy.down()
+    wait(run)
+    run.emulator.finish()
+    run.until_failed_once()
+    run.store_proxy.up()
+    run.expect_nothing_stored()
+    run.until_ended()
 
 
-def _store_fails(scene: Scene, fault: Fault) -> None:
-    assert scene.store
-    scene.store.fault = fault
-    wait(scene)
-    scene.emulator.finish()
-    scene.until_storing()
-    scene.until_tried()
-    scene.expect_nothing_stored()
-    scene.store.fault = ""
-    scene.until_ended()
+def _store_fails(run: Run, fault: Fault) -> None:
+    assert run.store_proxy
+    run.store_proxy.fault = fault
+    wait(run)
+    run.emulator.finish()
+    run.until_storing()
+    run.until_failed_once()
+    run.expect_nothing_stored()
+    run.store_proxy.fault = ""
+    run.until_ended()
 
 
-def store_refuses(scene: Scene) -> None:
-    _store_fails(scene, "503")
+def store_rejects(run: Run) -> None:
+    _store_fails(run, "503")
 
 
-def store_breaks_off(scene: Scene) -> None:
-    _store_fails(scene, "cut")
+def store_disconnects(run: Run) -> None:
+    _store_fails(run, "cut")
 
 
-def clear_while_waiting(scene: Scene) -> None:
-    wait(scene)
-    scene.clear()
-    scene.until_ended()
+def clear_while_waiting(run: Run) -> None:
+    wait(run)
+    run.clear()
+    run.until_ended()
 
 
-def mark_failed_and_clear(scene: Scene) -> None:
-    wait(scene)
-    scene.mark_failed()
-    scene.until(lambda: scene.state == "failed", "marked as failed")
-    scene.clear()
-    scene.until_ended()
+def mark_failed_and_clear(run: Run) -> None:
+    wait(run)
+    run.mark_failed()
+    run.until(lambda: run.state == "failed", "failed state")
+    run.clear()
+    run.until_ended()
 
 
-def clear_when_done(scene: Scene) -> None:
-    scene.start()
-    scene.until_ended()
-    scene.clear()
-    scene.until_ended()
+def clear_after_success(run: Run) -> None:
+    run.start()
+    run.until_ended()
+    run.clear()
+    run.until_ended()
 
 
-def until_ended(scene: Scene) -> None:
-    """Let the Dag run end."""
-    scene.until_ended()
-
-
-def go_on(scene: Scene) -> None:
-    """Leave it to the service's own faults."""
-    scene.start()
-    scene.until_ended()
+def only_run(run: Run) -> None:
+    """Inject nothing but the emulator's own faults."""
+    run.start()
+    run.until_ended()
 
 
 KILLED = "worker killed (-9) "
 ROWS = (
     Row(
-        name="killed_when_accepted",
-        fault=KILLED + "as soon as the service accepted; deferrable",
+        name="killed_after_record",
+        fault=KILLED + "right after the service accepted; deferrable",
         dag_id="deferred",
-        play=kill_when_recorded,
+        inject=kill_after_record,
     ),
     Row(
-        name="killed_when_accepted_on_worker",
-        fault=KILLED + "as soon as the service accepted",
+        name="killed_after_record_on_worker",
+        fault=KILLED + "right after the service accepted",
         dag_id="on_worker",
-        play=kill_when_recorded,
+        inject=kill_after_record,
     ),
     Row(
-        name="killed_before_the_answer",
-        fault=KILLED + "when the service had accepted and its answer had not come; deferrable",
+        name="killed_before_response",
+        fault=KILLED + "after the service accepted and before the response arrived; deferrable",
         dag_id="deferred",
-        play=kill_before_the_answer,
+        inject=kill_before_response,
         expected=TWICE,
     ),
     Row(
-        name="killed_before_the_answer_in_chain",
-        fault=KILLED + "when the service had accepted and its answer had not come; submit task",
+        name="killed_before_response_in_chain",
+        fault=KILLED + "after the service accepted and before the response arrived; submit task",
         dag_id="chain_on_worker",
-        play=kill_before_the_answer,
+        inject=kill_before_response,
         expected=TWICE,
     ),
     Row(
-        name="answer_lost",
-        fault="service accepted, its answer was lost",
+        name="response_lost",
+        fault="service accepted, response lost",
         dag_id="on_worker",
-        play=go_on,
+        inject=only_run,
         faults=("submit:lost",),
         expected=TWICE,
     ),
     Row(
-        name="never_twice",
-        fault='service accepted, its answer was lost; `on_lost_response="fail"`',
-        dag_id="never_twice",
-        play=go_on,
+        name="response_lost_and_fail",
+        fault='service accepted, response lost; `on_lost_response="fail"`',
+        dag_id="fail_on_lost_response",
+        inject=only_run,
         faults=("submit:lost",),
-        expected=Outcome(images=0, ended="failed"),
+        expected=Outcome(images=0, state="failed"),
     ),
     Row(
-        name="killed_while_looking",
-        fault=KILLED + "while it looked",
+        name="killed_while_polling",
+        fault=KILLED + "while polling",
         dag_id="on_worker",
-        play=kill_while_looking,
+        inject=kill_while_polling,
     ),
     Row(
-        name="killed_while_looking_in_chain",
-        fault=KILLED + "while it looked; sensor",
+        name="killed_while_polling_in_chain",
+        fault=KILLED + "while polling; sensor",
         dag_id="chain_on_worker",
-        play=kill_while_looking,
+        inject=kill_while_polling,
     ),
     Row(
         name="killed_while_storing",
-        fault=KILLED + "while it stored; deferrable",
+        fault=KILLED + "while storing; deferrable",
         dag_id="deferred",
-        play=kill_while_storing,
+        inject=kill_while_storing,
         in_s3=True,
     ),
     Row(
         name="killed_while_storing_on_worker",
-        fault=KILLED + "while it stored",
+        fault=KILLED + "while storing",
         dag_id="on_worker",
-        play=kill_while_storing,
+        inject=kill_while_storing,
         in_s3=True,
     ),
     Row(
         name="killed_while_storing_in_chain",
-        fault=KILLED + "while it stored; transfer",
+        fault=KILLED + "while storing; transfer",
         dag_id="chain_on_worker",
-        play=kill_while_storing,
+        inject=kill_while_storing,
         in_s3=True,
     ),
     Row(
         name="triggerer",
-        fault="triggerer killed (-9) and started; one of five tasks waited for its image, four in line",
+        fault="triggerer killed (-9) and restarted; one of five tasks waits for its image, four are queued",
         dag_id="five_deferred",
-        play=wait,
+        inject=wait,
         part="triggerer",
         expected=Outcome(images=5, submissions=5),
     ),
     Row(
         name="triggerer_in_chain",
-        fault="triggerer killed (-9) and started; sensor",
+        fault="triggerer killed (-9) and restarted; sensor",
         dag_id="chain_deferred",
-        play=wait,
+        inject=wait,
         part="triggerer",
     ),
     *(
         Row(
             name=f"{part.replace('-', '_')}_{dag_id}",
-            fault=f"{part} killed (-9) and started{words}",
+            fault=f"{part} killed (-9) and restarted{variant}",
             dag_id=dag_id,
-            play=wait,
+            inject=wait,
             part=part,
         )
         for part in ("scheduler", "api-server")
-        for dag_id, words in (("deferred", "; deferrable"), ("on_worker", ""), ("chain_deferred", "; sensor"))
+        for dag_id, variant in (
+            ("deferred", "; deferrable"),
+            ("on_worker", ""),
+            ("chain_deferred", "; sensor"),
+        )
     ),
     Row(
-        name="service_down",
+        name="service_outage",
         fault="service down for a minute; deferrable",
         dag_id="deferred",
-        play=outage_of_the_service,
+        inject=service_outage,
     ),
     Row(
-        name="service_down_on_worker",
+        name="service_outage_on_worker",
         fault="service down for a minute",
         dag_id="on_worker",
-        play=outage_of_the_service,
+        inject=service_outage,
     ),
     Row(
-        name="service_down_in_chain",
+        name="service_outage_in_chain",
         fault="service down for a minute; sensor",
         dag_id="chain_deferred",
-        play=outage_of_the_service,
+        inject=service_outage,
     ),
     Row(
-        name="store_down",
-        fault="object store takes no connections; deferrable",
+        name="store_outage",
+        fault="object store refuses connections; deferrable",
         dag_id="deferred",
-        play=store_down,
+        inject=store_outage,
         in_s3=True,
     ),
     Row(
-        name="store_refuses_in_chain",
-        fault="object store answers 503; transfer",
+        name="store_rejects_in_chain",
+        fault="object store responds with 503; transfer",
         dag_id="chain_on_worker",
-        play=store_refuses,
+        inject=store_rejects,
         in_s3=True,
     ),
     Row(
-        name="store_breaks_off",
-        fault="object store breaks off in mid-write; deferrable",
+        name="store_disconnects",
+        fault="object store closes the connection during a write; deferrable",
         dag_id="deferred",
-        play=store_breaks_off,
+        inject=store_disconnects,
         in_s3=True,
     ),
     Row(
-        name="store_breaks_off_on_worker",
-        fault="object store breaks off in mid-write",
+        name="store_disconnects_on_worker",
+        fault="object store closes the connection during a write",
         dag_id="on_worker",
-        play=store_breaks_off,
+        inject=store_disconnects,
         in_s3=True,
     ),
     Row(
         name="cleared_while_waiting",
-        fault="cleared while it waited; deferrable",
+        fault="cleared while waiting; deferrable",
         dag_id="deferred",
-        play=clear_while_waiting,
+        inject=clear_while_waiting,
     ),
     Row(
         name="marked_failed_and_cleared",
-        fault="marked as failed while it waited, then cleared; deferrable",
+        fault="marked as failed while waiting, then cleared; deferrable",
         dag_id="deferred",
-        play=mark_failed_and_clear,
+        inject=mark_failed_and_clear,
     ),
     Row(
-        name="cleared_when_done",
-        fault="cleared after its success, which asks for a new image; deferrable",
+        name="cleared_after_success",
+        fault="cleared after success, which requests a new image; deferrable",
         dag_id="deferred",
-        play=clear_when_done,
+        inject=clear_after_success,
         expected=ON_PURPOSE,
     ),
     Row(
         name="generation_failed",
-        fault="generation FAILED, and the retry asked for a new one; deferrable",
+        fault="generation FAILED, and the retry submits a new one; deferrable",
         dag_id="deferred",
-        play=go_on,
+        inject=only_run,
         faults=("poll:failed",),
         expected=Outcome(submissions=2),
     ),

@@ -1,4 +1,4 @@
-"""After all the faults, the token stands nowhere: in no log, no table, no object, no temporary file."""
+"""After all faults, no log, table, object or temporary file contains the token."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import base64
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tests.faults.stage import TOKEN
+from tests.faults.system import TOKEN
 
 if TYPE_CHECKING:
-    from tests.faults.stage import Outcome, Stage
+    from tests.faults.system import Outcome, System
 
 COPIES = {
     "plain": f"Authorization: Bearer {TOKEN}",
     "URL-encoded": f"https://example.com/?token={quote(TOKEN, safe='')}&n=1",
     "URL-encoded in lower case": "".join(
-        f"%{ord(letter):02x}" if letter in "/+=" else letter for letter in TOKEN
+        f"%{ord(character):02x}" if character in "/+=" else character for character in TOKEN
     ),
     "JSON with escaped slashes": '"' + TOKEN.replace("/", "\\/") + '"',
     "hexadecimal": f"\\x{TOKEN.encode().hex()}",
@@ -32,12 +32,12 @@ COPIES = {
 }
 
 
-def test_the_token_stands_nowhere(stage: Stage, outcomes: dict[str, Outcome]) -> None:
-    assert stage.leaks + stage.search() == []
+def test_the_token_is_not_found_anywhere(system: System, outcomes: dict[str, Outcome]) -> None:
+    assert system.leaks + system.search() == []
 
 
-def test_a_copy_would_be_found_in_any_form_and_place(stage: Stage) -> None:
-    with stage.planted("\n".join(COPIES.values())) as places:
-        found = stage.search()
+def test_a_copy_is_found_in_each_form_and_place(system: System) -> None:
+    with system.planted("\n".join(COPIES.values())) as places:
+        found = system.search()
     assert set(found) == {f"{place}: {form}" for place in places for form in COPIES}
-    assert stage.search() == []
+    assert system.search() == []

@@ -1,4 +1,4 @@
-"""Whatever a Dag gives, a request is one that the service documents, or its mistakes are named."""
+"""Any parameters make a request in the documented ranges, or an error that names the invalid ones."""
 
 from __future__ import annotations
 
@@ -10,21 +10,13 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 
 NAMES = [field.name for field in fields(GenerationRequest)]
-
-unhurried = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=1500,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
-)
 
 ENDLESS: list[Any] = []
 ENDLESS.append(ENDLESS)
@@ -39,7 +31,7 @@ odd = st.sampled_from(
         {"a": {"b": float("nan")}}, {"model": "x"}, {"n": "\udfff"}, {"n": object()},
     ]
 )  # fmt: skip
-huge = st.just(5000).map(lambda digits: 10**digits)  # more than Python makes text of
+huge = st.just(5000).map(lambda digits: 10**digits)  # more digits than Python converts to text
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), texts, st.binary(max_size=5), odd, huge
 )
@@ -57,7 +49,7 @@ models = st.sampled_from(
         "Tongyi-MAI/Z-Image-Turbo",
     ]
 )
-pictures = st.sampled_from(
+images = st.sampled_from(
     [
         "https://a.example/1.png",
         "http://a.example",
@@ -74,11 +66,11 @@ good: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(-1, 2**31) | st.integers(0, 99).map(str),
     "steps": st.integers(0, 101),
     "guidance": st.floats(1, 21) | st.integers(1, 21),
-    "image_url": pictures | st.lists(pictures, max_size=3) | st.lists(pictures, max_size=3).map(json.dumps),
+    "image_url": images | st.lists(images, max_size=3) | st.lists(images, max_size=3).map(json.dumps),
     "loras": st.sampled_from(["a/b", {"a/b": 1}, {"a/b": 0.3, "c/d": "0.7"}, '{"a/b": 1.0}', {"a/b": 0.5}]),
     "extra_parameters": st.dictionaries(texts, leaves, max_size=2) | st.just({"n": 1}),
 }
-# One value of the right kind, with some of any kind between them: else nearly all would be refused.
+# Mostly valid values with up to two arbitrary ones: nearly all requests would be invalid otherwise.
 arguments = st.fixed_dictionaries(
     {name: good[name] if name in ("model", "prompt") else st.none() | good[name] for name in NAMES}
 ).flatmap(
@@ -111,23 +103,21 @@ def check_documented(sent: dict[str, Any]) -> None:
         assert abs(sum(loras.values()) - 1) < 1e-5
 
 
-def test_any_values_make_a_request_in_range_or_name_their_mistakes() -> None:
-    made = refused = 0
+def test_request_is_valid_or_reports_every_invalid_field() -> None:
+    accepted = rejected = 0
 
-    @unhurried
     @given(arguments)
-    def try_one(given_values: dict[str, Any]) -> None:
-        nonlocal made, refused
+    def try_one(parameters: dict[str, Any]) -> None:
+        nonlocal accepted, rejected
         try:
-            request = GenerationRequest(**given_values)
+            request = GenerationRequest(**parameters)
             sent = request.to_json()
         except InvalidRequestError as error:
-            refused += 1
-            named = re.findall(rf"\b({'|'.join(NAMES)}) = ", str(error))
-            assert named, str(error)
+            rejected += 1
+            assert re.search(rf"\b({'|'.join(NAMES)}) = ", str(error)), str(error)
             assert str(error).isprintable()
             return
-        made += 1
+        accepted += 1
         text = json.dumps(sent, allow_nan=False, ensure_ascii=False)
         text.encode()
         extra = request.extra_parameters or {}
@@ -135,13 +125,11 @@ def test_any_values_make_a_request_in_range_or_name_their_mistakes() -> None:
         json.dumps(request.summary(), allow_nan=False).encode()
 
     try_one()
-    print(f"{made} requests made, {refused} refused")
-    assert made > 50
-    assert refused > 50
+    print(f"{accepted} requests accepted, {rejected} rejected")
+    assert min(accepted, rejected) >= settings().max_examples / 30, "too few to show anything"
 
 
-def test_one_wrong_value_is_the_one_that_is_named() -> None:
-    @settings(unhurried, max_examples=1000)
+def test_a_single_invalid_value_is_the_one_reported() -> None:
     @given(st.sampled_from(NAMES), anything)
     def try_one(name: str, value: Any) -> None:
         try:

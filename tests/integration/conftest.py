@@ -1,4 +1,4 @@
-"""A real Airflow, its database migrated once, and a copy of it for each test."""
+"""A real Airflow for each test. The database is migrated once and copied."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> RealAirflow:
 
 @pytest.fixture
 def airflow_for(migrated: RealAirflow, tmp_path: Path) -> Callable[..., RealAirflow]:
-    """Make an Airflow whose default ModelScope connection leads to an emulator."""
+    """Create an Airflow whose connection ``modelscope_default`` points to an emulator."""
 
     def make(emulator: Emulator, dags: Path = EXAMPLE_DAGS) -> RealAirflow:
         connection: dict[str, Any] = {

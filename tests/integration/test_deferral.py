@@ -1,4 +1,4 @@
-"""With a real scheduler, triggerer and workers: a wait that lasts holds no worker, and can be followed."""
+"""In a real Airflow a long wait moves to the triggerer, and its logs and metrics show what happened."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from tests.support.real_airflow import RealAirflow
 
 DAG = "example_text_to_image"
-SECONDS = 14.0  # longer than a task looks from its worker
+DURATION = 14.0  # seconds, longer than a task polls from its worker
 
 
-def test_the_wait_moves_to_the_triggerer_and_back_and_leaks_nothing(
+def test_a_wait_moves_to_the_triggerer_and_leaks_no_token(
     airflow_for: Callable[[Emulator], RealAirflow], tmp_path: Path
 ) -> None:
     states: set[tuple[str, str]] = set()
-    with Emulator(duration=SECONDS) as emulator, StatsD() as statsd:
+    with Emulator(duration=DURATION) as emulator, StatsD() as statsd:
         airflow = airflow_for(emulator)
         airflow.environment |= statsd.environment
         with airflow.standalone() as url:
@@ -40,26 +40,26 @@ def test_the_wait_moves_to_the_triggerer_and_back_and_leaks_nothing(
         assert statsd.count("modelscope.submission.accepted") == 1
         assert statsd.count("modelscope.image.stored_bytes") == image["size_bytes"]
         assert statsd.seconds("modelscope.generation.duration") == [image["duration_ms"] / 1000]
-        [lateness] = statsd.seconds("modelscope.generation.delivery_delay")
-        assert 0 <= lateness < 120
-        [quota] = statsd.said["airflow.modelscope.quota.remaining"]
+        [delay] = statsd.seconds("modelscope.generation.delivery_delay")
+        assert 0 <= delay < 120
+        [quota] = statsd.metrics["airflow.modelscope.quota.remaining"]
         assert quota == "1999|g"
     for log in [*airflow.home.rglob("*.log"), airflow.database]:
         assert b"ms-integration" not in log.read_bytes(), log
-    assert_the_image_can_be_followed(airflow.home / "logs", image["generation_id"], image["uri"])
+    assert_logs_show_each_step(airflow.home / "logs", image["generation_id"], image["uri"])
 
 
-def assert_the_image_can_be_followed(logs: Path, generation_id: str, uri: str) -> None:
-    """One search for the generation's id shows its way, from the prompt to the object."""
+def assert_logs_show_each_step(logs: Path, generation_id: str, uri: str) -> None:
+    """A search for the id of the generation finds each step, from the prompt to the stored image."""
     entries = [
         json.loads(line) for log in logs.rglob("*attempt=*.log*") for line in log.read_text().splitlines()
     ]
     entries.sort(key=lambda entry: entry["timestamp"])
     lines = [entry["event"] for entry in entries if generation_id in entry["event"]]
     way = [
-        f"ModelScope accepted generation {generation_id} by Qwen/Qwen-Image: 'A lighthouse",
+        f"Submitted generation {generation_id} to Qwen/Qwen-Image: 'A lighthouse",
         f"Generation {generation_id} is PROCESSING",
-        f"Leaving generation {generation_id} (PROCESSING) to the triggerer",
+        f"Deferring: generation {generation_id} is PROCESSING",
         f"Generation {generation_id} is SUCCEED",
         f"Downloading the images of generation {generation_id}: 1",
         f"Stored generation {generation_id}: {uri} (",
@@ -67,5 +67,5 @@ def assert_the_image_can_be_followed(logs: Path, generation_id: str, uri: str) -
     for step in way:
         while lines and not lines[0].startswith(step):
             lines.pop(0)
-        assert lines, f"{step!r} is not in the logs after what comes before it"
+        assert lines, f"{step!r} is not in the logs, or not in this order"
     assert any("requests left, of this model" in entry["event"] for entry in entries)

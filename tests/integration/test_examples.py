@@ -1,4 +1,4 @@
-"""Every example Dag runs in real Airflow, and what it shows off is what happens."""
+"""Every example Dag runs in a real Airflow and stores its images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from airflow import __version__ as AIRFLOW_VERSION
 from airflow_provider_modelscope.emulator import Emulator
 from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow
 
-# Which task stores images, how many images a run makes, and in which formats.
-# The example with an approval needs a person: tests/browser/test_decisions.py, as for what an asset starts.
+# The tasks that store images, and the format of each image.
+# tests/browser/test_downstream.py tests the approval, which needs a person, and the Dag that an asset starts.
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "example_asset_producer": {"stored_by": ["hero"], "formats": ["image/png"], "is_kept": False},
+    "example_asset_producer": {"stored_by": ["hero"], "formats": ["image/png"], "is_unchanged": False},
     "example_text_to_image": {"stored_by": ["store"], "formats": ["image/png"]},
     "example_scheduled_content": {"stored_by": ["draw"], "formats": ["image/png"] * 3},
     "example_edit_image": {"stored_by": ["draw", "edit"], "formats": ["image/png", "image/jpeg"]},
@@ -23,17 +23,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_no_example_is_left_out() -> None:
+def test_every_example_is_tested() -> None:
     files = {path.stem for path in EXAMPLE_DAGS.glob("*.py")} - {"example_approval"}
     assert {"example_assets" if "asset" in dag_id else dag_id for dag_id in EXAMPLES} == files
 
 
 @pytest.mark.parametrize("dag_id", EXAMPLES)
-def test_the_example_lands_its_images(
+def test_an_example_stores_its_images(
     airflow_for: Callable[[Emulator], RealAirflow], tmp_path: Path, dag_id: str
 ) -> None:
     if "asset" in dag_id and AIRFLOW_VERSION.startswith("3.0."):
-        pytest.skip("Airflow 3.0's dags test refuses an asset that no scheduler has seen yet")
+        pytest.skip("airflow dags test of Airflow 3.0 rejects an asset that no scheduler has seen yet")
     with Emulator(duration=1.0) as emulator:
         airflow = airflow_for(emulator)
         airflow.test_dag(dag_id, {"destination": f"file://{tmp_path}/images/"})
@@ -50,5 +50,5 @@ def test_the_example_lands_its_images(
         assert image["model"]
         content = Path(image["uri"].removeprefix("file://")).read_bytes()
         assert len(content) == image["size_bytes"]
-        is_kept = EXAMPLES[dag_id].get("is_kept", image["content_type"] == "image/png")
-        assert (content in served) == is_kept
+        is_unchanged = EXAMPLES[dag_id].get("is_unchanged", image["content_type"] == "image/png")
+        assert (content in served) == is_unchanged

@@ -1,1 +1,1 @@
-"""What is promised of a busy Airflow, proven in one: minutes, so that only ``make proof`` runs it."""
+"""Promises about a busy Airflow, tested in one. Only ``make proof`` runs them, because they take minutes."""

@@ -1,4 +1,4 @@
-"""One Airflow on PostgreSQL for all proofs, and a service for each."""
+"""One Airflow on PostgreSQL for all proofs, with a service for each."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.support.real_airflow import RealAirflow
 
 DAGS = Path(__file__).parent / "dags"
 SERVICES: dict[str, dict[str, Any]] = {
-    "warm_up": {"seconds": 0.0},
+    "warm_up": {"duration": 0.0},
     "race": {"duration": 1.0, "max_running": 40},
     "ready_after_1": {"duration": 1.0, "max_running": 40},
     "ready_after_2": {"duration": 2.0, "max_running": 40},
     "ready_after_3": {"duration": 3.0, "max_running": 40},
-    "quiet": {"seconds": 2.0},
+    "one_image": {"duration": 2.0},
     "one_slot": {"duration": 10.0, "max_running": 1},
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What became of a task instance."""
+    """A task instance that has ended."""
 
     map_index: int
     state: str
@@ -40,9 +40,8 @@ class Task:
 class Proof:
     """The Airflow in which the proofs run.
 
-    :param airflow: Which.
-    :param url: Where it runs.
-    :param services: By the id of the connection that leads there.
+    :param url: URL of the API server.
+    :param services: The services by connection id.
     """
 
     def __init__(self, airflow: RealAirflow, url: str, services: dict[str, Emulator]) -> None:
@@ -58,11 +57,11 @@ class Proof:
         limit: float = 300.0,
         watch: Callable[[Counter[str]], object] = lambda states: None,
     ) -> list[Task]:
-        """Run a Dag to its end and return its task instances.
+        """Run a Dag and return its task instances.
 
-        :param service: The id of the connection to use.
-        :param limit: Seconds that the run may take.
-        :param watch: Told twice a second how many task instances are in which state.
+        :param service: Id of the connection.
+        :param limit: Timeout in seconds.
+        :param watch: Called every half second with the number of task instances in each state.
         """
         self._airflow.run_dag(
             self._url,
@@ -83,14 +82,14 @@ class Proof:
         ]
 
     def folder(self, service: str) -> Path:
-        """Return where the images of a service are stored."""
+        """Return the folder with the images of a service."""
         return self._airflow.home / "images" / service
 
 
 @pytest.fixture(scope="session")
 def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
     with ExitStack() as stack:
-        services = {name: stack.enter_context(Emulator(**how)) for name, how in SERVICES.items()}
+        services = {name: stack.enter_context(Emulator(**options)) for name, options in SERVICES.items()}
         airflow = RealAirflow(
             tmp_path_factory.mktemp("proof"),
             dags=DAGS,
@@ -101,11 +100,11 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
             database_url=stack.enter_context(postgres()),
         )
         airflow.environment |= {
-            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",  # more than any proof has
-            # The API server has 40 threads; with the default of 15 connections they lock each other out.
+            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",  # more tasks than any proof has
+            # The API server has 40 threads. With the default of 15 connections they block each other.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "40",
         }
         airflow.migrate()
         proof = Proof(airflow, stack.enter_context(airflow.standalone()), services)
-        proof.run("one", "warm_up")  # the first task of an Airflow takes 7 s longer than any later one
+        proof.run("one", "warm_up")  # the first task of an Airflow takes 7 s longer
         yield proof

@@ -1,4 +1,4 @@
-"""Twenty tasks share an account that may run one generation at a time, and none waits on a worker."""
+"""Twenty tasks share an account with one slot, and none of them waits on a worker."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from tests.proof.conftest import Proof
 
 TASKS = 20
-BUSY = 0.8  # of the time in which the slot could be used
-RUNNING = 2.0  # tasks on a worker, on average: they come to submit, to see the end, and to store
-DEFERRED = 15  # tasks in the triggerer, at some moment: nearly all that wait
+BUSY = 0.8  # fraction of the time, at least
+RUNNING = 2.0  # tasks on workers on average, at most: to submit, to poll and to store
+DEFERRED = 15  # tasks in the triggerer at some moment, at least
 
 
 def test_twenty_tasks_share_one_slot_without_holding_workers(proof: Proof) -> None:
-    seen: list[Counter[str]] = []
-    tasks = proof.run("twenty", "one_slot", limit=600.0, watch=seen.append)
+    observed: list[Counter[str]] = []
+    tasks = proof.run("twenty", "one_slot", limit=600.0, watch=observed.append)
     service = proof.services["one_slot"]
     images = list(proof.folder("one_slot").iterdir())
     spans = service.spans
     total = spans[-1][1] - spans[0][0]
     busy = sum(end - begin for begin, end in spans) / total
-    running = [states["running"] for states in seen]
-    deferred = [states["deferred"] for states in seen]
+    running = [states["running"] for states in observed]
+    deferred = [states["deferred"] for states in observed]
     print(
         f"one slot: {service.accepted} submissions accepted in {total:.0f} s, slot busy {busy:.0%}; "
-        f"{mean(running):.1f} tasks running on average, {max(running)} at most, of {len(seen)} looks; "
+        f"{mean(running):.1f} tasks running on average, {max(running)} at most, in {len(observed)} samples; "
         f"{mean(deferred):.1f} deferred on average, {max(deferred)} at most"
     )
     assert {(task.state, task.try_number) for task in tasks} == {("success", 1)}

@@ -1,5 +1,5 @@
-"""The same bytes in every store, over the store's own protocol: only ``make test-stores`` runs it.
+"""The same bytes in every store, over the store's own protocol; run by ``make test-stores`` only.
 
-``recipes`` reads the connections that the README shows, ``tests.support.servers`` starts a server for each of them,
-and ``stores`` brings the two together, with a relay between for what can go wrong on the way.
+``recipes`` reads the connections in the docs, ``tests.support.servers`` starts a server for each of them,
+and ``stores`` combines the two, with a relay in between that injects faults.
 """

@@ -1,4 +1,4 @@
-"""A service, every store and a bucket for each test; names below localhost lead to this machine."""
+"""The emulator, every store and a bucket for each test. Names below localhost resolve to this machine."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from cryptography.x509.oid import NameOID
 FOLDER = Path(tempfile.mkdtemp(prefix="stores-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 CERTIFICATE = FOLDER / "certificate.pem"
-# Both are read where they are first needed, which is when aiohttp and gcsfs are imported.
+# Both are read when aiohttp and gcsfs are imported.
 os.environ["SSL_CERT_FILE"] = str(CERTIFICATE)
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # which asks over gRPC; the server has none
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it uses gRPC, which the server does not have
 
-ASKED: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "一只金色的猫", "size": "512x384", "seed": 5}
+REQUEST: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "一只金色的猫", "size": "512x384", "seed": 5}
 
 
 def _make_certificate() -> None:
@@ -78,7 +78,7 @@ def stores() -> Iterator[Stores]:
         return resolve("127.0.0.1" if is_local else host, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setattr(socket, "getaddrinfo", local)  # RFC 6761 has it so, not every resolver does
+        patch.setattr(socket, "getaddrinfo", local)  # as RFC 6761 says, but not every resolver does
         yield Stores(FOLDER, tls, stack)
 
 
@@ -92,12 +92,12 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store that a test is parametrized with, behind its connection."""
+    """The store of the test's parameter, behind its connection."""
     return opened(stores, request.param, monkeypatch)
 
 
 def opened(stores: Stores, kind: Any, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Return the store, and define its connection as deployments do."""
+    """Return the store, with its connection in the environment."""
     try:
         store = stores.open(kind)
     except MissingError as error:
@@ -111,7 +111,7 @@ def opened(stores: Stores, kind: Any, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def bucket(store: Store) -> Bucket:
-    """A bucket that is there and empty."""
+    """An empty bucket."""
     bucket = missing_bucket_of(store)
     bucket.make()
     return bucket
@@ -119,16 +119,16 @@ def bucket(store: Store) -> Bucket:
 
 @pytest.fixture
 def missing_bucket(store: Store) -> Bucket:
-    """A bucket that nobody has made yet."""
+    """A bucket that does not exist yet."""
     return missing_bucket_of(store)
 
 
 def missing_bucket_of(store: Store) -> Bucket:
-    return Bucket(name=f"pictures-{uuid.uuid4().hex[:12]}", store=store)
+    return Bucket(name=f"images-{uuid.uuid4().hex[:12]}", store=store)
 
 
 class Record:
-    """Airflow's task state store as a task sees it, in memory."""
+    """Airflow's task state store in memory."""
 
     def __init__(self) -> None:
         self._kept: dict[str, str] = {}
@@ -145,24 +145,24 @@ class Record:
 
 @pytest.fixture
 def record() -> Record:
-    """What survives from one try of a task to the next."""
+    """The task state that survives from one attempt to the next."""
     return Record()
 
 
-def a_try(record: Record | None = None) -> Any:
-    """Return the context of one try of a task."""
+def attempt(record: Record | None = None) -> Any:
+    """Return the context of one attempt of a task."""
     return {"ti": TaskInstance(), "task_state_store": record or Record()}
 
 
-def submitted(**asked: Any) -> str:
-    """Ask the service for an image, and return the generation's id."""
-    return ModelScopeHook().submit_generation(GenerationRequest(**ASKED, **asked))
+def submitted(**parameters: Any) -> str:
+    """Submit a generation, and return its id."""
+    return ModelScopeHook().submit_generation(GenerationRequest(**REQUEST, **parameters))
 
 
 def one_step(destination: str, storage_conn_id: str | None, **options: Any) -> Any:
-    """Return the operator that does it all."""
+    """Return the operator that submits, waits and stores."""
     return ModelScopeImageGenerationOperator(
-        task_id="draw", destination=destination, storage_conn_id=storage_conn_id, **ASKED, **options
+        task_id="draw", destination=destination, storage_conn_id=storage_conn_id, **REQUEST, **options
     )
 
 
@@ -178,11 +178,11 @@ def transfer(generation_id: str, destination: str, storage_conn_id: str | None, 
 
 
 @pytest.fixture
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stores' libraries that try again at once: they have half a minute and more of pauses in them."""
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the libraries of the stores retry at once: they back off for half a minute and more."""
     sleep = asyncio.sleep
 
-    async def at_once(delay: float, *args: Any) -> Any:
+    async def no_sleep(delay: float, *args: Any) -> Any:
         return await sleep(0, *args)
 
-    monkeypatch.setattr(asyncio, "sleep", at_once)
+    monkeypatch.setattr(asyncio, "sleep", no_sleep)

@@ -1,13 +1,14 @@
-"""The connections to object storage that the README shows."""
+"""The connections to object storage that ``docs/destination.md`` shows."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.unit.contract.test_docs import section
+PAGE = Path(__file__).parents[2] / "docs" / "destination.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,6 @@ RECIPES = {
     conn_id: Recipe(conn_id=conn_id.lower(), scheme=scheme, connection=connection)
     for scheme, conn_id, connection in re.findall(
         r"destination=\"(\w+)://[^\n]*\n\n```bash\nexport AIRFLOW_CONN_(\w+)='(.*)'",
-        section("Object storage"),
+        PAGE.read_text(),
     )
 }

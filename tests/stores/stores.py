@@ -1,4 +1,4 @@
-"""Every store that images go to: its connection as the README shows it, and a look behind our back."""
+"""Every store for images: its connection as in the docs, and direct access to its server."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.faults.proxy import Proxy
 from tests.stores.recipes import RECIPES, Recipe
+from tests.support.proxy import Proxy
 from tests.support.servers import azurite, fake_gcs, google_accounts, moto, s3_client
 
 if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
-# The account that Azurite has, as its documentation tells everybody.
+# The public account of Azurite, from its documentation.
 AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 class Object(NamedTuple):
-    """What a store holds under a name."""
+    """An object in a store."""
 
     content: bytes
     content_type: str | None
-    """None where the store, a file system, knows none."""
+    """None if the store is a file system."""
 
 
 class Backdoor(ABC):
-    """A store's server, asked by its maker's own client, with no relay between."""
+    """Direct access to a store's server with its vendor's own client, without the relay."""
 
     @abstractmethod
     def make_bucket(self, bucket: str) -> None:
-        """Make a bucket, or what the store calls one."""
+        """Make a bucket or container."""
 
     @abstractmethod
     def put(self, bucket: str, name: str, content: bytes) -> None:
@@ -48,16 +48,16 @@ class Backdoor(ABC):
 
     @abstractmethod
     def objects(self, bucket: str) -> dict[str, Object]:
-        """Return all that a bucket holds."""
+        """Return every object in a bucket by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """A store and the way to it.
+    """A store and its connection.
 
-    :param connection: The README's, with what its server needs in place of the real one; None for a disk.
-    :param relay: Before the server, for what can go wrong on the way; None for a disk.
-    :param root: What stands before a bucket's name in a URI.
+    :param connection: As in the docs, with the address of the test's server; None for a disk.
+    :param relay: A proxy before the server that injects faults; None for a disk.
+    :param root: The part of a URI before the bucket.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A bucket of a test's own, or the place for one."""
+    """A bucket of one test, which may not exist yet."""
 
     name: str
     store: Store
@@ -80,7 +80,7 @@ class Bucket:
         self.store.backdoor.make_bucket(self.name)
 
     def put(self, name: str, content: bytes) -> str:
-        """Store an object behind our back, and return its URI."""
+        """Store an object directly, and return its URI."""
         self.store.backdoor.put(self.name, name, content)
         return self.uri(name)
 
@@ -90,7 +90,7 @@ class Bucket:
 
     @property
     def objects(self) -> dict[str, Object]:
-        """What it holds, by URI."""
+        """Its objects by URI."""
         return {self.uri(name): one for name, one in self.store.backdoor.objects(self.name).items()}
 
 
@@ -106,8 +106,8 @@ class _S3(Backdoor):
 
     def objects(self, bucket: str) -> dict[str, Object]:
         names = [one["Key"] for one in self._client.list_objects_v2(Bucket=bucket).get("Contents", [])]
-        answers = {name: self._client.get_object(Bucket=bucket, Key=name) for name in names}
-        return {name: Object(one["Body"].read(), one["ContentType"]) for name, one in answers.items()}
+        found = {name: self._client.get_object(Bucket=bucket, Key=name) for name in names}
+        return {name: Object(one["Body"].read(), one["ContentType"]) for name, one in found.items()}
 
 
 class _Azure(Backdoor):
@@ -137,24 +137,24 @@ class _Google(Backdoor):
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def _ask(self, method: str, path: str, **request: Any) -> requests.Response:
-        answer = requests.request(method, self._url + path, timeout=30, **request)
-        answer.raise_for_status()
-        return answer
+    def _send(self, method: str, path: str, **request: Any) -> requests.Response:
+        response = requests.request(method, self._url + path, timeout=30, **request)
+        response.raise_for_status()
+        return response
 
     def make_bucket(self, bucket: str) -> None:
-        self._ask("POST", "/storage/v1/b?project=test", json={"name": bucket})
+        self._send("POST", "/storage/v1/b?project=test", json={"name": bucket})
 
     def put(self, bucket: str, name: str, content: bytes) -> None:
         path = f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(name, safe='')}"
-        self._ask("POST", path, data=content, headers={"Content-Type": "application/octet-stream"})
+        self._send("POST", path, data=content, headers={"Content-Type": "application/octet-stream"})
 
     def objects(self, bucket: str) -> dict[str, Object]:
         path = f"/storage/v1/b/{bucket}/o"
-        found = self._ask("GET", path).json().get("items", [])
+        found = self._send("GET", path).json().get("items", [])
         types = {one["name"]: one["contentType"] for one in found}
         return {
-            name: Object(self._ask("GET", f"{path}/{quote(name, safe='')}?alt=media").content, content_type)
+            name: Object(self._send("GET", f"{path}/{quote(name, safe='')}?alt=media").content, content_type)
             for name, content_type in types.items()
         }
 
@@ -182,7 +182,7 @@ class _Disk(Backdoor):
 
 @contextmanager
 def s3_by_path(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
-    """S3, with the bucket in the path, as botocore does it where the endpoint is an address."""
+    """S3, with the bucket in the path, as botocore does if the endpoint is an IP address."""
     with moto() as url, Proxy(url) as relay:
         recipe = RECIPES["MY_S3"]
         fields = recipe.fields
@@ -192,7 +192,7 @@ def s3_by_path(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
 
 @contextmanager
 def s3_by_host(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
-    """S3, with the bucket in the host's name."""
+    """S3, with the bucket in the host name."""
     with moto() as url, Proxy(url) as relay:
         recipe = RECIPES["MY_S3"]
         fields = recipe.fields
@@ -203,7 +203,7 @@ def s3_by_host(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
 
 @contextmanager
 def oss(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
-    """Alibaba Cloud OSS, as its S3-compatible endpoint is reached."""
+    """Alibaba Cloud OSS through its S3-compatible endpoint."""
     with moto() as url, Proxy(url) as relay:
         recipe = RECIPES["MY_OSS"]
         fields = recipe.fields
@@ -235,9 +235,9 @@ def gcs(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
 
 @contextmanager
 def azure(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
-    """Azure Blob Storage, over TLS, since an account's key is never used without.
+    """Azure Blob Storage over TLS: its client uses an account's key with TLS only.
 
-    :raises MissingError: where there is no Azurite.
+    :raises MissingError: if Azurite is not installed.
     """
     with azurite() as url, Proxy(url, tls=tls) as relay:
         recipe = RECIPES["MY_AZURE"]
@@ -265,7 +265,7 @@ ALL = (*REMOTE, disk)
 
 
 class Stores:
-    """Opens each store once, when it is first asked for."""
+    """Opens each store once, on its first use."""
 
     def __init__(self, folder: Path, tls: ssl.SSLContext, stack: ExitStack) -> None:
         self._folder = folder
@@ -276,7 +276,7 @@ class Stores:
     def open(self, kind: Callable[..., Any]) -> Store:
         """Return the store.
 
-        :raises Exception: what its first opening raised.
+        :raises Exception: the error of its first opening.
         """
         name = kind.__name__
         if name not in self._opened:

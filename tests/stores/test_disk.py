@@ -1,4 +1,4 @@
-"""A disk that takes no image keeps what it had; what can be known beforehand is told before it is paid."""
+"""A disk that cannot store an image keeps its files; known obstacles are found before anything is charged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.gallery.files import ImageUnavailableError, read_image
 from airflow_provider_modelscope.xcoms import StoredImage
-from tests.stores.conftest import a_try, one_step
-from tests.stores.test_landing import picture
+from tests.stores.conftest import attempt, one_step
+from tests.stores.test_storing import png
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from tests.stores.conftest import Record
 
 
-# Rights of root that have it read and write what it may not, by their bits.
+# The capabilities of root that bypass permissions, as bits.
 RIGHTS = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 CAPABILITY_VERSION = 0x20080522
 
 
 def as_ordinary_user(do: Callable[[], Any]) -> Any:
-    """Do it in a thread that has given up what tells root from others."""
+    """Call it in a thread without root's capabilities."""
     with ThreadPoolExecutor(1, initializer=_give_up_rights) as thread:
         return thread.submit(do).result()
 
@@ -72,63 +72,61 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_without_permission_is_told_before_anything_is_paid_for(
+def test_a_read_only_folder_is_found_before_anything_is_charged(
     emulator: Emulator, tmp_path: Path, record: Record
 ) -> None:
     (closed := tmp_path / "closed").mkdir(mode=0o555)
     task = one_step(f"file://{closed}/cats/", None, sidecar=True)
     with pytest.raises(InvalidDestinationError, match=f"may not write to '{closed}': allow"):
-        as_ordinary_user(lambda: task.execute(a_try(record)))
+        as_ordinary_user(lambda: task.execute(attempt(record)))
     assert emulator.requests == []
     assert files(tmp_path) == {}
     closed.chmod(0o755)
-    [uri] = as_ordinary_user(lambda: task.execute(a_try(record)))
+    [uri] = as_ordinary_user(lambda: task.execute(attempt(record)))
     [served] = emulator.served.values()
     assert files(tmp_path)[uri.removeprefix(f"file://{tmp_path}/")] == served
 
 
-def test_a_folder_that_is_a_file_is_told_before_anything_is_paid_for(
+def test_a_file_as_folder_is_found_before_anything_is_charged(
     emulator: Emulator, tmp_path: Path, record: Record
 ) -> None:
     (file := tmp_path / "cats").write_bytes(b"a file")
     task = one_step(f"file://{file}/", None)
     with pytest.raises(InvalidDestinationError, match=f"'{file}' is a file: name a folder"):
-        task.execute(a_try(record))
+        task.execute(attempt(record))
     assert emulator.requests == []
     assert files(tmp_path) == {"cats": b"a file"}
     file.unlink()
-    [uri] = task.execute(a_try(record))
+    [uri] = task.execute(attempt(record))
     assert files(tmp_path) == {uri.removeprefix(f"file://{tmp_path}/"): next(iter(emulator.served.values()))}
 
 
-def test_a_full_disk_keeps_what_it_had_and_gets_the_image_once_there_is_room(
+def test_a_full_disk_keeps_its_file_and_a_retry_stores_the_image(
     emulator: Emulator, small_disk: Path, record: Record
 ) -> None:
-    (cat := small_disk / "cat.png").write_bytes(b"what stood there before")
+    (cat := small_disk / "cat.png").write_bytes(b"an older file")
     (big := small_disk / "big").write_bytes(bytes(240 * 1024))
     before = files(small_disk)
     task = one_step(f"file://{cat}", None)
     with pytest.raises(ImageStorageError, match=r"No space left on device.*clear the task") as raised:
-        task.execute(a_try(record))
+        task.execute(attempt(record))
     assert f"file://{cat}" in raised.value.message
     assert files(small_disk) == before
     big.unlink()
-    task.execute(a_try(record))
+    task.execute(attempt(record))
     assert cat.read_bytes() == [*emulator.served.values()][-1]
     assert emulator.accepted == 1
 
 
-def test_a_disk_that_may_only_be_read_is_told_before_anything_is_paid_for(
-    emulator: Emulator, small_disk: Path
-) -> None:
+def test_a_read_only_disk_is_found_before_anything_is_charged(emulator: Emulator, small_disk: Path) -> None:
     assert run("mount", "-o", "remount,ro", small_disk).returncode == 0
     with pytest.raises(InvalidDestinationError, match=f"may not write to '{small_disk}'"):
-        one_step(f"file://{small_disk}/cats/", None).execute(a_try())
+        one_step(f"file://{small_disk}/cats/", None).execute(attempt())
     assert emulator.requests == []
 
 
-def test_a_picture_that_may_not_be_read_is_neither_sent_nor_shown(emulator: Emulator, tmp_path: Path) -> None:
-    content = picture()
+def test_an_unreadable_image_is_neither_sent_nor_shown(emulator: Emulator, tmp_path: Path) -> None:
+    content = png()
     (secret := tmp_path / "secret.png").write_bytes(content)
     secret.chmod(0)
     checksum = sha256(content).hexdigest()
@@ -138,7 +136,7 @@ def test_a_picture_that_may_not_be_read_is_neither_sent_nor_shown(emulator: Emul
     assert stored
     task = one_step(f"file://{tmp_path}/", None, image_url=stored.uri)
     with pytest.raises(InvalidRequestError, match=r"cannot be read \(PermissionError"):
-        as_ordinary_user(lambda: task.execute(a_try()))
+        as_ordinary_user(lambda: task.execute(attempt()))
     with pytest.raises(ImageUnavailableError, match="does not contain this image"):
         as_ordinary_user(lambda: read_image(stored))
     assert emulator.requests == []

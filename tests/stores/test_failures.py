@@ -1,4 +1,4 @@
-"""A store that fails holds nothing half, its error says what to do, and the next try stores what was paid."""
+"""A store that fails holds no partial object, says what to do, and gets the same image from a retry."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.gallery.files import ImageUnavailableError, read_image
 from airflow_provider_modelscope.xcoms import StoredImage
-from tests.stores.conftest import a_try, one_step, submitted, transfer
+from tests.stores.conftest import attempt, one_step, submitted, transfer
 from tests.stores.stores import Object, Store, azure
-from tests.stores.test_landing import in_remote_stores, picture
+from tests.stores.test_storing import in_remote_stores, png
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
     from tests.stores.conftest import Record
     from tests.stores.stores import Bucket
 
-pytestmark = pytest.mark.usefixtures("impatience")
-BEFORE = b"what stood there before"
-KEPT = "The service keeps the generation: clear the task"
+pytestmark = pytest.mark.usefixtures("no_backoff")
+BEFORE = b"an older object"
+KEPT = "ModelScope keeps the generation: clear the task"
 
 
 @contextmanager
 def trouble(store: Store, what: str) -> Iterator[None]:
-    """Let a store refuse connections (``down``), or whatever its relay can do."""
+    """Let a store refuse connections (``down``), or let its relay inject a fault."""
     relay = store.relay
     assert relay is not None
     caught = relay.caught
@@ -65,7 +65,7 @@ def trouble(store: Store, what: str) -> Iterator[None]:
     ],
     ids=["403", "503", "down", "cut"],
 )
-def test_a_store_that_fails_keeps_what_it_had_and_gets_the_image_from_the_next_try(
+def test_a_failed_store_keeps_its_object_until_the_retry(
     what: str,
     error: type[ModelScopeError],
     advice: str,
@@ -77,35 +77,35 @@ def test_a_store_that_fails_keeps_what_it_had_and_gets_the_image_from_the_next_t
     uri = bucket.put("cat.png", BEFORE)
     before = bucket.objects
     with trouble(store, what), pytest.raises(error, match=advice) as raised:
-        one_step(uri, store.storage_conn_id).execute(a_try(record))
+        one_step(uri, store.storage_conn_id).execute(attempt(record))
     assert uri in raised.value.message
     assert str((store.connection or {}).get("password")) not in raised.value.message
     assert bucket.objects == before
-    assert one_step(uri, store.storage_conn_id).execute(a_try(record)) == [uri]
+    assert one_step(uri, store.storage_conn_id).execute(attempt(record)) == [uri]
     assert bucket.objects == {uri: Object([*emulator.served.values()][-1], "image/png")}
     assert emulator.accepted == 1
 
 
 @in_remote_stores
-def test_a_bucket_that_is_not_there_ends_the_task_and_gets_the_image_once_it_is(
+def test_a_missing_bucket_is_a_final_error_until_it_exists(
     emulator: Emulator, store: Store, missing_bucket: Bucket
 ) -> None:
     task = transfer(submitted(), missing_bucket.uri("cat.png"), store.storage_conn_id)
-    with pytest.raises(InvalidDestinationError, match="See that its bucket or folder is there") as raised:
-        task.execute(a_try())
+    with pytest.raises(InvalidDestinationError, match="Check that its bucket or folder exists") as raised:
+        task.execute(attempt())
     assert missing_bucket.uri("cat.png") in raised.value.message
     missing_bucket.make()
     assert missing_bucket.objects == {}
-    assert task.execute(a_try()) == [*missing_bucket.objects]
+    assert task.execute(attempt()) == [*missing_bucket.objects]
 
 
 @in_remote_stores
-def test_a_picture_to_edit_that_is_not_there_is_told_before_anything_is_paid_for(
+def test_a_missing_source_is_found_before_anything_is_charged(
     emulator: Emulator, store: Store, bucket: Bucket, missing_bucket: Bucket
 ) -> None:
     for missing in (bucket.uri("none.png"), missing_bucket.uri("none.png")):
         with pytest.raises(InvalidRequestError, match="cannot be read") as raised:
-            one_step(bucket.uri(), store.storage_conn_id, image_url=missing).execute(a_try())
+            one_step(bucket.uri(), store.storage_conn_id, image_url=missing).execute(attempt())
         assert missing in raised.value.message
     assert emulator.requests == []
 
@@ -120,7 +120,7 @@ def test_a_picture_to_edit_that_is_not_there_is_told_before_anything_is_paid_for
     ],
     ids=["403", "503", "down"],
 )
-def test_a_picture_to_edit_that_cannot_be_had_costs_nothing_and_is_sent_by_the_next_try(
+def test_an_unreadable_source_costs_nothing_and_can_be_retried(
     what: str,
     error: type[ModelScopeError],
     problem: str,
@@ -130,13 +130,13 @@ def test_a_picture_to_edit_that_cannot_be_had_costs_nothing_and_is_sent_by_the_n
     record: Record,
 ) -> None:
     task = one_step(
-        bucket.uri("edited/"), store.storage_conn_id, image_url=bucket.put("a.png", content := picture())
+        bucket.uri("edited/"), store.storage_conn_id, image_url=bucket.put("a.png", content := png())
     )
     with trouble(store, what), pytest.raises(error, match=problem) as raised:
-        task.execute(a_try(record))
+        task.execute(attempt(record))
     assert bucket.uri("a.png") in raised.value.message
     assert emulator.requests == []
-    task.execute(a_try(record))
+    task.execute(attempt(record))
     [sent] = [one.json["image_url"] for one in emulator.requests if one.note == "accepted"]
     assert base64.b64decode(sent.partition(",")[2]) == content
 
@@ -144,7 +144,7 @@ def test_a_picture_to_edit_that_cannot_be_had_costs_nothing_and_is_sent_by_the_n
 @in_remote_stores
 @pytest.mark.parametrize("what", ["403", "503", "down"])
 def test_the_gallery_shows_an_image_when_its_store_is_back(what: str, store: Store, bucket: Bucket) -> None:
-    uri = bucket.put("cat.png", content := picture())
+    uri = bucket.put("cat.png", content := png())
     checksum = sha256(content).hexdigest()
     stored = StoredImage.from_json(
         {
@@ -161,7 +161,7 @@ def test_the_gallery_shows_an_image_when_its_store_is_back(what: str, store: Sto
 
 
 @pytest.mark.parametrize("store", [azure], indirect=True, ids=lambda kind: kind.__name__)
-def test_a_key_that_azure_refuses_ends_the_task(
+def test_a_rejected_key_of_azure_is_a_final_error(
     emulator: Emulator, store: Store, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store.connection is not None
@@ -169,5 +169,5 @@ def test_a_key_that_azure_refuses_ends_the_task(
     monkeypatch.setenv("AIRFLOW_CONN_WRONG_KEY", json.dumps(wrong))
     task = transfer(submitted(), bucket.uri("cat.png"), "wrong_key")
     with pytest.raises(InvalidDestinationError, match="that the connection or the worker's user may write"):
-        task.execute(a_try())
+        task.execute(attempt())
     assert bucket.objects == {}

@@ -1,1 +1,1 @@
-"""What tests and development share: a real Airflow, PostgreSQL, servers."""
+"""Shared by tests and development tools: a real Airflow, PostgreSQL, other servers, and a proxy."""

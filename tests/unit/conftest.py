@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
-from airflow_provider_modelscope.hooks import modelscope
-from airflow_provider_modelscope.waiting import backoff
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 
 TOKEN = "ms-0b1c2d3e-test"
 
@@ -41,10 +40,8 @@ def context() -> dict[str, Any]:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that tries again at once."""
-    monkeypatch.setattr(modelscope, "PAUSE", 0.0)
-    monkeypatch.setattr(backoff, "PAUSE", 0.0)
-    monkeypatch.setattr(backoff, "QUEUE_PAUSE", 0.0)
+    """A worker that retries at once."""
+    monkeypatch.setattr(ModelScopeHook, "sleep_before_retry", staticmethod(lambda seconds: None))
 
 
 @pytest.fixture

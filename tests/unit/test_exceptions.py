@@ -1,4 +1,4 @@
-"""Every error says whether a retry would help, keeps what is known, and crosses processes whole."""
+"""Every error says whether a retry can help, keeps its details, and survives serialization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeFinalError,
     ModelScopeRetryableError,
 )
-from airflow_provider_modelscope.redaction import one_line
 
 TREE = {
     name: kind
@@ -29,7 +28,7 @@ KNOWN: dict[str, Any] = {"code": 429, "request_id": "r-1", "generation_id": "42"
 
 
 def drawn_tree() -> dict[str, str | None]:
-    """Return each name that the module's docstring draws, with the name that it hangs on."""
+    """Return each name in the tree of the module's docstring, with its parent."""
     parents: dict[str, str | None] = {}
     path: list[str] = []
     for line in (exceptions.__doc__ or "").splitlines():
@@ -41,7 +40,7 @@ def drawn_tree() -> dict[str, str | None]:
     return parents
 
 
-def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
+def test_the_docstring_shows_the_tree_of_the_classes() -> None:
     parents = {
         name: next((base.__name__ for base in kind.__bases__ if base.__name__ in TREE), None)
         for name, kind in TREE.items()
@@ -50,7 +49,7 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
 
 
 @pytest.mark.parametrize("kind", TREE.values())
-def test_the_branch_of_an_error_says_whether_airflow_tries_again(kind: type[ModelScopeError]) -> None:
+def test_the_branch_of_an_error_says_whether_airflow_retries(kind: type[ModelScopeError]) -> None:
     branches = [issubclass(kind, branch) for branch in (ModelScopeFinalError, ModelScopeRetryableError)]
     assert sum(branches) == (kind is not ModelScopeError)
     assert issubclass(kind, AirflowFailException) is branches[0]
@@ -60,7 +59,7 @@ def test_the_branch_of_an_error_says_whether_airflow_tries_again(kind: type[Mode
 @pytest.mark.parametrize("known", [KNOWN, {}], ids=["all", "none"])
 @pytest.mark.parametrize("kind", TREE.values())
 @pytest.mark.parametrize(
-    "crossing",
+    "serialized",
     [
         lambda error: ModelScopeError.from_json(json.loads(json.dumps(error.to_json()))),
         lambda error: pickle.loads(pickle.dumps(error)),  # noqa: S301 - our own bytes
@@ -68,17 +67,17 @@ def test_the_branch_of_an_error_says_whether_airflow_tries_again(kind: type[Mode
     ],
     ids=["json", "pickle", "copy"],
 )
-def test_an_error_crosses_processes_with_all_that_is_known(
-    crossing: Any, kind: type[ModelScopeError], known: dict[str, Any]
+def test_an_error_survives_serialization_with_all_details(
+    serialized: Any, kind: type[ModelScopeError], known: dict[str, Any]
 ) -> None:
     error = kind("抱歉: no", **known)
-    other = crossing(error)
+    other = serialized(error)
     assert type(other) is kind
     assert vars(other) == vars(error) == {"message": "抱歉: no", **dict.fromkeys(KNOWN), **known}
     assert (str(other), other.args) == (str(error), error.args)
 
 
-def test_every_attribute_is_in_the_json() -> None:
+def test_the_json_of_an_error_contains_every_attribute() -> None:
     assert GenerationTimeoutError("late", **KNOWN).to_json() == {
         "kind": "GenerationTimeoutError",
         "message": "late",
@@ -104,17 +103,17 @@ def test_an_error_of_an_unknown_kind_is_a_plain_one(kind: str) -> None:
     ],
     ids=str,
 )
-def test_the_text_holds_the_evidence(known: dict[str, Any], text: str) -> None:
+def test_the_text_of_an_error_contains_its_details(known: dict[str, Any], text: str) -> None:
     assert str(ModelScopeError("no", **known)) == text
 
 
-def test_what_is_learnt_later_is_in_the_text_too() -> None:
+def test_the_text_contains_details_that_are_set_later() -> None:
     error = ModelScopeError("no")
     error.generation_id = "42"
     assert str(error) == "no (generation 42)"
 
 
-def test_an_error_is_one_line_that_every_log_and_database_can_hold() -> None:
+def test_an_error_is_one_short_printable_line() -> None:
     error = ModelScopeError(
         "no\r\n\x1b[31m\0\ud800猫\u202e" + "x" * 9000, request_id="r\n" * 5000, generation_id="\x07"
     )
@@ -123,9 +122,12 @@ def test_an_error_is_one_line_that_every_log_and_database_can_hold() -> None:
     assert "generation �" in str(error)
 
 
-def test_a_secret_is_not_in_the_line_unless_it_is_too_short_to_be_one() -> None:
-    assert (
-        one_line("Bearer ms-0123456789 or ms-0123456789", 20, secret="ms-0123456789") == "Bearer *** or ***"
-    )
-    assert one_line("task not found", 100, secret="not") == "task not found"
-    assert one_line("task not found", 100) == "task not found"
+@pytest.mark.parametrize("kind", TREE.values())
+def test_the_docstring_of_an_error_is_its_reference(kind: type[ModelScopeError]) -> None:
+    first, _, advice = (kind.__doc__ or "").partition("\n\n")
+    is_branch = kind in (ModelScopeFinalError, ModelScopeRetryableError)
+    assert first.endswith(".")
+    assert "\n" not in first
+    assert bool(advice.strip()) is not is_branch
+    if issubclass(kind, ModelScopeRetryableError) and not is_branch:
+        assert "retry" in advice

@@ -137,6 +137,12 @@ class TestSubmission:
     def test_values_of_other_types_are_none(self, value: Any) -> None:
         assert Submission.from_json(value) is None
 
+    @pytest.mark.parametrize(("size", "expected"), [("8x8", "8x8"), ([8], None), (None, None)])
+    def test_its_size_is_that_of_the_request(self, size: Any, expected: str | None) -> None:
+        submission = Submission.from_json(RECORDED | {"size": size})
+        assert submission
+        assert (submission.size, SUBMISSION.size) == (expected, None)
+
     def test_it_records_the_parameters_of_the_request(self, context: Any) -> None:
         request = GenerationRequest(model="a/b", prompt="A cat", seed=3).summary()
         Submission(generation_id="42", model="a/b", submitted_at=5.0, request=request).record(context)

@@ -1,6 +1,6 @@
-"""The wheel holds the package and nothing else, and says what Airflow's registries look for.
+"""The wheel contains the package and nothing else, with the metadata that registries show.
 
-``make test-matrix`` builds it and names it in ``WHEEL``.
+``make test-matrix`` builds it and passes its path in ``WHEEL``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ WHEEL = ZipFile(os.environ["WHEEL"])
 METADATA = HeaderParser().parsestr(WHEEL.read(f"{INFO}/METADATA").decode())
 
 
-def test_it_holds_each_file_of_the_package_and_nothing_else() -> None:
+def test_the_wheel_contains_only_the_files_of_the_package() -> None:
     files = [path for path in (ROOT / PACKAGE).rglob("*") if path.is_file() and path.suffix != ".pyc"]
     packages = [path.relative_to(ROOT).as_posix() for path in files]
-    about = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
-    assert sorted(WHEEL.namelist()) == sorted([*packages, *(f"{INFO}/{name}" for name in about)])
+    metadata = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+    assert sorted(WHEEL.namelist()) == sorted([*packages, *(f"{INFO}/{name}" for name in metadata)])
     for name in ("py.typed", "gallery/page.html", "gallery/page.css", "gallery/page.js"):
         assert f"{PACKAGE}/{name}" in WHEEL.namelist()
 
 
-def test_each_file_is_what_stands_in_the_sources() -> None:
+def test_each_file_is_the_same_as_in_the_sources() -> None:
     for name in WHEEL.namelist():
         if name.startswith(f"{PACKAGE}/"):
             assert WHEEL.read(name) == (ROOT / name).read_bytes(), name
@@ -44,7 +44,7 @@ def test_airflow_finds_the_provider_and_the_plugin() -> None:
     ]
 
 
-def test_it_says_what_registries_show() -> None:
+def test_the_metadata_is_what_registries_show() -> None:
     assert (METADATA["Name"], METADATA["Version"]) == ("airflow-provider-modelscope", __version__)
     assert METADATA["License-Expression"] == "Apache-2.0"
     assert METADATA["Description-Content-Type"] == "text/markdown"
@@ -55,8 +55,10 @@ def test_it_says_what_registries_show() -> None:
     assert {"s3", "gcs", "azure"} <= set(METADATA.get_all("Provides-Extra", []))
 
 
-def test_the_pythons_it_names_are_those_it_takes() -> None:
+def test_the_classifiers_name_the_supported_versions_of_python() -> None:
     pythons = SpecifierSet(METADATA["Requires-Python"])
-    taken = [f"3.{minor}" for minor in range(6, 20) if f"3.{minor}.5" in pythons]
+    supported = [f"3.{minor}" for minor in range(6, 20) if f"3.{minor}.5" in pythons]
     classifiers = METADATA.get_all("Classifier", [])
-    assert [one.rpartition(" ")[2] for one in classifiers if ":: Python :: 3." in one] == taken
+    assert [
+        classifier.rpartition(" ")[2] for classifier in classifiers if ":: Python :: 3." in classifier
+    ] == supported

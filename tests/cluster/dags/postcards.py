@@ -1,4 +1,4 @@
-"""Three Dags of twenty images each, as different users write them, over two accounts."""
+"""Three Dags of twenty images each, written in different ways, with two accounts."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ STORE: dict[str, Any] = {"destination": "s3://postcards/{{ dag.dag_id }}/", "sto
 
 
 @dag(**COMMON)
-def in_parts() -> None:
-    """Submit, wait and store are tasks of their own, one account pays."""
+def in_three_steps() -> None:
+    """Submit, wait and store in tasks of their own, with one account."""
 
     @task_group
     def postcard(prompt: str) -> None:
@@ -50,7 +50,7 @@ def in_parts() -> None:
 
 @dag(**COMMON)
 def in_one_step() -> None:
-    """One task for each image, the other account pays."""
+    """Use one task for each image, with the other account."""
     ModelScopeImageGenerationOperator.partial(
         task_id="draw", modelscope_conn_id="second_account", **REQUEST, **STORE
     ).expand(prompt=[f"{place} in summer" for place in PLACES])
@@ -58,7 +58,7 @@ def in_one_step() -> None:
 
 @dag(**COMMON)
 def by_function() -> None:
-    """Functions that return prompts; each account pays half."""
+    """Use functions that return prompts, half of them with each account."""
 
     def draw(place: str) -> str:
         return f"{place} in winter"
@@ -70,6 +70,6 @@ def by_function() -> None:
         ).expand(place=places)
 
 
-in_parts()
+in_three_steps()
 in_one_step()
 by_function()

@@ -1,6 +1,6 @@
-"""The Dags of the faults: one task, on a worker or deferred; and the chain of three.
+"""The Dags of the faults: one task, on a worker or deferred, and a chain of three tasks.
 
-What a task waits for ends when a row says so, not with time: so tasks defer at once and look often.
+Generations finish when a row finishes them, so tasks defer immediately and poll often.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ STORE: dict[str, Any] = {
     "destination": "{{ dag_run.conf['destination'] }}",
     "storage_conn_id": "{{ dag_run.conf['storage_conn_id'] }}",
 }
-PICTURE: dict[str, Any] = {"model": "Qwen/Qwen-Image", "size": "512x512"}
+REQUEST: dict[str, Any] = {"model": "Qwen/Qwen-Image", "size": "512x512"}
 PROMPT = "a postcard from {{ run_id }}"
 FIVE = 5
 
 
 def one_step(dag_id: str, **parameters: Any) -> None:
-    """Make a Dag of one task that does it all."""
+    """Create a Dag of one task that submits, waits and stores."""
     with DAG(dag_id, schedule=None, default_args=RETRIES):
         ModelScopeImageGenerationOperator(
             task_id="draw",
             prompt=PROMPT,
             poll_interval=2,
             defer_after=0,
-            **PICTURE,
+            **REQUEST,
             **SERVICE,
             **STORE,
             **parameters,
@@ -46,10 +46,10 @@ def one_step(dag_id: str, **parameters: Any) -> None:
 
 
 def chain(dag_id: str, *, deferrable: bool) -> None:
-    """Make a Dag of the three tasks."""
+    """Create a Dag of three tasks: submit, wait, store."""
     with DAG(dag_id, schedule=None, default_args=RETRIES):
         submit = ModelScopeSubmitImageGenerationOperator(
-            task_id="submit", prompt=PROMPT, deferrable=deferrable, **PICTURE, **SERVICE
+            task_id="submit", prompt=PROMPT, deferrable=deferrable, **REQUEST, **SERVICE
         )
         wait = ModelScopeImageGenerationSensor(
             task_id="wait",
@@ -64,11 +64,11 @@ def chain(dag_id: str, *, deferrable: bool) -> None:
 
 one_step("deferred", deferrable=True)
 one_step("on_worker", deferrable=False)
-one_step("never_twice", deferrable=True, on_lost_response="fail")
+one_step("fail_on_lost_response", deferrable=True, on_lost_response="fail")
 chain("chain_deferred", deferrable=True)
 chain("chain_on_worker", deferrable=False)
 
 with DAG("five_deferred", schedule=None, default_args=RETRIES):
     ModelScopeImageGenerationOperator.partial(
-        task_id="draw", deferrable=True, poll_interval=2, defer_after=0, **PICTURE, **SERVICE, **STORE
+        task_id="draw", deferrable=True, poll_interval=2, defer_after=0, **REQUEST, **SERVICE, **STORE
     ).expand(prompt=[f"postcard {number} of {FIVE}" for number in range(1, FIVE + 1)])

@@ -1,4 +1,4 @@
-"""The Dags of the proofs. No task is retried, so that whatever fails is seen."""
+"""The Dags of the proofs. No task is retried, so that no failure is hidden."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeIma
 
 
 class NaiveOperator(BaseOperator):
-    """Defer at once, with a trigger of Airflow's own that fires when it is told to."""
+    """Defer immediately, with one of Airflow's own triggers, for ``seconds``."""
 
     def __init__(self, *, seconds: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -25,8 +25,8 @@ class NaiveOperator(BaseOperator):
         pass
 
 
-def pictures(dag_id: str, *, count: int, **parameters: Any) -> None:
-    """Make a Dag of one task, mapped over so many prompts."""
+def images(dag_id: str, *, count: int, **parameters: Any) -> None:
+    """Create a Dag of one task that is mapped over ``count`` prompts."""
     with DAG(dag_id, schedule=None, default_args={"retries": 0}):
         ModelScopeImageGenerationOperator.partial(
             task_id="draw",
@@ -40,8 +40,8 @@ def pictures(dag_id: str, *, count: int, **parameters: Any) -> None:
 with DAG("naive", schedule=None, default_args={"retries": 0}):
     NaiveOperator.partial(task_id="wait").expand(seconds=[number % 3 for number in range(40)])
 
-pictures("forty_deferred_at_once", count=40, deferrable=True, defer_after=0)
-pictures("forty", count=40, deferrable=True)
-pictures("twenty", count=20, deferrable=True)
-pictures("one", count=1, deferrable=True)
-pictures("one_on_its_worker", count=1, deferrable=False)
+images("forty_deferred_at_once", count=40, deferrable=True, defer_after=0)
+images("forty", count=40, deferrable=True)
+images("twenty", count=20, deferrable=True)
+images("one", count=1, deferrable=True)
+images("one_on_its_worker", count=1, deferrable=False)

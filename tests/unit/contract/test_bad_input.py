@@ -28,6 +28,7 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeSubmitImageGenerationOperator,
 )
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
+from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
 )
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
 
 Context = Any  # a mapping with a stand-in for the task instance
 
-NUL = "may not hold a NUL character, which Airflow's database could not keep"
-PROMPT = "must say what to draw, in 1 to 1999 characters"
-LONG = "must be shorter than 2000 characters, it has "
+NUL = "must not contain NUL characters: Airflow's database cannot store them"
+PROMPT = "must describe the image, in 1 to 1999 characters"
+LONG = "must be shorter than 2000 characters, not "
 MODEL = "must be a ModelScope model id, such as 'Qwen/Qwen-Image'"
-UTF8 = "must be text that UTF-8 can write, without lone surrogates"
+UTF8 = "must be valid Unicode, without lone surrogates"
 SIZE = "must be width x height in pixels, such as '1024x768'"
 SEED = "must be an integer from 0 to 2147483647"
 STEPS = "must be an integer from 1 to 100"
@@ -53,11 +54,11 @@ GUIDANCE = "must be a number from 1.5 to 20"
 PICTURE = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
-NOT_JSON = "is text that is not JSON: in a template, end it with '| tojson'"
+NOT_JSON = ": in a template, end it with '| tojson'"
 SECONDS = "must be a number of seconds from 0 to 31536000"
-ID = "must be the id that a submit task returned; for several, map over them with .expand(generation_id=...)"
-URI = "write a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
-SIGNS = "'?', '#', '\\\\' and control characters may not stand in it"
+ID = "must be the id that a submit task returned; for several ids, map over them with .expand("
+URI = "must be a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
+SIGNS = "must not contain '?', '#', '\\' or control characters"
 HOST = "must be a URL such as https://api-inference.modelscope.cn"
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**5000
@@ -71,7 +72,7 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("model", "['Qwen/Qwen-Image']", MODEL),
     ("model", "Qwen/\x00Qwen-Image", NUL),
     ("prompt", "a\x00cat", NUL),
-    ("extra_parameters", {"a": ["\x00"]}, NUL.removeprefix("may not hold ")),
+    ("extra_parameters", {"a": ["\x00"]}, NUL.removeprefix("must not contain ")),
     ("model", {"id": "Qwen/Qwen-Image"}, "must be text, not dict"),
     ("prompt", None, "must be text, not NoneType"),
     ("prompt", "", PROMPT),
@@ -93,8 +94,8 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("size", "Nonex768", SIZE),
     ("size", (1024, 768), SIZE),
     ("size", "9" * 100_000 + "x64", SIZE),
-    ("size", "1665x1664", "Qwen-Image models draw 64x64 to 1664x1664"),
-    ("size", "63x64", "Qwen-Image models draw 64x64 to 1664x1664"),
+    ("size", "1665x1664", "must be from 64x64 to 1664x1664 for Qwen-Image models"),
+    ("size", "63x64", "must be from 64x64 to 1664x1664 for Qwen-Image models"),
     ("seed", -1, SEED),
     ("seed", 2**31, SEED),
     ("seed", True, SEED),
@@ -142,14 +143,14 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("loras", ["a/b"], LORAS),
     ("loras", "['a/b']", LORAS),
     ("loras", "{'a/b': 1.0}", NOT_JSON),
-    ("extra_parameters", {"prompt": "a dog"}, "may not override prompt: use the parameter of that name"),
-    ("extra_parameters", {" Seed ": 1, "STEPS": 1}, "may not override seed, steps: use the parameter"),
-    ("extra_parameters", '{"model": "other/model"}', "may not override model"),
-    ("extra_parameters", {"extra_parameters": {"seed": 1}}, "may not override extra_parameters"),
+    ("extra_parameters", {"prompt": "a dog"}, "must not contain prompt: use the parameter of that name"),
+    ("extra_parameters", {" Seed ": 1, "STEPS": 1}, "must not contain seed, steps: use the parameter"),
+    ("extra_parameters", '{"model": "other/model"}', "must not contain model"),
+    ("extra_parameters", {"extra_parameters": {"seed": 1}}, "must not contain extra_parameters"),
     ("extra_parameters", {"when": timedelta(1)}, EXTRA),
     ("extra_parameters", {"scale": NAN}, EXTRA),
     ("extra_parameters", {1: "a"}, EXTRA),
-    ("extra_parameters", {" ": 1}, "a name is empty"),
+    ("extra_parameters", {" ": 1}, "without empty names"),
     ("extra_parameters", {"a": HALF}, EXTRA),
     ("extra_parameters", '{"a":' * 100_000, NOT_JSON),
     ("extra_parameters", "{'a': 1}", NOT_JSON),
@@ -179,7 +180,7 @@ TEMPLATES: list[tuple[str, str, Any, str]] = [
     ("loras", "{{ params.given }}", {"a/b": 1.0}, NOT_JSON),
     ("loras", "{{ params.given | tojson }}", ["a/b"], LORAS),
     ("extra_parameters", "{{ params.given }}", {"n": 1}, NOT_JSON),
-    ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "may not override prompt"),
+    ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "must not contain prompt"),
 ]
 
 # Pictures to edit in the folder that the fixture below makes.
@@ -191,9 +192,9 @@ PICTURES = [
     ("folder/", "is a folder or a device, not a file"),
     ("pipe", "is a folder or a device, not a file"),
     ("huge.png", "is larger than 10 MiB"),
-    ("page.png", "holds 22 bytes that are not a whole picture, such as PNG or JPEG"),
-    ("empty.png", "holds 0 bytes that are not a whole picture"),
-    ("x" * 300 + ".png", "cannot be read (File name too long)"),
+    ("page.png", "holds 22 bytes that are not a complete image of at most"),
+    ("empty.png", "holds 0 bytes that are not a complete image"),
+    ("x" * 300 + ".png", "cannot be read (OSError: File name too long)"),
 ]
 
 DESTINATIONS: list[tuple[Any, str]] = [
@@ -210,20 +211,20 @@ DESTINATIONS: list[tuple[Any, str]] = [
     ("file:/data/cats/", URI),
     ("://bucket/cats/", URI),
     ("file://data/cats/", "a local path has three slashes: 'file:///folder/'"),
-    ("file:///data/../etc/", "'.' and '..' may not stand in it"),
+    ("file:///data/../etc/", "must not contain the folders '.' and '..'"),
     ("file:///data\\cats/", SIGNS),
     ("s3://bucket/cats/?versionId=1", SIGNS),
     ("s3://bucket/cats#1.png", SIGNS),
     ("s3://bucket/cats\n/", SIGNS),
     ("s3://bucket/\x00/", SIGNS),
     (f"s3://bucket/{HALF}/", SIGNS),
-    ("s3:///cats/", "it names no bucket"),
+    ("s3:///cats/", "contains no bucket"),
     ("s3://bucket", "end it with '/' to store into the bucket, or name an object"),
     ("s3://[bucket/cats/", "Invalid IPv6 URL"),
-    ("file:///data/cat.gif", "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"),
+    ("file:///data/cat.gif", "images cannot be converted to '.gif': use .png, .jpg or .webp, or a"),
     (
         "nowhere://bucket/cats/",
-        "install the extra of that store (s3, gcs or azure)",
+        "install this provider's extra for that store (s3, gcs or azure)",
     ),
     ("https://a.example/cats/", "No filesystem registered for scheme https"),
     ("file://{folder}/folder", "that is a folder: end it with '/' to store into it"),
@@ -255,43 +256,43 @@ NOT_SECONDS: list[Any] = [
 ]
 
 CONNECTIONS: list[tuple[dict[str, Any], str, str]] = [
-    ({"password": ""}, "password", "is empty: it holds the API token, from https://modelscope.cn/my/"),
+    ({"password": ""}, "password", "is empty: set it to an API token from https://modelscope.cn/my/"),
     ({"password": " \n"}, "password", "is empty"),
     ({"password": "Bearer"}, "password", "is empty"),
-    ({"password": f"{TOKEN}猫"}, "password", "holds characters that no API token has"),
-    ({"password": f"{TOKEN}\x00"}, "password", "holds characters that no API token has"),
+    ({"password": f"{TOKEN}猫"}, "password", "contains characters that no API token has"),
+    ({"password": f"{TOKEN}\x00"}, "password", "contains characters that no API token has"),
     ({"host": "ftp://a.example"}, "host", f"{HOST}, not 'ftp://a.example'"),
     ({"host": "https://"}, "host", f"{HOST}, not 'https://'"),
     ({"host": "a b.example"}, "host", f"{HOST}, not 'https://a b.example'"),
     ({"host": "a..example"}, "host", f"{HOST}, not 'https://a..example'"),
     ({"host": "x" * 64}, "host", f"{HOST}, not 'https://xxx"),
-    ({"host": "https://a.exa\nmple"}, "host", "may not hold spaces or control characters"),
+    ({"host": "https://a.exa\nmple"}, "host", "must not contain spaces or control characters"),
     ({"host": "https:\\\\a.example"}, "host", "is not a URL"),
     ({"host": f"me:{TOKEN}@a.example"}, "host", "without user, query or fragment"),
     ({"host": f"https://a.example?token={TOKEN}"}, "host", "without user, query or fragment"),
-    ({"host": "https://a.example/v1/images"}, "host", f"{HOST}: without '/v1/images', which is added to it"),
-    ({"host": "a.example/v1/images/generations"}, "host", "without '/v1/images/generations', which is added"),
+    ({"host": "https://a.example/v1/images"}, "host", f"{HOST}, without the endpoint '/v1/images'"),
+    ({"host": "a.example/v1/images/generations"}, "host", "without the endpoint '/v1/images/generations'"),
     ({"host": "a.example:0"}, "host", "its port must be from 1 to 65535, not 0"),
     ({"host": "a.example:65536"}, "host", "is not a URL: 'https://a.example:65536'"),
     ({"host": "a.example:https"}, "host", "is not a URL: 'https://a.example:https'"),
     ({"host": "a.example", "port": 65536}, "host", "its port must be from 1 to 65535, not 65536"),
     ({"host": "a.example", "port": -1}, "host", "its port must be from 1 to 65535, not -1"),
     ({"host": "https://[::1"}, "host", "is not a URL: 'https://[::1'"),
-    ({"host": "http://a.example"}, "host", "would send the token in the clear to a.example: use https, "),
-    ({"host": "a.example", "schema": "http"}, "host", "would send the token in the clear to a.example"),
-    ({"extra": {"request_timout": 5}}, "extra 'request_timout'", "is not known: is request_timeout meant?"),
-    ({"extra": {"Verify": False}}, "extra 'Verify'", "is not known: is verify meant?"),
-    ({"extra": {"token": TOKEN}}, "extra 'token'", "is not known: known are request_timeout, verify, "),
+    ({"host": "http://a.example"}, "host", "would send the token unencrypted to a.example: use https, "),
+    ({"host": "a.example", "schema": "http"}, "host", "would send the token unencrypted to a.example"),
+    ({"extra": {"request_timout": 5}}, "unknown extra 'request_timout'", "(did you mean request_timeout?)"),
+    ({"extra": {"Verify": False}}, "unknown extra 'Verify'", "(did you mean verify?)"),
+    ({"extra": {"token": TOKEN}}, "unknown extra 'token'", "(allowed are request_timeout, verify, "),
     *[
-        ({"extra": {"request_timeout": value}}, "request_timeout", "must be a number above 0 and at most 600")
+        ({"extra": {"request_timeout": value}}, "request_timeout", "must be an integer from 1 to 600, not ")
         for value in (0, -1, 601, "soon", True, NAN, INFINITE, [5])
     ],
     *[
-        ({"extra": {"max_image_bytes": value}}, "max_image_bytes", "must be a number above 0 and at most 1")
+        ({"extra": {"max_image_bytes": value}}, "max_image_bytes", "must be an integer from 1 to 10995")
         for value in (0, "64 MiB", 2**41, [5])
     ],
     *[
-        ({"extra": {"verify": value}}, "verify", "must be true, false, or the path of a bundle of authorit")
+        ({"extra": {"verify": value}}, "verify", "must be true, false, or the path of an existing CA bundle")
         for value in ("/no/such/bundle.pem", "yes", 2, ["true"], "x" * 5000, "nul\x00")
     ],
     *[
@@ -397,7 +398,9 @@ def test_a_size_is_held_to_the_family_of_its_model(
 ) -> None:
     for size in (f"{least - 1}x{most}", f"{least}x{most + 1}"):
         message = refused(task(model=model, size=size), context, emulator, InvalidRequestError)
-        assert f"size = '{size}': {family} models draw {least}x{least} to {most}x{most}" in message
+        assert (
+            f"size = '{size}': must be from {least}x{least} to {most}x{most} for {family} models" in message
+        )
 
 
 @OPERATORS
@@ -484,7 +487,7 @@ def careless_store(monkeypatch: pytest.MonkeyPatch) -> None:
         (5, "storage_conn_id = 5: must be the id of an Airflow connection"),
         (["aws_default"], "storage_conn_id = ['aws_default']: must be the id of an Airflow connection"),
         *[
-            (name, f"(The conn_id `{name}` isn't defined): storage_conn_id names a connection that is to be")
+            (name, f"(The conn_id `{name}` isn't defined): define that connection, or name another")
             for name in ("None", " ", "nowhere")
         ],
     ],
@@ -517,12 +520,9 @@ def test_an_xcom_that_does_not_exist_is_no_generation_id(
     assert f"generation_id = 'None': {ID}" in message
 
 
-def test_an_id_that_tries_to_leave_its_place_stays_one_id(
-    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_modelscope.tasks.storing.PATIENCE", 0.0)
+def test_an_id_that_tries_to_leave_its_place_stays_one_id(emulator: Emulator) -> None:
     with pytest.raises(AirflowException):
-        transfer(generation_id="../images/generations?a=b#c").execute(context)
+        fetch_finished_generation(ModelScopeHook(), "../images/generations?a=b#c", recheck_seconds=0)
     for look in emulator.requests:
         assert (look.method, look.path) == (
             "GET",
@@ -612,7 +612,7 @@ def test_an_extra_that_is_no_json_object_is_named(
 ) -> None:
     connection(monkeypatch, emulator, extra=extra)
     message = refused(submitter(), context, emulator, InvalidConnectionError)
-    assert message == "Airflow connection 'modelscope_default': extra is not a JSON object."
+    assert message == "Airflow connection 'modelscope_default': extra must be a JSON object."
 
 
 @pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
@@ -625,9 +625,9 @@ def test_every_task_looks_at_its_connection_first_and_names_all_that_is_wrong_wi
     wrong = task() if task is transfer else task(deferrable=deferrable)
     message = refused(wrong, context, emulator, InvalidConnectionError)
     for part in (
-        "request_timeout must be a number above 0 and at most 600, not 'soon'",
-        "extra 'verfy' is not known: is verify meant?",
-        "extra 'max_image_byte' is not known: is max_image_bytes meant?",
+        "request_timeout must be an integer from 1 to 600, not 'soon'",
+        "unknown extra 'verfy' (did you mean verify?)",
+        "unknown extra 'max_image_byte' (did you mean max_image_bytes?)",
         "password is empty",
         "host must be a URL",
     ):

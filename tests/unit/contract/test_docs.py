@@ -1,145 +1,384 @@
-"""What the README shows is so."""
+"""The README and the pages under ``docs/``: what they say is what the code does."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseHook
 
 import airflow_provider_modelscope
 from airflow_provider_modelscope import exceptions, metrics
-from airflow_provider_modelscope.emulator.__main__ import main as emulator
-from airflow_provider_modelscope.get_provider_info import get_provider_info
-from airflow_provider_modelscope.hooks.connection import account_from_connection
-from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
-from airflow_provider_modelscope.protocol.account import Account
+from airflow_provider_modelscope.emulator import Emulator
+from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
+from airflow_provider_modelscope.emulator.faults import FAULTS
+from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER
-from tests.support.real_airflow import EXAMPLE_DAGS
 
-ROOT = EXAMPLE_DAGS.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = [
-    (kind, code) for kind, code in re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[3]
+INSTALLED = Path(airflow_provider_modelscope.__file__).parents[1]
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in (ROOT / "docs").glob("*.md")}
+PAGES["README.md"] = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONNECTIONS = sorted(
+    {found for page in PAGES.values() for found in re.findall(r"export AIRFLOW_CONN_(\w+)='(.*)'", page)}
+)
+PYTHON_BLOCKS = [
+    pytest.param(code, id=f"{page}-{number}")
+    for page, text in sorted(PAGES.items())
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 ]
-CONNECTIONS = re.findall(r"export AIRFLOW_CONN_(\w+)='(.*)'", README)
+DAG_BLOCKS = [block for block in PYTHON_BLOCKS if "\n@dag(" in str(block.values[0])]
+ERRORS = {
+    kind
+    for kind in vars(exceptions).values()
+    if inspect.isclass(kind)
+    and issubclass(kind, exceptions.ModelScopeError)
+    and kind
+    not in (
+        exceptions.ModelScopeError,
+        exceptions.ModelScopeFinalError,
+        exceptions.ModelScopeRetryableError,
+    )
+}
 
 
-def section(title: str) -> str:
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def prose(page: str) -> str:
+    """Return a page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
 
 
-def table(title: str) -> list[list[str]]:
-    """Return the cells of the section's table, without its head."""
-    rows = [line for line in section(title).splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[2:]]
+def section(page: str, heading: str) -> str:
+    """Return what stands below a heading, up to the next one of its level or above."""
+    marks, _, rest = re.split(
+        rf"^(#+) ({re.escape(heading)})\n", PAGES[page], maxsplit=1, flags=re.MULTILINE
+    )[1:]
+    return re.split(rf"^#{{1,{len(marks)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def test_every_parameter_of_the_request_is_described_with_its_range() -> None:
-    rows = table("The request")
-    assert [row[0] for row in rows] == [f"`{field.name}`" for field in fields(GenerationRequest)]
-    [size] = [row for row in rows if row[0] == "`size`"]
-    for family, (_, least, most) in _SIZES.items():
-        assert f"{family} {least}x{least} to {most}x{most}" in size[2]
+def tables(text: str) -> Iterator[list[list[str]]]:
+    """Yield the rows of each table, without its head."""
+    for table in re.findall(r"^\|.*\n(?:\|.*\n)+", text, re.MULTILINE):
+        yield [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in table.splitlines()[2:]]
 
 
-def test_every_error_is_described_with_what_a_retry_does() -> None:
-    kinds = [kind for kind in vars(exceptions).values() if inspect.isclass(kind)]
-    ours = {
-        kind.__name__: "no" if issubclass(kind, AirflowFailException) else "yes"
-        for kind in kinds
-        if issubclass(kind, exceptions.ModelScopeError)
-    }
-    for parent in ("ModelScopeError", "ModelScopeFinalError", "ModelScopeRetryableError"):
-        del ours[parent]
-    assert {row[0].strip("`"): row[1] for row in table("When it fails")} == ours
+def table(page: str, heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading."""
+    return next(tables(section(page, heading)))
 
 
-def test_every_metric_is_described() -> None:
-    ours = {value for value in vars(metrics).values() if str(value).startswith("modelscope.")}
-    described = {row[0].strip("`") for row in table("What it tells: logs and metrics")}
-    assert described == ours
-    kinds = [kind for kind in vars(exceptions).values() if inspect.isclass(kind)]
-    reasons = {metrics.reason_of(kind("")) for kind in kinds if issubclass(kind, exceptions.ModelScopeError)}
-    for _, kind, says in table("What it tells: logs and metrics"):
-        assert kind in ("counter", "timer", "gauge")
-        assert set(re.findall(r"`(\w+)`", says)) <= reasons
+def words(cell: str) -> list[str]:
+    """Return what stands between backquotes."""
+    return re.findall(r"`([^`]+)`", cell)
 
 
-def test_every_class_takes_what_its_row_says() -> None:
-    for path, takes, _ in table("Use it"):
-        module, _, name = path.strip("`").rpartition(".")
-        parameters: dict[str, inspect.Parameter] = {}
-        for kind in reversed(getattr(import_module(f"airflow_provider_modelscope.{module}"), name).__mro__):
-            parameters |= inspect.signature(kind.__init__).parameters
-        for parameter, default in re.findall(r"`(\w+)(?:=(\d+))?`", takes):
-            assert parameter in parameters
-            if default:
-                assert parameters[parameter].default == int(default)
+def anchors(page: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_field_of_the_connection_is_described_and_those_of_the_form() -> None:
-    described = {row[0].removeprefix("extra ").strip("`") for row in table("The connection")}
-    [connection_type] = get_provider_info()["connection-types"]
-    assert described == {"password", "host", *connection_type["conn-fields"]}
-    defaults = {field.name: field.default for field in fields(Account)}
-    assert f"| {defaults['max_image_bytes']} (64 MiB) |" in section("The connection")
-    assert f"at most 600 | {defaults['request_timeout']:.0f} |" in section("The connection")
+def parameters_of(kind: type) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a class of ours, without those of Airflow's own classes."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("airflow_provider_modelscope") and "__init__" in vars(base):
+            parameters |= inspect.signature(vars(base)["__init__"]).parameters
+    return {name: value for name, value in parameters.items() if name not in ("self", "kwargs")}
 
 
-@pytest.mark.parametrize(("connection_id", "value"), CONNECTIONS)
-def test_every_connection_shown_is_one_that_airflow_reads(
-    monkeypatch: pytest.MonkeyPatch, connection_id: str, value: str
+# The pages
+
+
+def test_readme_has_at_most_150_lines() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+def test_index_links_every_page() -> None:
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", PAGES["docs/README.md"]))
+    assert linked == {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_relative_link_and_anchor_resolves(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", prose(page))
+    links += re.findall(r"(?:src|srcset|href)=\"(?!https?:)([^\"]+)\"", prose(page))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        name = target.relative_to(ROOT.resolve()).as_posix() if path else page
+        # The package is not beside the pages if the wheel is tested.
+        assert target.exists() or (INSTALLED / name).exists(), link
+        if anchor:
+            assert anchor in anchors(name), link
+
+
+@pytest.mark.parametrize("code", PYTHON_BLOCKS)
+def test_every_python_block_compiles(code: str) -> None:
+    compile(code, "docs", "exec")
+
+
+@pytest.mark.parametrize("code", DAG_BLOCKS)
+def test_every_dag_shown_can_be_loaded(code: str) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own pages
+    dag = names[code.strip().splitlines()[-1].removesuffix("()")]()
+    assert dag.tasks
+
+
+def test_the_first_dag_has_at_most_ten_lines() -> None:
+    first = section("README.md", "A first Dag")
+    body = re.findall(r"^```python\n.*?\n\n\n(.*?)\n\n\n", first, re.DOTALL | re.MULTILINE)[0]
+    assert len(body.splitlines()) <= 10
+    assert body in section("docs/getting-started.md", "3. Write a Dag")
+
+
+def test_the_test_shown_for_the_emulator_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(
+        r"^```python\n(.*?)^```",
+        section("docs/emulator.md", "Use it in tests"),
+        re.DOTALL | re.MULTILINE,
+    )[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own page
+    names["test_a_generation_succeeds"](monkeypatch)
+
+
+@pytest.mark.parametrize(("conn_id", "value"), CONNECTIONS)
+def test_every_connection_shown_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, conn_id: str, value: str
 ) -> None:
-    monkeypatch.setenv(f"AIRFLOW_CONN_{connection_id}", value)
-    connection = BaseHook.get_connection(connection_id.lower())
-    if connection_id == "MODELSCOPE_DEFAULT":
-        account = account_from_connection(connection)
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", value)
+    if conn_id == "MODELSCOPE_DEFAULT":
+        account = ModelScopeHook(conn_id.lower()).account
         assert (account.token, account.request_timeout) == ("ms-...", 60)
     else:
+        connection = BaseHook.get_connection(conn_id.lower())
         assert connection.conn_type in ("aws", "google_cloud_platform", "wasb")
-        assert connection.extra_dejson is not None
+        assert connection.extra_dejson
 
 
-@pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])
-def test_every_dag_shown_can_be_read(code: str) -> None:
-    made: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), made)  # noqa: S102 - it is our own
-    name = code.strip().splitlines()[-1].removesuffix("()")
-    assert [task.task_id for task in made[name]().tasks] == ["draw"]
-
-
-def test_the_first_dag_has_ten_lines() -> None:
-    code = next(code for kind, code in BLOCKS if kind == "python")
-    body = code.split("\n\n\n")[1]
-    assert len(body.splitlines()) <= 10
-
-
-def test_every_command_shown_is_there() -> None:
+def test_every_make_target_named_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert (
-        set(re.findall(r"`make ([\w-]+)`", README)) | set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
-        <= targets
+    for page in PAGES.values():
+        named = re.findall(r"`make ([\w-]+)`", page) + re.findall(r"^make ([\w-]+)", page, re.MULTILINE)
+        assert set(named) <= targets
+    listed = {words(row[0])[0].removeprefix("make ") for row in table("docs/development.md", "Commands")}
+    assert listed == targets - {"help", "clean"}
+
+
+def test_every_module_run_from_the_command_line_exists() -> None:
+    for page in PAGES.values():
+        for module in re.findall(r"python -m ([\w.]+)", page):
+            found = [base / module.replace(".", "/") for base in (ROOT, INSTALLED)]
+            assert any(
+                path.with_suffix(".py").exists() or (path / "__main__.py").exists() for path in found
+            ), module
+
+
+# The reference
+
+
+def test_every_request_parameter_is_listed() -> None:
+    listed = [row[0] for row in table("docs/request.md", "Request")]
+    assert listed == [f"`{field.name}`" for field in fields(GenerationRequest)]
+
+
+@pytest.mark.parametrize("name", ["seed", "steps", "guidance"])
+def test_the_documented_range_is_the_accepted_range(name: str) -> None:
+    [row] = [row for row in table("docs/request.md", "Request") if row[0] == f"`{name}`"]
+    least, most = (float(number) for number in row[2].split(" to "))
+    for value in (least, most):
+        GenerationRequest(model="Qwen/Qwen-Image", prompt="a", **{name: value})  # type: ignore[arg-type]
+    for value in (least - 1, most + 1):
+        with pytest.raises(exceptions.InvalidRequestError):
+            GenerationRequest(model="Qwen/Qwen-Image", prompt="a", **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_the_documented_length_is_the_accepted_length(name: str) -> None:
+    [row] = [row for row in table("docs/request.md", "Request") if row[0] == f"`{name}`"]
+    most = int(re.findall(r"(\d+) characters", row[2])[0])
+    given = {"model": "Qwen/Qwen-Image", "prompt": "a"}
+    GenerationRequest(**{**given, name: "a" * most})  # type: ignore[arg-type]
+    with pytest.raises(exceptions.InvalidRequestError):
+        GenerationRequest(**{**given, name: "a" * (most + 1)})  # type: ignore[arg-type]
+
+
+def test_the_sizes_of_every_family_are_listed() -> None:
+    assert table("docs/request.md", "Sizes") == [
+        [family, f"{least}x{least}", f"{most}x{most}"] for family, (_, least, most) in _SIZES.items()
+    ]
+
+
+@pytest.mark.parametrize("row", table("docs/operators.md", "Operators"), ids=lambda row: row[0][2:30])
+def test_parameters_of_every_class_are_listed(row: list[str]) -> None:
+    name, module = words(row[0])[0], words(row[1])[0]
+    kind = getattr(import_module(f"airflow_provider_modelscope.{module}"), name)
+    parameters = parameters_of(kind)
+    request = {field.name for field in fields(GenerationRequest)}
+    if "prompt" in parameters:
+        assert request <= set(kind.template_fields)
+        assert "[parameters of the request](request.md)" in section("docs/operators.md", name)
+    listed = {words(row[0])[0]: row for row in table("docs/operators.md", name)}
+    assert set(listed) == set(parameters) - request
+    for parameter, (_, default, is_template, _) in listed.items():
+        assert (is_template == "yes") == (parameter in kind.template_fields), parameter
+        if default == "required":
+            assert parameters[parameter].default is inspect.Parameter.empty, parameter
+        elif default != "`default_deferrable`":
+            assert ast.literal_eval(words(default)[0]) == parameters[parameter].default, parameter
+
+
+def test_every_method_of_the_hook_shown_exists() -> None:
+    for row in table("docs/operators.md", "ModelScopeHook"):
+        name, shown = re.fullmatch(r"`(\w+)\((.*)\)`", row[0]).groups()  # type: ignore[union-attr]
+        parameters = inspect.signature(getattr(ModelScopeHook, name)).parameters
+        for argument in filter(None, shown.split(", ")):
+            parameter, _, default = argument.partition("=")
+            assert not default or parameters[parameter].default == float(default)
+            assert parameter in parameters
+
+
+@pytest.mark.usefixtures("emulator")
+def test_every_key_that_a_task_writes_is_listed(tmp_path: Path, context: Any) -> None:
+    task = ModelScopeImageGenerationOperator(
+        task_id="draw",
+        model="Qwen/Qwen-Image",
+        prompt="a",
+        destination=tmp_path.as_uri() + "/",
+        sidecar=True,
+        deferrable=False,
     )
+    task.execute(context)
+    [image] = context["ti"].pushed["images"]
+    assert list(image) == [words(row[0])[0] for row in table("docs/operators.md", "XCom `images`")]
+    requested = context["ti"].pushed["request"]
+    assert set(requested) == {
+        word for row in table("docs/operators.md", "XCom `request`") for word in words(row[0])
+    }
+    [sidecar] = tmp_path.glob("*.json")
+    assert set(json.loads(sidecar.read_text())) == {
+        word for row in table("docs/provenance.md", "Sidecar files") for word in words(row[0])
+    }
 
 
-def test_the_emulators_options_shown_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {
+        words(row[0])[0] if "`" in row[0] else row[0]: row for row in table("docs/connection.md", "Fields")
+    }
+    assert set(rows) == {"password", "host", *(field.name for field in CONNECTION_FIELDS)}
+    for field in CONNECTION_FIELDS:
+        default = "" if field.default is None else f"`{json.dumps(field.default)}`"
+        assert rows[field.name][1:] == [field.description, field.allowed, default]
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_MODELSCOPE_DEFAULT", '{"conn_type": "modelscope", "password": "ms-token"}'
+    )
+    assert rows["host"][3] == f"`{ModelScopeHook().account.base_url}`"
+
+
+@pytest.mark.parametrize("heading", ["Not retried", "Retried"])
+def test_every_error_is_listed_by_what_a_retry_does(heading: str) -> None:
+    expected = {
+        error.__name__
+        for error in ERRORS
+        if issubclass(error, AirflowFailException) == (heading == "Not retried")
+    }
+    assert {words(row[0])[0] for row in table("docs/errors.md", heading)} == expected
+
+
+def test_every_error_named_in_the_pages_exists() -> None:
+    known = {error.__name__ for error in ERRORS} | {"ModelScopeFinalError", "ModelScopeRetryableError"}
+    for page in PAGES.values():
+        assert set(re.findall(r"`(\w+Error)`", page)) <= known
+
+
+def test_every_metric_is_listed() -> None:
+    listed = {words(row[0])[0]: row for row in table("docs/metrics.md", "Metrics")}
+    assert set(listed) == {value for value in vars(metrics).values() if str(value).startswith("modelscope.")}
+    reasons = {metrics.reason_of(error("")) for error in ERRORS}
+    for _, kind, meaning in listed.values():
+        assert kind in ("counter", "timer", "gauge")
+        assert set(words(meaning)) <= reasons
+    for page in PAGES.values():
+        for named in re.findall(r"`(modelscope\.[a-z_]+\.[a-z_]+)", page):
+            assert named in listed
+
+
+def test_every_option_of_the_emulator_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        emulator(["--help"])
-    shown = capsys.readouterr().out
-    assert all(option in shown for option in re.findall(r"--[a-z-]+", section("The emulator")))
+        run_emulator(["--help"])
+    help_text = capsys.readouterr().out
+    rows = table("docs/emulator.md", "Start it")
+    assert {words(row[0])[0] for row in rows} == set(re.findall(r"^  (--[a-z-]+)", help_text, re.MULTILINE))
+    for row in rows:
+        for default in words(row[1]):
+            assert f"(default: {default})" in " ".join(help_text.split())
 
 
-def test_the_table_of_versions_is_of_a_run_of_every_cell_without_failure() -> None:
+def test_every_fault_of_the_emulator_is_listed() -> None:
+    listed: dict[str, dict[str, str]] = {}
+    where = ""
+    for place, fault, effect in table("docs/emulator.md", "Faults"):
+        where = words(place)[0] if place else where  # an empty cell repeats the one above it
+        listed.setdefault(where, {})[words(fault)[0]] = effect
+    assert listed == FAULTS
+
+
+def test_parameters_and_attributes_of_the_emulator_are_listed() -> None:
+    parameters, attributes = tables(section("docs/emulator.md", "Use it in tests"))
+    signature = inspect.signature(Emulator).parameters
+    assert {words(row[0])[0]: ast.literal_eval(words(row[1])[0]) for row in parameters} == {
+        name: parameter.default for name, parameter in signature.items()
+    }
+    with Emulator() as emulator:
+        assert all(hasattr(emulator, re.findall(r"\w+", row[0])[0]) for row in attributes)
+
+
+def test_defaults_named_in_the_text_are_the_defaults() -> None:
+    parameters = parameters_of(ModelScopeImageGenerationOperator)
+    for page in PAGES.values():
+        for name, shown in re.findall(r"`(defer_after|queue_timeout|timeout|poll_interval)=(\d+)`", page):
+            assert float(shown) in (0, parameters[name].default), name
+    limits = {row[0]: row[1] for row in table("docs/waiting.md", "Timeouts")}
+    assert limits["`timeout`"] == f"{parameters['timeout'].default:.0f} s"
+    assert limits["`queue_timeout`"] == f"{parameters['queue_timeout'].default:.0f} s"
+
+
+# Versions
+
+
+def test_supported_versions_are_those_of_the_package() -> None:
+    least, most = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()  # type: ignore[union-attr]
+    [floor] = [
+        one.partition(">=")[2] for one in PROJECT["dependencies"] if one.startswith("apache-airflow>=")
+    ]
+    pythons = rf"Python 3\.{least} to 3\.{int(most) - 1}\."
+    assert re.search(rf"^Airflow {re.escape(floor)} to 3\.\d+, {pythons}", PAGES["README.md"], re.MULTILINE)
+    assert f"from {floor} on" in section("docs/compatibility.md", "Versions")
+
+
+def test_every_extra_of_the_package_is_listed() -> None:
+    [rows] = tables(section("docs/compatibility.md", "Install"))
+    assert {word for row in rows for word in words(row[0])} == set(PROJECT["optional-dependencies"])
+
+
+def test_the_table_of_versions_has_every_cell_without_failure() -> None:
     pytest.importorskip("nox", reason="a cell has no nox")
     listed = subprocess.run(
         [sys.executable, "-m", "nox", "--list", "--json"],
@@ -150,23 +389,8 @@ def test_the_table_of_versions_is_of_a_run_of_every_cell_without_failure() -> No
     )
     cells = {one["session"] for one in json.loads(listed.stdout) if one["name"] == "cell"}
     shown = {}
-    for python, dependencies, airflow, *others in table("Versions"):
-        if dependencies in ("newest", "lowest") and len(others) > 1:  # not a Python that Airflow is not for
+    for python, dependencies, airflow, *others in table("docs/compatibility.md", "Tested versions"):
+        if len(others) > 1:  # not a Python that Airflow does not support
             minors = (".".join(version.split(".")[:2]) for version in (airflow, python))
             shown[f"cell({'-'.join([*minors, dependencies])})"] = others[-2]
     assert shown == dict.fromkeys(cells, "0")
-
-
-def test_every_link_into_the_repository_leads_somewhere() -> None:
-    headings = {
-        heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.*)$", README, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        found = (ROOT / target, Path(airflow_provider_modelscope.__file__).parent.parent / target)
-        assert target.removeprefix("#") in headings or any(path.exists() for path in found), target
-
-
-def test_the_defaults_named_in_the_text_are_the_defaults() -> None:
-    assert f"`defer_after={DEFER_AFTER:.0f}`" in README
-    queue_timeout = inspect.signature(ModelScopeSubmitImageGenerationOperator).parameters["queue_timeout"]
-    assert f"`queue_timeout={queue_timeout.default}`" in README

@@ -1,4 +1,4 @@
-"""What Airflow's provider manager, its connection form and its Dag parser see of the distribution."""
+"""What Airflow's provider manager, connection form and Dag parser read of the distribution."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import jsonschema
 
 import airflow_provider_modelscope
 from airflow_provider_modelscope.get_provider_info import get_provider_info
+from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ INFO = get_provider_info()
 [CONNECTION_TYPE] = INFO["connection-types"]
 
 
-def test_the_info_is_valid_against_airflows_own_schema() -> None:
+def test_the_info_is_valid_against_airflows_schema() -> None:
     schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
     jsonschema.validate(INFO, schema)
 
 
-def test_airflow_finds_the_info_under_the_distributions_own_name() -> None:
+def test_airflow_finds_the_info_by_the_distributions_name() -> None:
     [entry_point] = [
         entry_point
         for entry_point in entry_points(group="apache_airflow_provider")
@@ -41,7 +42,7 @@ def test_airflow_finds_the_info_under_the_distributions_own_name() -> None:
     assert distribution(INFO["package-name"]).version == airflow_provider_modelscope.__version__
 
 
-def test_every_module_that_the_info_names_is_there() -> None:
+def test_every_module_of_the_info_exists() -> None:
     named = [transfer["python-module"] for transfer in INFO["transfers"]]
     for kind in ("operators", "sensors", "triggers", "hooks"):
         named += [module for entry in INFO[kind] for module in entry["python-modules"]]
@@ -55,17 +56,15 @@ def test_every_module_that_the_info_names_is_there() -> None:
     )
 
 
-def test_every_module_can_be_imported_whatever_this_airflow_lacks() -> None:
+def test_every_module_can_be_imported_with_this_airflow() -> None:
     modules = list(walk_packages(airflow_provider_modelscope.__path__, "airflow_provider_modelscope."))
     assert len(modules) > 50
     for module in modules:
         import_module(module.name)
 
 
-def test_the_form_is_the_same_from_the_info_and_from_the_hooks_methods(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Airflow 3.0 and 3.1 have no wtforms either: they put stand-ins in its place, as here.
+def test_the_hooks_form_is_that_of_the_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Airflow 3.0 and 3.1 have no wtforms either, and replace it in the same way.
     wtforms = MagicMock()
     for kind in ("StringField", "IntegerField", "BooleanField", "PasswordField"):
         getattr(wtforms, kind).side_effect = lambda label, description, kind=kind: (kind, label, description)
@@ -83,12 +82,41 @@ def test_the_form_is_the_same_from_the_info_and_from_the_hooks_methods(
     assert {name: widget[1:] for name, widget in widgets.items()} == {
         name: (entry["label"], entry["description"]) for name, entry in CONNECTION_TYPE["conn-fields"].items()
     }
+    for name, entry in CONNECTION_TYPE["conn-fields"].items():
+        assert (entry["schema"].get("format") == "password") is (fields[name] == "PasswordField")
     behaviour = ModelScopeHook.get_ui_field_behaviour()
     assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
     assert behaviour["relabeling"] == {"password": "API token", "host": "Base URL"}
 
 
-def test_reading_a_dag_file_costs_a_sixtieth_of_airflow_itself_and_loads_no_client() -> None:
+def test_the_form_shows_the_fields_with_their_ranges() -> None:
+    for field in CONNECTION_FIELDS:
+        entry = CONNECTION_TYPE["conn-fields"][field.name]
+        assert field.allowed in entry["description"]
+        assert entry["schema"]["type"] == [field.type, "null"]
+        assert entry["schema"].get("minimum") == field.minimum
+        assert entry["schema"].get("maximum") == field.maximum
+    form = CONNECTION_TYPE["conn-fields"]
+    assert form["request_timeout"]["description"].endswith("Allowed: an integer from 1 to 600. Default: 30.")
+    assert form["proxy"]["schema"] == {"type": ["string", "null"], "format": "password"}
+    assert list(form) == [field.name for field in CONNECTION_FIELDS]
+
+
+def test_the_info_loads_no_airflow_and_no_http_client() -> None:
+    code = """if True:
+    import sys
+    before = set(sys.modules)
+    import airflow_provider_modelscope.get_provider_info
+    print(*sorted(set(sys.modules) - before))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert packages == {"airflow_provider_modelscope"}
+    assert not any(name.startswith("airflow_provider_modelscope.transport") for name in loaded)
+
+
+def test_a_dag_file_imports_fast_and_loads_no_client() -> None:
     code = """if True:
     import sys, time
     begun_at = time.process_time()
@@ -103,7 +131,7 @@ def test_reading_a_dag_file_costs_a_sixtieth_of_airflow_itself_and_loads_no_clie
     print(*{module.partition(".")[0] for module in set(sys.modules) - before})
     """
     ratios = [1.0]
-    while min(ratios) > 1 / 60 and len(ratios) < 25:  # again and again: others share this machine
+    while min(ratios) > 1 / 60 and len(ratios) < 25:  # repeated: other processes share the machine
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         ratio, loaded = done.stdout.split("\n")[-3:-1]
         ratios.append(float(ratio))

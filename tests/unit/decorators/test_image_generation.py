@@ -113,7 +113,7 @@ class TestReturned:
             (None, "The function returned None: it must return a prompt, or a mapping"),
             (5, "The function returned 5"),
             (["A cat"], "The function returned .'A cat'.: it must return a prompt"),
-            ("", "prompt = '': must say what to draw"),
+            ("", "prompt = '': must describe the image"),
             ({}, "prompt = .*: must be text"),
             (
                 {"promt": "A cat"},

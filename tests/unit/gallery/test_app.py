@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image as Pillow
 
 from airflow_provider_modelscope.gallery.app import THREADS, _limiter, make_app
-from tests.unit.gallery.conftest import entry, needs_gallery, encoded
+from tests.unit.gallery.conftest import encoded, entry, needs_gallery
 
 if TYPE_CHECKING:
     from tests.unit.gallery.conftest import Bucket, Database

@@ -19,7 +19,7 @@ from airflow_provider_modelscope.gallery.files import (
     read_image,
 )
 from airflow_provider_modelscope.xcoms import StoredImage
-from tests.unit.gallery.conftest import Bucket, entry_of, encoded
+from tests.unit.gallery.conftest import Bucket, encoded, entry_of
 
 if TYPE_CHECKING:
     from pathlib import Path

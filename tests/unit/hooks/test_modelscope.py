@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -25,12 +26,13 @@ from airflow_provider_modelscope.exceptions import (
     UnknownModelError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from tests.unit.conftest import TOKEN, connect
 
 REQUEST = GenerationRequest(model="Qwen/Qwen-Image", prompt="一只猫 and a “dog”", size="64x64", seed=3)
 BASE = "https://api-inference.modelscope.cn"
-SUBMIT, LOOK, USER = (
+SUBMIT, STATUS, USER = (
     f"{BASE}/v1/images/generations",
     f"{BASE}/v1/tasks/",
     "https://modelscope.cn/openapi/v1/users/me",
@@ -47,14 +49,14 @@ def hook() -> ModelScopeHook:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mocker]:
-    """ModelScope's own addresses, answering what a test says."""
+    """ModelScope's own URLs, with the responses that a test sets."""
     connect(monkeypatch, "")
     with Mocker() as service:
         yield service
 
 
 class TestSubmission:
-    def test_the_request_goes_out_as_it_was_asked_for(self, emulator: Emulator, hook: ModelScopeHook) -> None:
+    def test_the_request_is_sent_as_it_is(self, emulator: Emulator, hook: ModelScopeHook) -> None:
         generation_id = hook.submit_generation(REQUEST)
         [exchange] = emulator.requests
         assert exchange.json == {
@@ -70,7 +72,7 @@ class TestSubmission:
         assert exchange.generation_id == generation_id
 
     @pytest.mark.parametrize("fault", ["queue-full", "429"])
-    def test_it_is_sent_again_where_nothing_was_created(
+    def test_it_is_retried_if_nothing_was_created(
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         emulator.fail(f"submit:{fault}:3")
@@ -79,7 +81,7 @@ class TestSubmission:
         assert (len(emulator.requests), emulator.accepted) == (4, 1)
 
     @pytest.mark.parametrize(("fault", "error"), [("queue-full", QueueFullError), ("429", RateLimitedError)])
-    def test_a_full_queue_is_given_up_when_the_time_for_it_is_over(
+    def test_a_full_queue_is_an_error_after_the_queue_timeout(
         self, emulator: Emulator, hook: ModelScopeHook, fault: str, error: type[Exception]
     ) -> None:
         emulator.fail(f"submit:{fault}:always")
@@ -88,55 +90,57 @@ class TestSubmission:
         assert len(emulator.requests) == 1
 
     @pytest.mark.parametrize("fault", ["lost", "reset", "html", "no-id", "500", "502", "503", "504", "408"])
-    def test_it_is_never_sent_twice_where_a_generation_may_have_been_made(
+    def test_it_is_not_retried_if_a_generation_may_exist(
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         emulator.fail(f"submit:{fault}")
-        with pytest.raises(SubmissionLostError, match="may have started a generation all the same"):
+        with pytest.raises(SubmissionLostError, match="may have started and charged a generation"):
             hook.submit_generation(REQUEST)
         assert len(emulator.requests) == 1
 
-    def test_a_service_that_does_not_answer_in_time_may_have_got_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_submission_that_times_out_may_have_been_accepted(self, hook: ModelScopeHook) -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:
-            connect(monkeypatch, f"http://127.0.0.1:{mute.getsockname()[1]}", request_timeout=0.05)
-            with pytest.raises(SubmissionLostError, match="gave no answer"):
-                ModelScopeHook().submit_generation(REQUEST)
+            base_url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+            hook.account = Account(token=TOKEN, base_url=base_url, request_timeout=0.05)
+            with pytest.raises(SubmissionLostError, match="No response from"):
+                hook.submit_generation(REQUEST)
 
-    def test_a_service_that_cannot_be_reached_got_nothing(
+    def test_an_unreachable_service_is_an_error_with_a_hint(
         self, monkeypatch: pytest.MonkeyPatch, hook: ModelScopeHook
     ) -> None:
         connect(monkeypatch, "http://127.0.0.1:9")
         with pytest.raises(
-            ServiceUnreachableError, match=r"127\.0\.0\.1:9 cannot be reached.*modelscope_default"
+            ServiceUnreachableError, match=r"Cannot reach http://127\.0\.0\.1:9.*modelscope_default"
         ):
             hook.submit_generation(REQUEST)
 
     @pytest.mark.parametrize(
-        ("fault", "says"),
+        ("fault", "message"),
         [
             ("quota", "today's quota.*tomorrow"),
-            ("balance", "balance.*credit is spent"),
-            ("unbound", "bind your Alibaba Cloud account.*Do so at https://modelscope.cn/my/myaccesstoken"),
-            ("unverified", "real name.*Do so at https://modelscope.cn/my/myaccesstoken"),
+            ("balance", "credit is used up.*balance"),
+            (
+                "unbound",
+                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/myaccesstoken",
+            ),
+            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/myaccesstoken"),
             ("unknown-model", "has no provider supported"),
             ("401", "Authentication failed.*password"),
             ("422", "Unprocessable"),
         ],
     )
-    def test_what_cannot_change_by_waiting_ends_the_task_at_once(
-        self, emulator: Emulator, hook: ModelScopeHook, fault: str, says: str
+    def test_a_final_error_is_not_retried(
+        self, emulator: Emulator, hook: ModelScopeHook, fault: str, message: str
     ) -> None:
         emulator.fail(f"submit:{fault}")
-        with pytest.raises(ModelScopeFinalError, match=says) as raised:
+        with pytest.raises(ModelScopeFinalError, match=message) as raised:
             hook.submit_generation(REQUEST)
         assert raised.value.request_id
         assert len(emulator.requests) == 1
 
-    def test_a_redirect_is_not_followed_with_the_token(self, service: Mocker, hook: ModelScopeHook) -> None:
+    def test_a_redirect_is_not_followed(self, service: Mocker, hook: ModelScopeHook) -> None:
         service.post(SUBMIT, status_code=307, headers={"Location": "https://elsewhere.example/"})
-        with pytest.raises(SubmissionLostError, match="redirects, which is not followed"):
+        with pytest.raises(SubmissionLostError, match=r"^Redirect from"):
             hook.submit_generation(REQUEST)
         assert [sent.hostname for sent in service.request_history] == ["api-inference.modelscope.cn"]
 
@@ -150,24 +154,24 @@ class TestSubmission:
         assert emulator.requests[0].headers["Authorization"] == f"Bearer {TOKEN}"
 
 
-class TestLooking:
+class TestStatus:
     def test_an_id_may_be_a_number(self, emulator: Emulator, hook: ModelScopeHook) -> None:
         generation_id: Any = int(hook.submit_generation(REQUEST))
         assert hook.get_generation(generation_id).is_finished
 
-    def test_the_answer_becomes_a_generation(self, emulator: Emulator, hook: ModelScopeHook) -> None:
+    def test_the_response_becomes_a_generation(self, emulator: Emulator, hook: ModelScopeHook) -> None:
         generation = hook.get_generation(hook.submit_generation(REQUEST))
         assert (generation.status, generation.seed, len(generation.output_images)) == ("SUCCEED", 3, 1)
 
     @pytest.mark.parametrize("fault", ["500", "503", "429", "reset", "html", "empty"])
-    def test_passing_faults_are_tried_again(
+    def test_errors_that_may_pass_are_retried(
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         generation_id = hook.submit_generation(REQUEST)
         emulator.fail(f"poll:{fault}:2")
         assert hook.get_generation(generation_id).is_finished
 
-    def test_after_three_tries_the_error_names_the_generation(
+    def test_after_three_attempts_the_error_names_the_generation(
         self, emulator: Emulator, hook: ModelScopeHook
     ) -> None:
         generation_id = hook.submit_generation(REQUEST)
@@ -177,7 +181,7 @@ class TestLooking:
         assert raised.value.generation_id == generation_id
         assert len(emulator.requests) == 4
 
-    def test_a_refused_token_is_not_tried_again(self, emulator: Emulator, hook: ModelScopeHook) -> None:
+    def test_a_rejected_token_is_not_retried(self, emulator: Emulator, hook: ModelScopeHook) -> None:
         emulator.fail("poll:401:always")
         generation_id = hook.submit_generation(REQUEST)
         with pytest.raises(AuthenticationError):
@@ -188,9 +192,7 @@ class TestLooking:
 class TestDownload:
     URL = "https://images.example/a.png"
 
-    def test_it_returns_the_very_bytes_and_shows_no_token(
-        self, emulator: Emulator, hook: ModelScopeHook
-    ) -> None:
+    def test_it_returns_the_bytes_and_sends_no_token(self, emulator: Emulator, hook: ModelScopeHook) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
         with hook.download_image(url) as image:
             assert [image.content] == list(emulator.served.values())
@@ -198,7 +200,7 @@ class TestDownload:
         assert "Authorization" not in emulator.requests[-1].headers
 
     @pytest.mark.parametrize("fault", ["truncated", "garbage", "html", "reset", "500"])
-    def test_anything_but_a_whole_image_is_an_error(
+    def test_an_incomplete_image_is_an_error_after_five_attempts(
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
@@ -209,7 +211,7 @@ class TestDownload:
             assert image.width == 64
 
     @pytest.mark.parametrize("fault", ["truncated", "garbage", "html", "reset", "500", "429"])
-    def test_what_fails_in_passing_is_tried_again(
+    def test_a_download_that_fails_is_retried(
         self, emulator: Emulator, hook: ModelScopeHook, fault: str
     ) -> None:
         [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
@@ -218,7 +220,7 @@ class TestDownload:
             assert image.width == 64
 
     @pytest.mark.parametrize("code", [403, 404, 410])
-    def test_a_url_that_works_no_longer_is_said_so_at_once(
+    def test_a_url_that_no_longer_works_is_not_retried(
         self, service: Mocker, hook: ModelScopeHook, code: int
     ) -> None:
         service.get(self.URL, status_code=code)
@@ -226,7 +228,7 @@ class TestDownload:
             hook.download_image(self.URL)
         assert service.call_count == 1
 
-    def test_an_image_is_no_larger_than_the_connection_allows(
+    def test_a_larger_image_than_allowed_is_an_error(
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         connect(monkeypatch, emulator.base_url, max_image_bytes=100)
@@ -238,47 +240,77 @@ class TestDownload:
     def test_redirects_are_followed_without_the_token(self, service: Mocker, hook: ModelScopeHook) -> None:
         service.get(self.URL, status_code=302, headers={"Location": "/b.png"})
         service.get("https://images.example/b.png", status_code=500)
-        with pytest.raises(ImageError, match=r"cannot be had now.*code 500"):
+        with pytest.raises(ImageError, match=r"^Cannot download https://images\.example/b\.png.*code 500"):
             hook.download_image(self.URL)
         assert all("Authorization" not in sent.headers for sent in service.request_history)
 
     @pytest.mark.parametrize(
-        ("location", "says"),
+        ("location", "message"),
         [
-            ("http://images.example/a.png", "no https"),
-            (URL, "more than 3 redirects"),
-            ("file:///etc/passwd", "no https"),
+            ("http://images.example/a.png", "is not https"),
+            (URL, "redirects more than 3 times"),
+            ("file:///etc/passwd", "is not https"),
         ],
     )
-    def test_a_redirect_leads_nowhere_that_images_may_not_come_from(
-        self, service: Mocker, hook: ModelScopeHook, location: str, says: str
+    def test_a_redirect_to_a_disallowed_url_is_an_error(
+        self, service: Mocker, hook: ModelScopeHook, location: str, message: str
     ) -> None:
         service.get(self.URL, status_code=302, headers={"Location": location})
-        with pytest.raises((ImageError, ImageNotAllowedError), match=says):
+        with pytest.raises((ImageError, ImageNotAllowedError), match=message):
             hook.download_image(self.URL)
 
 
-class TestConnection:
-    def test_a_good_token_is_told_from_a_bad_one_though_models_answers_to_any(
-        self, monkeypatch: pytest.MonkeyPatch
+class TestPauses:
+    @pytest.fixture
+    def pauses(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        pauses: list[float] = []
+        monkeypatch.setattr(ModelScopeHook, "sleep_before_retry", staticmethod(pauses.append))
+        return pauses
+
+    @pytest.fixture(autouse=True)
+    def log(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        """Log as the standard library does: where a hook of Airflow logs to depends on its version."""
+        monkeypatch.setattr(ModelScopeHook, "log", logging.getLogger("hook"))
+        caplog.set_level(logging.INFO, "hook")
+
+    def test_each_pause_between_downloads_doubles(
+        self, emulator: Emulator, hook: ModelScopeHook, pauses: list[float], caplog: pytest.LogCaptureFixture
     ) -> None:
+        emulator.fail("image:500:4")
+        [url] = hook.get_generation(hook.submit_generation(REQUEST)).output_images
+        hook.download_image(url).close()
+        assert pauses == [1.0, 2.0, 4.0, 8.0]
+        assert f"Retrying in 8 s: Cannot download {url}" in caplog.text
+
+    def test_a_full_queue_is_retried_after_a_pause(
+        self, emulator: Emulator, hook: ModelScopeHook, pauses: list[float], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        hook.submit_generation(REQUEST)
+        [pause] = pauses
+        assert pause >= 1.0
+        assert f"Queue full, retrying in {pause:.0f} s: The account's queue" in caplog.text
+
+
+class TestConnection:
+    def test_it_tells_a_good_token_from_a_bad_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with Emulator(tokens=[TOKEN]) as emulator:
             connect(monkeypatch, emulator.base_url)
             assert ModelScopeHook().test_connection() == (
                 True,
-                f"{emulator.base_url} answers, and the token is valid.",
+                f"Connected to {emulator.base_url}: the token is valid.",
             )
             monkeypatch.setenv(
                 "AIRFLOW_CONN_MODELSCOPE_DEFAULT",
                 json.dumps({"conn_type": "modelscope", "password": "ms-other", "host": emulator.base_url}),
             )
-            works, says = ModelScopeHook().test_connection()
+            works, message = ModelScopeHook().test_connection()
         assert not works
-        assert "Authentication failed" in says
-        assert "https://modelscope.cn/my/myaccesstoken" in says
+        assert "Authentication failed" in message
+        assert "https://modelscope.cn/my/myaccesstoken" in message
 
     @pytest.mark.parametrize(
-        ("look", "user", "works", "says"),
+        ("status", "user", "works", "message"),
         [
             (200, 200, True, "the token is valid"),
             (404, 200, True, "the token is valid"),
@@ -287,78 +319,74 @@ class TestConnection:
             (403, 200, False, "Check the connection's password"),
             (400, 200, True, "the token is valid"),
             (500, 200, True, "the token is valid"),
-            (200, 500, False, "ModelScope says"),
+            (200, 500, False, "ModelScope is unavailable"),
         ],
     )
-    def test_the_site_is_asked_where_the_api_does_not_tell(
-        self, service: Mocker, hook: ModelScopeHook, look: int, user: int, works: bool, says: str
+    def test_the_website_decides_if_the_api_does_not_reject_it(
+        self, service: Mocker, hook: ModelScopeHook, status: int, user: int, works: bool, message: str
     ) -> None:
-        service.get(LOOK + "0", status_code=look, json={"task_status": "FAILED"})
+        service.get(STATUS + "0", status_code=status, json={"task_status": "FAILED"})
         service.get(USER, status_code=user, json={})
         result = hook.test_connection()
-        assert (result[0], says in result[1]) == (works, True), result
+        assert (result[0], message in result[1]) == (works, True), result
 
     @pytest.mark.parametrize(
-        ("message", "says"),
+        ("text", "hint"),
         [
             ("Please bind your Alibaba Cloud account before use.", "bind your Alibaba Cloud account"),
             ("Your account must be real name verified", "real name verified"),
         ],
     )
-    def test_an_account_that_is_not_ready_is_told_where_to_go(
-        self, service: Mocker, hook: ModelScopeHook, message: str, says: str
+    def test_an_account_that_is_not_ready_gets_the_url(
+        self, service: Mocker, hook: ModelScopeHook, text: str, hint: str
     ) -> None:
-        service.get(LOOK + "0", status_code=401, json={"errors": {"message": message}})
-        works, said = hook.test_connection()
+        service.get(STATUS + "0", status_code=401, json={"errors": {"message": text}})
+        works, message = hook.test_connection()
         assert not works
-        assert says in said
-        assert "https://modelscope.cn/my/myaccesstoken" in said
+        assert hint in message
+        assert "https://modelscope.cn/my/myaccesstoken" in message
 
-    def test_a_service_without_the_sites_pages_is_taken_at_its_word(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_service_without_a_website_need_not_confirm_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "https://proxy.example")
         with Mocker() as service:
             service.get("https://proxy.example/v1/tasks/0", json={"task_status": "FAILED"})
             service.get("https://proxy.example/openapi/v1/users/me", status_code=404)
-            works, says = ModelScopeHook().test_connection()
+            works, message = ModelScopeHook().test_connection()
         assert works
-        assert says == "https://proxy.example answers and does not refuse the token."
+        assert message == "Connected to https://proxy.example: it does not reject the token."
 
-    def test_a_host_that_cannot_be_reached_is_said_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unreachable_host_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "http://127.0.0.1:9")
-        works, says = ModelScopeHook().test_connection()
+        works, message = ModelScopeHook().test_connection()
         assert not works
-        assert "cannot be reached" in says
+        assert "Cannot reach" in message
 
-    def test_a_wrong_connection_is_said_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_invalid_connection_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "http://elsewhere.example")
-        works, says = ModelScopeHook().test_connection()
+        works, message = ModelScopeHook().test_connection()
         assert not works
-        assert "allow_http" in says
+        assert "allow_http" in message
         with pytest.raises(InvalidConnectionError):
             ModelScopeHook().submit_generation(REQUEST)
 
 
-def test_the_hooks_keyword_is_the_name_that_airflow_asks_for() -> None:
+def test_the_hooks_keyword_is_the_name_that_airflow_expects() -> None:
     assert ModelScopeHook(**{ModelScopeHook.conn_name_attr: "other"}).modelscope_conn_id == "other"
     assert ModelScopeHook().modelscope_conn_id == ModelScopeHook.default_conn_name
 
 
-def test_an_error_that_requests_has_no_class_for_is_one_of_ours(
-    service: Mocker, hook: ModelScopeHook
-) -> None:
-    service.get(LOOK + "42", exc=requests.exceptions.ChunkedEncodingError("cut"))
+def test_an_error_of_requests_becomes_one_of_ours(service: Mocker, hook: ModelScopeHook) -> None:
+    service.get(STATUS + "42", exc=requests.exceptions.ChunkedEncodingError("cut"))
     with pytest.raises(ServiceUnavailableError, match="cut"):
         hook.get_generation("42")
 
 
 def test_an_unknown_model_is_named(service: Mocker, hook: ModelScopeHook) -> None:
-    answer = {
+    body = {
         "errors": {"message": "Model id : Qwen/Qwen-Image , has no provider supported"},
         "request_id": "r-1",
     }
-    service.post(SUBMIT, status_code=400, json=answer)
+    service.post(SUBMIT, status_code=400, json=body)
     with pytest.raises(UnknownModelError, match=r"Qwen/Qwen-Image.*request id r-1"):
         hook.submit_generation(REQUEST)
 
@@ -366,12 +394,12 @@ def test_an_unknown_model_is_named(service: Mocker, hook: ModelScopeHook) -> Non
 @pytest.mark.parametrize(
     ("verify", "used"), [(False, False), ("false", False), (__file__, __file__), (True, "/env.pem")]
 )
-def test_the_connections_verify_wins_over_the_environments_bundle(
+def test_the_connections_verify_wins_over_the_environments(
     service: Mocker, monkeypatch: pytest.MonkeyPatch, verify: Any, used: Any
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/env.pem")
     connect(monkeypatch, "", verify=verify)
-    service.get(LOOK + "42", json={"task_status": "PENDING"})
+    service.get(STATUS + "42", json={"task_status": "PENDING"})
     ModelScopeHook().get_generation("42")
     assert service.last_request is not None
     assert service.last_request.verify == used

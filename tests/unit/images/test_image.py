@@ -1,4 +1,4 @@
-"""A picture: told from its bytes only, and converted without losing its labels."""
+"""Images: detected from their bytes only, and converted without losing their labels."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ LABELS = {
 }
 
 
-def written(picture: Pillow.Image, format_: str, **options: Any) -> bytes:
+def written(drawing: Pillow.Image, format_: str, **options: Any) -> bytes:
     file = BytesIO()
-    picture.save(file, format_, **({"lossless": True} if format_ == "WEBP" else {}), **options)
+    drawing.save(file, format_, **({"lossless": True} if format_ == "WEBP" else {}), **options)
     return file.getvalue()
 
 
@@ -101,13 +101,13 @@ def with_texts(texts: dict[str, str], *, raw: bool = False, exif: Pillow.Exif | 
 
 
 def xmp_in(content: bytes) -> bytes:
-    with Pillow.open(BytesIO(content)) as picture:
-        return bytes(picture.info.get("xmp", b""))
+    with Pillow.open(BytesIO(content)) as drawing:
+        return bytes(drawing.info.get("xmp", b""))
 
 
 def exif_in(content: bytes) -> Pillow.Exif:
-    with Pillow.open(BytesIO(content)) as picture:
-        return picture.getexif()
+    with Pillow.open(BytesIO(content)) as drawing:
+        return drawing.getexif()
 
 
 def comment_in(content: bytes) -> bytes:
@@ -123,8 +123,8 @@ def occurrences(text: str, content: bytes) -> int:
 
 
 def pixel(content: bytes, x: int, y: int = 0) -> tuple[int, ...]:
-    with Pillow.open(BytesIO(content)) as picture:
-        value = picture.convert("RGBA").getpixel((x, y))
+    with Pillow.open(BytesIO(content)) as drawing:
+        value = drawing.convert("RGBA").getpixel((x, y))
     assert isinstance(value, tuple)
     return value
 
@@ -153,7 +153,7 @@ def is_near(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     ],
 )
 class TestFormats:
-    def test_a_format_is_told_from_the_bytes_and_the_bytes_are_kept(
+    def test_the_format_is_detected_and_the_bytes_are_kept(
         self, format_: str, content_type: str, suffix: str
     ) -> None:
         content = written(Pillow.new("RGB", (40, 30), "teal"), format_)
@@ -166,14 +166,14 @@ class TestFormats:
         assert "file" not in repr(image)
 
     @pytest.mark.parametrize("part", [0.02, 0.5, 0.9])
-    def test_a_part_of_a_picture_is_none(
+    def test_a_truncated_image_is_rejected(
         self, format_: str, content_type: str, suffix: str, part: float
     ) -> None:
         content = written(Pillow.radial_gradient("L").convert("RGB"), format_)
         with pytest.raises(ImageError):
             Image.from_bytes(content[: int(len(content) * part)])
 
-    def test_broken_bytes_raise_an_image_error_and_nothing_else(
+    def test_corrupt_bytes_raise_only_image_errors(
         self, format_: str, content_type: str, suffix: str
     ) -> None:
         chance = Random(45438)  # noqa: S311 - the same bytes are broken in each run
@@ -190,7 +190,7 @@ class TestFormats:
         assert broken
 
     @pytest.mark.parametrize("target", CONVERTIBLE)
-    def test_any_picture_can_become_one_of_three(
+    def test_any_image_can_be_converted_to_three_formats(
         self, format_: str, content_type: str, suffix: str, target: str
     ) -> None:
         content = written(Pillow.new("RGB", (40, 30), RED[:3]), format_)
@@ -220,27 +220,27 @@ class TestFormats:
         pytest.param(
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"b'%!PS-Adobe-3.0 E", id="PostScript"
         ),
-        pytest.param(b"P6 1 1 255 abc", r"14 bytes", id="a format that is not taken"),
+        pytest.param(b"P6 1 1 255 abc", r"14 bytes", id="a format that is not accepted"),
         pytest.param(b"<svg/>", r"b'<svg/>'", id="SVG"),
     ],
 )
-def test_what_is_no_picture_is_shown_by_its_first_bytes(content: bytes, evidence: str) -> None:
-    with pytest.raises(ImageError, match=f"Not a whole picture .*{evidence}") as raised:
+def test_the_error_shows_the_first_bytes(content: bytes, evidence: str) -> None:
+    with pytest.raises(ImageError, match=f"Not a complete image .*{evidence}") as raised:
         Image.from_bytes(content)
     assert isinstance(raised.value, ModelScopeRetryableError)
-    assert "'AVIF'" not in str(raised.value)  # a name, where this Pillow does not know one
+    assert "'AVIF'" not in str(raised.value)  # a name, if this Pillow does not know the format
 
 
-def test_a_wrong_checksum_is_found_even_where_the_pixels_can_be_read() -> None:
+def test_a_wrong_checksum_is_an_error() -> None:
     content = bytearray(plain())
     content[content.index(b"IEND") - 5] ^= 1  # the last byte of the pixels' checksum
-    with pytest.raises(ImageError, match="Not a whole picture"):
+    with pytest.raises(ImageError, match="Not a complete image"):
         Image.from_bytes(bytes(content))
 
 
-def test_the_first_picture_of_a_process_may_be_a_webp(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_image_of_a_process_may_be_a_webp(monkeypatch: pytest.MonkeyPatch) -> None:
     content = plain("WEBP")
-    # As in a fresh process: until it is told to, Pillow loads but a few of its formats.
+    # As in a fresh process: before Pillow.init(), Pillow loads only a few formats.
     monkeypatch.setattr(Pillow, "_initialized", 1)
     monkeypatch.delitem(Pillow.OPEN, "WEBP")
     monkeypatch.delitem(sys.modules, "PIL.WebPImagePlugin")
@@ -248,7 +248,7 @@ def test_the_first_picture_of_a_process_may_be_a_webp(monkeypatch: pytest.Monkey
 
 
 def claimed(format_: str, width: int, height: int) -> bytes:
-    """Return a small picture that says of itself that it is a large one."""
+    """Return a small image whose header claims a large size."""
     content = bytearray(plain(format_) if format_ != "WEBP" else converted(plain(), "WEBP"))
     match format_:
         case "PNG":
@@ -279,18 +279,20 @@ def claimed(format_: str, width: int, height: int) -> bytes:
         ("WEBP", 16_383, 16_383),
     ],
 )
-def test_a_bomb_is_refused_before_it_is_unpacked(format_: str, width: int, height: int) -> None:
-    with pytest.raises(ImageError, match=f"{width}x{height} pixels are more than|exceeds limit of"):
+def test_a_decompression_bomb_is_rejected_before_decoding(format_: str, width: int, height: int) -> None:
+    with pytest.raises(
+        ImageError, match=f"The image has {width}x{height} pixels, more than|exceeds limit of"
+    ):
         Image.from_bytes(claimed(format_, width, height))
 
 
-def test_the_largest_picture_has_64_mebipixels() -> None:
+def test_the_largest_image_has_64_mebipixels() -> None:
     assert MAX_PIXELS == 64 * 1024**2
     content = written(Pillow.new("1", (8192, 8192)), "PNG")
     assert Image.from_bytes(content).width == 8192
 
 
-def test_a_jpeg_of_several_pictures_is_a_jpeg() -> None:
+def test_a_jpeg_of_several_images_is_a_jpeg() -> None:
     content = plain("MPO", save_all=True, append_images=[Pillow.new("RGB", (16, 16))])
     image = Image.from_bytes(content)
     assert (image.format, image.content_type, image.suffix) == ("JPEG", "image/jpeg", ".jpg")
@@ -298,33 +300,33 @@ def test_a_jpeg_of_several_pictures_is_a_jpeg() -> None:
 
 
 @pytest.mark.parametrize("format_", CONVERTIBLE)
-def test_a_picture_that_has_the_format_already_stays_as_it_is(format_: str) -> None:
+def test_an_image_in_the_target_format_is_not_converted(format_: str) -> None:
     image = Image.from_bytes(with_xmp(format_, xmp(LABELS["ascii"])))
     assert image.converted(format_) is image
 
 
 def two_halves(mode: str, left: Any, right: Any) -> Pillow.Image:
-    picture = Pillow.new(mode, (32, 16), left)
-    picture.paste(right, (16, 0, 32, 16))
-    return picture
+    drawing = Pillow.new(mode, (32, 16), left)
+    drawing.paste(right, (16, 0, 32, 16))
+    return drawing
 
 
 def palette(transparency: int | bytes | None = None) -> Pillow.Image:
-    picture = two_halves("P", 0, 1)
-    picture.putpalette([0, 0, 0, *RED[:3]])
+    drawing = two_halves("P", 0, 1)
+    drawing.putpalette([0, 0, 0, *RED[:3]])
     if transparency is not None:
-        picture.info["transparency"] = transparency
-    return picture
+        drawing.info["transparency"] = transparency
+    return drawing
 
 
 def keyed(mode: str, left: Any, right: Any) -> Pillow.Image:
-    """Return a picture in which one colour stands for transparency."""
-    picture = two_halves(mode, left, right)
-    picture.info["transparency"] = left
-    return picture
+    """Return a drawing in which one colour means transparency."""
+    drawing = two_halves(mode, left, right)
+    drawing.info["transparency"] = left
+    return drawing
 
 
-PICTURES = {
+DRAWINGS = {
     "1": ("PNG", two_halves("1", 0, 1), BLACK, WHITE),
     "L": ("PNG", two_halves("L", 0, 200), BLACK, GREY),
     "L, one tone clear": ("PNG", keyed("L", 0, 200), CLEAR, GREY),
@@ -346,13 +348,11 @@ PICTURES = {
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    [(name, target) for name, (source, *_) in PICTURES.items() for target in CONVERTIBLE if target != source],
+    [(name, target) for name, (source, *_) in DRAWINGS.items() for target in CONVERTIBLE if target != source],
 )
-def test_every_kind_of_pixels_keeps_its_colours_and_transparency_becomes_white_only_in_a_jpeg(
-    name: str, target: str
-) -> None:
-    source, picture, left, right = PICTURES[name]
-    content = converted(written(picture, source), target)
+def test_every_pixel_mode_keeps_its_colours(name: str, target: str) -> None:
+    source, drawing, left, right = DRAWINGS[name]
+    content = converted(written(drawing, source), target)
     seen = pixel(content, 2, 8)
     if left == CLEAR and target != "JPEG":
         assert seen[3] == 0
@@ -361,16 +361,16 @@ def test_every_kind_of_pixels_keeps_its_colours_and_transparency_becomes_white_o
     assert is_near(pixel(content, 29, 8), right)
 
 
-def test_16_bits_a_tone_become_8_without_losing_the_bright_ones() -> None:
-    picture = Pillow.new("I;16", (256, 8))
+def test_16_bit_tones_are_scaled_to_8_bits() -> None:
+    drawing = Pillow.new("I;16", (256, 8))
     for x in range(256):
-        picture.paste(x * 257, (x, 0, x + 1, 8))
-    content = converted(written(picture, "PNG"), "JPEG")
+        drawing.paste(x * 257, (x, 0, x + 1, 8))
+    content = converted(written(drawing, "PNG"), "JPEG")
     assert all(abs(pixel(content, x, 4)[0] - x) <= 3 for x in range(0, 256, 15))
 
 
 @pytest.mark.parametrize("target", FROM_PNG)
-def test_half_transparency_is_kept_in_webp_and_mixed_with_white_in_a_jpeg(target: str) -> None:
+def test_half_transparency_is_kept_or_mixed_with_white(target: str) -> None:
     content = converted(written(Pillow.new("RGBA", (16, 16), (0, 0, 0, 128)), "PNG"), target)
     assert is_near(pixel(content, 8, 8), (127, 127, 127, 255) if target == "JPEG" else (0, 0, 0, 128))
 
@@ -397,12 +397,12 @@ def test_half_transparency_is_kept_in_webp_and_mixed_with_white_in_a_jpeg(target
         ("RGBA in WebP", "PNG", b"RGB ", True),
     ],
 )
-def test_a_colour_profile_is_kept_where_it_still_describes_the_pixels(
+def test_a_colour_profile_is_kept_if_it_fits_the_pixels(
     name: str, target: str, space: bytes, is_kept: bool
 ) -> None:
-    source, picture, *_ = PICTURES[name]
+    source, drawing, *_ = DRAWINGS[name]
     profile = bytes(16) + space + bytes(range(108))
-    content = converted(written(picture, source, icc_profile=profile), target)
+    content = converted(written(drawing, source, icc_profile=profile), target)
     with Pillow.open(BytesIO(content)) as result:
         assert result.info.get("icc_profile") == (profile if is_kept else None)
 
@@ -410,7 +410,7 @@ def test_a_colour_profile_is_kept_where_it_still_describes_the_pixels(
 @pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
 class TestLabels:
     @pytest.mark.parametrize(("source", "target"), CONVERSIONS)
-    def test_the_label_in_xmp_comes_along_byte_for_byte_and_once(
+    def test_the_label_in_xmp_is_copied_once_byte_for_byte(
         self, source: str, target: str, label: str
     ) -> None:
         packet = xmp(label)
@@ -420,7 +420,7 @@ class TestLabels:
         assert not exif_in(content)
 
     @pytest.mark.parametrize(("source", "target"), CONVERSIONS)
-    def test_the_label_in_exif_comes_along_byte_for_byte_and_once(
+    def test_the_label_in_exif_is_copied_once_byte_for_byte(
         self, source: str, target: str, label: str
     ) -> None:
         comment = comment_of(label)
@@ -430,7 +430,7 @@ class TestLabels:
 
     @pytest.mark.parametrize("target", FROM_PNG)
     @pytest.mark.parametrize("raw", [False, True], ids=["as PNG has it", "UTF-8"])
-    def test_the_label_in_a_text_chunk_becomes_the_comment_in_exif(
+    def test_the_label_in_a_text_chunk_becomes_the_exif_comment(
         self, target: str, label: str, raw: bool
     ) -> None:
         content = converted(with_texts({"AIGC": label}, raw=raw), target)
@@ -438,16 +438,14 @@ class TestLabels:
         assert occurrences("ProduceID", content) == 1
 
     @pytest.mark.parametrize("target", FROM_PNG)
-    def test_the_label_takes_the_comment_and_parameters_the_description(
-        self, target: str, label: str
-    ) -> None:
+    def test_the_label_takes_the_comment_before_the_parameters(self, target: str, label: str) -> None:
         content = converted(with_texts({"parameters": "一只猫\nSteps: 30", "AIGC": label}), target)
         assert comment_in(content) == comment_of(label)
         assert description_in(content) == "parameters: 一只猫\nSteps: 30"
         assert occurrences("ProduceID", content) == 1
 
     @pytest.mark.parametrize("target", FROM_PNG)
-    def test_the_same_label_in_two_places_of_a_png_is_written_once(self, target: str, label: str) -> None:
+    def test_a_label_that_a_png_contains_twice_is_written_once(self, target: str, label: str) -> None:
         exif = Pillow.Exif()
         exif[EXIF_IFD] = {USER_COMMENT: comment_of(label)}
         content = converted(with_texts({"AIGC": label}, exif=exif), target)
@@ -455,7 +453,7 @@ class TestLabels:
         assert occurrences("ProduceID", content) == 1
 
     @pytest.mark.parametrize("target", FROM_PNG)
-    def test_a_label_is_not_lost_to_metadata_that_stands_in_its_place(self, target: str, label: str) -> None:
+    def test_existing_exif_does_not_displace_the_label(self, target: str, label: str) -> None:
         exif = Pillow.Exif()
         exif[EXIF_IFD] = {USER_COMMENT: b"ASCII\0\0\0a comment"}
         exif[DESCRIPTION] = "海边".encode()
@@ -463,14 +461,14 @@ class TestLabels:
         assert comment_in(content) == b"ASCII\0\0\0a comment"
         assert description_in(content) == f"海边\nAIGC: {label}"
 
-    def test_the_label_survives_a_conversion_there_and_back(self, label: str) -> None:
+    def test_the_label_survives_repeated_conversion(self, label: str) -> None:
         content = with_texts({"AIGC": label})
         for target in ("JPEG", "WEBP", "PNG", "WEBP", "JPEG", "PNG"):
             content = converted(content, target)
         assert comment_in(content) == comment_of(label)
         assert occurrences("ProduceID", content) == 1
 
-    def test_a_label_that_does_not_fit_is_an_error_rather_than_lost(self, label: str) -> None:
+    def test_a_label_that_does_not_fit_is_an_error(self, label: str) -> None:
         long_label = label.replace("}", f', "ReservedCode1": "{"0" * 70_000}"}}')
         for content in (with_texts({"AIGC": long_label}), with_xmp("PNG", xmp(long_label))):
             with pytest.raises(ImageError, match=r"PNG of 16x16 pixels cannot become JPEG: .*too long"):
@@ -479,7 +477,7 @@ class TestLabels:
         assert xmp_in(converted(with_xmp("PNG", xmp(long_label)), "WEBP")) == xmp(long_label)
 
 
-def test_no_label_is_made_up() -> None:
+def test_no_label_is_invented() -> None:
     for source, target in CONVERSIONS:
         content = converted(plain(source), target)
         assert not xmp_in(content)
@@ -499,7 +497,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("target", FROM_PNG)
 @pytest.mark.parametrize("raw", [False, True], ids=["as PNG has it", "UTF-8"])
 @pytest.mark.parametrize("text", PARAMETERS.values(), ids=PARAMETERS)
-def test_a_pngs_parameters_become_the_comment_in_exif(target: str, raw: bool, text: str) -> None:
+def test_the_parameters_of_a_png_become_the_exif_comment(target: str, raw: bool, text: str) -> None:
     content = converted(with_texts({"parameters": text}, raw=raw), target)
     assert comment_in(content) == comment_of(text)
     assert not description_in(content)
@@ -507,29 +505,29 @@ def test_a_pngs_parameters_become_the_comment_in_exif(target: str, raw: bool, te
 
 @pytest.mark.parametrize(("source", "target"), CONVERSIONS)
 @pytest.mark.parametrize("text", PARAMETERS.values(), ids=PARAMETERS)
-def test_parameters_in_exif_stay_there(source: str, target: str, text: str) -> None:
+def test_parameters_in_exif_stay_in_exif(source: str, target: str, text: str) -> None:
     content = converted(with_comment(source, comment_of(text)), target)
     assert comment_in(content) == comment_of(text)
 
 
 @pytest.mark.parametrize("target", FROM_PNG)
-def test_a_pngs_other_texts_become_the_description(target: str) -> None:
+def test_other_texts_of_a_png_become_the_description(target: str) -> None:
     content = converted(with_texts({"Software": "Example 1.0", "parameters": "a cat", "Title": "猫"}), target)
     assert comment_in(content) == comment_of("a cat")
     assert description_in(content) == "Software: Example 1.0\nTitle: 猫"
 
 
-def test_text_that_a_jpeg_cannot_hold_is_left_out_with_a_warning_but_the_label_stays(
+def test_too_long_text_is_dropped_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     texts = {"workflow": "节点" * 20_000, "parameters": "一只猫" * 100, "AIGC": LABELS["Chinese"]}
     content = converted(with_texts(texts), "JPEG")
     assert comment_in(content) == comment_of(LABELS["Chinese"])
     assert description_in(content) == "parameters: " + "一只猫" * 100
-    assert "The text 'workflow' of 120010 bytes in the picture is too long" in caplog.text
+    assert "Dropping the text 'workflow' of 120010 bytes" in caplog.text
 
 
-def test_text_that_does_not_fit_beside_the_exif_that_is_there_is_left_out() -> None:
+def test_text_that_does_not_fit_beside_the_exif_is_dropped() -> None:
     exif = Pillow.Exif()
     exif[DESCRIPTION] = "x" * 40_000
     content = converted(with_texts({"parameters": "y" * 30_000, "AIGC": LABELS["ascii"]}, exif=exif), "JPEG")
@@ -537,21 +535,21 @@ def test_text_that_does_not_fit_beside_the_exif_that_is_there_is_left_out() -> N
     assert description_in(content) == "x" * 40_000
 
 
-def test_several_texts_together_stay_below_what_a_jpeg_can_hold() -> None:
+def test_texts_together_stay_below_the_limit_of_a_jpeg() -> None:
     texts = {f"part{number}": "x" * 20_000 for number in range(9)} | {"AIGC": LABELS["ascii"]}
     content = converted(with_texts(texts), "JPEG")
     assert comment_in(content) == comment_of(LABELS["ascii"])
     assert description_in(content).count("part") == 3
 
 
-def test_a_webp_holds_long_texts_whole() -> None:
+def test_a_webp_holds_complete_long_texts() -> None:
     content = converted(with_texts({"parameters": "一只猫" * 30_000, "workflow": "{}" * 90_000}), "WEBP")
     assert comment_in(content) == comment_of("一只猫" * 30_000)
     assert description_in(content) == "workflow: " + "{}" * 90_000
 
 
 @pytest.mark.parametrize(("source", "target"), CONVERSIONS)
-def test_the_rest_of_exif_comes_along_with_its_letters(source: str, target: str) -> None:
+def test_other_exif_is_copied_with_its_encoding(source: str, target: str) -> None:
     exif = Pillow.Exif()
     exif[ORIENTATION] = 6
     exif[DESCRIPTION] = "海边的猫".encode()
@@ -561,10 +559,10 @@ def test_the_rest_of_exif_comes_along_with_its_letters(source: str, target: str)
 
 
 @pytest.mark.parametrize("target", ["PNG", "WEBP"])
-def test_a_jpegs_comment_comes_along(target: str) -> None:
+def test_the_comment_of_a_jpeg_is_copied(target: str) -> None:
     content = converted(plain("JPEG", comment="一只猫".encode()), target)
-    with Pillow.open(BytesIO(content)) as picture:
-        found = picture.info["Comment"] if target == "PNG" else description_in(content)
+    with Pillow.open(BytesIO(content)) as drawing:
+        found = drawing.info["Comment"] if target == "PNG" else description_in(content)
     assert found == ("一只猫" if target == "PNG" else "Comment: 一只猫")
 
 
@@ -577,20 +575,20 @@ def test_a_jpegs_comment_comes_along(target: str) -> None:
         b"Exif\0\0II*\0\xff\xff\xff\xff",
     ],
 )
-def test_broken_exif_hinders_no_conversion(target: str, exif: bytes) -> None:
+def test_broken_exif_does_not_prevent_conversion(target: str, exif: bytes) -> None:
     content = plain("JPEG", exif=exif)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of corrupt EXIF; Airflow would only log it
         assert is_near(pixel(converted(content, target), 8, 8), RED)
 
 
-def test_a_picture_that_a_format_cannot_hold_is_an_image_error() -> None:
+def test_an_image_that_a_format_cannot_hold_is_an_error() -> None:
     image = Image.from_bytes(written(Pillow.new("L", (16_384, 1)), "PNG"))
     with pytest.raises(ImageError, match=r"The PNG of 16384x1 pixels cannot become WEBP: .*16383"):
         image.converted("WEBP")
 
 
-def test_thumbnails_in_threads_leave_the_process_its_filters_of_warnings() -> None:
+def test_thumbnails_do_not_change_the_warning_filters() -> None:
     content, before = plain(), list(warnings.filters)
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(thumbnail, [content] * 200, [8] * 200))

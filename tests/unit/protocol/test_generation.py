@@ -1,4 +1,4 @@
-"""An answer about a generation is read whatever its shape, and judges itself."""
+"""What a status response reports about a generation, whatever its shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_modelscope.protocol.generation import (
     ErrorDetail,
     Generation,
     checked_id,
-    is_callers_fault,
+    is_rejection,
 )
 
 URL = "https://muse-ai.oss-cn-hangzhou.aliyuncs.com/img/0f.jpeg"
@@ -36,7 +36,7 @@ def read(body: Any) -> Generation:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "finished", "missing"),
+    ("body", "status", "finished", "not_found"),
     [
         ({"request_id": "", "task_id": "", "task_status": "PROCESSING", "outputs": {}}, "PROCESSING", 0, 0),
         ({"task_status": "PENDING"}, "PENDING", 0, 0),
@@ -70,14 +70,18 @@ def read(body: Any) -> Generation:
     ],
     ids=str,
 )
-def test_an_answer_says_whether_the_generation_is_finished(
-    body: Any, status: str, finished: bool, missing: bool
+def test_status_tells_whether_a_generation_is_finished(
+    body: Any, status: str, finished: bool, not_found: bool
 ) -> None:
     generation = read(body)
-    assert (generation.status, generation.is_finished, generation.is_missing) == (status, finished, missing)
+    assert (generation.status, generation.is_finished, generation.is_not_found) == (
+        status,
+        finished,
+        not_found,
+    )
 
 
-def test_a_whole_answer_is_read_whole() -> None:
+def test_a_complete_response_is_read_completely() -> None:
     body = {
         "task_status": "SUCCEED",
         "output_images": [URL],
@@ -97,7 +101,7 @@ def test_a_whole_answer_is_read_whole() -> None:
 
 
 @pytest.mark.parametrize("value", [read({}), ErrorDetail()], ids=lambda value: type(value).__name__)
-def test_what_was_read_is_frozen(value: Any) -> None:
+def test_generation_and_error_detail_are_frozen(value: Any) -> None:
     for field in fields(value):
         with pytest.raises(FrozenInstanceError):
             setattr(value, field.name, None)
@@ -121,7 +125,7 @@ def test_what_was_read_is_frozen(value: Any) -> None:
     ],
     ids=str,
 )
-def test_the_seed_is_what_the_service_used_or_unknown(used: Any, seed: int | None) -> None:
+def test_the_seed_is_the_one_that_the_service_used_or_none(used: Any, seed: int | None) -> None:
     assert read({"task_status": "SUCCEED", "input": used}).seed == seed
 
 
@@ -131,9 +135,7 @@ def test_the_seed_is_what_the_service_used_or_unknown(used: Any, seed: int | Non
     ["task_status", "output_images", "input", "time_taken", "errors", "error", "request_id", "message"],
 )
 @pytest.mark.parametrize("status", ["SUCCEED", "FAILED", "PROCESSING"])
-def test_no_shape_of_an_answer_breaks_the_reading_or_passes_for_success(
-    status: str, name: str, odd: Any
-) -> None:
+def test_a_malformed_response_never_breaks_or_counts_as_success(status: str, name: str, odd: Any) -> None:
     generation = read({"task_status": status, name: odd})
     assert generation.is_finished is (generation.status == "FAILED")
     assert generation.output_images == ()
@@ -145,7 +147,7 @@ def test_no_shape_of_an_answer_breaks_the_reading_or_passes_for_success(
     assert type(error.request_id) in (str, type(None))
     if generation.status == "FAILED":
         with pytest.raises(ModelScopeError):
-            generation.raise_for_failure(retry_submits=True)
+            generation.raise_for_failure(retry_resubmits=True)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,9 @@ def test_no_shape_of_an_answer_breaks_the_reading_or_passes_for_success(
         ({"errors": [[[]]]}, "[[[]]]", None, None),
         ({"message": "no", "code": "Throttling"}, "Throttling: no", None, None),
         ({"message": "no", "code": " "}, "no", None, None),
+        ({"message": "no"}, "no", None, None),
+        ({"code": 400}, "", 400, None),
+        ({"request_id": "r"}, "", None, "r"),
         ({"errors": "no", "code": 400}, "no", 400, None),
         ({"errors": {"message": "no", "code": 10**400}}, "no", None, None),
         ({"errors": {"message": "no", "code": "9" * 5000}}, f"{'9' * 100}: no", None, None),
@@ -176,14 +181,14 @@ def test_no_shape_of_an_answer_breaks_the_reading_or_passes_for_success(
     ],
     ids=str,
 )
-def test_an_error_is_read_out_of_any_envelope(
+def test_error_details_are_read_from_any_envelope(
     body: Any, message: str, code: int | None, request_id: str | None
 ) -> None:
     assert ErrorDetail.from_json(body) == ErrorDetail(message=message, code=code, request_id=request_id)
 
 
 @pytest.mark.parametrize(
-    ("code", "would_be_refused_again"),
+    ("code", "would_fail_again"),
     [
         (None, False),
         (399, False),
@@ -199,53 +204,51 @@ def test_an_error_is_read_out_of_any_envelope(
         (503, False),
     ],
 )
-def test_a_failure_is_final_where_the_same_request_would_be_refused_again(
-    code: int | None, would_be_refused_again: bool
+def test_a_failure_is_final_if_the_same_request_would_fail_again(
+    code: int | None, would_fail_again: bool
 ) -> None:
-    assert is_callers_fault(code) is would_be_refused_again
+    assert is_rejection(code) is would_fail_again
     failed = Generation(
         generation_id="42", status="FAILED", error=ErrorDetail(message="boom", code=code, request_id="r-1")
     )
     with pytest.raises(ModelScopeError) as caught:
-        failed.raise_for_failure(retry_submits=True)
-    assert type(caught.value) is (
-        GenerationRejectedError if would_be_refused_again else GenerationFailedError
-    )
-    assert caught.value.message == "ModelScope says FAILED: boom"
+        failed.raise_for_failure(retry_resubmits=True)
+    assert type(caught.value) is (GenerationRejectedError if would_fail_again else GenerationFailedError)
+    assert caught.value.message == "Generation FAILED: boom"
     assert (caught.value.code, caught.value.request_id, caught.value.generation_id) == (code, "r-1", "42")
     with pytest.raises(GenerationRejectedError, match="boom"):
-        failed.raise_for_failure(retry_submits=False)
+        failed.raise_for_failure(retry_resubmits=False)
 
 
-def test_a_time_taken_that_is_no_time_is_none() -> None:
+def test_an_invalid_time_taken_is_none() -> None:
     for odd in (10**400, float("nan"), float("inf"), "5", True, [5]):
         assert read({"task_status": "SUCCEED", "time_taken": odd}).duration_ms is None
     assert read({"task_status": "SUCCEED", "time_taken": 5}).duration_ms == 5
 
 
 @pytest.mark.parametrize("status", ["SUCCEED", "PROCESSING", ""])
-def test_what_has_not_failed_raises_nothing(status: str) -> None:
+def test_a_generation_that_has_not_failed_raises_nothing(status: str) -> None:
     generation = Generation(generation_id="42", status=status, error=ErrorDetail(message="boom", code=400))
-    generation.raise_for_failure(retry_submits=False)
+    generation.raise_for_failure(retry_resubmits=False)
 
 
 def test_a_failure_without_a_reason_says_so() -> None:
-    with pytest.raises(GenerationFailedError, match=r"FAILED: without a reason \(generation 42\)"):
-        read({"task_status": "FAILED"}).raise_for_failure(retry_submits=True)
+    with pytest.raises(GenerationFailedError, match=r"^Generation FAILED: no reason given \(generation 42\)"):
+        read({"task_status": "FAILED"}).raise_for_failure(retry_resubmits=True)
 
 
 @pytest.mark.parametrize(
     ("given", "generation_id"),
     [("4003503", "4003503"), (4003503, "4003503"), (" a/b\n", "a/b"), (0, "0"), ("猫", "猫")],
 )
-def test_an_id_is_opaque_text(given: Any, generation_id: str) -> None:
+def test_a_generation_id_is_opaque_text(given: Any, generation_id: str) -> None:
     assert checked_id(given) == generation_id
 
 
 @pytest.mark.parametrize(
     "given", [None, "", " ", "None", " None ", True, False, 1.5, ["1"], {}, b"1"], ids=repr
 )
-def test_what_is_no_id_is_refused_with_a_way_out(given: Any) -> None:
+def test_an_invalid_id_is_an_error_with_advice(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="must be the id that a submit task returned") as caught:
         checked_id(given)
     assert f"generation_id = {given!r}" in str(caught.value)
@@ -254,7 +257,7 @@ def test_what_is_no_id_is_refused_with_a_way_out(given: Any) -> None:
 @pytest.mark.parametrize(
     "given", [".", "..", "4\n5", "4\0", "\x1b[2J", "\ud800", "4" * 201, 10**200, 10**5000], ids=range(9)
 )
-def test_what_no_url_can_hold_is_no_id(given: Any) -> None:
+def test_an_id_that_no_url_can_hold_is_invalid(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="must be the id that a submit task returned"):
         checked_id(given)
     assert checked_id("4" * 200) == "4" * 200

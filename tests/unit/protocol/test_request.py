@@ -1,4 +1,4 @@
-"""A request is checked before anything is sent, and sends exactly what was asked for."""
+"""A request is validated before anything is sent, and sends exactly the given parameters."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError
-from airflow_provider_modelscope.protocol.request import GenerationRequest
+from airflow_provider_modelscope.protocol.request import GenerationRequest, check_parameters
 
 DATA_URI = "data:image/png;base64,iVBORw0KGgo="
 HALF = "\ud83d"  # half of an emoji: a lone surrogate
 SIXTH = 1 / 6
 
+LEAD = "Nothing was sent. Please correct "
 SEED = "must be an integer from 0 to 2147483647"
 STEPS = "must be an integer from 1 to 100"
 GUIDANCE = "must be a number from 1.5 to 20"
 SIZE = "must be width x height in pixels, such as '1024x768'"
 MODEL = "must be a ModelScope model id"
-PICTURE = "must be one or a list of: an http(s) URL"
+IMAGE_URL = "must be one or a list of: an http(s) URL"
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
-NOT_JSON = "is text that is not JSON: in a template, end it with '| tojson'"
-TOO_LONG = "must be shorter than 2000 characters, it has 2000"
+NOT_JSON = ": in a template, end it with '| tojson'"
+TOO_LONG = "must be shorter than 2000 characters, not 2000"
 
 BAD: list[tuple[str, Any, str]] = [
     ("model", None, "must be text, not NoneType"),
@@ -34,15 +35,15 @@ BAD: list[tuple[str, Any, str]] = [
     ("model", "", MODEL),
     ("model", " \n", MODEL),
     ("model", "None", MODEL),
-    ("prompt", "None", "must say what to draw"),
-    ("prompt", "null", "must say what to draw"),
+    ("prompt", "None", "must describe the image"),
+    ("prompt", "null", "must describe the image"),
     ("model", f"a/{HALF}", "without lone surrogates"),
     ("prompt", None, "must be text, not NoneType"),
     ("prompt", 5, "must be text, not int"),
     ("prompt", ["a cat"], "must be text, not list"),
     ("prompt", b"a cat", "must be text, not bytes"),
-    ("prompt", "", "must say what to draw, in 1 to 1999 characters"),
-    ("prompt", " \n\t", "must say what to draw, in 1 to 1999 characters"),
+    ("prompt", "", "must describe the image, in 1 to 1999 characters"),
+    ("prompt", " \n\t", "must describe the image, in 1 to 1999 characters"),
     ("prompt", "x" * 2000, TOO_LONG),
     ("prompt", "猫" * 2000, TOO_LONG),
     ("prompt", "😀" * 2000, TOO_LONG),
@@ -75,7 +76,7 @@ BAD: list[tuple[str, Any, str]] = [
         )
     ],
     *[
-        ("image_url", url, PICTURE)
+        ("image_url", url, IMAGE_URL)
         for url in (
             "http://", "https:///cat.png", "http://[::1", "/tmp/cat.png", "cat.png", "://cat", "s3://",  # noqa: S108
             "http:///cat.png",
@@ -111,13 +112,13 @@ BAD: list[tuple[str, Any, str]] = [
         )
     ],
     ("extra_parameters", "{'a': 1}", NOT_JSON),
-    ("extra_parameters", {"seed": 1}, "may not override seed: use the parameter of that name"),
-    ("extra_parameters", {"steps": 1, "n": 1, "loras": "a"}, "may not override loras, steps"),
-    ("extra_parameters", '{"prompt": "a dog"}', "may not override prompt"),
-    ("extra_parameters", {"extra_parameters": {}}, "may not override extra_parameters"),
+    ("extra_parameters", {"seed": 1}, "must not contain seed: use the parameter of that name"),
+    ("extra_parameters", {"steps": 1, "n": 1, "loras": "a"}, "must not contain loras, steps"),
+    ("extra_parameters", '{"prompt": "a dog"}', "must not contain prompt"),
+    ("extra_parameters", {"extra_parameters": {}}, "must not contain extra_parameters"),
 ]  # fmt: skip
 
-# What is given, and what is sent for it.
+# The given values, and what is sent for them.
 GOOD: list[tuple[str, Any, Any]] = [
     ("model", " Qwen/Qwen-Image\n", "Qwen/Qwen-Image"),
     ("model", "模型", "模型"),
@@ -165,13 +166,13 @@ STORED = [
 ]
 
 
-def asking(**asked: Any) -> GenerationRequest:
-    return GenerationRequest(**{"model": "some/model", "prompt": "a cat", **asked})
+def a_request(**parameters: Any) -> GenerationRequest:
+    return GenerationRequest(**{"model": "some/model", "prompt": "a cat", **parameters})
 
 
-def mistakes(**asked: Any) -> str:
+def error_of(**parameters: Any) -> str:
     with pytest.raises(InvalidRequestError) as caught:
-        asking(**asked)
+        a_request(**parameters)
     return caught.value.message
 
 
@@ -180,31 +181,33 @@ def ids(rows: list[Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(("parameter", "value", "problem"), BAD, ids=ids(BAD))
-def test_a_mistake_is_named_with_parameter_value_and_range(parameter: str, value: Any, problem: str) -> None:
-    message = mistakes(**{parameter: value})
-    assert message.startswith(f"Nothing was sent. Please correct {parameter} = {repr(value)[:60]}")
+def test_an_error_contains_parameter_value_and_allowed_range(
+    parameter: str, value: Any, problem: str
+) -> None:
+    message = error_of(**{parameter: value})
+    assert message.startswith(f"{LEAD}{parameter} = {repr(value)[:60]}")
     assert problem in message
     assert message.count(" = ") == 1
 
 
 @pytest.mark.parametrize(("parameter", "given", "sent"), GOOD, ids=ids(GOOD))
-def test_what_is_in_range_is_sent_as_asked_in_the_type_of_the_api(
+def test_a_valid_value_is_sent_unchanged_in_the_type_of_the_api(
     parameter: str, given: Any, sent: Any
 ) -> None:
-    body = asking(**{parameter: given}).to_json()
+    body = a_request(**{parameter: given}).to_json()
     assert body == {"model": "some/model", "prompt": "a cat", parameter: sent}
     assert type(body[parameter]) is type(sent)
 
 
-def test_all_mistakes_come_in_one_error_which_ends_the_task() -> None:
+def test_one_final_error_reports_every_invalid_parameter() -> None:
     wrong: dict[str, Any] = {}
     for parameter, value, _ in BAD:
         wrong.setdefault(parameter, value)
     assert list(wrong) == [field.name for field in fields(GenerationRequest)]
     with pytest.raises(AirflowFailException) as caught:
         GenerationRequest(**wrong)
-    listed = str(caught.value).removeprefix("Nothing was sent. Please correct ").split("; ")
-    assert [mistake.partition(" = ")[0] for mistake in listed] == list(wrong)
+    listed = str(caught.value).removeprefix(LEAD).split("; ")
+    assert [error.partition(" = ")[0] for error in listed] == list(wrong)
 
 
 def nested(depth: int) -> list[Any]:
@@ -231,10 +234,8 @@ def nested(depth: int) -> list[Any]:
     ],
     ids=range(11),
 )
-def test_a_monstrous_value_is_a_mistake_like_any_other_and_is_not_shown_whole(
-    parameter: str, value: Any
-) -> None:
-    message = mistakes(model="FLUX", **{parameter: value})
+def test_a_huge_value_is_reported_like_any_other_and_truncated(parameter: str, value: Any) -> None:
+    message = error_of(model="FLUX", **{parameter: value})
     assert f"{parameter} = " in message
     assert len(message) < 500
 
@@ -243,15 +244,15 @@ def test_a_monstrous_value_is_a_mistake_like_any_other_and_is_not_shown_whole(
 @pytest.mark.parametrize(
     "parameter", ["size", "seed", "steps", "guidance", "image_url", "loras", "extra_parameters"]
 )
-def test_what_is_empty_counts_as_not_given_and_is_not_sent(parameter: str, nothing: Any) -> None:
-    request = asking(**{parameter: nothing})
-    assert request == asking()
+def test_an_empty_optional_parameter_is_not_sent(parameter: str, nothing: Any) -> None:
+    request = a_request(**{parameter: nothing})
+    assert request == a_request()
     assert request.to_json() == request.summary() == {"model": "some/model", "prompt": "a cat"}
 
 
 @pytest.mark.parametrize("nothing", [None, "", "None", "null"])
 def test_an_empty_negative_prompt_is_not_sent(nothing: Any) -> None:
-    assert "negative_prompt" not in asking(negative_prompt=nothing).to_json()
+    assert "negative_prompt" not in a_request(negative_prompt=nothing).to_json()
 
 
 @pytest.mark.parametrize(
@@ -294,14 +295,16 @@ def test_an_empty_negative_prompt_is_not_sent(nothing: Any) -> None:
         ],
     ],
 )
-def test_a_size_is_held_to_the_range_of_the_models_family(
+def test_size_is_checked_against_the_range_of_the_model_family(
     family: str, least: int, most: int, model: str
 ) -> None:
     for size in (f"{least}x{most}", f"{most}x{least}"):
-        assert asking(model=model, size=size).size == size
+        assert a_request(model=model, size=size).size == size
     for size in (f"{least - 1}x{most}", f"{least}x{most + 1}", f"{most}x{least - 1}", f"{most + 1}x{least}"):
-        message = mistakes(model=model, size=size)
-        assert f"size = {size!r}: {family} models draw {least}x{least} to {most}x{most}" in message
+        message = error_of(model=model, size=size)
+        assert (
+            f"size = {size!r}: must be from {least}x{least} to {most}x{most} for {family} models" in message
+        )
 
 
 @pytest.mark.parametrize(
@@ -325,11 +328,11 @@ def test_a_size_is_held_to_the_range_of_the_models_family(
         "someone/flux-to-sdxl",
     ],
 )
-def test_a_size_passes_where_the_family_is_not_known(model: str) -> None:
-    assert asking(model=model, size="1x99999").size == "1x99999"
+def test_any_size_is_valid_if_the_model_family_is_unknown(model: str) -> None:
+    assert a_request(model=model, size="1x99999").size == "1x99999"
 
 
-def test_a_request_with_everything_is_sent_exactly_as_asked() -> None:
+def test_a_request_with_all_parameters_is_sent_unchanged() -> None:
     asked: dict[str, Any] = {
         "model": "Qwen/Qwen-Image-Edit",
         "prompt": "一只金色的猫 😀",
@@ -348,16 +351,16 @@ def test_a_request_with_everything_is_sent_exactly_as_asked() -> None:
 
 
 def test_extra_parameters_may_be_json_text_and_nested() -> None:
-    assert asking(extra_parameters='{"a": [{"b": "猫"}]}').to_json()["a"] == [{"b": "猫"}]
-    assert asking(extra_parameters={"a": (1, 2)}).to_json()["a"] == [1, 2]
-    assert asking(extra_parameters={"a": nested(50)}).to_json()["a"] == nested(50)
+    assert a_request(extra_parameters='{"a": [{"b": "猫"}]}').to_json()["a"] == [{"b": "猫"}]
+    assert a_request(extra_parameters={"a": (1, 2)}).to_json()["a"] == [1, 2]
+    assert a_request(extra_parameters={"a": nested(50)}).to_json()["a"] == nested(50)
 
 
-def test_a_request_does_not_change_with_the_mappings_it_was_made_from() -> None:
-    pictures, loras, extra = ["https://a.example/1.png"], {"a/b": 1.0}, {"a": [1]}
-    request = asking(image_url=pictures, loras=loras, extra_parameters=extra)
+def test_a_request_copies_its_mappings_and_lists() -> None:
+    images, loras, extra = ["https://a.example/1.png"], {"a/b": 1.0}, {"a": [1]}
+    request = a_request(image_url=images, loras=loras, extra_parameters=extra)
     before = json.dumps(request.to_json())
-    pictures.append("cat.png")
+    images.append("cat.png")
     loras["c/d"] = 2.0
     extra["a"].append(2)
     assert json.dumps(request.to_json()) == before
@@ -366,22 +369,22 @@ def test_a_request_does_not_change_with_the_mappings_it_was_made_from() -> None:
 @pytest.mark.parametrize("parameter", [field.name for field in fields(GenerationRequest)])
 def test_a_request_is_frozen(parameter: str) -> None:
     with pytest.raises(FrozenInstanceError):
-        setattr(asking(), parameter, None)
+        setattr(a_request(), parameter, None)
 
 
 @pytest.mark.parametrize("url", STORED)
-def test_a_path_in_object_storage_passes_but_is_never_sent(url: str) -> None:
-    for pictures, stored in ((url, [url]), ([DATA_URI, url, "HTTPS://a.example/1.png"], [url])):
-        request = asking(image_url=pictures)
+def test_an_object_storage_path_is_valid_but_never_sent(url: str) -> None:
+    for images, stored in ((url, [url]), ([DATA_URI, url, "HTTPS://a.example/1.png"], [url])):
+        request = a_request(image_url=images)
         assert request.stored_images == stored
         with pytest.raises(InvalidRequestError, match="ModelScope cannot read object storage") as caught:
             request.to_json()
         assert str(caught.value).startswith(f"image_url = {url!r}: ")
 
 
-@pytest.mark.parametrize("pictures", [None, DATA_URI, [DATA_URI, "https://a.example/1.png"]], ids=type)
-def test_what_modelscope_can_read_is_not_a_stored_image(pictures: Any) -> None:
-    assert asking(image_url=pictures).stored_images == []
+@pytest.mark.parametrize("images", [None, DATA_URI, [DATA_URI, "https://a.example/1.png"]], ids=type)
+def test_an_image_that_modelscope_can_read_is_not_stored(images: Any) -> None:
+    assert a_request(image_url=images).stored_images == []
 
 
 @pytest.mark.parametrize(
@@ -391,21 +394,48 @@ def test_what_modelscope_can_read_is_not_a_stored_image(pictures: Any) -> None:
         ("HTTP://secret@a.example/1.png?a=secret", "HTTP://...@a.example/1.png?..."),
     ],
 )
-def test_a_password_in_a_pictures_url_is_sent_but_kept_nowhere(url: str, kept: str) -> None:
-    request = asking(image_url=url)
+def test_a_password_in_an_image_url_is_sent_but_not_in_summaries(url: str, kept: str) -> None:
+    request = a_request(image_url=url)
     assert request.to_json()["image_url"] == url
     assert request.summary()["image_url"] == kept
     for public in ("https://a.example/@1.png", "s3://conn@bucket/1.png"):
-        assert asking(image_url=public).summary()["image_url"] == public
+        assert a_request(image_url=public).summary()["image_url"] == public
 
 
-def test_a_summary_shows_everything_but_the_pictures_bytes() -> None:
+def test_a_summary_shows_everything_but_the_bytes_of_images() -> None:
     long = "data:image/png;base64," + "A" * 10_000
     short = long[:280] + "... (10022 characters)"
     asked = {"seed": 0, "loras": {"a/b": 1.0}, "extra_parameters": {"n": 1}, "negative_prompt": "fog"}
-    whole = {"model": "some/model", "prompt": "a cat", **asked}
-    assert asking(**asked).summary() == whole
-    assert asking(**asked, image_url=long).summary() == {**whole, "image_url": short}
-    pictures = [long, long[:300], DATA_URI, "s3://bucket/cat.png"]
-    assert asking(image_url=pictures).summary()["image_url"] == [short, *pictures[1:]]
-    assert asking(image_url=long).to_json()["image_url"] == long
+    shown = {"model": "some/model", "prompt": "a cat", **asked}
+    assert a_request(**asked).summary() == shown
+    assert a_request(**asked, image_url=long).summary() == {**shown, "image_url": short}
+    images = [long, long[:300], DATA_URI, "s3://bucket/cat.png"]
+    assert a_request(image_url=images).summary()["image_url"] == [short, *images[1:]]
+    assert a_request(image_url=long).to_json()["image_url"] == long
+
+
+@pytest.mark.parametrize(("parameter", "value", "problem"), BAD, ids=ids(BAD))
+def test_check_parameters_reports_a_single_invalid_parameter(
+    parameter: str, value: Any, problem: str
+) -> None:
+    (error,) = check_parameters({parameter: value})
+    assert error.startswith(f"{parameter} = {repr(value)[:60]}")
+    assert problem in error
+
+
+@pytest.mark.parametrize(("parameter", "given", "sent"), GOOD, ids=ids(GOOD))
+def test_check_parameters_accepts_every_valid_value(parameter: str, given: Any, sent: Any) -> None:
+    assert check_parameters({parameter: given}) == check_parameters({parameter: sent}) == []
+
+
+def test_check_parameters_reports_what_the_request_would() -> None:
+    given = {"model": "some/flux", "prompt": "", "size": "64x1025", "seed": "abc", "guidance": 7.5}
+    errors = check_parameters(given)
+    assert [error.partition(" = ")[0] for error in errors] == ["prompt", "seed", "size"]
+    assert error_of(**given) == f"{LEAD}{'; '.join(errors)}."
+
+
+def test_check_parameters_compares_size_and_model_if_both_are_given() -> None:
+    assert check_parameters({}) == check_parameters({"size": "64x1025"}) == []
+    assert check_parameters({"model": "some/flux", "size": None}) == []
+    assert len(check_parameters({"size": "64x1025", "model": "some/flux"})) == 1

@@ -1,4 +1,4 @@
-"""Months later an image tells how it was made: beside it, inside it, and on the command line."""
+"""Provenance of images: in a sidecar, in their metadata, and printed by the command."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from airflow_provider_modelscope import __version__
 from airflow_provider_modelscope.exceptions import InvalidDestinationError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.images.image import Image
-from airflow_provider_modelscope.images.object_storage import Destination, Document
+from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.provenance.__main__ import main, read_provenance
 from airflow_provider_modelscope.provenance.record import IPTC, LABEL, MADE_BY_AI, NAMESPACE, Provenance
 from airflow_provider_modelscope.provenance.xmp import Property, packet_of, properties_of, with_properties
-from airflow_provider_modelscope.tasks.storing import finished_generation
+from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.xcoms import StoredImage, Submission
 
 if TYPE_CHECKING:
@@ -41,11 +41,18 @@ STORED = StoredImage(
     parameters={},
     duration_ms=None,
 )
+STORED_BY: dict[str, Any] = {
+    "stored_at": 1.0,
+    "dag_id": "a_dag",
+    "run_id": "a_run",
+    "task_id": "a_task",
+    "map_index": -1,
+}
 PROMPT = (
     '金色的猫 & "dogs" <script>alert(1)</script>\nsecond line 🐈 👩\u200d🚀 '
     "https://x.example/a?b=1  می\u200cخواهم\u3000\tend "
 )
-ASKED: dict[str, Any] = {
+REQUEST: dict[str, Any] = {
     "model": "Qwen/Qwen-Image",
     "prompt": PROMPT,
     "negative_prompt": "blur",
@@ -57,9 +64,9 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def drawn(folder: Path, context: Any, name: str = "cat.png", **options: Any) -> Path:
-    """Draw an image with the one-step operator, and return where it is."""
-    asked = {**ASKED, "destination": f"file://{folder}/{name}", **options}
-    [uri] = ModelScopeImageGenerationOperator(task_id="draw", **asked).execute(context)
+    """Make an image with the one-step operator, and return its file."""
+    parameters = {**REQUEST, "destination": f"file://{folder}/{name}", **options}
+    [uri] = ModelScopeImageGenerationOperator(task_id="draw", **parameters).execute(context)
     return Path(uri.removeprefix("file://"))
 
 
@@ -69,21 +76,22 @@ def own_properties(file: Path) -> dict[str, str]:
 
 
 class TestSidecar:
-    def test_it_tells_the_whole_story(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    def test_it_contains_all_facts(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
         file = drawn(tmp_path, context, sidecar=True)
-        told = json.loads((tmp_path / "cat.png.json").read_text())
+        facts = json.loads((tmp_path / "cat.png.json").read_text())
         [image] = context["ti"].pushed["images"]
         assert image["sidecar_uri"] == f"file://{file}.json"
-        submitted_at, stored_at = told.pop("submitted_at"), told.pop("stored_at")
+        submitted_at, stored_at = facts.pop("submitted_at"), facts.pop("stored_at")
         assert submitted_at <= stored_at
         assert submitted_at.endswith("+00:00")
-        assert told.pop("request_id")
-        assert told == {
-            **{name: image[name] for name in ("uri", "sha256", "size_bytes", "content_type", "width", "height")},
+        assert facts.pop("request_id")
+        assert facts == {
+            "uri": image["uri"],
+            **{name: image[name] for name in ("sha256", "size_bytes", "content_type", "width", "height")},
             "seed": image["seed"],
             "model": "Qwen/Qwen-Image",
             "generation_id": image["generation_id"],
-            "request": ASKED,
+            "request": REQUEST,
             "parameters_used": {
                 "seed": image["seed"], "width": 96, "height": 64, "guidanceScale": 7.5,
                 "numInferenceSteps": 30, "sampler": "Euler a", "prompt": PROMPT, "negativePrompt": "blur",
@@ -96,15 +104,13 @@ class TestSidecar:
             "provider": f"airflow-provider-modelscope {__version__}",
         }  # fmt: skip
 
-    def test_nobody_gets_one_who_did_not_ask(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    def test_it_is_stored_only_on_request(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
         file = drawn(tmp_path, context)
         assert list(tmp_path.iterdir()) == [file]
         assert context["ti"].pushed["images"][0]["sidecar_uri"] is None
 
-    def test_no_signature_and_no_picture_stands_in_it(
-        self, emulator: Emulator, context: Any, tmp_path: Path
-    ) -> None:
-        generation = finished_generation(ModelScopeHook(), submitted())
+    def test_it_contains_no_signature_and_no_image(self, emulator: Emulator) -> None:
+        generation = fetch_finished_generation(ModelScopeHook(), submitted())
         used = {
             "image_url": "https://images.example/a.png?Signature=secret",
             "nested": [{"source": f"data:image/png;base64,{'A' * 9000}"}],
@@ -112,40 +118,40 @@ class TestSidecar:
             "text": "is this a://b?c d",
         }
         provenance = Provenance(generation=replace(generation, parameters=used), submission=None)
-        document = provenance.document(STORED, context)
+        document = provenance.document(STORED, **STORED_BY)
         assert b"secret" not in document
         assert b"so deep" not in document
         assert len(document) < 2000
         assert json.loads(document)["parameters_used"]["text"] == used["text"]
 
-    def test_halves_of_surrogate_pairs_do_no_harm(self, emulator: Emulator, context: Any) -> None:
-        generation = finished_generation(ModelScopeHook(), submitted())
+    def test_halves_of_surrogate_pairs_are_replaced(self, emulator: Emulator) -> None:
+        generation = fetch_finished_generation(ModelScopeHook(), submitted())
         provenance = Provenance(generation=replace(generation, parameters={"x": "\ud83d"}), submission=None)
-        assert json.loads(provenance.document(STORED, context))
+        assert json.loads(provenance.document(STORED, **STORED_BY))
 
-    def test_one_that_cannot_be_stored_is_an_error_that_names_it(self, tmp_path: Path) -> None:
+    def test_a_storage_error_names_it(self, tmp_path: Path) -> None:
         (tmp_path / "1-1.png.json").mkdir()
         destination = Destination.parse(f"file://{tmp_path}/")
         with pytest.raises(InvalidDestinationError, match=r"1-1\.png\.json.*cannot be written"):
-            destination.store_beside(f"file://{tmp_path}/1-1.png", Document(content=b"{}"), generation_id="1")
+            destination.store_sidecar(f"file://{tmp_path}/1-1.png", b"{}", generation_id="1")
 
     @pytest.mark.parametrize("name", ["cat.png", f"{'x' * 247}.png"], ids=["a folder", "a long name"])
-    def test_one_that_could_not_be_stored_is_found_before_anything_is_paid_for(
+    def test_an_obstacle_is_found_before_anything_is_charged(
         self, emulator: Emulator, context: Any, tmp_path: Path, name: str
     ) -> None:
         (tmp_path / "cat.png.json").mkdir()
-        with pytest.raises(InvalidDestinationError, match="the sidecar beside it"):
+        with pytest.raises(InvalidDestinationError, match="its sidecar "):
             drawn(tmp_path, context, name, sidecar=True)
         assert not emulator.requests
 
 
 def submitted() -> str:
-    return ModelScopeHook().submit_generation(GenerationRequest(**ASKED))
+    return ModelScopeHook().submit_generation(GenerationRequest(**REQUEST))
 
 
 class TestEmbedded:
     @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-    def test_the_file_itself_tells_how_it_was_made_and_keeps_the_services_label(
+    def test_the_file_contains_provenance_and_the_services_label(
         self, emulator: Emulator, context: Any, tmp_path: Path, suffix: str
     ) -> None:
         file = drawn(tmp_path, context, f"cat.{suffix}", embed_metadata=True)
@@ -178,19 +184,19 @@ class TestEmbedded:
         with Pillow.open(file) as embedded, Image.from_bytes(served) as original:
             assert embedded.tobytes() == Pillow.open(original.file).tobytes()
 
-    def test_an_image_that_cannot_take_it_is_stored_as_it_came_and_that_is_said(
+    def test_an_image_without_room_stays_unchanged_with_a_warning(
         self, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "cat.gif")
         provenance = Provenance(
-            generation=finished_generation(ModelScopeHook(), submitted()),
-            submission=Submission(generation_id="42", model="a/b", submitted_at=5.0, request=ASKED),
+            generation=fetch_finished_generation(ModelScopeHook(), submitted()),
+            submission=Submission(generation_id="42", model="a/b", submitted_at=5.0, request=REQUEST),
         )
         with Image.from_bytes((tmp_path / "cat.gif").read_bytes()) as gif:
             assert provenance.embedded_in(gif) is gif
-        assert "the GIF is stored without metadata" in caplog.text
+        assert "Storing the GIF of generation" in caplog.text
 
-    def test_where_other_pictures_lie_stays_out_of_a_file_that_may_be_published(
+    def test_urls_of_source_images_are_not_embedded(
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
         source = drawn(tmp_path, context, "source.png")
@@ -199,7 +205,7 @@ class TestEmbedded:
         assert {"image_url", "extra_parameters"}.isdisjoint(own_properties(file))
         assert json.loads((tmp_path / "edited.png.json").read_text())["request"]["image_url"]
 
-    def test_no_signature_is_kept_of_what_goes_along(
+    def test_no_signature_of_extra_parameters_is_kept(
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
         mask = "https://user:secret@images.example/a.png?Signature=secret"
@@ -209,7 +215,7 @@ class TestEmbedded:
         for kept in (json.dumps(context["ti"].pushed), *files):
             assert "secret" not in kept
 
-    def test_the_sidecar_has_the_checksum_of_what_is_stored(
+    def test_the_sidecar_has_the_checksum_of_the_stored_image(
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
         file = drawn(tmp_path, context, embed_metadata=True, sidecar=True)
@@ -217,7 +223,7 @@ class TestEmbedded:
 
 
 class TestCommand:
-    def test_it_prints_what_file_and_sidecar_tell(
+    def test_it_prints_the_file_and_its_sidecar(
         self, emulator: Emulator, context: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         file = drawn(tmp_path, context, embed_metadata=True, sidecar=True)
@@ -234,43 +240,43 @@ class TestCommand:
         ):
             assert line in printed
 
-    def test_a_picture_that_does_not_tell_is_said_to(
+    def test_an_image_without_provenance_is_reported(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
         assert main([str(tmp_path / "plain.png")]) == 0
-        assert "does not tell how it was made" in capsys.readouterr().out
+        assert "No provenance found" in capsys.readouterr().out
 
-    def test_a_property_does_not_pass_for_what_is_seen_of_the_file(self, tmp_path: Path) -> None:
+    def test_metadata_cannot_forge_facts_about_the_file(self, tmp_path: Path) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
         forged = [Property(namespace=NAMESPACE, prefix="own", name="sha256", text="f00d")]
         content = with_properties((tmp_path / "plain.png").read_bytes(), forged, own_namespace=NAMESPACE)
         (tmp_path / "plain.png").write_bytes(content)
         (tmp_path / "plain.png.json").write_text('{"sha256": "f00d"}')
         assert read_provenance(tmp_path / "plain.png")["sha256"] == hashlib.sha256(content).hexdigest()
-        assert "another picture" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
+        assert "another image" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
 
-    def test_a_sidecar_of_another_picture_is_not_taken_for_its_own(self, tmp_path: Path) -> None:
+    def test_a_sidecar_of_another_image_is_not_used(self, tmp_path: Path) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
         (tmp_path / "plain.png.json").write_text('{"sha256": "00"}')
-        assert "another picture" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
+        assert "another image" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
 
     @pytest.mark.parametrize(
-        ("content", "said"),
-        [(None, "No such file"), (b"no picture", "Not a whole picture"), (b"", "Not a whole picture")],
+        ("content", "message"),
+        [(None, "No such file"), (b"no image", "Not a complete image"), (b"", "Not a complete image")],
         ids=str,
     )
-    def test_what_is_no_picture_is_an_error(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
+    def test_a_file_that_is_no_image_is_an_error(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str
     ) -> None:
         file = tmp_path / "cat.png"
         if content is not None:
             file.write_bytes(content)
         assert main([str(file)]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
     @pytest.mark.parametrize("text", ["[]", "no json", "\ud83d".encode(errors="surrogatepass")], ids=repr)
-    def test_a_sidecar_that_is_none_is_an_error(
+    def test_an_invalid_sidecar_is_an_error(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | bytes
     ) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "cat.png")
@@ -279,15 +285,15 @@ class TestCommand:
         assert capsys.readouterr().err
 
     @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--help"]], ids=str)
-    def test_without_a_file_it_says_how_it_is_called(
+    def test_without_a_file_it_prints_its_usage(
         self, capsys: pytest.CaptureFixture[str], arguments: list[str]
     ) -> None:
         assert main(arguments) == 2
         assert "provenance FILE" in capsys.readouterr().err
 
 
-def test_where_it_can_be_stored_the_sidecar_goes_to_the_same_store(tmp_path: Path) -> None:
+def test_the_sidecar_is_stored_beside_the_image(tmp_path: Path) -> None:
     destination = Destination.parse(f"file://{tmp_path}/")
-    uri = destination.store_beside(f"file://{tmp_path}/a.png", Document(content=b"{}"), generation_id="42")
+    uri = destination.store_sidecar(f"file://{tmp_path}/a.png", b"{}", generation_id="42")
     assert uri == f"file://{tmp_path}/a.png.json"
     assert (tmp_path / "a.png.json").read_bytes() == b"{}"

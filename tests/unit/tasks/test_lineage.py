@@ -1,4 +1,4 @@
-"""OpenLineage is told what went in and what came out."""
+"""OpenLineage gets inputs and outputs of a task."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def names(datasets: Any) -> list[tuple[str, str]]:
     return [(dataset.namespace, dataset.name) for dataset in datasets]
 
 
-def test_the_model_and_the_pictures_to_edit_go_in_and_objects_come_out() -> None:
+def test_inputs_are_model_and_sources_and_outputs_are_objects() -> None:
     sources = ["s3://in/a/b.png", "https://images.example/c.png?...", "data:image/png;base64,AAAA"]
     stored = [image(f"s3://out/x/{n}.png", model="a/b", image_url=sources) for n in (1, 2)]
     lineage = lineage_of(stored)
@@ -61,12 +61,12 @@ def test_the_model_and_the_pictures_to_edit_go_in_and_objects_come_out() -> None
         ("s3://conn@bucket/a.png", ("s3://bucket", "a.png")),
     ],
 )
-def test_objects_are_named_as_openlineage_does(uri: str, name: tuple[str, str]) -> None:
+def test_objects_have_openlineage_names(uri: str, name: tuple[str, str]) -> None:
     assert names(lineage_of([image(uri)]).outputs) == [name]
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_a_task_tells_of_what_it_stored_and_before_that_of_nothing(
+def test_a_task_reports_its_images_after_it_stored_them(
     emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     draw = ModelScopeImageGenerationOperator(

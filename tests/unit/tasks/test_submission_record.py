@@ -142,7 +142,7 @@ class TestARetry:
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:
         emulator.fail("image:500:5")
-        with pytest.raises(Exception, match="cannot be had now"):
+        with pytest.raises(Exception, match="Cannot download"):
             one_step(tmp_path).execute(a_try(store))
         assert one_step(tmp_path).execute(a_try(store))
         assert emulator.accepted == 1

@@ -1,20 +1,25 @@
-"""Whatever comes over the wire: a look gives a generation or a typed error, a submission is sent once."""
+"""Any bytes from the wire become a generation or a typed error, and a submission is sent once."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import ipaddress
 import json
 import socket
+import ssl
 import struct
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from packaging.version import Version
 
 from airflow_provider_modelscope.emulator import Emulator
@@ -24,108 +29,56 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnreachableError,
     SubmissionLostError,
 )
-from airflow_provider_modelscope.hooks import modelscope
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
-from airflow_provider_modelscope.protocol.messages import MAX_BODY
+from airflow_provider_modelscope.protocol.messages import MAX_BODY, status_request, submission_request
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.transport import blocking
+from airflow_provider_modelscope.transport.blocking import send
 from airflow_provider_modelscope.triggers.clients import shared_client
+from tests.support.raw_server import RawServer, http
 from tests.unit.conftest import TOKEN, connect
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REQUEST = GenerationRequest(model="Qwen/Qwen-Image", prompt="a cat")
 DONE = json.dumps({"task_status": "SUCCEED", "output_images": ["https://a.example/1.png"]}).encode()
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
-Say = Callable[[socket.socket], None]
-Act = Callable[..., Generation | ModelScopeError]
+Call = Callable[[str], Generation | ModelScopeError]
 
 
-class Server:
-    """A server that says the same on every connection, once it has read a request, and then closes it."""
-
-    def __init__(self, say: Say) -> None:
-        self.say = say
-        self.heads: list[bytes] = []
-        self.ended = threading.Event()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def close(self) -> None:
-        self.ended.set()
-        self._socket.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        self._socket.close()
-
-    def _accept(self) -> None:
-        while not self.ended.is_set():
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self._threads.append(threading.Thread(target=self._serve, args=[connection]))
-            self._threads[-1].start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            connection.settimeout(5)
-            try:
-                request = b""
-                while b"\r\n\r\n" not in request and (got := connection.recv(65536)):
-                    request += got
-                self.heads.append(request)
-                self.say(connection)
-                connection.shutdown(socket.SHUT_WR)
-                connection.settimeout(0.2)
-                while connection.recv(65536):  # closed with bytes unread, the other side would see a reset
-                    pass
-            except OSError:
-                pass  # the client has gone
+def hook_of(account: Account) -> ModelScopeHook:
+    hook = ModelScopeHook()
+    hook.account = account
+    return hook
 
 
-@contextmanager
-def serving(say: bytes | Say) -> Iterator[Server]:
-    server = Server(say if callable(say) else lambda connection: connection.sendall(say))
-    try:
-        yield server
-    finally:
-        server.close()
+def account_at(host: str, **given: object) -> Account:
+    return Account(token=TOKEN, base_url=f"http://{host}", **given)  # type: ignore[arg-type]
 
 
-def look_from_a_worker(host: str, request_timeout: float = 30.0) -> Generation | ModelScopeError:
-    with pytest.MonkeyPatch.context() as patch:
-        connect(patch, f"http://{host}", request_timeout=request_timeout)
-        return ModelScopeHook().poll("42")
+def poll_from_a_worker(host: str) -> Generation | ModelScopeError:
+    return hook_of(account_at(host)).poll("42")
 
 
-def look_from_the_triggerer(host: str, request_timeout: float = 30.0) -> Generation | ModelScopeError:
-    account = Account(token=TOKEN, base_url=f"http://{host}", request_timeout=request_timeout)
-
+def poll_from_the_triggerer(host: str, request_timeout: float = 30.0) -> Generation | ModelScopeError:
     async def poll() -> Generation | ModelScopeError:
-        async with shared_client(account) as client:
+        async with shared_client(account_at(host, request_timeout=request_timeout)) as client:
             return await client.poll("42", end_time=time.time())
 
     return asyncio.run(poll())
 
 
-LOOKS: tuple[Act, ...] = (look_from_a_worker, look_from_the_triggerer)
+POLLS: tuple[Call, ...] = (poll_from_a_worker, poll_from_the_triggerer)
 
 
-def submission_error(host: str, request_timeout: float = 30.0) -> ModelScopeError:
-    with pytest.MonkeyPatch.context() as patch:
-        connect(patch, f"http://{host}", request_timeout=request_timeout)
-        with pytest.raises(ModelScopeError) as caught:
-            ModelScopeHook().submit_generation(REQUEST)
+def submission_error(host: str) -> ModelScopeError:
+    with pytest.raises(ModelScopeError) as caught:
+        hook_of(account_at(host)).submit_generation(REQUEST)
     return caught.value
-
-
-def http(body: bytes = b"", *headers: bytes, status: bytes = b"200 OK") -> bytes:
-    return b"\r\n".join([b"HTTP/1.1 " + status, *headers, b"", body])
 
 
 def length(number: int) -> bytes:
@@ -183,14 +136,14 @@ GARBAGE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_is_an_error_of_ours_and_a_submission_is_not_sent_again(garbage: bytes) -> None:
-    with serving(garbage) as server:
-        for look in LOOKS:
-            seen = look(server.host)
-            assert isinstance(seen, Generation | ServiceUnavailableError)
-            assert not isinstance(seen, ServiceUnreachableError)
-            assert str(seen).isprintable()
-            assert TOKEN not in str(seen)
+def test_garbage_is_a_typed_error_and_never_sent_twice(garbage: bytes) -> None:
+    with RawServer(garbage) as server:
+        for poll in POLLS:
+            result = poll(server.host)
+            assert isinstance(result, Generation | ServiceUnavailableError)
+            assert not isinstance(result, ServiceUnreachableError)
+            assert str(result).isprintable()
+            assert TOKEN not in str(result)
         server.heads.clear()
         error = submission_error(server.host)
         assert type(error) is SubmissionLostError
@@ -199,33 +152,33 @@ def test_garbage_is_an_error_of_ours_and_a_submission_is_not_sent_again(garbage:
         assert len(server.heads) == 1
 
 
-def test_an_answer_whose_end_is_that_of_the_connection_is_read_whole() -> None:
-    for whole in (http(DONE), http(ZIPPED, b"Content-Encoding: gzip")):
-        with serving(whole) as server:
-            for look in LOOKS:
-                seen = look(server.host)
-                assert isinstance(seen, Generation)
-                assert seen.is_finished
+def test_a_body_without_length_ends_with_the_connection() -> None:
+    for complete in (http(DONE), http(ZIPPED, b"Content-Encoding: gzip")):
+        with RawServer(complete) as server:
+            for poll in POLLS:
+                result = poll(server.host)
+                assert isinstance(result, Generation)
+                assert result.is_finished
 
 
 @pytest.mark.parametrize("before", [b"", http(DONE, length(500))[:9], http(b"{", length(500))])
-def test_a_reset_connection_is_a_passing_fault(before: bytes) -> None:
+def test_a_connection_reset_is_retryable(before: bytes) -> None:
     def reset(connection: socket.socket) -> None:
         connection.sendall(before)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
 
-    with serving(reset) as server:
-        for look in LOOKS:
-            assert type(look(server.host)) is ServiceUnavailableError
+    with RawServer(reset) as server:
+        for poll in POLLS:
+            assert type(poll(server.host)) is ServiceUnavailableError
         server.heads.clear()
         assert type(submission_error(server.host)) is SubmissionLostError
         assert len(server.heads) == 1
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 305, 307, 308])
-def test_no_redirect_is_followed_wherever_it_points(status: int) -> None:
-    with serving(http(DONE, length(len(DONE)))) as elsewhere:
+def test_no_redirect_is_followed(status: int) -> None:
+    with RawServer(http(DONE, length(len(DONE)))) as elsewhere:
         for location in (
             f"http://{elsewhere.host}/v1/tasks/42".encode(),
             f"http://user:secret@{elsewhere.host}/".encode(),
@@ -238,12 +191,12 @@ def test_no_redirect_is_followed_wherever_it_points(status: int) -> None:
             b"javascript:alert(1)",
             b"http://a.example/\x1b[31m",
         ):
-            answer = http(b"", b"Location: " + location, length(0), status=b"%d Elsewhere" % status)
-            with serving(answer) as server:
-                for look in LOOKS:
-                    seen = look(server.host)
-                    assert type(seen) is ServiceUnavailableError
-                    assert str(seen).isprintable()
+            redirect = http(b"", b"Location: " + location, length(0), status=b"%d Elsewhere" % status)
+            with RawServer(redirect) as server:
+                for poll in POLLS:
+                    result = poll(server.host)
+                    assert type(result) is ServiceUnavailableError
+                    assert str(result).isprintable()
                 server.heads.clear()
                 assert type(submission_error(server.host)) is SubmissionLostError
                 assert len(server.heads) == 1
@@ -260,24 +213,24 @@ ENDLESS = {
 
 
 if Version(aiohttp.__version__) < Version("3.14"):
-    del ENDLESS["zipped"]  # older ones unpack without bounds, until the request's time is up
+    del ENDLESS["zipped"]  # older ones unpack without a limit, until the request times out
 
 
 @pytest.mark.parametrize(("head", "part"), ENDLESS.values(), ids=ENDLESS)
-def test_an_answer_without_an_end_is_read_to_a_limit(head: bytes, part: bytes) -> None:
+def test_an_endless_response_is_read_to_a_limit(head: bytes, part: bytes) -> None:
     sent = []
 
-    def say(connection: socket.socket) -> None:
+    def reply(connection: socket.socket) -> None:
         connection.sendall(head)
         while True:  # until the client has gone
             connection.sendall(part)
             sent.append(len(part))
 
-    with serving(say) as server:
-        for act in (*LOOKS, submission_error):
+    with RawServer(reply) as server:
+        for call in (*POLLS, submission_error):
             sent.clear()
             server.heads.clear()
-            error = act(server.host)
+            error = call(server.host)
             assert isinstance(error, ServiceUnavailableError | SubmissionLostError)
             assert error.code in (200, 302, 503)
             assert sum(sent) < len(server.heads) * 2 * MAX_BODY
@@ -291,79 +244,137 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
-def test_an_answer_that_drips_does_not_hold_a_wait(drip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocking, "GRACE", 0.0)
-    monkeypatch.setattr(modelscope, "TRIES", 1)
-
-    def say(connection: socket.socket) -> None:
+def test_a_response_that_drips_is_cut_off(drip: bytes) -> None:
+    def reply(connection: socket.socket) -> None:
         for byte in drip:
             connection.sendall(bytes([byte]))
-            if server.ended.wait(0.05):
+            if server.closing.wait(0.05):
                 return
 
-    with serving(say) as server:
-        for act in (*LOOKS, submission_error):
-            error = act(server.host, 0.2)
-            assert type(error) in (ServiceUnavailableError, SubmissionLostError)
+    with RawServer(reply) as server:
+        account = account_at(server.host, request_timeout=0.2)
+        for call in (status_request(account, "42"), submission_request(account, REQUEST)):
+            with pytest.raises(ServiceUnavailableError, match="timed out") as caught:
+                send(call, account, grace=0.0)
+            assert type(caught.value) is ServiceUnavailableError
+        assert type(poll_from_the_triggerer(server.host, 0.2)) is ServiceUnavailableError
 
 
-def test_a_host_that_no_name_server_takes_got_nothing() -> None:
-    host = "ü" * 60 + ".localhost:1"  # too long as the DNS would write it
+def test_nothing_was_sent_to_a_host_name_that_is_too_long() -> None:
+    host = "ü" * 60 + ".localhost:1"  # too long once it is encoded for the DNS
     assert isinstance(submission_error(host), ServiceUnreachableError)
-    assert isinstance(look_from_a_worker(host), ServiceUnreachableError)
-    assert isinstance(look_from_the_triggerer(host), ServiceUnavailableError)
+    assert isinstance(poll_from_a_worker(host), ServiceUnreachableError)
+    assert isinstance(poll_from_the_triggerer(host), ServiceUnavailableError)
 
 
-def test_what_a_proxy_passed_on_may_have_been_charged_though_no_answer_came(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with serving(b"") as proxy:  # urllib3 calls that an error of the proxy
+def test_a_call_that_a_proxy_took_may_have_been_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    with RawServer(b"") as proxy:  # urllib3 calls a missing response an error of the proxy
         connect(monkeypatch, "http://api.example", proxy=f"http://{proxy.host}", allow_http=True)
         with pytest.raises(SubmissionLostError):
             ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
     assert len(proxy.heads) == 1
 
 
-@pytest.mark.parametrize("says", ["407 Who are you", "502 No"])
-def test_a_proxy_that_opens_no_tunnel_passed_nothing_on(says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(f"HTTP/1.1 {says}\r\nContent-Length: 0\r\n\r\n".encode()) as proxy:
+@pytest.mark.parametrize("status", ["407 Who are you", "502 No"])
+def test_nothing_was_sent_through_a_proxy_without_a_tunnel(
+    status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawServer(http(b"", length(0), status=status)) as proxy:
         connect(monkeypatch, "https://api.example", proxy=f"http://{proxy.host}")
         with pytest.raises(ServiceUnreachableError):
             ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
 
 
-def test_a_proxy_that_is_down_and_a_host_that_speaks_no_tls_got_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_nothing_was_sent_through_a_proxy_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, "https://api.example", proxy="http://127.0.0.1:9")
     with pytest.raises(ServiceUnreachableError):
         ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
+
+
+def test_nothing_was_sent_to_a_host_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     with Emulator() as emulator:
         connect(monkeypatch, emulator.base_url.replace("http", "https"))
         with pytest.raises(ServiceUnreachableError):
             ModelScopeHook().submit_generation(REQUEST, queue_timeout=0)
 
 
-def test_the_token_goes_through_no_proxy_on_the_way_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a self-signed certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    file.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return file
+
+
+def tls_server(certificate: Path, reply: Callable[[socket.socket], None]) -> RawServer:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return RawServer(reply, tls=context)
+
+
+def test_a_tls_stream_that_breaks_may_have_been_charged(certificate: Path) -> None:
+    def break_stream(connection: socket.socket) -> None:
+        record = b"\x17\x03\x03\x00\x20" + bytes(32)  # of the right form, and not encrypted
+        with socket.socket(fileno=connection.detach()) as bare:
+            bare.settimeout(5)
+            bare.sendall(record)
+            while bare.recv(65536):  # until the client has gone
+                pass
+
+    with tls_server(certificate, break_stream) as server:
+        account = Account(token=TOKEN, base_url=f"https://{server.host}", verify=str(certificate))
+        with pytest.raises(ServiceUnavailableError, match="SSL") as caught:
+            send(submission_request(account, REQUEST), account)
+        assert type(caught.value) is ServiceUnavailableError
+    assert server.heads[0].startswith("POST /v1/images/generations ")
+
+
+def test_nothing_was_sent_to_an_untrusted_certificate(certificate: Path) -> None:
+    with tls_server(certificate, lambda connection: None) as server:
+        account = Account(token=TOKEN, base_url=f"https://{server.host}")
+        with pytest.raises(ServiceUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+            send(submission_request(account, REQUEST), account)
+    assert not server.heads
+
+
+def test_no_proxy_is_used_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with Emulator() as emulator, serving(b"") as proxy:
+    with Emulator() as emulator, RawServer(b"") as proxy:
         monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
         host = emulator.base_url.removeprefix("http://")
-        generation_id = hook_of(monkeypatch, host).submit_generation(REQUEST)
+        generation_id = hook_of(account_at(host)).submit_generation(REQUEST)
         assert generation_id == emulator.requests[0].generation_id
-        assert isinstance(look_from_the_triggerer(host), Generation)
+        assert isinstance(poll_from_the_triggerer(host), Generation)
     assert not proxy.heads
 
 
-def test_no_cause_of_an_error_holds_the_token() -> None:
-    with serving(f"HTTP/1.1 {TOKEN} {TOKEN}\r\n\r\n".encode()) as server:
-        for act in (*LOOKS, submission_error):
-            error = act(server.host)
+def test_no_cause_of_an_error_contains_the_token() -> None:
+    with RawServer(f"HTTP/1.1 {TOKEN} {TOKEN}\r\n\r\n".encode()) as server:
+        for call in (*POLLS, submission_error):
+            error = call(server.host)
             assert isinstance(error, ModelScopeError)
             assert TOKEN not in "".join(traceback.format_exception(error))
-
-
-def hook_of(monkeypatch: pytest.MonkeyPatch, host: str) -> ModelScopeHook:
-    connect(monkeypatch, f"http://{host}")
-    return ModelScopeHook()

@@ -3,10 +3,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     GenerationTimeoutError,
@@ -17,10 +18,8 @@ from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.transport.event_loop import TICK, until_a_tick
 from airflow_provider_modelscope.triggers.events import generation_id_of
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from tests.unit.conftest import TOKEN, connect
-
-if TYPE_CHECKING:
-    from airflow_provider_modelscope.emulator import Emulator
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +60,7 @@ def test_serializing_and_building_again_loses_nothing() -> None:
         "end_time": 12.25,
         "submitted_at": 3.5,
         "model": "Qwen/Qwen-Image",
+        "size": "64x64",
         "min_deferral_seconds": 0.5,
     }
     path, serialized = ModelScopeImageGenerationTrigger(**arguments).serialize()
@@ -72,6 +72,15 @@ def test_serializing_and_building_again_loses_nothing() -> None:
 def test_the_trigger_fires_once_when_the_generation_is_finished(emulator: Emulator) -> None:
     generation_id = submitted()
     assert events(trigger(generation_id)) == [{"status": "finished", "generation_id": generation_id}]
+
+
+def test_the_wait_records_the_duration_by_model_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = DurationHistory()
+    monkeypatch.setattr("airflow_provider_modelscope.waiting.poll.DURATIONS", durations)
+    with Emulator(duration=0.001) as emulator:
+        connect(monkeypatch, emulator.base_url)
+        events(trigger(submitted(), model="a/b", size="64x64"))
+    assert durations.of("a/b", "64x64").usual == pytest.approx(0.001)
 
 
 def test_airflows_own_task_id_does_not_disturb_the_wait(emulator: Emulator) -> None:

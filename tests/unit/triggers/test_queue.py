@@ -18,16 +18,19 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnreachableError,
     SubmissionLostError,
 )
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeImageGenerationOperator,
     ModelScopeSubmitImageGenerationOperator,
 )
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.tasks import deferral
-from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+from airflow_provider_modelscope.triggers.clients import shared_client
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
-from airflow_provider_modelscope.waiting import backoff, slots
+from airflow_provider_modelscope.waiting import backoff, poll
 from airflow_provider_modelscope.waiting.backoff import MAX_QUEUE_PAUSE, MAX_RETRY_AFTER, SubmitBackoff
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
+from airflow_provider_modelscope.waiting.poll import PollSchedule
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -49,7 +52,6 @@ def submitter(**parameters: Any) -> ModelScopeSubmitImageGenerationOperator:
 def trigger(**kwargs: Any) -> ModelScopeQueueTrigger:
     arguments: dict[str, Any] = {
         "since": time.time(),
-        "model": "Qwen/Qwen-Image",
         "modelscope_conn_id": "modelscope_default",
         "end_time": time.time() + 60,
         "min_deferral_seconds": 0.0,
@@ -65,6 +67,11 @@ async def event(of: ModelScopeQueueTrigger) -> Any:
 def error_in(event: Any) -> ModelScopeError:
     assert event["status"] == "error"
     return ModelScopeError.from_json(event["error"])
+
+
+def running(generation_id: str, **kwargs: Any) -> PollSchedule:
+    now = time.time()
+    return PollSchedule(generation_id, submitted_at=now, end_time=now + 60, poll_interval=1, **kwargs)
 
 
 def submissions(emulator: Emulator) -> list[Any]:
@@ -106,18 +113,10 @@ class TestTheWaitForRoom:
             assert in_line.after(gone, now=NOW) > 1
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line whose first has its turn at once where nothing runs."""
-    monkeypatch.setattr(slots, "GUESS", 0.0)
-    monkeypatch.setattr(slots, "MAX_GUESS", 0.0)
-
-
 class TestTheTrigger:
     def test_serializing_and_building_again_loses_nothing(self) -> None:
         arguments: dict[str, Any] = {
             "since": 3.5,
-            "model": "a/b",
             "slot_rejected": True,
             "modelscope_conn_id": "other",
             "end_time": 12.25,
@@ -128,98 +127,99 @@ class TestTheTrigger:
         assert json.loads(json.dumps(serialized)) == arguments
         assert ModelScopeQueueTrigger(**serialized).serialize() == (path, arguments)
 
-    def test_it_asks_the_service_nothing(self, emulator: Emulator, at_once: None) -> None:
+    def test_it_asks_the_service_nothing(self, emulator: Emulator) -> None:
         waits = trigger()
         told = asyncio.run(event(waits))
         assert told == {"status": "turn", "since": waits.since, "end_time": waits.end_time}
         assert not emulator.requests
 
-    def test_nobody_has_a_turn_while_the_task_settles_in_its_deferral(
-        self, emulator: Emulator, at_once: None
+    def test_no_slot_is_granted_during_the_minimum_deferral(self, emulator: Emulator) -> None:
+        async def run() -> Any:
+            async with shared_client(ModelScopeHook().account) as client:
+                deferred = asyncio.create_task(event(trigger(since=1.0, min_deferral_seconds=3600)))
+                while client.users < 2:
+                    await asyncio.sleep(0)
+                other = await event(trigger(since=2.0, end_time=time.time() + 1))
+                deferred.cancel()
+                return other
+
+        assert asyncio.run(run())["status"] == "turn"
+
+    def test_queue_is_served_in_order_as_generations_end(self, emulator: Emulator) -> None:
+        async def run() -> None:
+            async with shared_client(ModelScopeHook().account) as client, asyncio.TaskGroup() as group:
+                await event(trigger())  # takes the first slot
+                tasks = {since: group.create_task(event(trigger(since=since))) for since in (3.0, 1.0, 2.0)}
+                while len(client.queue) < 3:
+                    await asyncio.sleep(0.01)
+                for since in (1.0, 2.0, 3.0):
+                    assert not any(task.done() for task in tasks.values())
+                    generation_id = submitter().hook.submit_generation(GenerationRequest(**ASKED))
+                    await client.wait_until_finished(running(generation_id))
+                    await tasks.pop(since)
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize(("size", "status"), [("8x8", "turn"), ("64x64", "error")])
+    def test_slot_follows_the_durations_of_model_and_size(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, size: str, status: str
     ) -> None:
-        async def both() -> list[float]:
-            ended = []
+        durations = DurationHistory()
+        durations.record("a/b", "8x8", 1)
+        durations.record("a/b", "64x64", 1000)
+        monkeypatch.setattr(poll, "DURATIONS", durations)
+        emulator.fail("poll:stall")
+        generation_id = submitter().hook.submit_generation(GenerationRequest(**ASKED))
 
-            async def wait_for(one: ModelScopeQueueTrigger) -> None:
-                await event(one)
-                ended.append(one.since)
+        async def run() -> Any:
+            async with shared_client(ModelScopeHook().account) as client:
+                await event(trigger())  # takes the first slot
+                waiting = asyncio.create_task(
+                    client.wait_until_finished(running(generation_id, model="a/b", size=size))
+                )
+                queued = await event(trigger(end_time=time.time() + 0.3))
+                waiting.cancel()
+                return queued
 
-            unsettled = trigger(since=1.0, min_deferral_seconds=0.3)
-            await asyncio.gather(*(wait_for(one) for one in (unsettled, trigger(since=2.0))))
-            return ended
-
-        assert asyncio.run(both()) == [2.0, 1.0]
-
-    def test_first_come_first_served_one_for_each_generation_that_ends(
-        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(slots, "GUESS", 3600.0)
-        monkeypatch.setattr(slots, "MAX_GUESS", 3600.0)
-        monkeypatch.setattr(slots, "LONGEST", 7200.0)
-        slot_rejected: list[float] = []
-
-        async def stand(since: float) -> None:
-            await event(trigger(since=since, end_time=time.time() + 3600))
-            slot_rejected.append(since)
-
-        async def see_one_end(generation_id: str) -> None:
-            seen = ModelScopeImageGenerationTrigger(
-                generation_id=generation_id,
-                poll_interval=1,
-                submitted_at=time.time(),
-                modelscope_conn_id="modelscope_default",
-                end_time=time.time() + 60,
-                min_deferral_seconds=0.0,
-            )
-            [_] = [event async for event in seen.run()]
-
-        async def all_of_them() -> None:
-            standing = [asyncio.create_task(stand(since)) for since in (3.0, 1.0, 2.0)]
-            await asyncio.sleep(0.2)
-            assert not slot_rejected
-            for number in range(1, 4):
-                await see_one_end(submitter().hook.submit_generation(GenerationRequest(**ASKED)))
-                await asyncio.sleep(0.1)
-                assert slot_rejected == [1.0, 2.0, 3.0][:number]
-            await asyncio.gather(*standing)
-
-        asyncio.run(all_of_them())
-
-    def test_one_that_is_cancelled_lets_the_next_forward(
-        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(slots, "GUESS", 0.3)
-
-        async def leave() -> Any:
-            first = asyncio.create_task(event(trigger(since=1.0)))
-            second = asyncio.create_task(event(trigger(since=2.0)))
-            await asyncio.sleep(0.1)
-            first.cancel()
-            return await second
-
-        assert asyncio.run(leave())["since"] == 2.0
+        assert asyncio.run(run())["status"] == status
 
     def test_at_the_deadline_it_says_how_many_waited(self, emulator: Emulator) -> None:
         async def three() -> list[Any]:
-            end_time = time.time() + 0.3
-            return await asyncio.gather(*(event(trigger(end_time=end_time)) for _ in range(3)))
+            async with shared_client(ModelScopeHook().account):
+                await event(trigger())  # takes the first slot
+                end_time = time.time() + 0.3
+                return await asyncio.gather(*(event(trigger(end_time=end_time)) for _ in range(3)))
 
         errors = [error_in(one) for one in asyncio.run(three())]
         assert all(type(error) is QueueFullError for error in errors)
         assert any("2 more of this account waited with it" in str(error) for error in errors)
 
-    def test_a_line_that_nobody_watched_for_hours_gives_no_turn(
-        self, emulator: Emulator, at_once: None
-    ) -> None:
+    def test_no_slot_is_granted_after_the_deadline(self, emulator: Emulator) -> None:
         late = trigger(since=time.time() - 7200, end_time=time.time() - 3600)
         assert isinstance(error_in(asyncio.run(event(late))), QueueFullError)
 
-    def test_no_event_and_no_argument_holds_the_token(self, emulator: Emulator, at_once: None) -> None:
+    @pytest.mark.parametrize(("slot_rejected", "status"), [(True, "turn"), (False, "error")])
+    def test_rejection_is_reported_to_the_queue(
+        self, emulator: Emulator, slot_rejected: bool, status: str
+    ) -> None:
+        async def run() -> Any:
+            async with shared_client(ModelScopeHook().account) as client:
+                await event(trigger())  # takes the first slot
+                with client.queue.track("42", submitted_at=time.time() - 20, usual_seconds=20):
+                    await event(trigger())  # is granted the slot ahead
+                    other = trigger(slot_rejected=slot_rejected, end_time=time.time() + 0.5)
+                    queued = asyncio.create_task(event(other))
+                    while len(client.queue) < 1:
+                        await asyncio.sleep(0.01)
+                return await queued  # gets the slot if it was given back
+
+        assert asyncio.run(run())["status"] == status
+
+    def test_no_event_and_no_argument_holds_the_token(self, emulator: Emulator) -> None:
         waits = trigger()
         assert TOKEN not in str(asyncio.run(event(waits))) + str(waits.serialize())
 
 
-@pytest.mark.usefixtures("at_once")
 class TestTheTask:
     def deferred(self, task: Any, context: Context) -> Any:
         with pytest.raises(TaskDeferred) as raised:

@@ -22,7 +22,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.protocol.generation import ErrorDetail, Generation
 from airflow_provider_modelscope.protocol.messages import HttpResponse
 from airflow_provider_modelscope.waiting.backoff import Cooldown
-from airflow_provider_modelscope.waiting.intervals import SeenTimes
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
 
 START = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -110,66 +110,63 @@ def test_a_finished_generation_ends_the_wait_at_any_age_even_after_the_deadline(
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> SeenTimes:
-    """What this process has seen: nothing yet."""
-    seen = SeenTimes()
-    monkeypatch.setattr("airflow_provider_modelscope.waiting.poll.SEEN_TIMES", seen)
-    return seen
+def durations(monkeypatch: pytest.MonkeyPatch) -> DurationHistory:
+    """The durations that this process has seen: none yet."""
+    durations = DurationHistory()
+    monkeypatch.setattr("airflow_provider_modelscope.waiting.poll.DURATIONS", durations)
+    return durations
 
 
 def took(duration_ms: float | None) -> Generation:
     return replace(DONE, duration_ms=duration_ms)
 
 
-def test_what_a_wait_has_seen_makes_later_ones_of_that_model_look_at_the_right_time(seen: SeenTimes) -> None:
+def test_a_wait_learns_from_earlier_ones_of_its_model_and_size(durations: DurationHistory) -> None:
+    same: dict[str, Any] = {"model": "a/b", "size": "64x64"}
     for number in range(20):
-        wait = waiting(model="a/b")
+        wait = waiting(**same)
         wait.after(RUNNING, now=START + 39)
         wait.after(took(40_000 + 10 * number), now=START + 41)
-    first = waiting(model="a/b").after(RUNNING, now=START + 25)
+    first = waiting(**same).after(RUNNING, now=START + 22)
     assert isinstance(first, float)
-    assert 8 <= first <= 15  # not long before the fastest
-    [*before, _deadline] = looks(waiting(model="a/b", seconds=45), RUNNING)
+    assert 13 <= first <= 15  # shortly before the fastest, or poll_interval
+    [*before, _deadline] = looks(waiting(**same, seconds=45), RUNNING)
     assert sum(38 < age < 43 for age in before) >= 2, before
-    for other in (waiting(model="c/d"), waiting()):  # of which nothing was seen
-        assert 4.5 <= float(other.after(RUNNING, now=START + 25)) <= 5.5  # type: ignore[arg-type]
+    unknown: list[dict[str, Any]] = [{**same, "model": "c/d"}, {**same, "size": "8x8"}, {"model": "a/b"}, {}]
+    for other in unknown:
+        assert 4.5 <= float(waiting(**other).after(RUNNING, now=START + 22)) <= 5  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("duration_ms", "ran_at", "recorded"),
     [
-        (5412.9, 4, (5.4129, 5.4129)),  # as the service says
-        (5412.9, None, (5.4129, 5.4129)),
-        (5412.9, 6.2, (5.4129, 5.4129)),  # a second of doubt: the clocks begin in two places
-        (None, 6, (6, 8)),  # as it was seen
-        (2000, 6, (6, 8)),  # it contradicts the looks
-        (20_000, 6, (6, 8)),
-        (-1, 6, (6, 8)),
-        (math.nan, 6, (6, 8)),
-        (None, None, None),  # it may have ended at any time
+        (5412.9, 4, 5.4129),  # the service's figure
+        (5412.9, None, 5.4129),
+        (5412.9, 6.2, 5.4129),  # within the tolerance of a second
+        (None, 7, 7.5),  # between the last two polls
+        (2000, 7, 7.5),  # it contradicts the polls
+        (20_000, 7, 7.5),
+        (-1, 7, 7.5),
+        (math.nan, 7, 7.5),
+        (None, None, None),  # it may have finished at any time
         (20_000, None, None),
     ],
 )
-def test_how_long_it_took_is_what_the_service_says_unless_it_was_seen_otherwise(
-    seen: SeenTimes, duration_ms: float | None, ran_at: float | None, recorded: Any
+def test_the_services_duration_is_recorded_unless_polls_contradict(
+    durations: DurationHistory, duration_ms: float | None, ran_at: float | None, recorded: float | None
 ) -> None:
-    for _ in range(20):
-        wait = waiting(model="a/b")
-        if ran_at is not None:
-            wait.after(RUNNING, now=START + ran_at)
-        wait.after(took(duration_ms), now=START + 8)
-    expected = SeenTimes()
-    for _ in range(20 if recorded else 0):
-        expected.record("a/b", recorded[1], after=recorded[0])
-    assert len(seen.of("a/b")) == len(expected.of("a/b"))
-    assert seen.of("a/b").table(9) == expected.of("a/b").table(9)  # of that interval none is kept yet
+    wait = waiting(model="a/b", size="64x64")
+    if ran_at is not None:
+        wait.after(RUNNING, now=START + ran_at)
+    wait.after(took(duration_ms), now=START + 8)
+    assert durations.of("a/b", "64x64").usual == (recorded and pytest.approx(recorded))
 
 
-def test_a_generation_that_failed_teaches_nothing(seen: SeenTimes) -> None:
+def test_a_failed_generation_records_no_duration(durations: DurationHistory) -> None:
     wait = waiting(model="a/b")
     wait.after(RUNNING, now=START + 1)
     wait.after(FAILED, now=START + 2)
-    assert not len(seen)
+    assert not len(durations)
 
 
 def test_not_found_is_a_verdict_only_after_30_seconds() -> None:

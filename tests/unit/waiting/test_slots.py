@@ -1,195 +1,179 @@
-"""A turn comes when there is room, or soon will be: by simulation on the real rules."""
+"""When a slot is granted: rule by rule, then in the simulation of a busy account."""
 
 from __future__ import annotations
 
-import heapq
-import math
-import random
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from airflow_provider_modelscope.waiting.intervals import Times
-from airflow_provider_modelscope.waiting.slots import LEAD_SECONDS, LONGEST, MAX_GUESS, SlotForecast
+from airflow_provider_modelscope.waiting.slots import (
+    LEAD,
+    LONGEST_INTERVAL,
+    MAX_INTERVAL,
+    MIN_INTERVAL,
+    SlotForecast,
+)
+from dev.bench_slots import BUSY, ON_WORKERS, WORST, Case, measure
 
-NOW = 1000.0  # later than anything here
-STAND_BY, SETTLE, DEFERS_AT, TASKS = 6.0, 8.0, 9.5, 40
+NOW = 1000.0
 
 
-class World:
-    """Forty tasks, one slot: those that are refused defer, stand in line, and come back to a worker.
+def forecast(*, granted_at: float = NOW, **usual_seconds: float | None) -> SlotForecast:
+    """Return a forecast after its first grant, with generations that were submitted at the same time."""
+    slots = SlotForecast()
+    slots.grant(granted_at)
+    for generation_id, usual in usual_seconds.items():
+        slots.generation_started(generation_id, submitted_at=granted_at, usual_seconds=usual)
+    return slots
 
-    :param seconds: How long a generation runs.
-    :param start: Seconds from a turn to its worker's first try, give or take a fifth.
-    :param before: How long generations of that model ran before, if any were seen.
-    :param is_seen: Whether the triggerer sees the generations that outlast their worker's first looks.
-    """
 
-    def __init__(
-        self, seconds: float, *, start: float = 3.5, is_seen: bool = True, before: float | None = None
-    ) -> None:
-        self.seconds = seconds
-        self.start = start
-        self.is_seen = is_seen
-        self.times = Times()
-        for _ in range(20 if before else 0):
-            self.times.record(before or 0)
-        self.turns = SlotForecast()
-        self.line: list[int] = []
-        self.events: list[tuple[float, float, Callable[..., None], tuple[Any, ...]]] = []
-        self.luck = random.Random(5)  # noqa: S311 - a simulation's
-        self.ends: list[float] = [0.0]
-        self.given = 0
+def test_first_slot_is_due_at_once() -> None:
+    assert SlotForecast().slot_due(NOW) <= NOW
 
-    def at(self, when: float, what: Callable[..., None], *arguments: Any) -> None:
-        heapq.heappush(self.events, (when, self.luck.random(), what, arguments))
 
-    def run(self) -> tuple[float, float]:
-        """Return which part of the time the slot was busy, and how many turns an image needed."""
-        self.submit(0.0, 0, 0.0)
-        for task in range(1, TASKS):
-            self.at(1 + SETTLE + self.luck.random(), self.join, task)
-        while self.events and len(self.ends) <= TASKS:
-            now, _, what, arguments = heapq.heappop(self.events)
-            what(now, *arguments)
-        return TASKS * self.seconds / self.ends[-1], self.given / (TASKS - 1)
+def test_slot_is_due_shortly_before_the_expected_end() -> None:
+    assert forecast(a=50).slot_due(NOW) == NOW + 50 - LEAD
 
-    def submit(self, now: float, task: int, until: float) -> None:
-        if now >= self.ends[-1]:
-            self.ends.append(now + self.seconds)
-            if self.is_seen and self.seconds > DEFERS_AT:
-                self.at(now + DEFERS_AT, self.see, task, now)
-        elif now < until:
-            self.at(now + 1, self.submit, task, until)
-        else:
-            self.at(now + 1, self.refuse)
-            self.at(now + 1 + SETTLE, self.join, task)
 
-    def join(self, now: float, task: int) -> None:
-        if not self.line:
-            self.turns.begin(now=now)
-        self.line = sorted([*self.line, task])
-        self.give(now)
+def test_first_slot_waits_for_a_known_generation() -> None:
+    slots = SlotForecast()
+    slots.generation_started("a", submitted_at=NOW, usual_seconds=50)
+    assert slots.slot_due(NOW) == NOW + 50 - LEAD
 
-    def refuse(self, now: float) -> None:
-        self.turns.refuse()
-        self.give(now)
 
-    def see(self, now: float, task: int, since: float) -> None:
-        self.turns.see(str(task), since=since, usual_seconds=self.times.usual)
-        self.at(since + self.seconds + 0.3, self.end, task)
-        self.give(now)
+def test_slot_waits_for_the_end_of_an_unknown_duration() -> None:
+    slots = forecast(a=None)
+    assert slots.slot_due(NOW) == NOW + LONGEST_INTERVAL
+    slots.generation_ended("a")
+    assert slots.slot_due(NOW + 30) == NOW + 30
 
-    def end(self, now: float, task: int) -> None:
-        self.times.record(self.seconds)
-        self.turns.end(str(task), is_awaited=bool(self.line))
-        self.give(now)
 
-    def give(self, now: float) -> None:
-        while self.line and self.turns.due(now=now) <= now:
-            self.turns.take(now=now, usual_seconds=self.times.usual)
-            self.given += 1
-            there = now + self.start * self.luck.uniform(0.8, 1.2)
-            self.at(there, self.submit, self.line.pop(0), there + STAND_BY)
-        if self.line:
-            self.at(self.turns.due(now=now) + 1e-6, self.give)
+def test_end_of_a_generation_frees_one_slot() -> None:
+    slots = forecast(a=None, b=None)
+    slots.generation_ended("a")
+    slots.grant(NOW + 30)
+    assert slots.slot_due(NOW + 30) == NOW + 30 + LONGEST_INTERVAL
+
+
+def test_slot_granted_ahead_is_not_granted_again_at_the_end() -> None:
+    slots = forecast(a=50)
+    slots.grant(NOW + 45)
+    slots.generation_ended("a")
+    assert slots.slot_due(NOW + 51) == NOW + 45 + MIN_INTERVAL > NOW + 48
+    slots.generation_started("b", submitted_at=NOW + 50, usual_seconds=50)
+    assert slots.slot_due(NOW + 60) == NOW + 100 - LEAD
+
+
+def test_each_of_several_slots_is_granted_ahead() -> None:
+    slots = forecast(a=50, b=60, c=70)
+    for end in (50, 60, 70):
+        due = slots.slot_due(NOW + 10)
+        assert due == NOW + end - LEAD
+        slots.grant(due)
+    assert slots.slot_due(NOW + 70) == NOW + 70 - LEAD + LONGEST_INTERVAL
+
+
+def test_slot_rejected_ahead_is_granted_again_at_the_end() -> None:
+    slots = forecast(a=50)
+    slots.grant(NOW + 45)
+    slots.reject()
+    assert slots.slot_due(NOW + 55) == NOW + 45 + LONGEST_INTERVAL
+    slots.generation_ended("a")
+    assert slots.slot_due(NOW + 80) == NOW + 80
+
+
+def test_rejection_does_not_take_a_free_slot() -> None:
+    slots = forecast(a=None)
+    slots.generation_ended("a")
+    slots.reject()
+    assert slots.slot_due(NOW) == NOW
+
+
+def test_grant_after_the_longest_interval_is_not_one_ahead_of_an_end() -> None:
+    slots = forecast(a=200)
+    slots.grant(NOW + LONGEST_INTERVAL)
+    assert slots.slot_due(NOW + LONGEST_INTERVAL) == NOW + 200 - LEAD
+
+
+def test_generation_that_is_seen_late_brings_no_slot_forward() -> None:
+    slots = forecast(granted_at=NOW + 100)
+    slots.generation_started("a", submitted_at=NOW, usual_seconds=None)
+    assert slots.slot_due(NOW + 100) == NOW + 100 + LONGEST_INTERVAL
+
+
+def test_intervals_double_with_rejections_and_shrink_with_grants() -> None:
+    slots, now, intervals = SlotForecast(), NOW, []
+    for is_rejected in [True] * 5 + [False] * 12:
+        slots.grant(now)
+        if is_rejected:
+            slots.reject()
+        intervals.append(slots.slot_due(now) - now)
+        now += intervals[-1]
+    assert intervals[0] == 2 * MIN_INTERVAL
+    assert intervals[:5] == sorted(intervals[:5])
+    assert max(intervals) == MAX_INTERVAL == intervals[4]
+    assert intervals[4:] == sorted(intervals[4:], reverse=True)
+    assert intervals[-1] == MIN_INTERVAL
+
+
+def test_rejections_before_any_grant_cost_no_more_than_an_interval() -> None:
+    slots = SlotForecast()
+    for _ in range(50):  # after a restart, those that the former triggerer granted
+        slots.reject()
+    slots.grant(NOW)
+    assert slots.slot_due(NOW) - NOW <= MAX_INTERVAL
+
+
+def test_generation_that_never_ends_does_not_block_the_queue() -> None:
+    slots = forecast(a=7200)
+    assert slots.slot_due(NOW) == NOW + LONGEST_INTERVAL
+
+
+def test_slots_are_not_saved_up() -> None:
+    slots = forecast(a=5, b=5, c=5)
+    for generation_id in "abc":
+        slots.generation_ended(generation_id)
+    slots.grant(NOW + 60)
+    assert slots.slot_due(NOW + 60) == NOW + 60 + MIN_INTERVAL
+
+
+def test_generation_that_two_tasks_wait_for_frees_one_slot() -> None:
+    slots = forecast(a=None)
+    slots.generation_started("a", submitted_at=NOW, usual_seconds=None)
+    slots.generation_ended("a")
+    slots.grant(NOW + 60)
+    slots.generation_ended("a")
+    assert slots.slot_due(NOW + 60) > NOW + 60
+
+
+def test_clock_set_back_delays_a_slot_by_one_interval() -> None:
+    slots = forecast(granted_at=NOW + 3600)
+    assert slots.slot_due(NOW) == NOW + MIN_INTERVAL == slots.slot_due(NOW + 1)
 
 
 @pytest.mark.parametrize(
-    ("world", "busy", "turns"),
+    ("case", "busy", "rejected"),
     [
-        (World(10), 0.92, 1.1),
-        (World(25), 0.95, 1.2),
-        (World(150), 0.98, 1.1),
-        (World(25, start=15), 0.75, 1.4),
-        (World(5), 0.7, 1.5),
-        (World(150, is_seen=False), 0.75, 4),
-        (World(10, before=2), 0.83, 1.7),
-        (World(10, before=100), 0.8, 2.0),
+        (Case(name="5 s", seconds=5), 0.75, 5.5),
+        (Case(name="10 s", seconds=10), 0.82, 9),
+        (Case(name="30 s", seconds=30), 0.9, 9),
+        (Case(name="120 s", seconds=120), 0.95, 9),
+        (Case(name="30 s, two slots", seconds=30, slots=2), 0.88, 7),
+        (Case(name="5 s, two triggerers", seconds=5, triggerers=2), 0.7, 7),
+        (Case(name="10 s, two triggerers", seconds=10, triggerers=2), 0.8, 12),
+        (Case(name="30 s, workers start in 6 to 10 s", seconds=30, start=(6, 10)), 0.83, 9),
+        (Case(name="30 s, each tenth never ends", seconds=30, stuck=10), 0.65, 9),
+        (Case(name="30 s, never polled in a triggerer", seconds=30, is_polled=False), 0.65, 10),
+        (Case(name="10 s, was 100 s", seconds=10, usual=100), 0.82, 9),
+        (Case(name="5 s, was 120 s", seconds=5, usual=120), 0.75, 5.5),
     ],
-    ids=[
-        "10 s",
-        "25 s",
-        "150 s",
-        "25 s, slow workers",
-        "5 s: never seen here",
-        "150 s, not seen here",
-        "10 s, once 2 s",
-        "10 s, once 100 s",
-    ],
+    ids=lambda value: value.name if isinstance(value, Case) else "",
 )
-def test_an_account_is_busy_and_workers_do_not_come_for_nothing(
-    world: World, busy: float, turns: float
-) -> None:
-    was_busy, needed = world.run()
-    assert was_busy >= busy
-    assert needed <= turns
+def test_account_is_busy_with_few_rejections(case: Case, busy: float, rejected: float) -> None:
+    figures = measure(case, SlotForecast, runs=6)
+    assert figures.busy >= busy
+    assert figures.rejected <= rejected
 
 
-def test_a_generation_that_is_known_gives_its_turn_ahead_of_its_end() -> None:
-    turns = SlotForecast()
-    turns.begin(now=100)
-    turns.see("a", since=100, usual_seconds=50)
-    assert turns.due(now=NOW) == 150 - LEAD_SECONDS
-
-
-def test_one_that_is_not_known_gives_its_turn_when_it_ends() -> None:
-    turns = SlotForecast()
-    turns.begin(now=100)
-    turns.see("a", since=100, usual_seconds=None)
-    assert turns.due(now=NOW) == 100 + LONGEST
-    turns.end("a", is_awaited=True)
-    assert turns.due(now=NOW) == NOW
-
-
-def test_the_room_of_one_generation_is_given_once() -> None:
-    turns = SlotForecast()
-    turns.see("a", since=100, usual_seconds=50)
-    turns.take(now=145, usual_seconds=50)
-    turns.end("a", is_awaited=True)
-    assert turns.due(now=NOW) == 150 + 50 - LEAD_SECONDS
-    turns.see("b", since=152, usual_seconds=50)
-    assert turns.due(now=NOW) == 152 + 50 - LEAD_SECONDS
-
-
-def test_several_slots_give_several_turns() -> None:
-    turns = SlotForecast()
-    turns.begin(now=100)
-    for name, since in (("a", 100), ("b", 101), ("c", 102)):
-        turns.see(name, since=since, usual_seconds=50)
-    for end in (150, 151, 152):
-        assert turns.due(now=NOW) == end - LEAD_SECONDS
-        turns.take(now=end - LEAD_SECONDS, usual_seconds=50)
-    assert turns.due(now=NOW) == 150 + 50 - LEAD_SECONDS
-
-
-def test_who_finds_no_room_is_asked_again_when_the_end_was_seen() -> None:
-    turns = SlotForecast()
-    turns.see("a", since=100, usual_seconds=50)
-    turns.take(now=145, usual_seconds=50)
-    turns.refuse()
-    assert turns.due(now=NOW) == 145 + LONGEST
-    turns.end("a", is_awaited=True)
-    assert turns.due(now=NOW) == NOW
-
-
-def test_where_nothing_is_ever_seen_the_pauses_grow_to_a_minute() -> None:
-    turns, now, pauses = SlotForecast(), 100.0, []
-    turns.begin(now=now)
-    for _ in range(8):
-        pauses.append(turns.due(now=NOW) - now)
-        now = turns.due(now=NOW)
-        turns.take(now=now, usual_seconds=None)
-        turns.refuse()
-    assert pauses[0] < 10
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == MAX_GUESS
-
-
-def test_what_nobody_waits_for_leaves_nothing_behind() -> None:
-    turns = SlotForecast()
-    for number in range(3):
-        turns.see(str(number), since=100, usual_seconds=5)
-        turns.end(str(number), is_awaited=False)
-    assert turns.due(now=NOW) == -math.inf
+def test_model_that_became_slow_occupies_few_workers() -> None:
+    figures = measure(WORST, SlotForecast, runs=6)
+    assert figures.busy >= BUSY
+    assert figures.on_workers <= ON_WORKERS

@@ -1,4 +1,4 @@
-"""An image lands in every store as the service served it, and is read from there byte for byte."""
+"""Every store receives the image as the service served it, and returns it byte for byte."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.xcoms import StoredImage
-from tests.stores.conftest import a_try, missing_bucket_of, one_step, opened, submitted, transfer
+from tests.stores.conftest import attempt, missing_bucket_of, one_step, opened, submitted, transfer
 from tests.stores.stores import ALL, REMOTE, Object
-from tests.unit.images.test_object_storage import of_size
+from tests.unit.images.conftest import of_size
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -38,28 +38,26 @@ def type_in(store: Store, content_type: str) -> str | None:
     return None if store.relay is None else content_type
 
 
-def picture(width: int = 640, height: int = 480) -> bytes:
+def png(width: int = 640, height: int = 480) -> bytes:
     file = BytesIO()
     Pillow.effect_noise((width, height), 60).save(file, "PNG")
     return file.getvalue()
 
 
 @in_every_store
-def test_what_the_transfer_stores_is_what_the_service_served(
+def test_the_transfer_stores_the_bytes_of_the_service(
     emulator: Emulator, store: Store, bucket: Bucket
 ) -> None:
     generation_id = submitted()
-    uris = transfer(generation_id, bucket.uri("cats/"), store.storage_conn_id).execute(a_try())
+    uris = transfer(generation_id, bucket.uri("cats/"), store.storage_conn_id).execute(attempt())
     [served] = emulator.served.values()
     assert uris == [bucket.uri(f"cats/{generation_id}-1.png")]
     assert bucket.objects == {uris[0]: Object(served, type_in(store, "image/png"))}
 
 
 @in_every_store
-def test_what_is_converted_has_the_content_type_of_its_new_format(
-    emulator: Emulator, store: Store, bucket: Bucket
-) -> None:
-    uris = transfer(submitted(), bucket.uri("cat.jpg"), store.storage_conn_id).execute(a_try())
+def test_a_converted_image_has_its_new_content_type(emulator: Emulator, store: Store, bucket: Bucket) -> None:
+    uris = transfer(submitted(), bucket.uri("cat.jpg"), store.storage_conn_id).execute(attempt())
     [(uri, stored)] = bucket.objects.items()
     assert uris == [uri] == [bucket.uri("cat.jpg")]
     assert stored.content_type == type_in(store, "image/jpeg")
@@ -67,31 +65,34 @@ def test_what_is_converted_has_the_content_type_of_its_new_format(
 
 
 @in_every_store
-def test_the_one_step_operator_stores_the_image_and_what_is_told_of_it(
+def test_the_operator_stores_the_image_and_its_sidecar(
     emulator: Emulator, store: Store, bucket: Bucket
 ) -> None:
-    context = a_try()
+    context = attempt()
     uris = one_step(
         bucket.uri("猫/one more+1%/"), store.storage_conn_id, sidecar=True, embed_metadata=True
     ).execute(context)
-    [told] = context["ti"].pushed["images"]
+    [described] = context["ti"].pushed["images"]
     stored = bucket.objects
-    assert uris == [told["uri"]]
-    assert stored.keys() == {told["uri"], told["sidecar_uri"]}
-    assert told["sidecar_uri"] == f"{told['uri']}.json"
-    image, sidecar = stored[told["uri"]], stored[told["sidecar_uri"]]
+    assert uris == [described["uri"]]
+    assert stored.keys() == {described["uri"], described["sidecar_uri"]}
+    assert described["sidecar_uri"] == f"{described['uri']}.json"
+    image, sidecar = stored[described["uri"]], stored[described["sidecar_uri"]]
     assert image.content_type == type_in(store, "image/png")
-    assert (sha256(image.content).hexdigest(), len(image.content)) == (told["sha256"], told["size_bytes"])
-    assert told["generation_id"].encode() in image.content
+    assert (sha256(image.content).hexdigest(), len(image.content)) == (
+        described["sha256"],
+        described["size_bytes"],
+    )
+    assert described["generation_id"].encode() in image.content
     assert sidecar.content_type == type_in(store, "application/json")
-    assert json.loads(sidecar.content)["sha256"] == told["sha256"]
+    assert json.loads(sidecar.content)["sha256"] == described["sha256"]
 
 
-# Google's and Azure's libraries give aiohttp such a body; they run in a thread of their own.
+# Google's and Azure's libraries pass such a body to aiohttp; they run in a thread of their own.
 @pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
 @in_remote_stores
-def test_an_image_that_is_sent_in_parts_is_stored_whole(store: Store, bucket: Bucket) -> None:
-    """As gcsfs does from 50 MiB on, and all do up to the largest image that is accepted by default."""
+def test_an_image_sent_in_parts_is_stored_completely(store: Store, bucket: Bucket) -> None:
+    """gcsfs does so from 50 MiB on; all stores take the largest image that is accepted by default."""
     image = Image.from_bytes(of_size(Account.max_image_bytes))
     to = Destination.parse(bucket.uri("cats/"), storage_conn_id=store.storage_conn_id)
     uri = to.store(image, generation_id="42", number=1)
@@ -99,57 +100,53 @@ def test_an_image_that_is_sent_in_parts_is_stored_whole(store: Store, bucket: Bu
 
 
 @in_remote_stores
-def test_no_uri_names_the_connection(emulator: Emulator, store: Store, bucket: Bucket) -> None:
+def test_no_uri_contains_the_connection(emulator: Emulator, store: Store, bucket: Bucket) -> None:
     with_connection = bucket.uri("cats/").replace("://", f"://{store.storage_conn_id}@")
-    context = a_try()
+    context = attempt()
     one_step(with_connection, None, sidecar=True).execute(context)
-    [told] = context["ti"].pushed["images"]
-    assert bucket.objects.keys() == {told["uri"], told["sidecar_uri"]}
-    assert told["storage_conn_id"] == store.storage_conn_id
-    assert b"@" not in bucket.objects[told["sidecar_uri"]].content
+    [described] = context["ti"].pushed["images"]
+    assert bucket.objects.keys() == {described["uri"], described["sidecar_uri"]}
+    assert described["storage_conn_id"] == store.storage_conn_id
+    assert b"@" not in bucket.objects[described["sidecar_uri"]].content
 
 
-def test_the_same_bytes_stand_in_all_stores(
+def test_all_stores_hold_the_same_bytes(
     emulator: Emulator, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One generation, as it came and with what is told of it in it."""
+    """One generation, unchanged and with embedded metadata."""
     generation_id = submitted()
     found: dict[str, tuple[str, str]] = {}
     for kind in ALL:
         try:
             store = opened(stores, kind, monkeypatch)
         except pytest.skip.Exception:
-            continue  # its own tests say why
+            continue  # its own tests report the reason
         bucket = missing_bucket_of(store)
         bucket.make()
-        for name, embed in (("as it came", False), ("with metadata", True)):
+        for name, embed in (("unchanged", False), ("with metadata", True)):
             to = bucket.uri(f"{name}.png")
-            transfer(generation_id, to, store.storage_conn_id, embed_metadata=embed).execute(a_try())
-        came, embedded = (sha256(one.content).hexdigest() for one in bucket.objects.values())
-        found[kind.__name__] = (came, embedded)
+            transfer(generation_id, to, store.storage_conn_id, embed_metadata=embed).execute(attempt())
+        unchanged, embedded = (sha256(one.content).hexdigest() for one in bucket.objects.values())
+        found[kind.__name__] = (unchanged, embedded)
     [served] = emulator.served.values()
     assert len(found) >= len(ALL) - 1
-    [(came, embedded)] = set(found.values())
-    assert came == sha256(served).hexdigest() != embedded
+    [(unchanged, embedded)] = set(found.values())
+    assert unchanged == sha256(served).hexdigest() != embedded
 
 
 @in_every_store
-def test_a_picture_to_edit_reaches_the_service_byte_for_byte(
-    emulator: Emulator, store: Store, bucket: Bucket
-) -> None:
-    pictures = [picture(), picture(32, 24)]
-    uris = [bucket.put(f"猫 {number}.png", content) for number, content in enumerate(pictures)]
-    one_step(bucket.uri("edited/"), store.storage_conn_id, image_url=uris).execute(a_try())
+def test_a_source_image_is_sent_byte_for_byte(emulator: Emulator, store: Store, bucket: Bucket) -> None:
+    sources = [png(), png(32, 24)]
+    uris = [bucket.put(f"猫 {number}.png", content) for number, content in enumerate(sources)]
+    one_step(bucket.uri("edited/"), store.storage_conn_id, image_url=uris).execute(attempt())
     [sent] = [one.json["image_url"] for one in emulator.requests if one.note == "accepted"]
     assert [one.partition(",")[0] for one in sent] == ["data:image/png;base64"] * 2
-    assert [base64.b64decode(one.partition(",")[2]) for one in sent] == pictures
+    assert [base64.b64decode(one.partition(",")[2]) for one in sent] == sources
 
 
 @in_every_store
-def test_the_gallery_shows_what_is_stored_and_nothing_else(
-    emulator: Emulator, store: Store, bucket: Bucket
-) -> None:
-    context = a_try()
+def test_the_gallery_shows_only_the_stored_image(emulator: Emulator, store: Store, bucket: Bucket) -> None:
+    context = attempt()
     [uri] = transfer(submitted(), bucket.uri("cats/"), store.storage_conn_id).execute(context)
     stored = StoredImage.from_json(context["ti"].pushed["images"][0])
     assert stored is not None
@@ -163,9 +160,9 @@ def test_the_gallery_shows_what_is_stored_and_nothing_else(
 
 
 @pytest.mark.parametrize("store", REMOTE[1:3], indirect=True, ids=lambda kind: kind.__name__)
-def test_a_bucket_may_stand_in_the_hosts_name(emulator: Emulator, store: Store, bucket: Bucket) -> None:
+def test_a_bucket_may_be_in_the_host_name(emulator: Emulator, store: Store, bucket: Bucket) -> None:
     assert store.relay is not None
-    transfer(submitted(), bucket.uri("cat.png"), store.storage_conn_id).execute(a_try())
+    transfer(submitted(), bucket.uri("cat.png"), store.storage_conn_id).execute(attempt())
     hosts = {
         line.partition(b": ")[2].partition(b".")[0].decode()
         for head in store.relay.heads
@@ -177,11 +174,11 @@ def test_a_bucket_may_stand_in_the_hosts_name(emulator: Emulator, store: Store, 
 
 
 @pytest.mark.parametrize("store", REMOTE[2:3], indirect=True, ids=lambda kind: kind.__name__)
-def test_oss_is_sent_none_of_the_checksums_that_it_does_not_know(
+def test_oss_receives_no_checksums_that_it_does_not_know(
     emulator: Emulator, store: Store, bucket: Bucket
 ) -> None:
     assert store.relay is not None
-    transfer(submitted(), bucket.uri("cat.png"), store.storage_conn_id, sidecar=True).execute(a_try())
+    transfer(submitted(), bucket.uri("cat.png"), store.storage_conn_id, sidecar=True).execute(attempt())
     puts = [head.lower() for head in store.relay.heads if head.startswith(b"PUT /cat.png")]
     assert puts
     assert not any(word in head for head in puts for word in (b"aws-chunked", b"checksum", b"x-amz-trailer"))

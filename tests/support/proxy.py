@@ -1,4 +1,4 @@
-"""A TCP relay before a service, with what can go wrong on the wire. It knows as much HTTP as it needs."""
+"""A TCP proxy before a service that injects network faults. It parses only the HTTP that this needs."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024
 HEAD_END = b"\r\n\r\n"
-BODY_BYTES = 1000  # of an upload that get through before it breaks off
-REFUSALS = {
+BODY_BYTES = 1000  # of an upload that get through before it is cut
+ERRORS = {
     "403": b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
     "503": b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
 }
 
-Fault = Literal["", "403", "503", "cut", "hang", "deaf", "mute"]
+Fault = Literal["", "403", "503", "cut", "hang", "hang-get", "lose-response"]
 
 
 class Proxy:
-    """Relays to one service; use it as a context manager.
+    """A proxy to one service. Use it as a context manager.
 
-    :param url: The service's.
-    :param tls: Speak TLS with the clients, with this certificate; the service is spoken to without.
+    :param url: URL of the service.
+    :param tls: Certificate for TLS with the clients. The proxy speaks plain HTTP with the service.
     """
 
     url: str
-    """Where to reach the service through it."""
+    """URL of the proxy."""
 
     fault: Fault = ""
-    """What goes wrong with requests that begin from now on. ``403``, ``503``: they are refused so. ``cut``:
-    an upload (PUT, POST) breaks off within its body. ``hang``: it stops there. ``deaf``: a GET hangs.
-    ``mute``: a POST gets through, and its answer does not."""
+    """The fault of requests that begin from now on. ``403``, ``503``: they are rejected with this status.
+    ``cut``: the connection closes within the body of an upload (PUT, POST). ``hang``: the upload hangs there.
+    ``hang-get``: a GET hangs. ``lose-response``: a POST gets through, its response does not."""
 
     caught = 0
-    """How many requests that happened to."""
+    """How many requests had a fault."""
 
     heads: list[bytes]
     """The first line and the headers of each request."""
@@ -57,11 +57,11 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
     def down(self) -> None:
-        """Refuse connections, and drop those that there are."""
+        """Refuse connections, and close the existing ones."""
         self._run(self._close())
 
     def up(self) -> None:
-        """Take connections again, at the same port."""
+        """Accept connections again, at the same port."""
         self._run(self._listen())
 
     def __enter__(self) -> Proxy:
@@ -100,68 +100,68 @@ class Proxy:
         connection.add_done_callback(self._connections.discard)
 
     async def _relay(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        """Carry bytes both ways until one side ends, or a fault does it."""
+        """Forward bytes both ways until one side closes, or a fault closes the connection."""
         service, to_service = await asyncio.open_connection(*self._service)
-        is_mute = False
+        loses_response = False
 
-        async def carry_requests() -> None:
-            nonlocal is_mute
+        async def forward_requests() -> None:
+            nonlocal loses_response
             left = CHUNK * CHUNK
             while data := await client.read(CHUNK):
                 head, end, _ = data.partition(HEAD_END)
                 if end and head.partition(b"\r\n")[0].endswith(b"HTTP/1.1"):
                     self.heads.append(head)
-                # A client awaits an answer before it asks again, so what is read may begin a request.
+                # Clients do not pipeline: a request starts at the start of what is read.
                 match self.fault, data.partition(b" ")[0]:
                     case ("403" | "503") as status, (b"PUT" | b"POST" | b"HEAD" | b"GET") as method:
                         self.caught += 1
-                        to_client.write(_refusal(status, with_body=method != b"HEAD"))
+                        to_client.write(_error_response(status, with_body=method != b"HEAD"))
                         await to_client.drain()
-                        return await _ignore(client)
+                        return await _discard(client)
                     case "cut" | "hang", b"PUT" | b"POST":
                         left = data.index(HEAD_END) + len(HEAD_END) + BODY_BYTES
-                    case "deaf", b"GET":
+                    case "hang-get", b"GET":
                         self.caught += 1
-                        return await _ignore(client)
-                    case "mute", b"POST":
+                        return await _discard(client)
+                    case "lose-response", b"POST":
                         self.caught += 1
-                        is_mute = True
+                        loses_response = True
                 to_service.write(data[:left])
                 await to_service.drain()
                 left -= len(data)
                 if left <= 0:
                     self.caught += 1
                     if self.fault == "hang":
-                        await _ignore(client)
+                        await _discard(client)
                     return None
 
-        async def carry_answers() -> None:
+        async def forward_responses() -> None:
             while data := await service.read(CHUNK):
-                if not is_mute:
+                if not loses_response:
                     to_client.write(data)
                     await to_client.drain()
 
-        ways = [asyncio.create_task(carry_requests()), asyncio.create_task(carry_answers())]
+        directions = [asyncio.create_task(forward_requests()), asyncio.create_task(forward_responses())]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            if ways[1].done():  # what the service said at last is still to be sent
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+            if directions[1].done():  # the last response is still in the buffer
                 to_client.close()
                 await to_client.wait_closed()
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
             to_client.transport.abort()
             to_service.transport.abort()
 
 
-def _refusal(status: str, *, with_body: bool) -> bytes:
-    body = REFUSALS[status]
-    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+def _error_response(status: str, *, with_body: bool) -> bytes:
+    body = ERRORS[status]
+    head = f"HTTP/1.1 {status} Error\r\nContent-Type: application/xml\r\nConnection: close\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + with_body * body
 
 
-async def _ignore(client: asyncio.StreamReader) -> None:
-    """Read until the client goes away."""
+async def _discard(client: asyncio.StreamReader) -> None:
+    """Read until the client closes the connection."""
     while await client.read(CHUNK):
         pass
