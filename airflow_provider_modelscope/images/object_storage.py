@@ -44,6 +44,39 @@ _REFUSALS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirector
 _REFUSING = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
+def check_destination(destination: str) -> None:
+    """Check everything about a destination that needs no filesystem and no connection.
+
+    :param destination: As for :meth:`Destination.parse`.
+    :raises InvalidDestinationError: if no filesystem and no connection could make it valid.
+    """
+    if not isinstance(destination, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", destination):
+        raise _invalid(destination, "write a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'")
+    if any(sign in destination for sign in "?#\\") or not destination.isprintable():
+        raise _invalid(destination, "'?', '#', '\\\\' and control characters may not stand in it")
+    try:
+        parts = urlsplit(destination)
+    except ValueError as error:  # such as an unclosed [ of an IPv6 address
+        raise _invalid(destination, str(error)) from error
+    host = parts.netloc.rpartition("@")[2]
+    folders = parts.path.split("/")
+    if not {".", ".."}.isdisjoint(folders):
+        raise _invalid(destination, "'.' and '..' may not stand in it")
+    if parts.scheme in _LOCAL and (host or not parts.path):
+        raise _invalid(destination, "a local path has three slashes: 'file:///folder/'")
+    if parts.scheme not in _LOCAL and not host:
+        raise _invalid(destination, "it names no bucket")
+    if not parts.path:
+        raise _invalid(destination, "end it with '/' to store into the bucket, or name an object")
+    name = PurePosixPath(folders[-1])
+    format_ = FORMAT_OF_SUFFIX.get(name.suffix.lower())
+    is_picture = format_ or (mimetypes.guess_type(name)[0] or "").startswith("image/")
+    if is_picture and format_ not in CONVERTIBLE:
+        raise _invalid(
+            destination, "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Destination:
     """Where the images of one generation go: a folder, or one object. Made by :meth:`parse`."""
@@ -62,33 +95,10 @@ class Destination:
         :param sidecar: Whether a file is to stand beside each image.
         :raises InvalidDestinationError: saying what is wrong and what is allowed.
         """
-        if not isinstance(destination, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", destination):
-            raise _invalid(
-                destination, "write a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
-            )
-        if any(sign in destination for sign in "?#\\") or not destination.isprintable():
-            raise _invalid(destination, "'?', '#', '\\\\' and control characters may not stand in it")
-        try:
-            parts = urlsplit(destination)
-        except ValueError as error:  # such as an unclosed [ of an IPv6 address
-            raise _invalid(destination, str(error)) from error
-        connection, at, host = parts.netloc.rpartition("@")
-        folders = parts.path.split("/")
-        if not {".", ".."}.isdisjoint(folders):
-            raise _invalid(destination, "'.' and '..' may not stand in it")
-        if parts.scheme in _LOCAL and (host or not parts.path):
-            raise _invalid(destination, "a local path has three slashes: 'file:///folder/'")
-        if parts.scheme not in _LOCAL and not host:
-            raise _invalid(destination, "it names no bucket")
-        if not parts.path:
-            raise _invalid(destination, "end it with '/' to store into the bucket, or name an object")
-        name = PurePosixPath(folders[-1])
-        format_ = FORMAT_OF_SUFFIX.get(name.suffix.lower())
-        is_picture = format_ or (mimetypes.guess_type(name)[0] or "").startswith("image/")
-        if is_picture and format_ not in CONVERTIBLE:
-            raise _invalid(
-                destination, "images can be had as .png, .jpg or .webp, or unchanged under other suffixes"
-            )
+        check_destination(destination)
+        parts = urlsplit(destination)
+        connection, at, _ = parts.netloc.rpartition("@")
+        name = PurePosixPath(parts.path.split("/")[-1])
         path = _open(destination, storage_conn_id)
         if parts.scheme in _LOCAL:
             if obstacle := _obstacle(Path(path.path), is_folder=not name.name):
@@ -100,7 +110,7 @@ class Destination:
         return cls(
             uri=destination.replace(connection + at, "", 1),
             storage_conn_id=storage_conn_id or connection or None,
-            format=format_,
+            format=FORMAT_OF_SUFFIX.get(name.suffix.lower()),
         )
 
     def store(self, image: Image, *, generation_id: str, number: int) -> str:

@@ -71,27 +71,9 @@ class GenerationRequest:
     extra_parameters: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        mistakes = []
-        for name, check in _CHECKS.items():
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, check(value))
-            except ValueError as mistake:
-                mistakes.append(f"{name} = {preview(value)}: {mistake}")
-        mistakes += self._size_mistakes()
-        raise_invalid(mistakes)
-
-    def _size_mistakes(self) -> list[str]:
-        """Return what is wrong with a well-formed size for this family of models."""
-        well_formed = r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})"
-        matched = re.fullmatch(well_formed, self.size) if isinstance(self.size, str) else None
-        family = _family(self.model)
-        if matched is None or family is None:
-            return []
-        _, least, most = _SIZES[family]
-        if all(least <= int(side) <= most for side in matched.groups()):
-            return []
-        return [f"size = {self.size!r}: {family} models draw {least}x{least} to {most}x{most}"]
+        values, errors = _checked(vars(self))
+        raise_invalid(errors)
+        vars(self).update(values)  # not by assignment: the request is frozen
 
     def to_json(self) -> dict[str, Any]:
         """Return the body that ModelScope's API takes.
@@ -132,8 +114,43 @@ class GenerationRequest:
         return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
 
 
-def _family(model: Any) -> str | None:
-    name = model.rpartition("/")[2] if isinstance(model, str) else ""
+def check_parameters(given: Mapping[str, Any]) -> list[str]:
+    """Return the errors of some request parameters, each as ``name = value: must be ...``.
+
+    Parameters that are not given are not checked, required ones included; the range of ``size`` is checked if
+    ``model`` is given as well.
+
+    :param given: Names of request parameters with their values, as a Dag gives them.
+    """
+    return _checked(given)[1]
+
+
+def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values to send, and an error for each of the others."""
+    values: dict[str, Any] = {}
+    errors = []
+    for name, value in given.items():
+        try:
+            values[name] = _CHECKS[name](value)
+        except ValueError as error:
+            errors.append(f"{name} = {preview(value)}: {error}")
+    if size_error := _size_error(values.get("model"), values.get("size")):
+        errors.append(size_error)
+    return values, errors
+
+
+def _size_error(model: str | None, size: str | None) -> str | None:
+    family = _family(model)
+    if size is None or family is None:
+        return None
+    _, least, most = _SIZES[family]
+    if all(least <= int(side) <= most for side in size.split("x")):
+        return None
+    return f"size = {size!r}: {family} models draw {least}x{least} to {most}x{most}"
+
+
+def _family(model: str | None) -> str | None:
+    name = (model or "").rpartition("/")[2]
     families = [
         family for family, (pattern, _, _) in _SIZES.items() if re.search(pattern, name, re.IGNORECASE)
     ]

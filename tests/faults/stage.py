@@ -35,7 +35,7 @@ TOKEN = "ms-faults/8Gq+7Zx/K2p+Lw3w=="
 HOURS = 3600.0  # seconds of a generation: it ends when its row says so
 LIMIT = 120.0  # seconds for whatever a row waits for
 BUCKET = "postcards"
-TOLD = "paid twice"  # what the log says where that may be
+TOLD = "charged twice"  # what the log says where that may be
 
 # The dead are missed in seconds, where Airflow takes minutes by default.
 SETTINGS = {
@@ -70,7 +70,7 @@ class Outcome:
     :param images: Stored objects that are, to the byte, what the service served.
     :param others: Stored objects, or half of them, that are not.
     :param submissions: That the service accepted.
-    :param told: Whether the log says that a generation may have been paid twice.
+    :param told: Whether the log says that a generation may be charged twice.
     :param ended: The state of the Dag run.
     :param tries: The most that a task of it took.
     :param problem: What stood in the way.

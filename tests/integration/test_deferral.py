@@ -57,9 +57,9 @@ def assert_the_image_can_be_followed(logs: Path, generation_id: str, uri: str) -
     entries.sort(key=lambda entry: entry["timestamp"])
     lines = [entry["event"] for entry in entries if generation_id in entry["event"]]
     way = [
-        f"ModelScope accepted generation {generation_id} by Qwen/Qwen-Image: 'A lighthouse",
+        f"Submitted generation {generation_id} to Qwen/Qwen-Image: 'A lighthouse",
         f"Generation {generation_id} is PROCESSING",
-        f"Leaving generation {generation_id} (PROCESSING) to the triggerer",
+        f"Deferring: generation {generation_id} is PROCESSING",
         f"Generation {generation_id} is SUCCEED",
         f"Downloading the images of generation {generation_id}: 1",
         f"Stored generation {generation_id}: {uri} (",

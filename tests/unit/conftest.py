@@ -1,4 +1,4 @@
-"""What unit tests share: the emulator as the service, and the little of Airflow that a task needs."""
+"""Fixtures of the unit tests: the emulator as the service, and a fake task instance of Airflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.hooks import modelscope
-from airflow_provider_modelscope.waiting import backoff
+from airflow_provider_modelscope.waiting import backoff, slots
 
 TOKEN = "ms-0b1c2d3e-test"
 
@@ -24,10 +24,10 @@ class TaskInstance:
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
         self.start_date = datetime.now(UTC)
-        self.upstream: Any = None  # what pulling the XCom of a task upstream gives
+        self.upstream: Any = None  # the XCom of every task upstream
 
     def xcom_push(self, key: str, value: Any) -> None:
-        self.pushed[key] = json.loads(json.dumps(value))  # as the database would hold it
+        self.pushed[key] = json.loads(json.dumps(value))  # as the database stores it
 
     def xcom_pull(self, task_ids: str, key: str, map_indexes: int | None = None) -> Any:
         is_own = (task_ids, map_indexes) == (self.task_id, self.map_index)
@@ -41,15 +41,22 @@ def context() -> dict[str, Any]:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that tries again at once."""
+    """A worker that retries at once."""
     monkeypatch.setattr(modelscope, "PAUSE", 0.0)
     monkeypatch.setattr(backoff, "PAUSE", 0.0)
     monkeypatch.setattr(backoff, "QUEUE_PAUSE", 0.0)
 
 
 @pytest.fixture
+def free_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that grants its first slot at once if no generation is running."""
+    monkeypatch.setattr(slots, "GUESS", 0.0)
+    monkeypatch.setattr(slots, "MAX_GUESS", 0.0)
+
+
+@pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """A service whose generations are finished at once, behind the connection ``modelscope_default``."""
+    """A service whose generations finish at once, and the connection ``modelscope_default`` to it."""
     with Emulator(max_running=10) as emulator:
         connect(monkeypatch, emulator.base_url)
         yield emulator

@@ -852,7 +852,7 @@ class TestInlining:
         uri = f"file://{tmp_path}/{path}" if protocol == "file" else f"memory://bucket/{path}"
         with pytest.raises(InvalidRequestError, match=problem) as raised:
             inlined(uri)
-        assert str(raised.value).startswith(f"Nothing was sent. image_url = {uri!r}: ")
+        assert str(raised.value).startswith(f"Invalid parameters, nothing was sent: image_url = {uri!r}: ")
 
     def test_a_path_through_a_file_ends_the_task_too(self, tmp_path: Path) -> None:
         (tmp_path / "page.png").touch()
@@ -870,7 +870,7 @@ class TestInlining:
     def test_a_store_that_cannot_be_opened_ends_the_task(
         self, uri: str, storage_conn_id: str | None, problem: str, memory: Store
     ) -> None:
-        with pytest.raises(InvalidRequestError, match=f"Nothing was sent. image_url = '{uri}': .*{problem}"):
+        with pytest.raises(InvalidRequestError, match=f"nothing was sent: image_url = '{uri}': .*{problem}"):
             inlined(uri, storage_conn_id)
 
     @pytest.mark.parametrize(
@@ -895,6 +895,6 @@ class TestInlining:
 
         register("s3", Failing())
         with pytest.raises(
-            error, match=rf"Nothing was sent\. image_url = 's3://bucket/cat.png': .*{fault.args[-1]}"
+            error, match=rf"othing was sent[.:] image_url = 's3://bucket/cat.png': .*{fault.args[-1]}"
         ):
             inlined("s3://bucket/cat.png")

@@ -182,7 +182,7 @@ def ids(rows: list[Any]) -> list[str]:
 @pytest.mark.parametrize(("parameter", "value", "problem"), BAD, ids=ids(BAD))
 def test_a_mistake_is_named_with_parameter_value_and_range(parameter: str, value: Any, problem: str) -> None:
     message = mistakes(**{parameter: value})
-    assert message.startswith(f"Nothing was sent. Please correct {parameter} = {repr(value)[:60]}")
+    assert message.startswith(f"Invalid parameters, nothing was sent: {parameter} = {repr(value)[:60]}")
     assert problem in message
     assert message.count(" = ") == 1
 
@@ -203,7 +203,7 @@ def test_all_mistakes_come_in_one_error_which_ends_the_task() -> None:
     assert list(wrong) == [field.name for field in fields(GenerationRequest)]
     with pytest.raises(AirflowFailException) as caught:
         GenerationRequest(**wrong)
-    listed = str(caught.value).removeprefix("Nothing was sent. Please correct ").split("; ")
+    listed = str(caught.value).removeprefix("Invalid parameters, nothing was sent: ").split("; ")
     assert [mistake.partition(" = ")[0] for mistake in listed] == list(wrong)
 
 
