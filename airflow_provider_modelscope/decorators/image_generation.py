@@ -124,7 +124,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
     def _submit(
         self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None
     ) -> Submission:
-        if self.deferrable and queue is None:  # another process may resume, without these attributes
+        if self.deferrable:  # another process may resume, without these attributes
             self._save(request, context)
         return super()._submit(request, context, queue)
 

@@ -77,8 +77,6 @@ def submit_or_defer(
     except (RateLimitedError, ServiceUnreachableError) as error:
         if isinstance(error, ServiceUnreachableError) and not slot_rejected:
             raise  # the service may not exist at all
-        if time.time() >= queue.end_time:
-            queue.give_up(error)
         task.log.info("Deferring until a slot is free: %s", error)
     trigger = ModelScopeQueueTrigger(
         since=queue.since,

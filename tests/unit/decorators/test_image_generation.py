@@ -129,8 +129,10 @@ class TestReturned:
         assert not emulator.requests
 
     def test_a_missing_model_is_named(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+        destination = f"file://{tmp_path}/"
+        drawn: Any = modelscope_image_task(lambda: "A cat", task_id="draw", destination=destination)()
         with pytest.raises(InvalidRequestError, match="model = None: must be text"):
-            execute(drawing(lambda: "A cat", tmp_path, model=None), context)
+            execute(drawn.operator, context)
 
 
 class TestDeferred:

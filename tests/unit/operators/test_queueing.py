@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_modelscope.exceptions import ModelScopeFinalError, QueueFullError, SubmissionLostError
+from airflow_provider_modelscope.exceptions import (
+    ModelScopeFinalError,
+    QueueFullError,
+    ServiceUnreachableError,
+    SubmissionLostError,
+)
 from airflow_provider_modelscope.tasks import deferral as deferral_module
 from airflow_provider_modelscope.waiting import backoff
 from tests.unit.builders import REQUEST, Context, one_step, overdue, resume, submitter
@@ -78,6 +83,22 @@ def test_at_the_execution_timeout_the_full_queue_is_the_error(
     task = submitter(deferrable=deferrable, execution_timeout=timedelta(minutes=1))
     with pytest.raises(QueueFullError):
         task.execute(overdue(context))
+
+
+def test_a_short_queue_timeout_is_spent_on_the_worker(
+    emulator: Emulator, context: Context, no_pauses: None
+) -> None:
+    emulator.fail("submit:queue-full:2")
+    assert submitter(deferrable=True, queue_timeout=10).execute(context)
+    assert emulator.accepted == 1
+
+
+def test_an_unreachable_service_is_not_waited_for(
+    context: Context, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+    with pytest.raises(ServiceUnreachableError):
+        submitter(deferrable=True).execute(context)
 
 
 def test_a_rejected_submission_keeps_its_position(
