@@ -1,7 +1,6 @@
-"""What is counted and timed, through Airflow's own metrics; every name stands here and nowhere else.
+"""The metrics of workers: their names, and sending them through Airflow to StatsD, Datadog or OpenTelemetry.
 
-Only workers count: they submit and store. Airflow sends to StatsD, Datadog or OpenTelemetry, or nowhere. As
-StatsD drops tags where Airflow is not told to keep them, a reason stands in a metric's name as well.
+The reason of an error is both a tag and a suffix of the name, because StatsD drops tags by default.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, SubmissionLostError
 
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class HasConnection(Protocol):
-    """A task that has a connection to ModelScope."""
+    """A task with a connection to ModelScope."""
 
     modelscope_conn_id: str
 
@@ -46,69 +45,66 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def reason_of(error: ModelScopeError) -> str:
-    """Return the error's name as metrics have it: ``queue_full`` of a ``QueueFullError``."""
+    """Return the name of an error in metrics, such as ``queue_full`` for ``QueueFullError``."""
     return re.sub(r"\B(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
 
 
 @contextmanager
 def counted_submission(*, modelscope_conn_id: str, model: str) -> Iterator[None]:
-    """Count a submission that is sent, and what became of it."""
-    tags = {"modelscope_conn_id": modelscope_conn_id, "model": model}
-    _send("incr", SENT, tags=tags)
+    """Count a submission and its outcome."""
+    tags = _tags(modelscope_conn_id, model)
+    _send("incr", SENT, 1, tags)
     try:
         yield
     except SubmissionLostError:
-        _send("incr", UNCONFIRMED, tags=tags)
+        _send("incr", UNCONFIRMED, 1, tags)
         raise
     except ModelScopeError as error:
         _count_by_reason(REJECTED, error, tags)
         raise
-    _send("incr", ACCEPTED, tags=tags)
+    _send("incr", ACCEPTED, 1, tags)
 
 
 def show_quota(quota: Quota, *, modelscope_conn_id: str, model: str) -> None:
-    """Show what the service says of the quota left."""
-    tags = {"modelscope_conn_id": modelscope_conn_id}
+    """Send the remaining quota, as far as the service reports it."""
     if quota.remaining is not None:
-        _send("gauge", QUOTA, quota.remaining, tags=tags)
+        _send("gauge", QUOTA, quota.remaining, _tags(modelscope_conn_id))
     if quota.model_remaining is not None:
-        _send("gauge", MODEL_QUOTA, quota.model_remaining, tags={**tags, "model": model})
+        _send("gauge", MODEL_QUOTA, quota.model_remaining, _tags(modelscope_conn_id, model))
 
 
 def count_stored(
     stored: Sequence[StoredImage], submission: Submission | None, *, modelscope_conn_id: str
 ) -> None:
-    """Count the images of a generation that are stored now, and time the generation.
+    """Count the stored images of a generation, and send its duration and the delay of their delivery.
 
-    :param submission: What was recorded when it was submitted, where that is known.
+    :param submission: The submission, if it is known; without it there is no delay.
     """
-    tags = {"modelscope_conn_id": modelscope_conn_id}
+    tags = _tags(modelscope_conn_id, submission.model if submission else None)
+    _send("incr", STORED, len(stored), tags)
+    _send("incr", STORED_BYTES, sum(image.size_bytes for image in stored), tags)
+    duration_ms = stored[0].duration_ms
+    if duration_ms is None or duration_ms < 0:
+        return
+    _send("timing", DURATION, timedelta(milliseconds=duration_ms), tags)
     if submission:
-        tags["model"] = submission.model
-    _send("incr", STORED, len(stored), tags=tags)
-    _send("incr", STORED_BYTES, sum(image.size_bytes for image in stored), tags=tags)
-    if (taken := stored[0].duration_ms) is not None and taken >= 0:
-        _send("timing", DURATION, timedelta(milliseconds=taken), tags=tags)
-        if submission:
-            late = max(0.0, time.time() - submission.submitted_at - taken / 1000)
-            _send("timing", DELIVERY_DELAY, timedelta(seconds=late), tags=tags)
+        delay = time.time() - submission.submitted_at - duration_ms / 1000
+        _send("timing", DELIVERY_DELAY, timedelta(seconds=max(0.0, delay)), tags)
 
 
 @contextmanager
 def count_failure(task: HasConnection) -> Iterator[None]:
-    """Count the error of ours that ends a try of a task."""
+    """Count the error of ours that ends an attempt of a task."""
     try:
         yield
     except ModelScopeError as error:
-        tags = {"modelscope_conn_id": task.modelscope_conn_id}
-        if model := getattr(task, "model", None):
-            tags["model"] = str(model)
-        _count_by_reason(FAILED, error, tags)
+        model = getattr(task, "model", None)
+        _count_by_reason(FAILED, error, _tags(task.modelscope_conn_id, str(model) if model else None))
         raise
 
 
 def counts_failures(method: Method) -> Method:
-    """Make a method of a task count the error of ours that it ends with."""
+    """Decorate a method of a task: count the error of ours that it raises."""
 
     @wraps(method)
     def counting(self: HasConnection, *args: Any, **kwargs: Any) -> Any:
@@ -118,19 +114,26 @@ def counts_failures(method: Method) -> Method:
     return cast("Method", counting)
 
 
-def _count_by_reason(metric: str, error: ModelScopeError, tags: Mapping[str, str]) -> None:
+def _tags(modelscope_conn_id: str, model: str | None = None) -> dict[str, str]:
+    tags = {"modelscope_conn_id": modelscope_conn_id}
+    return {**tags, "model": model} if model else tags
+
+
+def _count_by_reason(name: str, error: ModelScopeError, tags: Mapping[str, str]) -> None:
     reason = reason_of(error)
-    _send("incr", metric, tags={**tags, "reason": reason})
-    _send("incr", f"{metric}.{reason}", tags=tags)
+    _send("incr", name, 1, {**tags, "reason": reason})
+    _send("incr", f"{name}.{reason}", 1, tags)
 
 
-def _send(kind: str, *arguments: Any, tags: Mapping[str, str]) -> None:
+def _send(
+    kind: Literal["incr", "gauge", "timing"], name: str, value: int | timedelta, tags: Mapping[str, str]
+) -> None:
     from airflow.providers.common.compat.sdk import Stats
 
     try:
-        getattr(Stats, kind)(*arguments, tags={**tags, **_task_tags()})
-    except Exception as error:  # whatever a deployment's metrics raise; a generation may be paid for
-        log.warning("The metric %s was not sent: %r", arguments[0], error)
+        getattr(Stats, kind)(name, value, tags={**tags, **_task_tags()})
+    except Exception as error:  # any backend of metrics; a generation may be paid for
+        log.warning("The metric %s was not sent: %r", name, error)
 
 
 def _task_tags() -> dict[str, str]:
@@ -139,6 +142,6 @@ def _task_tags() -> dict[str, str]:
 
     try:
         ti = get_current_context()["ti"]
-    except RuntimeError:  # the hook is used outside of a task
+    except RuntimeError:  # outside of a task
         return {}
     return {"dag_id": ti.dag_id, "task_id": ti.task_id}

@@ -1,66 +1,65 @@
-"""Mistakes in what a Dag or a connection gave: found and told all at once, before anything is sent."""
+"""Validation: all checks run before anything is sent, and every error is reported at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeFinalError
 from airflow_provider_modelscope.redaction import preview
 
 MAX_WAIT = 365 * 24 * 3600.0  # seconds; a longer timeout is no date that Airflow can keep
+INVALID = "Invalid parameters, nothing was sent: "  # the start of every validation error
 
 
-def check_all(*checks: Callable[[], object]) -> None:
-    """Make every check, so that nobody mends one mistake only to meet the next on the next run.
+def check_all(*checks: Callable[[], Any]) -> list[Any]:
+    """Run all checks and return their results, or report every error at once.
 
-    :raises ModelScopeFinalError: of the first mistake's kind, with what every check found wrong.
+    :raises ModelScopeFinalError: of the first error's class, with the text of all errors.
+    :raises Exception: what a check raised that may pass, such as a secrets backend that is away; only if
+        there is no error.
     """
-    mistakes: list[ModelScopeFinalError] = []
-    passing: list[Exception] = []  # such as a secrets backend that is away
+    results: list[Any] = []
+    errors: list[ModelScopeFinalError] = []
+    faults: list[Exception] = []
     for check in checks:
         try:
-            check()
-        except ModelScopeFinalError as mistake:
-            mistakes.append(mistake)
+            results.append(check())
+        except ModelScopeFinalError as error:
+            errors.append(error)
         except Exception as fault:
-            passing.append(fault)
-    if len(mistakes) > 1:
-        first, *others = (f"{str(mistake).rstrip('.')}." for mistake in mistakes)
-        raise type(mistakes[0])(
-            " ".join([first, *(text.removeprefix("Nothing was sent. ") for text in others)])
-        )
-    for error in (*mistakes, *passing):
-        raise error
+            faults.append(fault)
+    if len(errors) > 1:
+        raise type(errors[0])(_sentence(str(error).removeprefix(INVALID).rstrip(".") for error in errors))
+    for first in (*errors, *faults):
+        raise first
+    return results
 
 
-def check_seconds(**given: Any) -> None:
-    """Check parameters that hold seconds, each given under its own name. They are no templates: no text.
+def seconds_errors(*, least: float = 0.0, **given: Any) -> Iterator[str]:
+    """Yield an error for each parameter that is not a number of seconds from ``least`` to a year."""
+    for name, value in given.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and least <= value <= MAX_WAIT):
+            limits = f"from {least:.0f} to {MAX_WAIT:.0f}"
+            yield f"{name} = {preview(value)}: must be a number of seconds {limits}"
 
-    :raises InvalidRequestError: naming every one that is no number from 0 to :data:`MAX_WAIT`.
+
+def choice_errors(choices: Sequence[str], **given: Any) -> Iterator[str]:
+    """Yield an error for each parameter that is not one of the choices."""
+    for name, value in given.items():
+        if value not in choices:
+            yield f"{name} = {preview(value)}: must be {' or '.join(map(repr, choices))}"
+
+
+def raise_invalid(errors: Iterable[str]) -> None:
+    """Raise the errors, if there are any, each with its parameter, its value and what is allowed.
+
+    :raises InvalidRequestError: with all of them.
     """
-    raise_invalid(
-        f"{name} = {preview(value)}: must be a number of seconds from 0 to {MAX_WAIT:.0f}"
-        for name, value in given.items()
-        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= MAX_WAIT)
-    )
+    if found := list(errors):
+        raise InvalidRequestError(_sentence(found))
 
 
-def check_choice(choices: Sequence[str], **given: Any) -> None:
-    """Check parameters that are one of a few words, each given under its own name.
-
-    :raises InvalidRequestError: naming every one that is none of them.
-    """
-    words = " or ".join(map(repr, choices))
-    raise_invalid(
-        f"{name} = {preview(value)}: must be {words}" for name, value in given.items() if value not in choices
-    )
-
-
-def raise_invalid(mistakes: Iterable[str]) -> None:
-    """Raise what was found, each mistake with its parameter, its value and what is allowed.
-
-    :raises InvalidRequestError: where there is any.
-    """
-    if found := "; ".join(mistakes):
-        raise InvalidRequestError(f"Nothing was sent. Please correct {found}.")
+def _sentence(errors: Iterable[str]) -> str:
+    return f"{INVALID}{'; '.join(errors)}."

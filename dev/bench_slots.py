@@ -42,7 +42,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, STAND_BY
+from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, EARLY_SLOT_RETRY
 from airflow_provider_modelscope.waiting.slots import SlotForecast
 
 RUNS = 20  # of each case, each with a seed of its own
@@ -180,7 +180,7 @@ class Simulation:
     def start_task(self, when: float, task: int, *, had_slot: bool = False) -> None:
         """Let a task submit from a worker; one that was granted a slot retries for some seconds."""
         self.on_workers += START_UP + WIND_UP
-        give_up_at = when + (STAND_BY if had_slot else 0)
+        give_up_at = when + (EARLY_SLOT_RETRY if had_slot else 0)
 
         def submit(now: float) -> None:
             if sum(end > now for _, end in self.spans[-self.case.slots :]) < self.case.slots:

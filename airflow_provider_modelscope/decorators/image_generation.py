@@ -1,45 +1,54 @@
-"""``@task.modelscope_image``: a function that returns a prompt becomes a task that draws it."""
+"""``@task.modelscope_image``: a function that returns a prompt becomes a task that generates its image."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from airflow.providers.common.compat.sdk import (
     DecoratedOperator,
+    conf,
     context_merge,
     determine_kwargs,
     task_decorator_factory,
 )
 
-from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
+from airflow_provider_modelscope.exceptions import ModelScopeRetryableError
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.metrics import counts_failures
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
 )
 from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL
+from airflow_provider_modelscope.validation import raise_invalid
 from airflow_provider_modelscope.xcoms import own_xcom
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
     from airflow.sdk.bases.decorator import TaskDecorator
 
+    from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
+    from airflow_provider_modelscope.xcoms import Submission
 
 XCOM_KEY = "modelscope_parameters"
-NOT_YET = "DYNAMIC (set during execution)"  # what Airflow shows where a function gives what a field has
+DYNAMIC = "DYNAMIC (set during execution)"  # what Airflow shows of a field that a function sets
+
+Decorator = TypeVar("Decorator", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
 
 
 class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenerationOperator):
-    """Ask for what the function returns: a prompt, or a mapping of the request's parameters.
+    """Generate the image that the function describes: by a prompt, or a mapping of request parameters.
 
-    What it returns is sent as it is: nothing in it is rendered, so a prompt from outside runs no Jinja. It
-    takes precedence over what the decorator was given. A retry calls the function again; one that then
-    returns something else asks for something else, which is paid for anew.
+    What the function returns takes precedence over the arguments of the decorator, and is not rendered: a
+    prompt from outside runs no Jinja. Each attempt calls the function once. If it returns something else than
+    before, a retry submits a new generation, which is charged.
 
     The other parameters are those of
     :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`.
@@ -50,7 +59,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
     """
 
     custom_operator_name = "@task.modelscope_image"
-    overwrite_rtif_after_execution = True  # so that the task's page shows what the function returned
+    overwrite_rtif_after_execution = True  # the page of the task shows what the function returned
     template_fields: Sequence[str] = (
         *DecoratedOperator.template_fields,
         *ModelScopeImageGenerationOperator.template_fields,
@@ -59,6 +68,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         **DecoratedOperator.template_fields_renderers,
         **ModelScopeImageGenerationOperator.template_fields_renderers,
     }
+    _has_result = False
 
     def __init__(
         self,
@@ -66,98 +76,151 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        prompt: str | XComArg | None = DYNAMIC,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
-            **{"model": None, "prompt": NOT_YET, **kwargs},
+            model=model,
+            prompt=prompt,
+            **kwargs,
         )
+        self._check_constants(_ModelScopeImageDecoratedOperator)
+
+    def _constant_parameters(self) -> Sequence[str]:
+        # The function may return the model, which decides the sizes, and the prompt.
+        return [name for name in REQUEST_PARAMETERS if name not in ("model", "prompt")]
 
     @counts_failures
     def execute(self, context: Context) -> Any:
-        """Call the function, and do with what it returns what the one-step operator does."""
+        """Call the function, then run as the one-step operator."""
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         returned = _parameters_of(self.python_callable(*self.op_args, **kwargs))
-        self._take({"prompt": None, **returned} if self.prompt == NOT_YET else returned)
-        return self._begin(context)  # not by DecoratedOperator's execute, which fails on Airflow 3.0
+        self._apply({"prompt": None, **returned} if self.prompt == DYNAMIC else returned)
+        return self._run(context)  # not by the execute of DecoratedOperator, which fails on Airflow 3.0
 
     def execute_queued(self, context: Context, event: Any = None) -> Any:
-        """Go on after the wait in the triggerer for room, with what the function had returned."""
-        if not self._take_kept(context):
-            raise ModelScopeRetryableError(
-                f"Nothing was sent: what the function had returned is gone with XCom {XCOM_KEY!r}"
-            )
+        """Resume after waiting in the triggerer for a free slot."""
+        self._restore(context)
         return super().execute_queued(context, event)
 
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
-        """Go on after the wait in the triggerer."""
-        self._take_kept(context)  # needed only where the images are gone and it is submitted again
+        """Resume after waiting in the triggerer for the generation."""
+        self._restore(context)  # needed only if the images are gone, to submit again
         return super().execute_complete(context, event)
 
-    def _start(self, queue: SubmitBackoff, context: Context, *, slot_rejected: bool) -> Any:
-        if self.deferrable and not slot_rejected:  # another process may go on, without what is set here
-            self._keep(context)
-        return super()._start(queue, context, slot_rejected=slot_rejected)
+    def _request(self) -> GenerationRequest:
+        if not self._has_result:
+            raise ModelScopeRetryableError(
+                f"The parameters that the function returned are missing from XCom {XCOM_KEY!r}, nothing was "
+                "sent. A retry calls the function again"
+            )
+        return super()._request()
 
-    def _take(self, parameters: Mapping[str, Any]) -> None:
+    def _submit(
+        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None
+    ) -> Submission:
+        if self.deferrable:  # another process may resume, without these attributes
+            self._save(request, context)
+        return super()._submit(request, context, queue)
+
+    def _apply(self, parameters: Mapping[str, Any]) -> None:
         for name, value in parameters.items():
             setattr(self, name, value)
+        self._has_result = True
 
-    def _keep(self, context: Context) -> None:
-        """Keep what the function returned for the process that goes on, or see that there is no other.
+    def _save(self, request: GenerationRequest, context: Context) -> None:
+        """Save the request for the process that resumes, or stay on this worker.
 
-        An XCom is plain text in the database: it may hold no signed URL, and no picture of megabytes.
+        An XCom is plain text in the database: it must not contain a signed URL, nor the bytes of an image.
         """
-        request = self._request()
         if request.summary() == {name: value for name, value in vars(request).items() if value is not None}:
             context["ti"].xcom_push(key=XCOM_KEY, value=request.summary())
         else:
-            log.info("What the function returned may not be kept, so this task waits on its worker")
+            log.info(
+                "Not deferring: the function returned a signed URL or image data, which XComs must not hold"
+            )
             self.deferrable = False
 
-    def _take_kept(self, context: Context) -> bool:
-        kept = own_xcom(context, XCOM_KEY)
-        if not isinstance(kept, Mapping):
-            return False
-        self._take(kept)
-        return True
+    def _restore(self, context: Context) -> None:
+        saved = own_xcom(context, XCOM_KEY)
+        if isinstance(saved, Mapping):
+            self._apply(saved)
 
 
-def modelscope_image_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Make of a function a task that draws what it returns: ``@task.modelscope_image(...)``.
+def _parameters_of(returned: Any) -> dict[str, Any]:
+    """Return the request parameters that a function returned.
 
-    :param python_callable: The function: it returns a prompt, or a mapping of the request's parameters.
-    :param kwargs: The other parameters of
-        :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`.
+    :raises InvalidRequestError: if it returned anything else.
     """
-    return task_decorator_factory(
-        python_callable=python_callable,
-        # The task returns URIs; Airflow would infer from a function's "-> dict" that it returns that.
-        multiple_outputs=False,
-        decorated_operator_class=_ModelScopeImageDecoratedOperator,
-        **kwargs,
-    )
-
-
-def _parameters_of(returned: Any) -> Mapping[str, Any]:
-    """Return the request's parameters that a function returned.
-
-    :raises InvalidRequestError: where it returned something else.
-    """
-    if isinstance(returned, str):
-        return {"prompt": returned}
+    parameters = {"prompt": returned} if isinstance(returned, str) else returned
     names = ", ".join(REQUEST_PARAMETERS)
-    if not isinstance(returned, Mapping):
-        raise InvalidRequestError(
-            f"Nothing was sent. The function returned {preview(returned)}: it must return a prompt, or a "
-            f"mapping with some of {names}."
+    if not isinstance(parameters, Mapping):
+        raise_invalid([f"function result = {preview(returned)}: must be a prompt, or a mapping of {names}"])
+    raise_invalid(
+        f"function result contains {preview(name)}: must only contain {names}"
+        for name in parameters
+        if name not in REQUEST_PARAMETERS
+    )
+    return dict(parameters)
+
+
+def _task_decorator(signature: Decorator) -> Decorator:
+    """Return the task decorator with this signature.
+
+    Only the arguments that are given reach the operator, so that ``default_args`` fill in the others.
+    """
+
+    @wraps(signature)
+    def decorator(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+        return task_decorator_factory(
+            python_callable=python_callable,
+            multiple_outputs=False,  # Airflow would infer True from "-> dict", but the task returns URIs
+            decorated_operator_class=_ModelScopeImageDecoratedOperator,
+            **kwargs,
         )
-    if unknown := [name for name in returned if name not in REQUEST_PARAMETERS]:
-        raise InvalidRequestError(
-            f"Nothing was sent. The function returned {preview(unknown[0])} as a parameter: it may return "
-            f"{names}."
-        )
-    return returned
+
+    return cast("Decorator", decorator)
+
+
+@_task_decorator
+def modelscope_image_task(
+    python_callable: Callable[..., Any] | None = None,
+    *,
+    destination: str,
+    model: str | None = None,
+    prompt: str | XComArg | None = None,
+    negative_prompt: str | None = None,
+    size: str | None = None,
+    seed: int | str | None = None,
+    steps: int | str | None = None,
+    guidance: float | str | None = None,
+    image_url: str | Sequence[str] | XComArg | None = None,
+    loras: str | Mapping[str, float | str] | None = None,
+    extra_parameters: Mapping[str, Any] | None = None,
+    storage_conn_id: str | None = None,
+    modelscope_conn_id: str = ModelScopeHook.default_conn_name,
+    queue_timeout: float = 3600,
+    poll_interval: float = POLL_INTERVAL,
+    timeout: float = 900,
+    deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+    defer_after: float = DEFER_AFTER,
+    sidecar: bool = False,
+    embed_metadata: bool = False,
+    durable: bool = True,
+    on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+    **kwargs: Any,
+) -> TaskDecorator:
+    """Make a task that generates the image that a function describes: ``@task.modelscope_image(...)``.
+
+    :param python_callable: The function. It returns a prompt, or a mapping of request parameters, which take
+        precedence over those given here.
+    :param destination: Where to store the images, as for
+        :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`, as
+        are all other parameters.
+    """
+    raise NotImplementedError  # the signature only

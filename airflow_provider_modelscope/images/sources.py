@@ -16,7 +16,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.images.image import MAX_PIXELS, Image
 from airflow_provider_modelscope.images.object_storage import is_permanent, read_object
 from airflow_provider_modelscope.redaction import preview, truncated
-from airflow_provider_modelscope.validation import check_all
+from airflow_provider_modelscope.validation import INVALID, check_all
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.request import GenerationRequest
@@ -48,12 +48,12 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
     """Read one image from object storage."""
 
     def invalid(problem: str) -> InvalidRequestError:
-        return InvalidRequestError(f"Nothing was sent. image_url = {preview(uri, 300)}: {problem}.")
+        return InvalidRequestError(f"{INVALID}image_url = {preview(uri, 300)}: {problem}.")
 
     try:
         content = read_object(uri, storage_conn_id, most=MAX_SOURCE_BYTES, parameter="image_url")
     except InvalidDestinationError as error:
-        raise InvalidRequestError(f"Nothing was sent. {error.message}") from error
+        raise InvalidRequestError(f"{INVALID}{error.message}") from error
     except Exception as error:  # each store has errors of its own
         reason = getattr(error, "strerror", None) or truncated(str(error), 300)  # without the path again
         problem = f"cannot be read ({type(error).__name__}: {reason})"

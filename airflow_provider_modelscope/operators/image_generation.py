@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,22 +13,27 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counts_failures
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, submit_or_defer, wait_or_defer
+from airflow_provider_modelscope.tasks.deferral import (
+    DEFER_AFTER,
+    POLL_INTERVAL,
+    submit_or_defer,
+    wait_or_defer,
+)
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
 from airflow_provider_modelscope.triggers.events import error_of_event, generation_id_of
-from airflow_provider_modelscope.validation import check_all, check_choice, check_seconds
+from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
 from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
-from airflow_provider_modelscope.waiting.poll import POLL_INTERVAL, PollSchedule, end_of_wait
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from airflow_provider_modelscope.images.object_storage import Destination
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
     from airflow_provider_modelscope.xcoms import Submission
 
-# The parameters of a request are attributes of the operators under the same names.
+# The parameters of a request. The operators have attributes of the same names.
 REQUEST_PARAMETERS = (
     "model",
     "prompt",
@@ -51,38 +56,40 @@ def _on_success(context: Context) -> None:
 
 
 class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
-    """Start a generation and return its ``generation_id``, without waiting for it.
+    """Submit a generation and return its ``generation_id``, without waiting for it.
 
-    The parameters are checked before anything is sent; where they are wrong the task fails at once and
-    names every mistake. All of them are templated, and numbers may be text.
+    All parameters are validated before anything is sent; if any are invalid, the task fails at once with one
+    error that lists them all. An invalid constant is an import error of the Dag file. Templates work in the
+    parameters of the request, and numbers may be text.
 
-    The XCom ``request`` keeps what was asked for.
+    The XCom ``request`` contains the request.
 
     :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``.
-    :param prompt: What to draw, shorter than 2000 characters.
-    :param negative_prompt: What not to draw, shorter than 2000 characters.
-    :param size: ``WxH`` in pixels. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to 1024x1024,
-        Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; of other models it is not checked.
+    :param prompt: Description of the image, 1 to 1999 characters.
+    :param negative_prompt: What the image should not show, at most 1999 characters.
+    :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
+        1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
+        is not checked.
     :param seed: 0 to 2147483647.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
-    :param image_url: For models that edit: one or a list of http(s) URLs that ModelScope can reach,
-        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``), whose pictures of at most
-        10 MiB each are sent along.
-    :param loras: A LoRA's id, or a mapping of up to 6 ids to weights that sum to 1.0.
-    :param extra_parameters: Further parameters for the API, as they are; it may not override the others.
-    :param storage_conn_id: The connection to read object storage with, for ``image_url``.
+    :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
+        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``). Images in object storage, at
+        most 10 MiB each, are sent inline.
+    :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
+    :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param storage_conn_id: The connection to the object storage of ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
-    :param queue_timeout: Seconds to wait for room while the account already runs as many generations as it
-        may, or is too fast.
+    :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
+        many requests; at least 1.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
-    :param durable: Keep in Airflow's task state store, from Airflow 3.3 on, what was submitted: a retry takes
-        up that generation instead of paying for another.
-    :param on_lost_response: What to do where a submission was sent and its answer was lost, so that it may have
-        been charged: ``"resubmit"`` lets the task's retries submit again, ``"fail"`` ends the task.
+    :param durable: Record the submission in Airflow's task state store, which needs Airflow 3.3 or later, so
+        that a retry resumes the generation instead of paying for a second one.
+    :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
+        ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
     """
 
-    records_submission = True  # tasks downstream find this task's XCom "request", see ``Submission.find``
+    records_submission = True  # tasks downstream read its XCom "request", see ``Submission.find``
     template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
 
@@ -126,27 +133,23 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.on_lost_response = on_lost_response
         callbacks = self.on_success_callback or []
         self.on_success_callback = [*(callbacks if isinstance(callbacks, list) else [callbacks]), _on_success]
+        self._check_constants(ModelScopeSubmitImageGenerationOperator)
 
-    @counts_failures
-    def execute(self, context: Context) -> Any:
-        """Submit, or take up what an earlier try submitted, and return the ``generation_id``."""
-        return self._begin(context)
+    def _constant_checks(self) -> list[Callable[[], object]]:
+        from airflow_provider_modelscope.protocol.request import check_parameters
+        from airflow_provider_modelscope.tasks.parse_time import constants_of
 
-    def _begin(self, context: Context) -> Any:
-        check_all(*self._checks())
-        push_links(context, model_url=self.hook.account.model_url(self._request().model))
-        since = time.time()
-        queue = SubmitBackoff(since=since, end_time=self._end_of(self.queue_timeout, context, since=since))
-        return self._start(queue, context, slot_rejected=False)
+        errors = check_parameters(constants_of(self, *self._constant_parameters()))
+        return [lambda: raise_invalid([*errors, *self._option_errors()])]
 
-    def _checks(self) -> list[Callable[[], object]]:
-        """Return what finds mistakes before anything is sent, and paid for."""
-        return [
-            self._request,
-            lambda: check_seconds(queue_timeout=self.queue_timeout),
-            lambda: check_choice(ON_LOST_RESPONSE, on_lost_response=self.on_lost_response),
-            lambda: self.hook.account,
-        ]
+    def _constant_parameters(self) -> Sequence[str]:
+        """Return the parameters of the request that nothing changes after ``__init__`` except templates."""
+        return REQUEST_PARAMETERS
+
+    def _option_errors(self) -> Iterator[str]:
+        """Yield the errors of the parameters that are not templated."""
+        yield from seconds_errors(least=1, queue_timeout=self.queue_timeout)
+        yield from choice_errors(ON_LOST_RESPONSE, on_lost_response=self.on_lost_response)
 
     def _request(self) -> GenerationRequest:
         from airflow_provider_modelscope.protocol.request import GenerationRequest
@@ -154,45 +157,68 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         return GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
 
     @counts_failures
+    def execute(self, context: Context) -> Any:
+        """Submit, or resume what an earlier attempt submitted, and return the ``generation_id``."""
+        return self._run(context)
+
+    @counts_failures
     def execute_queued(self, context: Context, event: Any = None) -> Any:
-        """Go on after the wait in the triggerer for room in the account's queue."""
+        """Resume after waiting in the triggerer for a free slot."""
         match event:
             case {
                 "status": "turn",
                 "since": float() | int() as since,
                 "end_time": float() | int() as end_time,
             }:
-                return self._start(SubmitBackoff(since=since, end_time=end_time), context, slot_rejected=True)
+                return self._run(context, queue=SubmitBackoff(since=since, end_time=end_time))
         raise error_of_event(event)
 
-    def _start(self, queue: SubmitBackoff, context: Context, *, slot_rejected: bool) -> Any:
+    def _run(self, context: Context, queue: SubmitBackoff | None = None) -> Any:
+        """Run one leg of the task: validate, submit, then do the rest.
+
+        :param queue: The wait for a free slot, if the task resumes from it.
+        """
+        request, *_ = check_all(
+            self._request, lambda: raise_invalid(self._option_errors()), lambda: self.hook.account
+        )
+        submission = self._submit(request, context, queue)
+        self._record(context).finish()
+        return submission.generation_id
+
+    def _submit(
+        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None
+    ) -> Submission:
+        """Submit a generation, or resume that of an earlier attempt; a deferrable task may defer."""
         from airflow_provider_modelscope.images.sources import inline_images
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        asked = self._request()
-        request = inline_images(asked, storage_conn_id=self.storage_conn_id)
+        slot_rejected = queue is not None
+        if queue is None:
+            push_links(context, model_url=self.hook.account.model_url(request.model))
+            now = time.time()
+            queue = SubmitBackoff(since=now, end_time=self._end_time(self.queue_timeout, context, since=now))
+        complete = inline_images(request, storage_conn_id=self.storage_conn_id)
         record = self._record(context)
-        fingerprint = fingerprint_of(request, self.hook.account)
-        submission = earlier = self._earlier(record, fingerprint)
+        fingerprint = fingerprint_of(complete, self.hook.account)
+        submission = self._resumable(record, fingerprint)
         if submission is None:
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
                 id_ = submit_or_defer(
-                    self, request, queue, self.hook, slot_rejected=slot_rejected, sending=sending
+                    self, complete, queue, self.hook, slot_rejected=slot_rejected, sending=sending
                 )
             else:
-                id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
-            self.log.info("ModelScope accepted generation %s by %s: %.80r", id_, asked.model, asked.prompt)
-            submission = Submission(generation_id=id_, model=asked.model, submitted_at=time.time())
-            record.keep(fingerprint, submission)
-        submission = replace(submission, request=asked.summary())
+                id_ = self.hook.submit_with_backoff(complete, queue, sending=sending)
+            self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
+            submission = Submission(generation_id=id_, model=request.model, submitted_at=time.time())
+            record.save(fingerprint, submission)
+        submission = replace(submission, request=request.summary())
         submission.record(context)
-        since = submission.submitted_at if earlier is None else time.time()
-        return self._go_on(submission, record, context, since=since)
+        return submission
 
-    def _earlier(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
-        """Return what an earlier try submitted, where that is worth being taken up."""
+    def _resumable(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
+        """Return the submission of an earlier attempt, or None if a new one is needed."""
         from airflow_provider_modelscope.exceptions import (
             ModelScopeError,
             ModelScopeFinalError,
@@ -202,57 +228,76 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         earlier = record.recall(fingerprint)
         if earlier is None:
             return None
-        look = self.hook.poll(earlier.generation_id)
-        if isinstance(look, RequestRejectedError):  # the service takes its id no longer
-            self.log.warning("Generation %s cannot be had: submitting anew. %s", earlier.generation_id, look)
+        id_, age = earlier.generation_id, time.time() - earlier.submitted_at
+        polled = self.hook.poll(id_)
+        if isinstance(polled, RequestRejectedError):
+            self.log.warning("Submitting again: the service rejects the id of generation %s: %s", id_, polled)
             return None
-        if isinstance(look, ModelScopeFinalError):
-            raise look
-        if not isinstance(look, ModelScopeError) and look.has_failed(age=time.time() - earlier.submitted_at):
-            self.log.warning(
-                "Generation %s FAILED (%s): submitting anew", earlier.generation_id, look.error.message
-            )
+        if isinstance(polled, ModelScopeFinalError):
+            raise polled
+        if not isinstance(polled, ModelScopeError) and polled.has_failed(age=age):
+            self.log.warning("Submitting again: generation %s FAILED: %s", id_, polled.error.message)
             return None
-        self.log.info("Taking up generation %s, which an earlier try submitted", earlier.generation_id)
+        self.log.info("Resuming generation %s, submitted by an earlier attempt", id_)
         return earlier
-
-    def _go_on(
-        self, submission: Submission, record: SubmissionRecord, context: Context, *, since: float
-    ) -> Any:
-        record.finish()
-        return submission.generation_id
 
     def _record(self, context: Context) -> SubmissionRecord:
         from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
 
         return SubmissionRecord(context, durable=self.durable, on_lost_response=self.on_lost_response)
 
-    def _end_of(self, timeout: float, context: Context, *, since: float) -> float:
-        # The task's first start; Airflow 3.0 and 3.1 begin anew where it resumes.
+    def _end_time(self, timeout: float, context: Context, *, since: float) -> float:
+        from airflow_provider_modelscope.waiting.poll import end_of_wait
+
+        # The start of the task. Airflow 3.0 and 3.1 reset it when the task resumes.
         started_at = context["ti"].start_date.timestamp()
         return end_of_wait(timeout, self.execution_timeout, since=since, started_at=started_at)
 
 
 class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenerationOperator):
-    """Start a generation, wait for it, store its images, and return the list of their URIs.
+    """Submit a generation, wait for it, store its images, and return the list of their URIs.
 
-    The XCom ``images`` describes each image, see :class:`~airflow_provider_modelscope.tasks.storing.StoredImage`.
-    The XCom ``request`` shows the ``generation_id`` while it still runs. Assets in ``outlets`` get the images
-    as extra, aliases get them as assets.
+    All parameters are validated before anything is sent; if any are invalid, the task fails at once with one
+    error that lists them all. An invalid constant is an import error of the Dag file. Templates work in the
+    parameters of the request and in ``destination``, and numbers may be text.
 
-    Takes the parameters of :class:`ModelScopeSubmitImageGenerationOperator`, and:
+    The XCom ``images`` describes each image, see :class:`~airflow_provider_modelscope.xcoms.StoredImage`. The
+    XCom ``request`` contains the request and, while the generation is still running, its ``generation_id``.
+    Assets in ``outlets`` get the images as extra, asset aliases get them as assets.
 
-    :param destination: With a ``/`` at its end a folder, in which an image is named
-        ``<generation_id>-<n>.<suffix>``; else that very object (from the second image on with ``-<n>``). A
-        suffix ``.png``, ``.jpg`` or ``.webp`` converts where the image is of another format.
-    :param storage_conn_id: The connection to object storage.
-    :param poll_interval: Longest time between looks in seconds; most are closer, but none closer than 1.
-    :param timeout: Seconds from submission after which the task fails.
-    :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
-        a deferral costs some 11 s, in which a fast model has finished. 0 frees the worker at once.
-    :param sidecar: Store beside each image ``<name>.json``, which tells how it was made.
-    :param embed_metadata: Write that, in short, into PNG, JPEG and WebP images, with the IPTC's marker of
-        pictures made by AI. Pixels and the service's own label stay as they are.
+    :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``.
+    :param prompt: Description of the image, 1 to 1999 characters.
+    :param destination: Where to store the images. A folder if it ends with ``/``, in which an image is named
+        ``<generation_id>-<n>.<suffix>``; otherwise one object, and further images get ``-<n>`` before the
+        suffix. The suffixes ``.png``, ``.jpg`` and ``.webp`` convert images of other formats.
+    :param negative_prompt: What the image should not show, at most 1999 characters.
+    :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
+        1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
+        is not checked.
+    :param seed: 0 to 2147483647.
+    :param steps: 1 to 100.
+    :param guidance: 1.5 to 20.
+    :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
+        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``). Images in object storage, at
+        most 10 MiB each, are sent inline.
+    :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
+    :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param storage_conn_id: The connection to the object storage of ``destination`` and ``image_url``.
+    :param modelscope_conn_id: The connection to ModelScope.
+    :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
+        many requests; at least 1.
+    :param poll_interval: Longest time between polls in seconds. Most are closer, but none closer than 1.
+    :param timeout: Seconds from the submission after which the task fails; at least 1.
+    :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
+    :param defer_after: Age of the generation in seconds until which a deferrable task polls from its worker:
+        a deferral takes about 11 s, in which a fast model has finished. 0 polls once, then frees the worker.
+    :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
+    :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images, with the IPTC's mark for
+        AI-generated images. Pixels and the service's own label stay unchanged.
+    :param durable: Record the submission in Airflow's task state store, which needs Airflow 3.3 or later, so
+        that a retry resumes the generation instead of paying for a second one.
+    :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
+        ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
     """
 
     template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")
@@ -260,38 +305,82 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     def __init__(
         self,
         *,
+        model: str,
+        prompt: str | XComArg,
         destination: str,
+        negative_prompt: str | None = None,
+        size: str | None = None,
+        seed: int | str | None = None,
+        steps: int | str | None = None,
+        guidance: float | str | None = None,
+        image_url: str | Sequence[str] | XComArg | None = None,
+        loras: str | Mapping[str, float | str] | None = None,
+        extra_parameters: Mapping[str, Any] | None = None,
+        storage_conn_id: str | None = None,
+        modelscope_conn_id: str = ModelScopeHook.default_conn_name,
+        queue_timeout: float = 3600,
         poll_interval: float = POLL_INTERVAL,
         timeout: float = 900,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after: float = DEFER_AFTER,
         sidecar: bool = False,
         embed_metadata: bool = False,
+        durable: bool = True,
+        on_lost_response: Literal["resubmit", "fail"] = "resubmit",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            model=model,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            size=size,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            image_url=image_url,
+            loras=loras,
+            extra_parameters=extra_parameters,
+            storage_conn_id=storage_conn_id,
+            modelscope_conn_id=modelscope_conn_id,
+            queue_timeout=queue_timeout,
+            deferrable=deferrable,
+            durable=durable,
+            on_lost_response=on_lost_response,
+            **kwargs,
+        )
         self.destination = destination
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.defer_after = defer_after
         self.sidecar = sidecar
         self.embed_metadata = embed_metadata
+        self._check_constants(ModelScopeImageGenerationOperator)
 
-    def _checks(self) -> list[Callable[[], object]]:
-        return [
-            *super()._checks(),
-            self._parsed_destination,
-            lambda: check_seconds(
-                timeout=self.timeout, defer_after=self.defer_after, poll_interval=self.poll_interval
-            ),
-        ]
+    def _constant_checks(self) -> list[Callable[[], object]]:
+        from airflow_provider_modelscope.images.object_storage import check_destination
+        from airflow_provider_modelscope.tasks.parse_time import constant_checks
 
-    def _go_on(
-        self, submission: Submission, record: SubmissionRecord, context: Context, *, since: float
-    ) -> list[str]:
+        return [*super()._constant_checks(), *constant_checks(self, "destination", check_destination)]
+
+    def _option_errors(self) -> Iterator[str]:
+        yield from super()._option_errors()
+        yield from seconds_errors(least=1, timeout=self.timeout)
+        yield from seconds_errors(poll_interval=self.poll_interval, defer_after=self.defer_after)
+
+    def _run(self, context: Context, queue: SubmitBackoff | None = None) -> list[str]:
+        from airflow_provider_modelscope.waiting.poll import PollSchedule
+
+        request, destination, *_ = check_all(
+            self._request,
+            self._parse_destination,
+            lambda: raise_invalid(self._option_errors()),
+            lambda: self.hook.account,
+        )
+        submission = self._submit(request, context, queue)
         wait = PollSchedule(
             submission.generation_id,
             submitted_at=submission.submitted_at,
-            end_time=self._end_of(self.timeout, context, since=since),
+            end_time=self._end_time(self.timeout, context, since=time.time()),
             poll_interval=self.poll_interval,
             model=submission.model,
             size=submission.size,
@@ -300,50 +389,51 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         defer_after = self.defer_after if self.deferrable else None
         return self._finish(
             lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after),
-            submission,
-            record,
             context,
+            submission=submission,
+            destination=destination,
         )
 
     @counts_failures
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
-        """Go on after the wait in the triggerer."""
+        """Resume after waiting in the triggerer for the generation."""
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
         from airflow_provider_modelscope.xcoms import Submission
 
         return self._finish(
             lambda: fetch_finished_generation(self.hook, generation_id_of(event)),
-            Submission.own(context),
-            self._record(context),
             context,
+            submission=Submission.own(context),
         )
 
     def _finish(
         self,
         wait: Callable[[], Generation],
-        submission: Submission | None,
-        record: SubmissionRecord,
         context: Context,
+        *,
+        submission: Submission | None,
+        destination: Destination | None = None,
     ) -> list[str]:
-        """Store what comes of the wait; the record goes when that is done, or cannot be."""
+        """Store the generation that ``wait`` returns, and update the record of the submission."""
         from airflow_provider_modelscope.exceptions import (
             GenerationStatusUnknownError,
             GenerationTimeoutError,
             ImageGoneError,
         )
 
+        record = self._record(context)
         try:
             generation = wait()
             generation.raise_for_failure(retry_resubmits=True)
-            uris = self._store(generation, submission, context)
+            uris = self._store(generation, destination or self._parse_destination(), submission, context)
         except GenerationStatusUnknownError:
             raise
         except GenerationTimeoutError:
-            record.miss()
+            record.note_failure()
             raise
         except ImageGoneError:
-            if not record.miss():
+            if not record.note_failure():
                 raise
-            return list(self._begin(context))
+            return self._run(context)
         record.finish()
         return uris

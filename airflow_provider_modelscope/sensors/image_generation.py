@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -20,33 +21,33 @@ from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import count_failure
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, wait_or_defer
+from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL, wait_or_defer
 from airflow_provider_modelscope.tasks.task import ModelScopeTask
 from airflow_provider_modelscope.triggers.events import generation_id_of
-from airflow_provider_modelscope.validation import check_all, check_seconds
-from airflow_provider_modelscope.waiting.poll import POLL_INTERVAL, PollSchedule, end_of_wait
+from airflow_provider_modelscope.validation import check_all, raise_invalid, seconds_errors
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_modelscope.protocol.generation import Generation
+    from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 
 class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
     """Wait until a generation has succeeded, and return its ``generation_id``.
 
-    A generation that FAILED stays so, and fails the task without retries; submit anew. Faults that pass do
-    not end a wait that still has time.
+    A generation that FAILED fails the task without retries: submit a new one. Transient errors do not end the
+    wait before its deadline.
 
-    :param generation_id: What the submit task returned.
-    :param modelscope_conn_id: The connection that submitted it.
-    :param poke_interval: Longest time between looks in seconds, at least 1; most are closer. In mode
-        ``reschedule`` the time between them.
-    :param timeout: Seconds from submission after which the task fails; from the sensor's start where no
-        submit task stands upstream.
+    :param generation_id: The id that the submit task returned.
+    :param modelscope_conn_id: The connection that submitted the generation.
+    :param poke_interval: Longest time between polls in seconds. Most are closer, but none closer than 1. In
+        mode ``reschedule`` the time between polls.
+    :param timeout: Seconds from the submission after which the task fails, at least 1; from the start of the
+        sensor if no submit task stands upstream.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
-    :param defer_after: Age of the generation in seconds until which a deferrable task looks from its worker:
-        a deferral costs some 11 s, in which a fast model has finished. 0 looks once, then frees the worker.
+    :param defer_after: Age of the generation in seconds until which a deferrable task polls from its worker:
+        a deferral takes about 11 s, in which a fast model has finished. 0 polls once, then frees the worker.
     """
 
     template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")
@@ -67,39 +68,60 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         self.modelscope_conn_id = modelscope_conn_id
         self.deferrable = deferrable
         self.defer_after = defer_after
+        self._check_constants(ModelScopeImageGenerationSensor)
+
+    def _constant_checks(self) -> list[Callable[[], object]]:
+        from airflow_provider_modelscope.protocol.generation import checked_id
+        from airflow_provider_modelscope.tasks.parse_time import constant_checks
+
+        return [
+            *constant_checks(self, "generation_id", checked_id),
+            lambda: raise_invalid(self._option_errors()),
+        ]
+
+    def _option_errors(self) -> Iterator[str]:
+        yield from seconds_errors(least=1, timeout=self.timeout)
+        yield from seconds_errors(defer_after=self.defer_after)
 
     def execute(self, context: Context) -> Any:
-        """Look, wait where it still runs, and return the ``generation_id``."""
-        with self._ending_as_sensors_do():
-            wait = self._wait(context)
-            model_url = self.hook.account.model_url(wait.model) if wait.model else None
-            push_links(context, model_url=model_url, has_images=False)
+        """Poll until the generation has succeeded, and return the ``generation_id``."""
         if not self.deferrable and (self.reschedule or self.exponential_backoff):
-            return super().execute(context)  # Airflow's own loop: the Dag's author says when to look
-        with self._ending_as_sensors_do():
+            return super().execute(context)  # Airflow's own loop: the author of the Dag says when to poll
+        with self._sensor_errors():
             defer_after = self.defer_after if self.deferrable else None
+            wait = self._begin(context)
             return self._succeeded(wait_or_defer(self, wait, self.hook, defer_after=defer_after))
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
-        """Look once."""
-        with self._ending_as_sensors_do():
-            wait = self._wait(context)
+        """Poll once."""
+        with self._sensor_errors():
+            wait = self._begin(context)
             outcome = wait.after(self.hook.poll(wait.generation_id), now=time.time())
             if isinstance(outcome, float):
                 return False
             return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))
 
-    def _wait(self, context: Context) -> PollSchedule:
+    def execute_complete(self, context: Context, event: Any = None) -> str:
+        """Resume after waiting in the triggerer."""
+        from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
+
+        with self._sensor_errors():
+            return self._succeeded(fetch_finished_generation(self.hook, generation_id_of(event)))
+
+    def _begin(self, context: Context) -> PollSchedule:
+        """Validate the parameters, link the images and the model, and return the wait."""
         from airflow_provider_modelscope.protocol.generation import checked_id
+        from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
         from airflow_provider_modelscope.xcoms import Submission
 
-        check_all(  # timeout and poke_interval are checked by Airflow's own sensor
-            lambda: checked_id(self.generation_id),
-            lambda: check_seconds(defer_after=self.defer_after),
+        generation_id, account, _ = check_all(
+            partial(checked_id, self.generation_id),
             lambda: self.hook.account,
+            lambda: raise_invalid(self._option_errors()),
         )
-        generation_id = checked_id(self.generation_id)
         submission = Submission.find(generation_id, task=self, context=context)
+        model = submission.model if submission else None
+        push_links(context, model_url=account.model_url(model) if model else None, has_images=False)
         started_at = context["ti"].start_date.timestamp()
         since = submission.submitted_at if submission else started_at
         return PollSchedule(
@@ -107,25 +129,18 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             submitted_at=since,
             end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
             poll_interval=self.poke_interval,
-            model=submission.model if submission else None,
+            model=model,
             size=submission.size if submission else None,
             fast_poll_until_age=DEFER_AFTER,
         )
-
-    def execute_complete(self, context: Context, event: Any = None) -> str:
-        """Go on after the wait in the triggerer."""
-        from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
-
-        with self._ending_as_sensors_do():
-            return self._succeeded(fetch_finished_generation(self.hook, generation_id_of(event)))
 
     def _succeeded(self, generation: Generation) -> str:
         generation.raise_for_failure(retry_resubmits=False)
         return generation.generation_id
 
     @contextmanager
-    def _ending_as_sensors_do(self) -> Iterator[None]:
-        """Time out with Airflow's own error, and skip instead of failing where that is asked for."""
+    def _sensor_errors(self) -> Iterator[None]:
+        """Raise the errors that Airflow's own sensors raise: on a timeout, and to skip instead of failing."""
         try:
             try:
                 with count_failure(self):

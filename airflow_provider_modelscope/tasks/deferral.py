@@ -1,7 +1,6 @@
-"""A task's waits: first on its worker, then in the triggerer, then on a worker again.
+"""The waits of a task: on its worker first, then in the triggerer.
 
-The triggers themselves stand in ``triggers``; they are imported when a task defers, not when a Dag file is
-read.
+Triggers are imported when a task defers, not when a Dag file is parsed.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
-SHORT = 15.0  # seconds that are waited for room on a worker, as a deferral takes nearly as long
-STAND_BY = 6.0  # seconds to go on trying from a worker whose turn came a little early
-DEFER_AFTER = 8.0  # seconds of a generation's age to look from a worker; fast models need 1 to 6
+POLL_INTERVAL = 15.0  # seconds; most polls are closer, see ``waiting.intervals``
+DEFER_AFTER = 8.0  # seconds of a generation's age to poll from a worker; fast models take 1 to 6
+MIN_QUEUE_DEFERRAL = 15.0  # seconds; a shorter wait for a slot stays on the worker: a deferral takes as long
+EARLY_SLOT_RETRY = 6.0  # seconds to retry from the worker if the slot was granted a little too early
 
 
 def min_deferral_seconds() -> float:
-    """Return for how long a task that deferred must not be resumed, or Airflow may fail it.
+    """Return for how long a deferred task must not resume, because Airflow may fail it.
 
-    The scheduler takes the late "success" of the leg that deferred for one of the leg that resumes, which it
-    finds queued: "the executor reported that the task finished" (apache/airflow issues 66374, 67287, 71580,
-    72716). It is late by a worker's heartbeat interval where its supervisor misses the end of the process,
-    which on 3.3.2 is every sixth time; the rest is for the executor and the scheduler to hear of it.
+    The scheduler can take the late "success" of the leg that deferred for the end of the leg that resumes,
+    which is still queued: "the executor reported that the task finished" (apache/airflow issues 66374, 67287,
+    71580, 72716). The report is late by the worker's heartbeat interval if its supervisor misses the end of
+    the process, which happens every sixth time on 3.3.2. The rest is time for the executor and the scheduler.
     """
     from airflow.providers.common.compat.sdk import conf
 
@@ -56,30 +56,28 @@ def submit_or_defer(
     slot_rejected: bool,
     sending: Callable[[], AbstractContextManager[object]],
 ) -> str:
-    """Return the id of the generation that was started; where the account's queue is full, defer.
+    """Submit and return the ``generation_id``, or defer if the account's queue is full.
 
-    The task goes on in its method ``execute_queued``.
+    The task resumes in its method ``execute_queued``.
 
-    :param request: What to submit, its pictures inlined.
-    :param queue: The task's wait for room.
-    :param slot_rejected: Whether it was told that there is room, or soon will be.
-    :param sending: Makes the context in which it is sent, anew for each time.
-    :raises ModelScopeError: where it cannot be submitted, or not in time.
+    :param request: The request, with its images inlined.
+    :param queue: The task's wait for a free slot.
+    :param slot_rejected: Whether the task resumes from this wait, with a slot that should be free.
+    :param sending: Returns the context for one submission.
+    :raises ModelScopeError: if it cannot be submitted, or not before the queue's deadline.
     """
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 
-    until = time.time() + (STAND_BY if slot_rejected else 0)
-    if queue.end_time < until + SHORT:  # it would hardly have settled in the line before the time is up
+    until = time.time() + (EARLY_SLOT_RETRY if slot_rejected else 0)
+    if queue.end_time < until + MIN_QUEUE_DEFERRAL:
         return hook.submit_with_backoff(request, queue, sending=sending)
-    stand_by = SubmitBackoff(since=until, end_time=until, refused=slot_rejected, longest_pause=1.0)
+    on_worker = SubmitBackoff(since=until, end_time=until, refused=slot_rejected, longest_pause=1.0)
     try:
-        return hook.submit_with_backoff(request, stand_by, sending=sending)
-    except (RateLimitedError, ServiceUnreachableError) as refusal:
-        if isinstance(refusal, ServiceUnreachableError) and not slot_rejected:
-            raise  # there is no sign of a service at all
-        if time.time() >= queue.end_time:
-            queue.give_up(refusal)
-        task.log.info("Leaving the wait for room in the account's queue to the triggerer: %s", refusal)
+        return hook.submit_with_backoff(request, on_worker, sending=sending)
+    except (RateLimitedError, ServiceUnreachableError) as error:
+        if isinstance(error, ServiceUnreachableError) and not slot_rejected:
+            raise  # the service may not exist at all
+        task.log.info("Deferring until a slot is free: %s", error)
     trigger = ModelScopeQueueTrigger(
         since=queue.since,
         slot_rejected=slot_rejected,
@@ -93,14 +91,13 @@ def submit_or_defer(
 def wait_or_defer(
     task: BaseOperator, wait: PollSchedule, hook: ModelScopeHook, *, defer_after: float | None
 ) -> Generation:
-    """Return the generation once it is finished; a deferrable task looks for some seconds, then defers.
+    """Return the finished generation, or defer if it takes long.
 
-    A deferral costs some 3 s, and its trigger may not fire within 8: what is faster is not worth one. The
-    task goes on in its method ``execute_complete``.
+    A deferral takes about 3 s, and its trigger may not fire within 8, so fast generations are polled from the
+    worker. The task resumes in its method ``execute_complete``.
 
-    :param defer_after: Until which age of the generation, in seconds, to look first, 0 for one look; None
-        never defers.
-    :raises ModelScopeError: where the wait ends without a finished generation.
+    :param defer_after: Age of the generation in seconds at which to defer; 0 polls once, None never defers.
+    :raises ModelScopeError: if the wait ends without a finished generation.
     """
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 
@@ -108,7 +105,7 @@ def wait_or_defer(
     generation = hook.poll_until(wait, until)
     if generation is not None:
         return generation
-    task.log.info("Leaving generation %s (%s) to the triggerer", wait.generation_id, wait.last_seen)
+    task.log.info("Deferring: generation %s is %s", wait.generation_id, wait.last_seen)
     trigger = ModelScopeImageGenerationTrigger(
         generation_id=wait.generation_id,
         poll_interval=wait.poll_interval,
@@ -123,7 +120,6 @@ def wait_or_defer(
 
 
 def _defer(task: BaseOperator, trigger: ModelScopeTrigger, hook: ModelScopeHook, method: str) -> NoReturn:
-    # Airflow's own limit on the deferral is a little later, so that the trigger's message, which says more,
-    # comes first.
+    # Airflow's own timeout is a little later, so that the error of the trigger, which says more, comes first.
     seconds = max(0.0, trigger.end_time - time.time()) + hook.account.request_timeout + 60
     task.defer(trigger=trigger, method_name=method, timeout=timedelta(seconds=seconds))

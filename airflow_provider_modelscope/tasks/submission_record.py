@@ -1,7 +1,7 @@
-"""What a task remembers of its submission across its tries, so that none is paid for twice.
+"""Persist the submission of a task across its attempts, so that a retry resumes it instead of paying twice.
 
-It stands in Airflow's task state store, which there is from Airflow 3.3 on: before a submission is sent, that
-it will be; after the answer, which generation it made. XCom would not do, since a retry begins by wiping it.
+The record is in Airflow's task state store (Airflow 3.3 and later): before a submission is sent, that it will
+be; after the response, the ``generation_id``. XComs do not work, because a retry deletes them first.
 """
 
 from __future__ import annotations
@@ -34,31 +34,32 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint_of(request: GenerationRequest, account: Account) -> str:
-    """Return what tells a request of an account from any other; it gives neither away."""
-    asked = [request.to_json(), account.base_url, account.token]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    """Return a digest of a request and its account, from which neither can be restored."""
+    parts = [request.to_json(), account.base_url, account.token]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class SubmissionRecord:
-    """The record of a task instance; where there is no store, nothing is kept.
+    """The record of a task instance. Without a store nothing is recorded.
 
-    :param durable: Whether to keep it at all.
-    :param on_lost_response: What to do where a submission was sent and nobody can tell whether it made a
+    :param durable: Whether to record anything.
+    :param on_lost_response: What to do when a submission got no response, so that it may have created a
         generation: ``"resubmit"`` or ``"fail"``.
     """
 
     def __init__(self, context: Context, *, durable: bool = True, on_lost_response: str = "resubmit") -> None:
         self._store: Any = context.get("task_state_store") if durable else None
-        # Grows when the task is cleared, and only then: so it tells a retry from that.
+        # Grows when the task is cleared, and only then: this distinguishes Clear from a retry.
         self._max_tries: int | None = getattr(context["ti"], "max_tries", None)
         self._lacks_store = durable and self._store is None and bool(self._max_tries)
-        self._on_lost_answer = on_lost_response
+        self._on_lost_response = on_lost_response
 
     def recall(self, fingerprint: str) -> Submission | None:
-        """Return the generation that an earlier try submitted, None where it is to be submitted.
+        """Return the submission of an earlier attempt, or None if the request is to be submitted.
 
-        :raises SubmissionUnresolvedError: where it was about to submit, and must not do so again.
-        :raises SubmissionRecordError: where the record cannot be read, which does not mean that there is none.
+        :raises SubmissionUnresolvedError: if an earlier attempt ended while submitting, and resubmitting is
+            not allowed.
+        :raises SubmissionRecordError: if the record cannot be read, which does not mean that there is none.
         """
         match self._read():
             case None:
@@ -67,9 +68,9 @@ class SubmissionRecord:
                 return None
             case {"fingerprint": str(other), **rest} if other != fingerprint:
                 log.warning(
-                    "An earlier try asked for something else, or as another account: submitting anew. Its "
-                    "generation was %s",
-                    rest.get("generation_id", "not known"),
+                    "Submitting again: the request or the account differs from that of an earlier attempt, "
+                    "which submitted generation %s",
+                    rest.get("generation_id", "(unknown)"),
                 )
                 return None
             case {
@@ -79,53 +80,52 @@ class SubmissionRecord:
             }:
                 return Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
             case {"fingerprint": str(), "sent_at": float() | int() as sent_at}:
-                seconds = time.time() - sent_at
-                what_happened = f"An earlier try ended while it was submitting, {seconds:.0f} s ago"
-                if self._on_lost_answer == "fail":
-                    raise self._unresolved(what_happened)
+                problem = f"An earlier attempt ended while submitting, {time.time() - sent_at:.0f} s ago"
+                if self._on_lost_response == "fail":
+                    raise self._unresolved(problem)
                 log.warning(
-                    "%s, and nobody can tell whether that made a generation. Submitting again: this prompt "
-                    "may be paid twice",
-                    what_happened,
+                    "Submitting again, which may be charged twice. %s, and may have created a generation",
+                    problem,
                 )
                 return None
             case record:
                 raise SubmissionRecordError(
-                    f"Nothing was sent: what this task's state store holds as {KEY!r} is no record of ours: "
-                    f"{record!r:.200}. Delete it there, or set durable=False"
+                    f"Invalid record {KEY!r} in this task's state store, nothing was sent: {record!r:.200}. "
+                    "Delete the record, or set durable=False"
                 )
 
     @contextmanager
     def sending(self, fingerprint: str) -> Iterator[None]:
-        """Keep in mind that a submission is being sent, until it is known to have created nothing.
+        """Record that a submission is being sent, until it is certain that it created nothing.
 
-        :raises SubmissionUnresolvedError: where it was lost, and must not be sent again.
+        :raises SubmissionUnresolvedError: if it got no response, and resubmitting is not allowed.
         """
         self._write({"fingerprint": fingerprint, "sent_at": time.time()})
         try:
             yield
         except SubmissionLostError as error:
-            if self._on_lost_answer == "fail":
+            if self._on_lost_response == "fail":
                 raise self._unresolved(error.message) from None
             error.message += (
-                '. A retry sends it again and may pay twice; on_lost_response="fail" prevents that'
+                '. A retry submits again, which may be charged twice; on_lost_response="fail" prevents that'
             )
             raise
         except ModelScopeError:
             self.forget()
             raise
 
-    def _unresolved(self, what_happened: str) -> SubmissionUnresolvedError:
-        self.forget()  # the next to run this task is a person, who knows
+    def _unresolved(self, problem: str) -> SubmissionUnresolvedError:
+        self.forget()  # the next attempt is a person's decision
         return SubmissionUnresolvedError(
-            f"{what_happened}. on_lost_response='fail' forbids to pay twice: clear the task to submit again"
+            f"{problem}. It may have been charged, and on_lost_response='fail' prevents a second charge: "
+            "clear the task to submit again"
         )
 
-    def keep(self, fingerprint: str, submission: Submission) -> None:
-        """Keep the generation that was made, or say that this Airflow cannot."""
+    def save(self, fingerprint: str, submission: Submission) -> None:
+        """Record the generation that was created, or warn if this Airflow cannot."""
         if self._lacks_store:
             log.warning(
-                "A retry would submit generation %s again: only Airflow 3.3 and later keep it between tries",
+                "A retry would submit generation %s again: resuming needs Airflow 3.3 or later",
                 submission.generation_id,
             )
         try:
@@ -137,34 +137,37 @@ class SubmissionRecord:
                     "submitted_at": submission.submitted_at,
                 }
             )
-        except SubmissionRecordError as error:  # it is made and paid for: go on with it
+        except SubmissionRecordError as error:  # the generation is paid for: go on with it
             log.warning("A retry would submit generation %s again: %s", submission.generation_id, error)
 
-    def miss(self) -> bool:
-        """Note that the generation could not be brought to its end, though the service answered.
+    def note_failure(self) -> bool:
+        """Record that the generation gave no image although the service responded.
 
-        The second time it is forgotten: what comes next is a new one. Return whether this is the second.
+        The second time the record is deleted, so that the next attempt submits a new generation.
+
+        :return: Whether this is the second time.
         """
         try:
             record = self._read()
             if not isinstance(record, dict):
                 return False
-            if not record.get("is_missed"):
-                self._write({**record, "is_missed": True})
+            if not record.get("failed_once"):
+                self._write({**record, "failed_once": True})
                 return False
         except SubmissionRecordError as error:
             log.warning("%s", error)
             return False
         log.warning(
-            "Generation %s is given up: what comes next is a new one, paid anew", record["generation_id"]
+            "Giving up generation %s: the next submission creates a new one, which is charged",
+            record["generation_id"],
         )
         self.forget()
         return True
 
     def finish(self) -> None:
-        """Note that the work is done. The record goes when Airflow has noted that as well.
+        """Record that the task is done. The record is deleted when Airflow has recorded the success.
 
-        Until then a retry would take the generation up, while Clear means a new one.
+        Until then a retry resumes the generation, while Clear submits a new one.
         """
         if self._max_tries is None:
             return self.forget()
@@ -172,31 +175,31 @@ class SubmissionRecord:
             if isinstance(record := self._read(), dict):
                 self._write({**record, "done": self._max_tries})
         except SubmissionRecordError as error:
-            log.warning("Clear would give the same images again: %s", error)
+            log.warning("Clear would store the same images again: %s", error)
 
     def forget(self) -> None:
-        """Forget what was submitted: there is nothing to take up."""
+        """Delete the record: there is nothing to resume."""
         if self._store is None:
             return
         try:
             self._store.delete(KEY)
-        except Exception as error:  # whatever its backend raises; what was done stays done
-            log.warning("The record %r could not be deleted from this task's state store: %r", KEY, error)
+        except Exception as error:  # any backend
+            log.warning("The record %r was not deleted from this task's state store: %r", KEY, error)
 
     def _read(self) -> Any:
         try:
             return None if self._store is None else self._store.get(KEY)
-        except Exception as error:  # whatever its backend raises
+        except Exception as error:  # any backend
             raise SubmissionRecordError(f"This task's state store cannot be read: {error}") from error
 
     def _write(self, record: dict[str, Any]) -> None:
         try:
             if self._store is not None:
                 self._store.set(KEY, record)
-        except Exception as error:  # whatever its backend raises
+        except Exception as error:  # any backend
             raise SubmissionRecordError(f"This task's state store cannot be written to: {error}") from error
 
 
 def forget_submission(context: Context) -> None:
-    """Let the record go, as ``on_success_callback``: Airflow has noted the success."""
+    """Delete the record, as ``on_success_callback``: Airflow has recorded the success."""
     SubmissionRecord(context).forget()

@@ -1,13 +1,14 @@
-"""What every task of ours has: a hook, links, a colour; and what the two that store images do alike."""
+"""What all our tasks share: a hook, links, a colour, checks at parse time; and storing images."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import LINKS
+from airflow_provider_modelscope.validation import check_all
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ModelScopeTask:
-    """A task that talks to ModelScope through a connection."""
+    """A task that calls ModelScope through a connection."""
 
     modelscope_conn_id: str
     operator_extra_links: Collection[BaseOperatorLink] = LINKS
@@ -27,8 +28,23 @@ class ModelScopeTask:
 
     @cached_property
     def hook(self) -> ModelScopeHook:
-        """The hook that this task talks through."""
+        """The hook of the task's connection."""
         return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
+
+    def _check_constants(self, own_class: type) -> None:
+        """Raise an error for a constant argument that can never be valid: an import error of the Dag file.
+
+        Not in a subclass, which may set attributes later, and not in a mapped task, which is created when
+        it runs. Both are checked when they run, as is everything that is not constant.
+
+        :param own_class: The class whose ``__init__`` calls this as its last statement.
+        """
+        if type(self) is own_class and not getattr(self, "_BaseOperator__from_mapped", False):
+            check_all(*self._constant_checks())
+
+    def _constant_checks(self) -> list[Callable[[], object]]:
+        """Return the checks of constant arguments: without network, filesystem or connection."""
+        raise NotImplementedError
 
 
 class StoringTask(ModelScopeTask):
@@ -40,22 +56,28 @@ class StoringTask(ModelScopeTask):
     embed_metadata: bool
     _stored: Sequence[StoredImage] = ()
 
-    def _parsed_destination(self) -> Destination:
-        """Return where the images go.
+    def _parse_destination(self) -> Destination:
+        """Return the destination of the images.
 
-        :raises InvalidDestinationError: where they cannot.
+        :raises InvalidDestinationError: if they cannot be stored there.
         """
         from airflow_provider_modelscope.images.object_storage import Destination
 
         return Destination.parse(self.destination, storage_conn_id=self.storage_conn_id, sidecar=self.sidecar)
 
-    def _store(self, generation: Generation, submission: Submission | None, context: Context) -> list[str]:
+    def _store(
+        self,
+        generation: Generation,
+        destination: Destination,
+        submission: Submission | None,
+        context: Context,
+    ) -> list[str]:
         """Store the images of a generation that succeeded, and return their URIs."""
         from airflow_provider_modelscope.tasks.storing import store_images
 
         self._stored = store_images(
             generation,
-            self._parsed_destination(),
+            destination,
             hook=self.hook,
             context=context,
             submission=submission,
@@ -65,7 +87,7 @@ class StoringTask(ModelScopeTask):
         return [image.uri for image in self._stored]
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Return what OpenLineage is told: the model and the pictures to edit, and what was stored."""
+        """Return the lineage for OpenLineage: the model and the source images, and the stored images."""
         from airflow_provider_modelscope.tasks.lineage import lineage_of
 
         return lineage_of(self._stored)

@@ -1,8 +1,9 @@
-"""Store the images of a generation that has finished."""
+"""Store the images of a finished generation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -18,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
-    """Store every image of a finished generation, as it came, and return the list of their URIs.
+    """Store every image of a finished generation, and return the list of their URIs.
 
-    A retry writes the same objects again, and nothing half-written ever stands under their names. The XCom
-    ``images`` describes each, see :class:`~airflow_provider_modelscope.tasks.storing.StoredImage`; what was asked
-    for is known where the generation was submitted upstream in the same Dag run. Assets in ``outlets`` get
-    the images as extra, aliases get them as assets.
+    A retry overwrites the same objects. Writes are atomic: readers never see a partial object. The XCom
+    ``images`` describes each image, see :class:`~airflow_provider_modelscope.xcoms.StoredImage`; it contains
+    the request if a submit task stands upstream in the same Dag run. Assets in ``outlets`` get the images as
+    extra, asset aliases get them as assets.
 
-    :param generation_id: What the sensor returned.
-    :param destination: With a ``/`` at its end a folder, in which an image is named
-        ``<generation_id>-<n>.<suffix>``; else that very object (from the second image on with ``-<n>``). A
-        suffix ``.png``, ``.jpg`` or ``.webp`` converts where the image is of another format.
+    :param generation_id: The id that the sensor returned.
+    :param destination: Where to store the images. A folder if it ends with ``/``, in which an image is named
+        ``<generation_id>-<n>.<suffix>``; otherwise one object, and further images get ``-<n>`` before the
+        suffix. The suffixes ``.png``, ``.jpg`` and ``.webp`` convert images of other formats.
     :param storage_conn_id: The connection to object storage.
-    :param modelscope_conn_id: The connection that submitted it.
-    :param sidecar: Store beside each image ``<name>.json``, which tells how it was made.
-    :param embed_metadata: Write that, in short, into PNG, JPEG and WebP images, with the IPTC's marker of
-        pictures made by AI. Pixels and the service's own label stay as they are.
+    :param modelscope_conn_id: The connection that submitted the generation.
+    :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
+    :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images, with the IPTC's mark for
+        AI-generated images. Pixels and the service's own label stay unchanged.
     """
 
     template_fields: Sequence[str] = ("generation_id", "destination", "storage_conn_id", "modelscope_conn_id")
@@ -56,18 +57,30 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
         self.modelscope_conn_id = modelscope_conn_id
         self.sidecar = sidecar
         self.embed_metadata = embed_metadata
+        self._check_constants(ModelScopeImageToObjectStorageOperator)
+
+    def _constant_checks(self) -> list[Callable[[], object]]:
+        from airflow_provider_modelscope.images.object_storage import check_destination
+        from airflow_provider_modelscope.protocol.generation import checked_id
+        from airflow_provider_modelscope.tasks.parse_time import constant_checks
+
+        return [
+            *constant_checks(self, "generation_id", checked_id),
+            *constant_checks(self, "destination", check_destination),
+        ]
 
     @counts_failures
     def execute(self, context: Context) -> list[str]:
-        """Download, store, and return the URIs."""
+        """Download and store the images, and return their URIs."""
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
         from airflow_provider_modelscope.xcoms import Submission
 
-        check_all(lambda: checked_id(self.generation_id), self._parsed_destination, lambda: self.hook.account)
-        generation_id = checked_id(self.generation_id)
+        generation_id, destination, account = check_all(
+            partial(checked_id, self.generation_id), self._parse_destination, lambda: self.hook.account
+        )
         submission = Submission.find(generation_id, task=self, context=context)
-        push_links(context, model_url=self.hook.account.model_url(submission.model) if submission else None)
+        push_links(context, model_url=account.model_url(submission.model) if submission else None)
         generation = fetch_finished_generation(self.hook, generation_id)
         generation.raise_for_failure(retry_resubmits=False)
-        return self._store(generation, submission, context)
+        return self._store(generation, destination, submission, context)

@@ -29,8 +29,6 @@ from airflow_provider_modelscope.waiting.intervals import (
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
 
-POLL_INTERVAL = 15.0  # seconds; most polls are closer, see ``intervals``
-
 DURATIONS = DurationHistory()  # of this process: many in a triggerer, none in a task's own process
 
 log = logging.getLogger(__name__)

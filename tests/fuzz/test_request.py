@@ -135,7 +135,7 @@ def test_a_single_invalid_value_is_the_one_reported() -> None:
         try:
             GenerationRequest(**{"model": "a/b", "prompt": "a cat", name: value})
         except InvalidRequestError as error:
-            assert str(error).startswith(f"Nothing was sent. Please correct {name} = ")
+            assert str(error).startswith(f"Invalid parameters, nothing was sent: {name} = ")
             assert len(str(error)) < 600
 
     try_one()

@@ -1,4 +1,4 @@
-"""What unit tests share: the emulator as the service, and the little of Airflow that a task needs."""
+"""Fixtures of the unit tests: the emulator as the service, and a fake task instance of Airflow."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class TaskInstance:
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
         self.start_date = datetime.now(UTC)
-        self.upstream: Any = None  # what pulling the XCom of a task upstream gives
+        self.upstream: Any = None  # the XCom of every task upstream
 
     def xcom_push(self, key: str, value: Any) -> None:
-        self.pushed[key] = json.loads(json.dumps(value))  # as the database would hold it
+        self.pushed[key] = json.loads(json.dumps(value))  # as the database stores it
 
     def xcom_pull(self, task_ids: str, key: str, map_indexes: int | None = None) -> Any:
         is_own = (task_ids, map_indexes) == (self.task_id, self.map_index)
@@ -46,7 +46,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """A service whose generations are finished at once, behind the connection ``modelscope_default``."""
+    """A service whose generations finish at once, and the connection ``modelscope_default`` to it."""
     with Emulator(max_running=10) as emulator:
         connect(monkeypatch, emulator.base_url)
         yield emulator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -68,7 +69,8 @@ def test_a_mapped_task_instance_links_to_its_own_images() -> None:
 
 @needs_gallery
 def test_a_sensor_links_to_the_images_of_the_run(emulator: Emulator, context: Any, tmp_path: Path) -> None:
-    wait = ModelScopeImageGenerationSensor(task_id="wait", generation_id="42", timeout=0)
+    wait = ModelScopeImageGenerationSensor(task_id="wait", generation_id="42", timeout=1)
+    context["ti"].start_date -= timedelta(hours=1)
     with pytest.raises(Exception, match="42"):
         wait.execute(context)
     assert context["ti"].pushed == {ImagesLink.xcom_key: f"{GALLERY}a_run"}

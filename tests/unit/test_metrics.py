@@ -1,4 +1,4 @@
-"""What Airflow's metrics are told, by tasks that run against the emulator."""
+"""The metrics that tasks send to Airflow, run against the emulator."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.transfers.image_to_object_storage import (
-    ModelScopeImageToObjectStorageOperator,
-)
+from tests.unit.builders import one_step, rendered, run, sensor, submitter, transfer
 from tests.unit.conftest import connect
-from tests.unit.contract.test_tasks import one_step, run, sensor, submitter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +38,7 @@ TAGS = {"modelscope_conn_id": "modelscope_default", "model": MODEL}
 
 
 class Stats:
-    """Airflow's metrics, where they end."""
+    """A metrics backend of Airflow, in memory."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -75,7 +72,7 @@ def submit(queue_timeout: float = 0.0) -> str:
     )
 
 
-def test_an_image_is_counted_from_its_submission_to_its_bytes(
+def test_an_image_is_counted_from_submission_to_storage(
     emulator: Emulator, stats: Stats, context: Any, tmp_path: Path
 ) -> None:
     run(one_step(tmp_path), context)
@@ -94,15 +91,10 @@ def test_an_image_is_counted_from_its_submission_to_its_bytes(
     assert stats.gauges.keys() == {metrics.QUOTA, metrics.MODEL_QUOTA}
 
 
-def test_a_transfer_counts_what_it_stores_and_knows_no_more_where_nothing_is_upstream(
+def test_a_transfer_without_a_submit_task_knows_no_model(
     emulator: Emulator, stats: Stats, context: Any, tmp_path: Path
 ) -> None:
-    generation_id = submit()
-    transfer = ModelScopeImageToObjectStorageOperator(
-        task_id="store", generation_id=generation_id, destination=f"file://{tmp_path}/"
-    )
-    transfer.get_flat_relatives = lambda upstream: []  # type: ignore[method-assign, assignment, misc] # in no Dag
-    transfer.execute(context)
+    transfer(submit(), tmp_path).execute(context)
     assert stats.counts[metrics.STORED] == 1
     assert stats.tags[metrics.STORED] == {"modelscope_conn_id": "modelscope_default"}
     assert stats.times.keys() == {metrics.DURATION}
@@ -116,7 +108,7 @@ def test_a_transfer_counts_what_it_stores_and_knows_no_more_where_nothing_is_ups
         ("503", SubmissionLostError, {metrics.UNCONFIRMED: 1}),
     ],
 )
-def test_a_submission_that_is_not_accepted_is_counted_by_its_reason(
+def test_a_rejected_submission_is_counted_by_its_reason(
     emulator: Emulator,
     stats: Stats,
     fault: str,
@@ -130,7 +122,7 @@ def test_a_submission_that_is_not_accepted_is_counted_by_its_reason(
     assert stats.tags[metrics.SENT] == TAGS
 
 
-def test_each_time_it_is_sent_counts(emulator: Emulator, stats: Stats) -> None:
+def test_every_submission_is_counted(emulator: Emulator, stats: Stats) -> None:
     emulator.fail("submit:queue-full:2")
     submit(queue_timeout=60)
     assert stats.counts == {
@@ -141,7 +133,7 @@ def test_each_time_it_is_sent_counts(emulator: Emulator, stats: Stats) -> None:
     }
 
 
-def test_a_service_that_cannot_be_reached_refuses_too(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_service_counts_as_a_rejection(stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(ServiceUnreachableError):
         submit()
@@ -155,7 +147,7 @@ def test_a_service_that_cannot_be_reached_refuses_too(stats: Stats, monkeypatch:
         ("image:404:always", ImageGoneError, "image_gone"),
     ],
 )
-def test_a_task_that_fails_is_counted_by_its_reason(
+def test_a_failed_task_is_counted_by_its_reason(
     emulator: Emulator,
     stats: Stats,
     context: Any,
@@ -173,26 +165,23 @@ def test_a_task_that_fails_is_counted_by_its_reason(
     assert metrics.STORED not in stats.counts
 
 
-def test_what_ends_before_anything_is_sent_fails_and_is_no_submission(
+def test_an_invalid_request_is_a_failure_but_no_submission(
     emulator: Emulator, stats: Stats, context: Any
 ) -> None:
     with pytest.raises(InvalidRequestError):
-        submitter(steps=0).execute(context)
+        rendered(submitter(), steps=0).execute(context)
     assert stats.counts == {metrics.FAILED: 1, f"{metrics.FAILED}.invalid_request": 1}
 
 
-def test_a_sensor_that_skips_instead_of_failing_counts_what_it_met(
-    emulator: Emulator, stats: Stats, context: Any
-) -> None:
+def test_a_skipped_sensor_counts_its_error(emulator: Emulator, stats: Stats, context: Any) -> None:
     emulator.fail("poll:failed:always")
     waiting = sensor(submit(), soft_fail=True)
-    waiting.get_flat_relatives = lambda upstream: []  # type: ignore[method-assign, assignment, misc] # in no Dag
     with pytest.raises(sdk.AirflowSkipException):
         waiting.execute(context)
     assert stats.counts[f"{metrics.FAILED}.generation_rejected"] == 1
 
 
-def test_the_quota_is_shown_where_the_service_sends_it(
+def test_the_quota_is_sent_if_the_service_reports_it(
     stats: Stats, requests_mock: Mocker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, "https://api.example")
@@ -203,7 +192,7 @@ def test_the_quota_is_shown_where_the_service_sends_it(
     assert stats.gauges == {metrics.QUOTA: 12, metrics.MODEL_QUOTA: 3}
 
 
-def test_metrics_that_break_cost_a_line_in_the_log_and_no_image(
+def test_a_broken_metrics_backend_costs_no_image(
     emulator: Emulator,
     context: Any,
     tmp_path: Path,

@@ -1,4 +1,7 @@
-"""Bad input ends the task with a clear error: what is wrong, where, and what is allowed. Nothing is sent."""
+"""Invalid input fails the task, or the import of its Dag file, and nothing is sent.
+
+The error says which value is invalid and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +26,15 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import ImagesLink, ModelLink
-from airflow_provider_modelscope.operators.image_generation import (
-    ModelScopeImageGenerationOperator,
-    ModelScopeSubmitImageGenerationOperator,
-)
-from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
-from airflow_provider_modelscope.transfers.image_to_object_storage import (
-    ModelScopeImageToObjectStorageOperator,
-)
-from airflow_provider_modelscope.validation import check_all
+from airflow_provider_modelscope.validation import INVALID
+from tests.unit.builders import Context, one_step, rendered, sensor, submitter, transfer
 from tests.unit.conftest import TOKEN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_provider_modelscope.emulator import Emulator
-
-Context = Any  # a mapping with a stand-in for the task instance
 
 NUL = "must not contain NUL characters: Airflow's database cannot store them"
 PROMPT = "must describe the image, in 1 to 1999 characters"
@@ -55,7 +49,7 @@ PICTURE = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' 
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
 NOT_JSON = ": in a template, end it with '| tojson'"
-SECONDS = "must be a number of seconds from 0 to 31536000"
+SECONDS = "must be a number of seconds from {} to 31536000"
 ID = "must be the id that a submit task returned; for several ids, map over them with .expand("
 URI = "must be a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
 SIGNS = "must not contain '?', '#', '\\' or control characters"
@@ -222,6 +216,10 @@ DESTINATIONS: list[tuple[Any, str]] = [
     ("s3://bucket", "end it with '/' to store into the bucket, or name an object"),
     ("s3://[bucket/cats/", "Invalid IPv6 URL"),
     ("file:///data/cat.gif", "images cannot be converted to '.gif': use .png, .jpg or .webp, or a"),
+]
+
+# Destinations that only the worker can check.
+UNWRITABLE: list[tuple[str, str]] = [
     (
         "nowhere://bucket/cats/",
         "install this provider's extra for that store (s3, gcs or azure)",
@@ -311,31 +309,12 @@ CONNECTIONS: list[tuple[dict[str, Any], str, str]] = [
 ]  # fmt: skip
 
 
-def submitter(**given: Any) -> ModelScopeSubmitImageGenerationOperator:
-    asked = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", **given}
-    return ModelScopeSubmitImageGenerationOperator(task_id="submit", **asked)
-
-
-def one_step(**given: Any) -> ModelScopeImageGenerationOperator:
-    asked = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", "destination": "file:///tmp/cats/", **given}
-    return ModelScopeImageGenerationOperator(task_id="draw", **asked)
-
-
-def sensor(**given: Any) -> ModelScopeImageGenerationSensor:
-    return ModelScopeImageGenerationSensor(**{"task_id": "wait", "generation_id": "42", **given})
-
-
-def transfer(**given: Any) -> ModelScopeImageToObjectStorageOperator:
-    told = {"generation_id": "42", "destination": "file:///tmp/cats/", **given}
-    return ModelScopeImageToObjectStorageOperator(task_id="store", **told)
-
-
 OPERATORS = pytest.mark.parametrize("task", [submitter, one_step])
-SUBMITS = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])
+WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])
 
 
 def label(value: Any) -> str:
-    """Return what a test is called after its value."""
+    """Return a test id for a value."""
     try:
         return ascii(value)[:40]
     except (ValueError, RecursionError):
@@ -347,7 +326,7 @@ def ids(rows: list[Any]) -> list[str]:
 
 
 def refused(task: Any, context: Context, emulator: Emulator, kind: type[ModelScopeFinalError]) -> str:
-    """Return what is said of a task that Airflow ends at once, with nothing sent and nothing kept."""
+    """Return the error of a task that fails at once, with nothing sent and nothing stored."""
     with pytest.raises(kind) as raised:
         task.execute(context)
     assert isinstance(raised.value, AirflowFailException)
@@ -361,7 +340,7 @@ def refused(task: Any, context: Context, emulator: Emulator, kind: type[ModelSco
 
 
 def names(message: str, parameter: str, value: Any) -> bool:
-    """Whether a message names a parameter and shows its value, or the beginning of it."""
+    """Whether a message names a parameter and shows the beginning of its value."""
     try:
         return f"{parameter} = {repr(value)[:50]}" in message
     except (ValueError, RecursionError):
@@ -382,22 +361,22 @@ def folder(tmp_path: Path) -> Path:
 
 @OPERATORS
 @pytest.mark.parametrize(("parameter", "value", "allowed"), REQUESTS, ids=ids(REQUESTS))
-def test_a_wrong_parameter_is_named_with_its_value_and_what_is_allowed(
+def test_an_invalid_parameter_is_named_with_what_is_allowed(
     task: Any, parameter: str, value: Any, allowed: str, emulator: Emulator, context: Context
 ) -> None:
-    message = refused(task(**{parameter: value}), context, emulator, InvalidRequestError)
-    assert message.startswith("Nothing was sent. Please correct ")
+    message = refused(rendered(task(), **{parameter: value}), context, emulator, InvalidRequestError)
+    assert message.startswith(INVALID)
     assert names(message, parameter, value)
     assert allowed in message
 
 
 @OPERATORS
 @pytest.mark.parametrize(("model", "family", "least", "most"), FAMILIES, ids=[row[1] for row in FAMILIES])
-def test_a_size_is_held_to_the_family_of_its_model(
+def test_the_range_of_the_size_depends_on_the_model(
     task: Any, model: str, family: str, least: int, most: int, emulator: Emulator, context: Context
 ) -> None:
     for size in (f"{least - 1}x{most}", f"{least}x{most + 1}"):
-        message = refused(task(model=model, size=size), context, emulator, InvalidRequestError)
+        message = refused(rendered(task(), model=model, size=size), context, emulator, InvalidRequestError)
         assert (
             f"size = '{size}': must be from {least}x{least} to {most}x{most} for {family} models" in message
         )
@@ -405,7 +384,7 @@ def test_a_size_is_held_to_the_family_of_its_model(
 
 @OPERATORS
 @pytest.mark.parametrize(("parameter", "template", "given", "allowed"), TEMPLATES, ids=ids(TEMPLATES))
-def test_what_a_template_made_is_judged_as_the_text_that_it_is(
+def test_rendered_text_is_checked_like_any_other(
     task: Any, parameter: str, template: str, given: Any, allowed: str, emulator: Emulator, context: Context
 ) -> None:
     templated = task(**{parameter: template})
@@ -417,18 +396,18 @@ def test_what_a_template_made_is_judged_as_the_text_that_it_is(
 
 @OPERATORS
 @pytest.mark.parametrize(("path", "problem"), PICTURES, ids=[label(row[0]) for row in PICTURES])
-def test_a_picture_to_edit_that_is_none_is_named_before_anything_is_sent(
+def test_an_unreadable_source_image_is_named(
     task: Any, path: str, problem: str, emulator: Emulator, context: Context, folder: Path
 ) -> None:
     uri = f"file://{folder}/{path}"
     message = refused(task(image_url=uri), context, emulator, InvalidRequestError)
-    assert message.startswith("Nothing was sent. ")
+    assert message.startswith(INVALID)
     assert names(message, "image_url", uri)
     assert problem in message
-    assert "secret" not in message  # not a byte of what may be any file
+    assert "secret" not in message  # no bytes of what may be any file
 
 
-def test_what_this_worker_may_not_read_or_write_is_named(
+def test_a_missing_permission_on_the_worker_is_named(
     emulator: Emulator, context: Context, folder: Path
 ) -> None:
     (folder / "page.png").chmod(0)
@@ -442,7 +421,7 @@ def test_what_this_worker_may_not_read_or_write_is_named(
     assert f"this worker may not write to '{folder}/folder'" in message
 
 
-def test_every_picture_that_is_none_is_named_at_once(
+def test_all_unreadable_source_images_are_named_at_once(
     emulator: Emulator, context: Context, folder: Path
 ) -> None:
     pictures = [f"file://{folder}/page.png", "https://a.example/1.png", "ftp://a.example/2.png"]
@@ -451,35 +430,37 @@ def test_every_picture_that_is_none_is_named_at_once(
     assert (
         f"image_url = '{pictures[2]}': cannot be opened (No filesystem registered for scheme ftp" in message
     )
-    assert message.count("Nothing was sent") == 1
+    assert message.count("nothing was sent") == 1
 
 
 @pytest.mark.parametrize("task", [one_step, transfer])
 @pytest.mark.parametrize(
-    ("destination", "problem"), DESTINATIONS, ids=[label(row[0]) for row in DESTINATIONS]
+    ("destination", "problem"),
+    [*DESTINATIONS, *UNWRITABLE],
+    ids=[label(row[0]) for row in [*DESTINATIONS, *UNWRITABLE]],
 )
-def test_a_destination_that_cannot_be_written_to_is_found_first(
+def test_an_invalid_destination_is_found_before_anything_is_sent(
     task: Any, destination: Any, problem: str, emulator: Emulator, context: Context, folder: Path
 ) -> None:
     if isinstance(destination, str):
         destination = destination.replace("{folder}", str(folder))
     before = sorted(folder.rglob("*"))
-    message = refused(task(destination=destination), context, emulator, InvalidDestinationError)
+    message = refused(rendered(task(), destination=destination), context, emulator, InvalidDestinationError)
     assert names(message, "destination", destination)
     assert problem in message
     assert sorted(folder.rglob("*")) == before
 
 
 @pytest.fixture
-def careless_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that, as AWS's does, goes on without a connection that is not defined."""
+def store_without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not check whether its connection is defined, like that of AWS."""
     # Where providers' filesystems are registered moved after Airflow 3.1.
     module = import_module("airflow.sdk.io.fs" if find_spec("airflow.sdk.io.fs") else "airflow.io")
     monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
     monkeypatch.setitem(module._register_filesystems(), "memory", lambda conn_id: MemoryFileSystem())
 
 
-@pytest.mark.usefixtures("careless_store")
+@pytest.mark.usefixtures("store_without_checks")
 @pytest.mark.parametrize("task", [one_step, transfer])
 @pytest.mark.parametrize(
     ("connection", "problem"),
@@ -493,7 +474,7 @@ def careless_store(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=label,
 )
-def test_a_connection_to_storage_that_is_not_there_is_named(
+def test_an_undefined_storage_connection_is_named(
     task: Any, connection: Any, problem: str, emulator: Emulator, context: Context
 ) -> None:
     wrong = task(destination="memory://bucket/cats/", storage_conn_id=connection)
@@ -502,25 +483,23 @@ def test_a_connection_to_storage_that_is_not_there_is_named(
 
 @pytest.mark.parametrize("task", [sensor, transfer])
 @pytest.mark.parametrize("generation_id", GENERATION_IDS, ids=label)
-def test_what_is_no_generation_id_is_refused_without_a_look(
+def test_an_invalid_generation_id_is_rejected_without_a_poll(
     task: Any, generation_id: Any, emulator: Emulator, context: Context
 ) -> None:
-    message = refused(task(generation_id=generation_id), context, emulator, InvalidRequestError)
+    message = refused(rendered(task(), generation_id=generation_id), context, emulator, InvalidRequestError)
     assert names(message, "generation_id", generation_id)
     assert ID in message
 
 
 @pytest.mark.parametrize("task", [sensor, transfer])
-def test_an_xcom_that_does_not_exist_is_no_generation_id(
-    task: Any, emulator: Emulator, context: Context
-) -> None:
-    templated = task(generation_id="{{ ti.xcom_pull(task_ids='nobody', key='return_value') }}")
+def test_a_missing_xcom_is_not_a_generation_id(task: Any, emulator: Emulator, context: Context) -> None:
+    templated = task(generation_id="{{ ti.xcom_pull(task_ids='missing', key='return_value') }}")
     templated.render_template_fields({**context, "params": {}})
     message = refused(templated, context, emulator, InvalidRequestError)
     assert f"generation_id = 'None': {ID}" in message
 
 
-def test_an_id_that_tries_to_leave_its_place_stays_one_id(emulator: Emulator) -> None:
+def test_an_id_cannot_leave_the_path_of_the_status_request(emulator: Emulator) -> None:
     with pytest.raises(AirflowException):
         fetch_finished_generation(ModelScopeHook(), "../images/generations?a=b#c", recheck_seconds=0)
     for look in emulator.requests:
@@ -530,55 +509,73 @@ def test_an_id_that_tries_to_leave_its_place_stays_one_id(emulator: Emulator) ->
         )  # unquoted by then
 
 
-@pytest.mark.parametrize(
-    ("task", "parameter"),
+SECONDS_PARAMETERS = pytest.mark.parametrize(
+    ("task", "parameter", "least"),
     [
-        (submitter, "queue_timeout"),
-        (one_step, "queue_timeout"),
-        (one_step, "timeout"),
-        (one_step, "poll_interval"),
-        (one_step, "defer_after"),
-        (sensor, "defer_after"),
+        (submitter, "queue_timeout", 1),
+        (one_step, "queue_timeout", 1),
+        (one_step, "timeout", 1),
+        (one_step, "poll_interval", 0),
+        (one_step, "defer_after", 0),
+        (sensor, "defer_after", 0),
     ],
 )
-@SUBMITS
+
+
+@SECONDS_PARAMETERS
+@WAYS
 @pytest.mark.parametrize("value", NOT_SECONDS, ids=label)
-def test_what_is_no_number_of_seconds_is_refused_before_anything_is_sent(
-    task: Any, parameter: str, deferrable: bool, value: Any, emulator: Emulator, context: Context
+def test_an_invalid_number_of_seconds_is_named(
+    task: Any, parameter: str, least: int, deferrable: bool, value: Any, emulator: Emulator, context: Context
 ) -> None:
-    wrong = task(deferrable=deferrable, **{parameter: value})
+    wrong = rendered(task(deferrable=deferrable), **{parameter: value})
     message = refused(wrong, context, emulator, InvalidRequestError)
     assert names(message, parameter, value)
-    assert SECONDS in message
+    assert SECONDS.format(least) in message
+
+
+@pytest.mark.parametrize(
+    ("task", "parameter"),
+    [(submitter, "queue_timeout"), (one_step, "queue_timeout"), (one_step, "timeout"), (sensor, "timeout")],
+)
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_timeout_is_at_least_a_second(
+    task: Any, parameter: str, value: float, emulator: Emulator, context: Context
+) -> None:
+    message = refused(rendered(task(), **{parameter: value}), context, emulator, InvalidRequestError)
+    assert message == f"{INVALID}{parameter} = {value}: {SECONDS.format(1)}."
+    with pytest.raises(InvalidRequestError, match=re.escape(message)):
+        task(**{parameter: value})
+    assert task(**{parameter: 1})
 
 
 @pytest.mark.parametrize("task", [submitter, one_step])
 @pytest.mark.parametrize("value", ["again", "", None, True], ids=label)
-def test_what_to_do_about_a_lost_answer_is_one_of_two_words(
+def test_on_lost_response_is_one_of_two_words(
     task: Any, value: Any, emulator: Emulator, context: Context
 ) -> None:
-    message = refused(task(on_lost_response=value), context, emulator, InvalidRequestError)
+    message = refused(rendered(task(), on_lost_response=value), context, emulator, InvalidRequestError)
     assert f"on_lost_response = {value!r}: must be 'resubmit' or 'fail'" in message
 
 
 @pytest.mark.parametrize("parameter", ["poke_interval", "timeout"])
 @pytest.mark.parametrize("value", [-1, NAN, INFINITE, "60", [60]], ids=label)
-def test_of_a_sensor_airflow_itself_refuses_what_is_no_number_of_seconds(parameter: str, value: Any) -> None:
+def test_airflow_itself_rejects_other_seconds_of_a_sensor(parameter: str, value: Any) -> None:
     with pytest.raises((ValueError, OverflowError, AirflowException)):
         sensor(**{parameter: value})
 
 
 @pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
 @pytest.mark.parametrize("unknown", ["negativ_prompt", "n", "api_key"])
-def test_an_unknown_argument_is_refused_when_the_dag_is_read(task: Any, unknown: str) -> None:
+def test_an_unknown_argument_is_an_import_error(task: Any, unknown: str) -> None:
     with pytest.raises(TypeError, match=unknown):
         task(**{unknown: "a"})
 
 
 def connection(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, **fields: Any) -> None:
-    """Define the connection as deployments do, to the emulator where its fields do not say otherwise."""
-    told = {"conn_type": "modelscope", "password": TOKEN, "host": emulator.base_url, **fields}
-    monkeypatch.setenv("AIRFLOW_CONN_MODELSCOPE_DEFAULT", json.dumps(told))
+    """Define a connection to the emulator, with some fields changed."""
+    defined = {"conn_type": "modelscope", "password": TOKEN, "host": emulator.base_url, **fields}
+    monkeypatch.setenv("AIRFLOW_CONN_MODELSCOPE_DEFAULT", json.dumps(defined))
 
 
 @pytest.mark.parametrize(
@@ -586,7 +583,7 @@ def connection(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, **fields: An
     CONNECTIONS,
     ids=[label(json.dumps(row[0])[:60].replace(TOKEN, "TOKEN")) for row in CONNECTIONS],
 )
-def test_a_connection_that_cannot_be_used_says_which_field_is_wrong_and_what_is_allowed(
+def test_an_invalid_connection_names_its_field_and_what_is_allowed(
     fields: dict[str, Any],
     name: str,
     problem: str,
@@ -604,10 +601,10 @@ def test_a_connection_that_cannot_be_used_says_which_field_is_wrong_and_what_is_
 
 @pytest.mark.skipif(
     AIRFLOW_VERSION.startswith(("3.0.", "3.1.")),
-    reason="Airflow 3.0 and 3.1 themselves find no such",
+    reason="Airflow 3.0 and 3.1 reject it themselves",
 )
 @pytest.mark.parametrize("extra", ["request_timeout=5", "[5]"])
-def test_an_extra_that_is_no_json_object_is_named(
+def test_an_extra_that_is_not_a_json_object_is_named(
     extra: str, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection(monkeypatch, emulator, extra=extra)
@@ -616,8 +613,8 @@ def test_an_extra_that_is_no_json_object_is_named(
 
 
 @pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
-@SUBMITS
-def test_every_task_looks_at_its_connection_first_and_names_all_that_is_wrong_with_it(
+@WAYS
+def test_all_errors_of_the_connection_come_at_once(
     task: Any, deferrable: bool, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = {"request_timeout": "soon", "verfy": False, "max_image_byte": 5}
@@ -635,7 +632,7 @@ def test_every_task_looks_at_its_connection_first_and_names_all_that_is_wrong_wi
 
 
 @pytest.mark.parametrize("conn_type", ["http", "https", "generic", ""])
-def test_a_connection_of_no_service_in_particular_works_and_its_own_extras_do_not_disturb(
+def test_a_generic_connection_works_and_keeps_its_extras(
     conn_type: str, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = {"request_timeout": 5} | ({"Accept": "*/*"} if conn_type else {})
@@ -644,39 +641,36 @@ def test_a_connection_of_no_service_in_particular_works_and_its_own_extras_do_no
     assert ModelScopeHook().account.request_timeout == 5
 
 
-def test_all_mistakes_of_a_task_come_in_one_error(
+def test_all_errors_of_a_task_come_in_one_sentence(
     emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection(monkeypatch, emulator, password="")
-    wrong = one_step(prompt="", steps=0, destination="cats", timeout=-1, poll_interval=-1, queue_timeout=None)
-    message = refused(wrong, context, emulator, InvalidRequestError)
-    named = [
+    invalid = {"prompt": "", "steps": 0, "destination": "cats", "timeout": -1, "queue_timeout": None}
+    message = refused(rendered(one_step(), **invalid), context, emulator, InvalidRequestError)
+    errors = message.removeprefix(INVALID).split("; ")
+    names = (
         "prompt = ",
         "steps = ",
-        "queue_timeout = ",
-        "password is ",
         "destination = ",
+        "queue_timeout = ",
         "timeout = ",
-        "poll_",
-    ]
-    for name in named:
-        assert name in message
-    assert message.count("Nothing was sent") == 1
+        "Airflow connection",
+    )
+    assert [error.startswith(name) for error, name in zip(errors, names, strict=True)] == [True] * 6
+    assert message.count("nothing was sent") == 1
     assert ".." not in message
 
 
-def test_a_connection_that_is_not_found_now_does_not_hide_the_mistakes(
-    emulator: Emulator, context: Context
-) -> None:
-    wrong = one_step(prompt="", destination="cats", modelscope_conn_id="nowhere")
-    message = refused(wrong, context, emulator, InvalidRequestError)
+def test_a_missing_connection_does_not_hide_the_errors(emulator: Emulator, context: Context) -> None:
+    invalid = rendered(one_step(modelscope_conn_id="nowhere"), prompt="", destination="cats")
+    message = refused(invalid, context, emulator, InvalidRequestError)
     assert "prompt = '': " in message
     assert "destination = 'cats': " in message
 
 
 @pytest.mark.parametrize("connection_id", [None, "", "nowhere", ["modelscope_default"]], ids=label)
 @pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
-def test_a_connection_that_is_not_found_is_left_to_retries_and_named(
+def test_a_missing_connection_is_named_and_left_to_retries(
     task: Any, connection_id: Any, emulator: Emulator, context: Context
 ) -> None:
     with pytest.raises(AirflowException, match=re.escape(f"`{connection_id}`")) as raised:
@@ -685,20 +679,56 @@ def test_a_connection_that_is_not_found_is_left_to_retries_and_named(
     assert not emulator.requests
 
 
-def test_a_sensor_that_shall_not_fail_skips_and_says_why(emulator: Emulator, context: Context) -> None:
+def test_a_skipped_sensor_says_why(emulator: Emulator, context: Context) -> None:
     with pytest.raises(AirflowSkipException, match="generation_id = None: must be the id"):
-        sensor(generation_id=None, soft_fail=True).execute(context)
+        rendered(sensor(soft_fail=True), generation_id=None).execute(context)
 
 
-def test_checks_that_find_nothing_say_nothing_and_what_may_pass_comes_after_the_mistakes() -> None:
-    def passing() -> None:
-        raise ConnectionError("a secrets backend is away")
+# At parse time.
 
-    def mistake() -> None:
-        raise InvalidRequestError("wrong")
+CONSTANTS: list[tuple[Any, str, Any]] = [
+    *((task, parameter, value) for task in (submitter, one_step) for parameter, value, _ in REQUESTS),
+    *((task, "destination", value) for task in (one_step, transfer) for value, _ in DESTINATIONS),
+    *((task, "generation_id", value) for task in (sensor, transfer) for value in GENERATION_IDS),
+    *((task, "on_lost_response", "again") for task in (submitter, one_step)),
+]
 
-    check_all(lambda: None)
-    with pytest.raises(ConnectionError):
-        check_all(passing, lambda: None)
-    with pytest.raises(InvalidRequestError, match=r"^wrong$"):
-        check_all(passing, mistake)
+
+@pytest.mark.parametrize(
+    ("task", "parameter", "value"),
+    [row for row in CONSTANTS if row[2] not in (" \n", " \t\n")],  # Jinja removes the last newline
+    ids=lambda part: getattr(part, "__name__", label(part)),
+)
+def test_an_invalid_constant_is_an_import_error(
+    task: Any, parameter: str, value: Any, emulator: Emulator, context: Context
+) -> None:
+    with pytest.raises(ModelScopeFinalError) as at_parse_time:
+        task(**{parameter: value})
+    kind = type(at_parse_time.value)
+    assert str(at_parse_time.value) == refused(
+        rendered(task(), **{parameter: value}), context, emulator, kind
+    )
+
+
+@SECONDS_PARAMETERS
+@pytest.mark.parametrize("value", NOT_SECONDS, ids=label)
+def test_invalid_constant_seconds_are_an_import_error(
+    task: Any, parameter: str, least: int, value: Any
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{INVALID}{parameter} = .*{SECONDS.format(least)}"):
+        task(**{parameter: value})
+
+
+def test_all_errors_of_a_dag_file_come_in_one_sentence() -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        one_step(model="Qwen/Qwen-Image", size="2000x64", seed="abc", destination="cats", timeout=0)
+    assert str(raised.value) == (
+        f"{INVALID}seed = 'abc': {SEED}; size = '2000x64': must be from 64x64 to 1664x1664 "
+        f"for Qwen-Image models; timeout = 0: {SECONDS.format(1)}; destination = 'cats': {URI}."
+    )
+
+
+@pytest.mark.parametrize(("destination", "_"), UNWRITABLE, ids=[label(row[0]) for row in UNWRITABLE])
+def test_what_only_the_worker_can_check_is_no_import_error(destination: str, _: str, folder: Path) -> None:
+    for task in (one_step, transfer):
+        assert task(destination=destination.replace("{folder}", str(folder)))

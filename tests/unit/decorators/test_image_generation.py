@@ -1,4 +1,4 @@
-"""``@task.modelscope_image``: what a function returns is drawn, as it is."""
+"""``@task.modelscope_image``: the image of what a function returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_modelscope.decorators.image_generation import modelscope_image_task
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
-from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
+from tests.unit.builders import submitter
 from tests.unit.conftest import TaskInstance
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def drawing(function: Callable[..., Any], folder: Path, *arguments: Any, **options: Any) -> Any:
-    """Return the operator that the decorator makes of a function."""
-    given = {
+    """Return the task that the decorator makes of a function."""
+    given: dict[str, Any] = {
         "task_id": "draw",
         "model": "Qwen/Qwen-Image",
         "size": "64x64",
@@ -49,7 +49,7 @@ def context() -> dict[str, Any]:
 
 
 class TestReturned:
-    def test_a_prompt_is_drawn(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    def test_a_prompt_is_submitted(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
         def draw(animal: str) -> str:
             return f"A {animal}"
 
@@ -70,15 +70,13 @@ class TestReturned:
             "model": "a/b", "prompt": "A dog", "size": "64x64", "seed": 7,
         }  # fmt: skip
 
-    def test_no_jinja_runs_in_what_a_function_returns(
-        self, emulator: Emulator, context: Any, tmp_path: Path
-    ) -> None:
+    def test_the_result_is_not_rendered(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
         hostile = "{{ 7 * 7 }} {% for x in [] %} {{ var.value.secret }}"
         execute(drawing(lambda: hostile, tmp_path), context)
         assert emulator.requests[0].json["prompt"] == hostile
         assert context["ti"].pushed["images"][0]["parameters"]["prompt"] == hostile
 
-    def test_what_the_dag_itself_says_is_a_template(
+    def test_arguments_of_the_decorator_are_rendered(
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
         def draw(animal: str) -> str:
@@ -90,16 +88,14 @@ class TestReturned:
         assert emulator.requests[0].json["prompt"] == "A cat"
         assert emulator.requests[0].json["negative_prompt"] == "2026-11-25"
 
-    def test_a_function_may_ask_for_what_airflow_knows(
-        self, emulator: Emulator, context: Any, tmp_path: Path
-    ) -> None:
+    def test_a_function_gets_the_context(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
         def draw(ds: str | None = None) -> str:
             return f"A cat on {ds}"
 
         execute(drawing(draw, tmp_path), context)
         assert emulator.requests[0].json["prompt"] == "A cat on 2026-11-25"
 
-    def test_a_hint_of_a_mapping_does_not_make_the_uris_one(
+    def test_a_mapping_as_type_hint_does_not_split_the_uris(
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
         def draw() -> dict[str, Any]:
@@ -108,33 +104,35 @@ class TestReturned:
         assert drawing(draw, tmp_path).multiple_outputs is False
 
     @pytest.mark.parametrize(
-        ("returned", "said"),
+        ("returned", "error"),
         [
-            (None, "The function returned None: it must return a prompt, or a mapping"),
-            (5, "The function returned 5"),
-            (["A cat"], "The function returned .'A cat'.: it must return a prompt"),
+            (None, "function result = None: must be a prompt, or a mapping of model, prompt"),
+            (5, "function result = 5"),
+            (["A cat"], "function result = .'A cat'.: must be a prompt"),
             ("", "prompt = '': must describe the image"),
             ({}, "prompt = .*: must be text"),
             (
                 {"promt": "A cat"},
-                "returned 'promt' as a parameter: it may return model, prompt, negative_prompt",
+                "function result contains 'promt': must only contain model, prompt, negative_prompt",
             ),
-            ({"prompt": "A cat", "destination": "file:///"}, "returned 'destination' as a parameter"),
+            ({"prompt": "A cat", "destination": "file:///"}, "function result contains 'destination'"),
             ({"prompt": "A cat", "steps": 0}, "steps = 0"),
-            ({5: "A cat"}, "returned 5 as a parameter"),
+            ({5: "A cat"}, "function result contains 5: "),
         ],
         ids=str,
     )
-    def test_what_is_wrong_ends_the_task_and_sends_nothing(
-        self, emulator: Emulator, context: Any, tmp_path: Path, returned: Any, said: str
+    def test_an_invalid_result_fails_the_task_and_sends_nothing(
+        self, emulator: Emulator, context: Any, tmp_path: Path, returned: Any, error: str
     ) -> None:
-        with pytest.raises(InvalidRequestError, match=said):
+        with pytest.raises(InvalidRequestError, match=error):
             execute(drawing(lambda: returned, tmp_path), context)
         assert not emulator.requests
 
-    def test_without_a_model_it_says_so(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    def test_a_missing_model_is_named(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
+        destination = f"file://{tmp_path}/"
+        drawn: Any = modelscope_image_task(lambda: "A cat", task_id="draw", destination=destination)()
         with pytest.raises(InvalidRequestError, match="model = None: must be text"):
-            execute(drawing(lambda: "A cat", tmp_path, model=None), context)
+            execute(drawn.operator, context)
 
 
 class TestDeferred:
@@ -150,7 +148,7 @@ class TestDeferred:
 
         return draw
 
-    def test_the_function_is_called_once_and_its_prompt_outlives_the_wait_for_room(
+    def test_the_function_is_called_once_and_its_result_kept(
         self,
         emulator: Emulator,
         context: Any,
@@ -172,16 +170,16 @@ class TestDeferred:
         assert calls == [1]
         assert context["ti"].pushed["images"][0]["parameters"]["prompt"] == "Cat number 1: {{ ds }}"
 
-    def test_where_what_it_had_returned_is_gone_a_retry_calls_it_again(
+    def test_a_lost_result_is_left_to_a_retry(
         self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
     ) -> None:
         again = drawing(function, tmp_path, deferrable=True)
         event = {"status": "turn", "since": 1.0, "end_time": 2.0**40}
-        with pytest.raises(ModelScopeRetryableError, match="is gone with XCom 'modelscope_parameters'"):
+        with pytest.raises(ModelScopeRetryableError, match="missing from XCom 'modelscope_parameters'"):
             again.resume_execution("execute_queued", {"event": event}, context)
         assert not emulator.requests
 
-    def test_where_it_cannot_be_kept_nothing_is_paid_for(
+    def test_nothing_is_sent_if_the_result_cannot_be_kept(
         self, emulator: Emulator, tmp_path: Path, function: Callable[[], str]
     ) -> None:
         class Failing(TaskInstance):
@@ -202,7 +200,7 @@ class TestDeferred:
         ],
         ids=str,
     )
-    def test_what_is_private_is_not_kept_and_waits_on_the_worker(
+    def test_private_results_are_not_kept_but_wait_on_the_worker(
         self, emulator: Emulator, context: Any, tmp_path: Path, private: dict[str, Any]
     ) -> None:
         emulator.fail("submit:queue-full")
@@ -212,16 +210,35 @@ class TestDeferred:
         assert "modelscope_parameters" not in kept
         assert not re.search("Signature|user:secret|A{400}", kept)
 
-    def test_what_is_paid_for_is_stored_though_what_was_kept_is_gone(
+    def test_images_are_stored_even_if_the_kept_result_is_lost(
         self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
     ) -> None:
-        submitter = ModelScopeSubmitImageGenerationOperator(task_id="s", model="a/b", prompt="A cat")
         elsewhere: Any = {"ti": TaskInstance()}
-        generation_id = submitter.execute(elsewhere)
+        generation_id = submitter().execute(elsewhere)
         event = {"status": "finished", "generation_id": generation_id}
         again = drawing(function, tmp_path, deferrable=True)
         [uri] = again.resume_execution("execute_complete", {"event": event}, context)
         assert uri.endswith(f"{generation_id}-1.png")
+
+    def test_images_that_are_gone_are_not_replaced_by_a_lost_result(
+        self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
+    ) -> None:
+        class Store(dict[str, Any]):
+            set = dict.__setitem__
+
+            def delete(self, key: str) -> None:
+                self.pop(key, None)
+
+        elsewhere: Any = {"ti": TaskInstance()}
+        generation_id = submitter().execute(elsewhere)
+        record = {"generation_id": generation_id, "failed_once": True}
+        context["task_state_store"] = Store(modelscope_submission=record)
+        emulator.fail("image:404:always")
+        event = {"status": "finished", "generation_id": generation_id}
+        again = drawing(function, tmp_path, deferrable=True)
+        with pytest.raises(ModelScopeRetryableError, match="missing from XCom"):
+            again.resume_execution("execute_complete", {"event": event}, context)
+        assert emulator.accepted == 1
 
 
 def test_it_maps() -> None:
@@ -233,3 +250,15 @@ def test_it_maps() -> None:
 
         draw.expand(animal=["cat", "dog"])
     assert dag.task_ids == ["draw"]
+
+
+def test_default_arguments_fill_in_what_the_decorator_does_not_say() -> None:
+    default_args = {"model": "a/b", "destination": "file:///tmp/", "steps": 7, "sidecar": True}
+    with DAG("a_dag", schedule=None, default_args=default_args):
+
+        @modelscope_image_task(sidecar=False)  # type: ignore[call-arg] # mypy knows no default_args
+        def draw() -> str:
+            return "A cat"
+
+        task = draw().operator  # type: ignore[attr-defined]
+    assert (task.model, task.destination, task.steps, task.sidecar) == ("a/b", "file:///tmp/", 7, False)

@@ -16,7 +16,7 @@ DATA_URI = "data:image/png;base64,iVBORw0KGgo="
 HALF = "\ud83d"  # half of an emoji: a lone surrogate
 SIXTH = 1 / 6
 
-LEAD = "Nothing was sent. Please correct "
+LEAD = "Invalid parameters, nothing was sent: "
 SEED = "must be an integer from 0 to 2147483647"
 STEPS = "must be an integer from 1 to 100"
 GUIDANCE = "must be a number from 1.5 to 20"

@@ -1,0 +1,204 @@
+"""The operators that submit: what is sent, what is recorded, and how they end."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+
+from airflow_provider_modelscope.exceptions import (
+    GenerationFailedError,
+    GenerationRejectedError,
+    GenerationTimeoutError,
+    InvalidDestinationError,
+    InvalidRequestError,
+)
+from airflow_provider_modelscope.images.object_storage import Destination
+from airflow_provider_modelscope.operators.image_generation import (
+    REQUEST_PARAMETERS,
+    ModelScopeImageGenerationOperator,
+    ModelScopeSubmitImageGenerationOperator,
+)
+from airflow_provider_modelscope.protocol.request import GenerationRequest
+from tests.unit.builders import REQUEST, Context, one_step, overdue, rendered, run, submitter
+from tests.unit.conftest import TaskInstance
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.emulator import Emulator
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
+WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])
+
+
+class TestSubmit:
+    def test_it_returns_the_id_and_records_the_request(self, emulator: Emulator, context: Context) -> None:
+        before = time.time()
+        generation_id = submitter().execute(context)
+        assert emulator.requests[0].json == REQUEST
+        assert emulator.requests[0].generation_id == generation_id
+        recorded = context["ti"].pushed["request"]
+        assert before <= recorded.pop("submitted_at") <= time.time()
+        assert recorded == {"generation_id": generation_id, **REQUEST}
+
+    def test_every_parameter_of_the_api_is_sent(self, emulator: Emulator, context: Context) -> None:
+        given = {
+            "seed": "5",
+            "negative_prompt": "模糊",
+            "steps": "30",
+            "guidance": "7.5",
+            "image_url": "https://images.example/a.png",
+            "loras": {"a/b": "0.4", "c/d": 0.6},
+            "extra_parameters": {"sampler": "Euler a"},
+        }
+        submitter(**given).execute(context)
+        numbers = {"seed": 5, "steps": 30, "guidance": 7.5, "loras": {"a/b": 0.4, "c/d": 0.6}}
+        expected = {**REQUEST, **given, **numbers, "sampler": "Euler a"}
+        del expected["extra_parameters"]
+        assert emulator.requests[0].json == expected
+
+    def test_invalid_parameters_fail_the_task_and_send_nothing(
+        self, emulator: Emulator, context: Context
+    ) -> None:
+        task = rendered(submitter(), steps="0", guidance=99)
+        with pytest.raises(InvalidRequestError, match=r"steps = '0'.*guidance = 99") as raised:
+            task.execute(context)
+        assert isinstance(raised.value, AirflowFailException)
+        assert not emulator.requests
+
+    def test_images_in_object_storage_are_sent_but_not_in_xcom(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        [source] = run(one_step(tmp_path), context)
+        submitter(image_url=source, model="Qwen/Qwen-Image-Edit").execute(context)
+        assert emulator.requests[-1].json["image_url"].startswith("data:image/png;base64,")
+        assert context["ti"].pushed["request"]["image_url"] == source
+
+    def test_all_parameters_of_the_request_are_templated(self) -> None:
+        assert set(REQUEST_PARAMETERS) == GenerationRequest.__dataclass_fields__.keys()
+        templated = {*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id"}
+        for operator in (ModelScopeSubmitImageGenerationOperator, ModelScopeImageGenerationOperator):
+            assert templated <= set(operator.template_fields)
+
+
+class TestOneStep:
+    @WAYS
+    @pytest.mark.parametrize(
+        "recorded",
+        [
+            None,
+            "s3://xcom/1.json",
+            [],
+            {},
+            {"generation_id": "1"},
+            {"generation_id": 1, "model": "a/b"},
+            OSError,
+        ],
+        ids=str,
+    )
+    def test_images_are_stored_even_if_xcom_request_is_lost(
+        self, emulator: Emulator, deferrable: bool, tmp_path: Path, recorded: Any
+    ) -> None:
+        class Forgetful(TaskInstance):
+            def xcom_pull(self, task_ids: str, key: str, map_indexes: int | None = None) -> Any:
+                if recorded is OSError:
+                    raise OSError("the XCom backend is away")
+                return recorded
+
+        ti = Forgetful()
+        [uri] = run(one_step(tmp_path, deferrable=deferrable, defer_after=0), {"ti": ti})
+        assert Path(uri.removeprefix("file://")).read_bytes() in emulator.served.values()
+        assert ti.pushed["images"][0]["uri"] == uri
+
+    @WAYS
+    @pytest.mark.parametrize(
+        ("fault", "error"), [("failed", GenerationFailedError), ("rejected", GenerationRejectedError)]
+    )
+    def test_a_failure_is_retried_unless_the_request_caused_it(
+        self,
+        emulator: Emulator,
+        context: Context,
+        deferrable: bool,
+        fault: str,
+        error: type[Exception],
+        tmp_path: Path,
+    ) -> None:
+        emulator.fail(f"poll:{fault}")
+        with pytest.raises(error):
+            run(one_step(tmp_path, deferrable=deferrable), context)
+        assert not list(tmp_path.iterdir())
+
+    @WAYS
+    def test_a_timeout_reports_the_last_status(
+        self, emulator: Emulator, context: Context, deferrable: bool, tmp_path: Path
+    ) -> None:
+        emulator.fail("poll:stall")
+        task = one_step(tmp_path, deferrable=deferrable, execution_timeout=timedelta(minutes=1))
+        with pytest.raises(GenerationTimeoutError, match="PROCESSING at its deadline"):
+            run(task, overdue(context))
+
+    def test_a_destination_is_checked_before_the_submission(
+        self, emulator: Emulator, context: Context
+    ) -> None:
+        with pytest.raises(InvalidDestinationError, match="no-such-store"):
+            one_step(destination="no-such-store://bucket/").execute(context)
+        assert not emulator.requests
+
+
+class TestOneLeg:
+    """A leg is the part of a task that runs in one process."""
+
+    @pytest.fixture
+    def parsed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The requests and destinations in the order in which they are parsed."""
+        parsed = []
+        build, parse = GenerationRequest.__post_init__, Destination.parse
+
+        def count_request(self: GenerationRequest) -> None:
+            parsed.append("request")
+            build(self)
+
+        def count_destination(*args: Any, **kwargs: Any) -> Destination:
+            parsed.append("destination")
+            return parse(*args, **kwargs)
+
+        monkeypatch.setattr(GenerationRequest, "__post_init__", count_request)
+        monkeypatch.setattr(Destination, "parse", count_destination)
+        return parsed
+
+    def test_the_request_and_the_destination_are_parsed_once(
+        self, emulator: Emulator, context: Context, tmp_path: Path, parsed: list[str]
+    ) -> None:
+        one_step(tmp_path).execute(context)
+        assert parsed == ["request", "destination"]
+
+    def test_each_leg_of_a_deferred_task_parses_once(
+        self, emulator: Emulator, context: Context, tmp_path: Path, parsed: list[str]
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        emulator.fail("poll:no-images")  # not finished at the first poll
+        task = one_step(tmp_path, deferrable=True, defer_after=0)
+        with pytest.raises(TaskDeferred):
+            task.execute(context)
+        assert parsed == ["request", "destination"]
+        event = {"status": "turn", "since": 1.0, "end_time": 2.0**40}
+        with pytest.raises(TaskDeferred) as deferred:
+            task.resume_execution("execute_queued", {"event": event}, context)
+        assert parsed == ["request", "destination"] * 2
+        generation_id = deferred.value.trigger.serialize()[1]["generation_id"]
+        event = {"status": "finished", "generation_id": generation_id}
+        task.resume_execution("execute_complete", {"event": event}, context)
+        assert parsed == ["request", "destination"] * 2 + ["destination"]
+
+    def test_a_resumed_leg_checks_the_destination_before_it_submits(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        (tmp_path / "cats").touch()
+        event = {"status": "turn", "since": 1.0, "end_time": 2.0**40}
+        with pytest.raises(InvalidDestinationError, match="is a file"):
+            one_step(tmp_path / "cats").resume_execution("execute_queued", {"event": event}, context)
+        assert not emulator.requests

@@ -1,0 +1,173 @@
+"""Operators and a full queue: no worker is held, nothing fails, and no submission is lost."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from airflow_provider_modelscope.exceptions import (
+    ModelScopeFinalError,
+    QueueFullError,
+    ServiceUnreachableError,
+    SubmissionLostError,
+)
+from airflow_provider_modelscope.tasks import deferral as deferral_module
+from airflow_provider_modelscope.waiting import backoff
+from tests.unit.builders import REQUEST, Context, one_step, overdue, resume, submitter
+from tests.unit.conftest import connect
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_provider_modelscope.emulator import Emulator
+
+
+def deferred(task: Any, context: Context) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as raised:
+        task.execute(context)
+    assert raised.value.method_name == "execute_queued"
+    return raised.value
+
+
+def submissions(emulator: Emulator) -> list[Any]:
+    return [exchange for exchange in emulator.requests if exchange.method == "POST"]
+
+
+def test_a_full_queue_frees_the_worker(emulator: Emulator, context: Context) -> None:
+    emulator.fail("submit:queue-full")
+    task = submitter(deferrable=True)
+    generation_id = resume(task, deferred(task, context), context)
+    assert emulator.accepted == 1
+    assert context["ti"].pushed["request"] == {
+        **REQUEST,
+        "generation_id": generation_id,
+        "submitted_at": context["ti"].pushed["request"]["submitted_at"],
+    }
+
+
+def test_one_step_waits_for_a_slot_then_for_its_image(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    emulator.fail("submit:429")
+    task = one_step(tmp_path, deferrable=True)
+    [uri] = resume(task, deferred(task, context), context)
+    assert uri.startswith(f"file://{tmp_path}/")
+    assert context["ti"].pushed["images"][0]["model"] == "Qwen/Qwen-Image"
+
+
+def test_the_queue_timeout_limits_the_wait(emulator: Emulator, context: Context) -> None:
+    emulator.fail("submit:queue-full:always")
+    kwargs = deferred(submitter(deferrable=True, queue_timeout=100), context).trigger.serialize()[1]
+    assert kwargs["end_time"] == pytest.approx(kwargs["since"] + 100)
+
+
+def test_the_execution_timeout_limits_the_wait(emulator: Emulator, context: Context) -> None:
+    emulator.fail("submit:queue-full:always")
+    task = submitter(deferrable=True, execution_timeout=timedelta(seconds=50))
+    kwargs = deferred(task, context).trigger.serialize()[1]
+    assert kwargs["end_time"] == context["ti"].start_date.timestamp() + 50
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])
+def test_at_the_execution_timeout_the_full_queue_is_the_error(
+    emulator: Emulator, context: Context, deferrable: bool
+) -> None:
+    emulator.fail("submit:queue-full:2")
+    task = submitter(deferrable=deferrable, execution_timeout=timedelta(minutes=1))
+    with pytest.raises(QueueFullError):
+        task.execute(overdue(context))
+
+
+def test_a_short_queue_timeout_is_spent_on_the_worker(
+    emulator: Emulator, context: Context, no_pauses: None
+) -> None:
+    emulator.fail("submit:queue-full:2")
+    assert submitter(deferrable=True, queue_timeout=10).execute(context)
+    assert emulator.accepted == 1
+
+
+def test_an_unreachable_service_is_not_waited_for(
+    context: Context, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+    with pytest.raises(ServiceUnreachableError):
+        submitter(deferrable=True).execute(context)
+
+
+def test_a_rejected_submission_keeps_its_position(
+    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral_module, "EARLY_SLOT_RETRY", 0.0)
+    emulator.fail("submit:queue-full:2")
+    task = submitter(deferrable=True)
+    first = deferred(task, context)
+    with pytest.raises(TaskDeferred) as raised:  # the submission is rejected once more
+        resume(task, first, context)
+    recorded = {**first.trigger.serialize()[1], "slot_rejected": True}
+    assert raised.value.trigger.serialize()[1] == recorded
+    assert resume(task, raised.value, context)
+
+
+def test_a_slot_granted_early_is_retried_from_the_worker(
+    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "QUEUE_PAUSE", 0.0)
+    emulator.fail("submit:queue-full:4")
+    task = submitter(deferrable=True)
+    assert resume(task, deferred(task, context), context)
+    assert (len(submissions(emulator)), emulator.accepted) == (5, 1)
+
+
+def test_an_unreachable_service_is_waited_for_after_a_slot(
+    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferral_module, "EARLY_SLOT_RETRY", 0.0)
+    emulator.fail("submit:queue-full")
+    task = submitter(deferrable=True)
+    deferral = deferred(task, context)
+    connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+    with pytest.raises(TaskDeferred):
+        resume(task, deferral, context)
+
+
+def test_private_images_are_sent_but_stored_nowhere(emulator: Emulator, context: Context) -> None:
+    emulator.fail("submit:queue-full")
+    images = ["https://bucket.example/cat.png?Signature=s3cret", "data:image/png;base64,iVBORw0KGgo="]
+    task = submitter(deferrable=True, image_url=images, model="Qwen/Qwen-Image-Edit")
+    deferral = deferred(task, context)
+    resume(task, deferral, context)
+    assert submissions(emulator)[-1].json["image_url"] == images
+    recorded = context["ti"].pushed["request"]
+    assert recorded["image_url"][0] == "https://bucket.example/cat.png?..."
+    assert "s3cret" not in json.dumps([deferral.trigger.serialize(), recorded])
+
+
+@pytest.mark.parametrize("fault", ["lost", "reset", "500", "no-id", "html"])
+def test_a_lost_submission_is_not_sent_again(emulator: Emulator, context: Context, fault: str) -> None:
+    emulator.fail("submit:queue-full")
+    task = submitter(deferrable=True)
+    deferral = deferred(task, context)
+    emulator.fail(f"submit:{fault}")
+    with pytest.raises(SubmissionLostError, match="was not sent again"):
+        resume(task, deferral, context)
+    assert len(submissions(emulator)) == 2
+
+
+@pytest.mark.parametrize("fault", ["401", "quota", "balance", "unknown-model", "unbound"])
+def test_a_permanent_error_ends_the_wait(emulator: Emulator, context: Context, fault: str) -> None:
+    emulator.fail("submit:queue-full")
+    task = submitter(deferrable=True)
+    deferral = deferred(task, context)
+    emulator.fail(f"submit:{fault}:always")
+    with pytest.raises(ModelScopeFinalError):
+        resume(task, deferral, context)
+
+
+@pytest.mark.parametrize("event", [None, {}, {"status": "submitted"}, {"status": "turn"}, "turn"], ids=str)
+def test_an_unknown_event_is_never_a_success(event: Any, context: Context) -> None:
+    with pytest.raises(ModelScopeFinalError, match="not understood"):
+        submitter().execute_queued(context, event)

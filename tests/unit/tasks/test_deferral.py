@@ -1,0 +1,84 @@
+"""When a task leaves its worker, and what the trigger gets."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from tests.unit.builders import REQUEST, Context, one_step, run, sensor, submitter
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.emulator import Emulator
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
+
+def deferred(task: Any, context: Context) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as raised:
+        task.execute(context)
+    return raised.value
+
+
+def test_a_fast_generation_needs_no_triggerer(emulator: Emulator, context: Context) -> None:
+    generation_id = submitter().execute(context)
+    assert sensor(generation_id, deferrable=True, defer_after=0).execute(context) == generation_id
+
+
+def test_a_slow_generation_is_left_to_the_trigger(emulator: Emulator, context: Context) -> None:
+    generation_id = submitter().execute(context)
+    emulator.fail("poll:stall:always")
+    task = sensor(generation_id, deferrable=True, defer_after=0, poke_interval=7, timeout=100)
+    deferral = deferred(task, context)
+    kwargs = deferral.trigger.serialize()[1]
+    assert kwargs["generation_id"] == generation_id
+    assert kwargs["modelscope_conn_id"] == "modelscope_default"
+    assert kwargs["poll_interval"] == 7
+    assert kwargs["min_deferral_seconds"] == 8
+    # Airflow's own limit leaves the trigger the time for a last poll, so that its message comes first.
+    assert deferral.timeout is not None
+    assert deferral.timeout.total_seconds() > 100 + 30
+
+
+def test_the_trigger_gets_the_model_and_size_of_the_request(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    emulator.fail("poll:stall")
+    task = one_step(tmp_path, deferrable=True, defer_after=0)
+    kwargs = deferred(task, context).trigger.serialize()[1]
+    assert (kwargs["model"], kwargs["size"]) == (REQUEST["model"], REQUEST["size"])
+
+
+def test_triggers_wait_until_the_worker_has_reported_the_deferral(
+    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "20")
+    generation_id = submitter().execute(context)
+    emulator.fail("poll:stall:always")
+    emulator.fail("submit:queue-full:always")
+    for task in (sensor(generation_id, deferrable=True, defer_after=0), submitter(deferrable=True)):
+        assert deferred(task, context).trigger.serialize()[1]["min_deferral_seconds"] == 23
+
+
+def test_a_shorter_execution_timeout_ends_the_wait(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    emulator.fail("poll:stall:always")
+    limits = {"deferrable": True, "defer_after": 0, "execution_timeout": timedelta(seconds=50)}
+    for task in (one_step(tmp_path, **limits), sensor(submitter().execute(context), **limits)):
+        deferral = deferred(task, context)
+        started_at = context["ti"].start_date.timestamp()
+        assert deferral.trigger.serialize()[1]["end_time"] == started_at + 50
+        assert deferral.timeout is not None
+        assert deferral.timeout.total_seconds() < 50 + 30 + 61
+
+
+def test_the_trigger_polls_the_rest_of_the_time(emulator: Emulator, context: Context, tmp_path: Path) -> None:
+    emulator.fail("poll:no-images")  # not finished at the first poll, but at the second
+    [uri] = run(one_step(tmp_path, deferrable=True, defer_after=0), context)
+    assert Path(uri.removeprefix("file://")).exists()
+    polls = [exchange for exchange in emulator.requests if exchange.path.startswith("/v1/tasks/")]
+    assert len(polls) == 3  # the worker's, the trigger's, and the worker's for a fresh list

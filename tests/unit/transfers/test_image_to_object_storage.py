@@ -1,0 +1,67 @@
+"""The transfer: a finished generation becomes objects in object storage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_modelscope.exceptions import (
+    GenerationTimeoutError,
+    ImageGoneError,
+    ServiceUnavailableError,
+)
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
+from tests.unit.builders import Context, submitter, transfer
+from tests.unit.conftest import connect
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_provider_modelscope.emulator import Emulator
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
+
+def test_a_retry_writes_the_same_objects_again(emulator: Emulator, context: Context, tmp_path: Path) -> None:
+    generation_id = submitter().execute(context)
+    first = transfer(generation_id, tmp_path).execute(context)
+    assert transfer(generation_id, tmp_path).execute(context) == first
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_suffix_of_the_destination_selects_a_format(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    generation_id = submitter().execute(context)
+    [uri] = transfer(generation_id, destination=f"file://{tmp_path}/cat.JPG").execute(context)
+    assert uri.endswith("/cat.JPG")
+    [image] = context["ti"].pushed["images"]
+    assert image["content_type"] == "image/jpeg"
+    assert image["size_bytes"] == (tmp_path / "cat.JPG").stat().st_size
+
+
+def test_an_expired_url_is_replaced_once(emulator: Emulator, context: Context, tmp_path: Path) -> None:
+    generation_id = submitter().execute(context)
+    emulator.fail("image:404")
+    assert transfer(generation_id, tmp_path).execute(context)
+    emulator.fail("image:404:2")
+    with pytest.raises(ImageGoneError):
+        transfer(generation_id, tmp_path).execute(context)
+
+
+def test_nothing_is_stored_if_an_image_cannot_be_downloaded(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    generation_id = submitter().execute(context)
+    emulator.fail("image:truncated:always")
+    with pytest.raises(Exception, match=r"^Cannot download"):
+        transfer(generation_id, tmp_path).execute(context)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unreachable_service_is_left_to_the_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises((GenerationTimeoutError, ServiceUnavailableError), match="Cannot reach"):
+        fetch_finished_generation(ModelScopeHook(), "42", recheck_seconds=0)
