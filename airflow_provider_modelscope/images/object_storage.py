@@ -113,7 +113,8 @@ class Destination:
             beside = _sidecar_of(path.path)
             if sidecar and name.name and (obstacle := _obstacle(Path(beside), is_folder=False)):
                 raise _invalid(destination, f"its sidecar {preview(_sidecar_of(name.name))}: {obstacle}")
-        return cls(uri=uri, storage_conn_id=path.conn_id or None, format=_format_of(name), filesystem=path.fs)
+        connection_id = storage_conn_id or urlsplit(destination).netloc.rpartition("@")[0] or None
+        return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name), filesystem=path.fs)
 
     def store(self, image: Image, *, generation_id: str, number: int) -> str:
         """Store one image, and return its URI, which contains no connection.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import airflow.sdk
 import pytest
 from airflow.providers.common.compat import sdk
 
@@ -21,6 +23,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
+from airflow_provider_modelscope.xcoms import StoredImage, Submission
 from tests.unit.builders import one_step, rendered, run, sensor, submitter, transfer
 from tests.unit.conftest import connect
 
@@ -206,3 +209,22 @@ def test_a_broken_metrics_backend_costs_no_image(
     monkeypatch.setattr(sdk, "Stats", Broken(), raising=False)
     assert len(run(one_step(tmp_path), context)) == 1
     assert f"The metric {metrics.ACCEPTED} was not sent: RuntimeError('no such host')" in caplog.text
+
+
+def test_the_delivery_delay_is_the_time_after_the_generation(stats: Stats) -> None:
+    image = StoredImage(
+        uri="file:///cat.png", storage_conn_id=None, content_type="image/png", width=64, height=64,
+        size_bytes=7, sha256="", seed=5, model=MODEL, generation_id="42", parameters={}, duration_ms=4000.0,
+    )  # fmt: skip
+    submission = Submission(generation_id="42", model=MODEL, submitted_at=time.time() - 10)
+    metrics.count_stored([image], submission, modelscope_conn_id="modelscope_default")
+    assert stats.times[metrics.DURATION] == timedelta(seconds=4)
+    assert timedelta(seconds=6) <= stats.times[metrics.DELIVERY_DELAY] < timedelta(seconds=36)
+
+
+def test_metrics_have_the_tags_of_the_task(
+    emulator: Emulator, stats: Stats, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: context, raising=False)
+    submit()
+    assert stats.tags[metrics.SENT] == {**TAGS, "dag_id": "a_dag", "task_id": "a_task"}

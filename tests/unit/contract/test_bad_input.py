@@ -45,7 +45,7 @@ SIZE = "must be width x height in pixels, such as '1024x768'"
 SEED = "must be an integer from 0 to 2147483647"
 STEPS = "must be an integer from 1 to 100"
 GUIDANCE = "must be a number from 1.5 to 20"
-PICTURE = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
+IMAGE_URL = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
 NOT_JSON = ": in a template, end it with '| tojson'"
@@ -112,19 +112,19 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("guidance", NAN, GUIDANCE),
     ("guidance", "inf", GUIDANCE),
     ("guidance", True, GUIDANCE),
-    ("image_url", "cat.png", PICTURE),
-    ("image_url", "/data/cat.png", PICTURE),
-    ("image_url", "http://", PICTURE),
-    ("image_url", "https://[::1/cat.png", PICTURE),
-    ("image_url", "data:text/plain;base64,AAAA", PICTURE),
-    ("image_url", "data:image/png;base64,", PICTURE),
-    ("image_url", "data:image/png;base64,AAAA!", PICTURE),
-    ("image_url", "data:image/png;base64,A" + " " * 100_000 + "!", PICTURE),
+    ("image_url", "cat.png", IMAGE_URL),
+    ("image_url", "/data/cat.png", IMAGE_URL),
+    ("image_url", "http://", IMAGE_URL),
+    ("image_url", "https://[::1/cat.png", IMAGE_URL),
+    ("image_url", "data:text/plain;base64,AAAA", IMAGE_URL),
+    ("image_url", "data:image/png;base64,", IMAGE_URL),
+    ("image_url", "data:image/png;base64,AAAA!", IMAGE_URL),
+    ("image_url", "data:image/png;base64,A" + " " * 100_000 + "!", IMAGE_URL),
     ("image_url", "['https://a.example/1.png']", NOT_JSON),
     ("image_url", "[" * 100_000, NOT_JSON),
-    ("image_url", ["https://a.example/1.png", None], PICTURE),
-    ("image_url", [["https://a.example/1.png"]], PICTURE),
-    ("image_url", {"url": "https://a.example/1.png"}, PICTURE),
+    ("image_url", ["https://a.example/1.png", None], IMAGE_URL),
+    ("image_url", [["https://a.example/1.png"]], IMAGE_URL),
+    ("image_url", {"url": "https://a.example/1.png"}, IMAGE_URL),
     ("image_url", f"https://a.example/{HALF}.png", UTF8),
     ("loras", {f"a/{number}": 1 / 7 for number in range(7)}, LORAS),
     ("loras", {"a/b": 0.5, "c/d": 0.4}, "these sum to 0.9"),
@@ -177,8 +177,8 @@ TEMPLATES: list[tuple[str, str, Any, str]] = [
     ("extra_parameters", "{{ params.given | tojson }}", {"prompt": "a dog"}, "must not contain prompt"),
 ]
 
-# Pictures to edit in the folder that the fixture below makes.
-PICTURES = [
+# Source images in the folder of the fixture below.
+SOURCES = [
     ("missing.png", "cannot be read (FileNotFoundError: "),
     ("no/such/folder/cat.png", "cannot be read (FileNotFoundError: "),
     ("page.png/cat.png", "cannot be read (NotADirectoryError: "),
@@ -395,7 +395,7 @@ def test_rendered_text_is_checked_like_any_other(
 
 
 @OPERATORS
-@pytest.mark.parametrize(("path", "problem"), PICTURES, ids=[label(row[0]) for row in PICTURES])
+@pytest.mark.parametrize(("path", "problem"), SOURCES, ids=[label(row[0]) for row in SOURCES])
 def test_an_unreadable_source_image_is_named(
     task: Any, path: str, problem: str, emulator: Emulator, context: Context, folder: Path
 ) -> None:
@@ -424,12 +424,10 @@ def test_a_missing_permission_on_the_worker_is_named(
 def test_all_unreadable_source_images_are_named_at_once(
     emulator: Emulator, context: Context, folder: Path
 ) -> None:
-    pictures = [f"file://{folder}/page.png", "https://a.example/1.png", "ftp://a.example/2.png"]
-    message = refused(submitter(image_url=pictures), context, emulator, InvalidRequestError)
-    assert f"image_url = '{pictures[0]}': holds 22 bytes" in message
-    assert (
-        f"image_url = '{pictures[2]}': cannot be opened (No filesystem registered for scheme ftp" in message
-    )
+    sources = [f"file://{folder}/page.png", "https://a.example/1.png", "ftp://a.example/2.png"]
+    message = refused(submitter(image_url=sources), context, emulator, InvalidRequestError)
+    assert f"image_url = '{sources[0]}': holds 22 bytes" in message
+    assert f"image_url = '{sources[2]}': cannot be opened (No filesystem registered for scheme ftp" in message
     assert message.count("nothing was sent") == 1
 
 
@@ -502,8 +500,8 @@ def test_a_missing_xcom_is_not_a_generation_id(task: Any, emulator: Emulator, co
 def test_an_id_cannot_leave_the_path_of_the_status_request(emulator: Emulator) -> None:
     with pytest.raises(AirflowException):
         fetch_finished_generation(ModelScopeHook(), "../images/generations?a=b#c", recheck_seconds=0)
-    for look in emulator.requests:
-        assert (look.method, look.path) == (
+    for poll in emulator.requests:
+        assert (poll.method, poll.path) == (
             "GET",
             "/v1/tasks/../images/generations?a=b#c",
         )  # unquoted by then
@@ -723,8 +721,8 @@ def test_all_errors_of_a_dag_file_come_in_one_sentence() -> None:
     with pytest.raises(InvalidRequestError) as raised:
         one_step(model="Qwen/Qwen-Image", size="2000x64", seed="abc", destination="cats", timeout=0)
     assert str(raised.value) == (
-        f"{INVALID}seed = 'abc': {SEED}; size = '2000x64': must be from 64x64 to 1664x1664 "
-        f"for Qwen-Image models; timeout = 0: {SECONDS.format(1)}; destination = 'cats': {URI}."
+        f"{INVALID}seed = 'abc': {SEED}; size = '2000x64': must be from 64x64 to 1664x1664 for Qwen-Image "
+        f"models; timeout = 0: {SECONDS.format(1)}; destination = 'cats': {URI}."
     )
 
 

@@ -162,12 +162,14 @@ def test_a_dag_file_imports_fast_and_loads_no_client(installed: Path) -> None:
 def test_checking_constants_loads_no_client_and_connects_to_nothing(installed: Path) -> None:
     code = """if True:
     import sys
-    from airflow.sdk import DAG
+    from airflow.sdk import DAG, BaseOperator
     from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
     from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
     from airflow_provider_modelscope.transfers.image_to_object_storage import (
         ModelScopeImageToObjectStorageOperator,
     )
+    with DAG("another_dag", schedule=None):
+        BaseOperator(task_id="a")  # Airflow itself imports when it creates its first task
     before, events = set(sys.modules), []
     sys.addaudithook(lambda event, _: events.append(event) if event.startswith("socket.") else None)
     request = {"model": "Qwen/Qwen-Image", "prompt": "A cat", "image_url": "s3://bucket/dog.png"}

@@ -1,4 +1,4 @@
-"""The queue trigger: it fires when a slot of the account is granted."""
+"""The queue trigger: no event before a slot is free, first come, first served."""
 
 from __future__ import annotations
 
@@ -151,6 +151,6 @@ def test_rejection_is_reported_to_the_queue(emulator: Emulator, slot_rejected: b
     assert asyncio.run(run())["status"] == status
 
 
-def test_neither_event_nor_arguments_hold_the_token(emulator: Emulator) -> None:
+def test_events_and_arguments_contain_no_token(emulator: Emulator) -> None:
     queued = trigger()
     assert TOKEN not in str(asyncio.run(event_of(queued))) + str(queued.serialize())

@@ -24,9 +24,9 @@ def test_the_delay_grows_and_varies() -> None:
     assert len(set(delays)) > 40
 
 
-@pytest.mark.parametrize(("asked", "seconds"), [(60, 60), (1e9, MAX_RETRY_AFTER)])
-def test_retry_after_is_honoured(asked: float, seconds: float) -> None:
-    assert queue_for().after(RateLimitedError("slow", retry_after=asked), now=NOW) == seconds
+@pytest.mark.parametrize(("retry_after", "seconds"), [(60, 60), (1e9, MAX_RETRY_AFTER)])
+def test_retry_after_is_honoured(retry_after: float, seconds: float) -> None:
+    assert queue_for().after(RateLimitedError("slow", retry_after=retry_after), now=NOW) == seconds
 
 
 def test_the_last_attempt_is_at_the_deadline_and_says_who_waited() -> None:
