@@ -581,7 +581,7 @@ def connection(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, **fields: An
     CONNECTIONS,
     ids=[label(json.dumps(row[0])[:60].replace(TOKEN, "TOKEN")) for row in CONNECTIONS],
 )
-def test_an_invalid_connection_names_its_field_and_what_is_allowed(
+def test_an_invalid_connection_field_is_named(
     fields: dict[str, Any],
     name: str,
     problem: str,

@@ -159,7 +159,7 @@ def test_a_dag_file_imports_fast_and_loads_no_client(installed: Path) -> None:
     assert min(ratios) <= 1 / 120, ratios
 
 
-def test_checking_constants_loads_no_client_and_connects_to_nothing(installed: Path) -> None:
+def test_checking_constants_loads_no_client_and_no_network(installed: Path) -> None:
     code = """if True:
     import sys
     from airflow.sdk import DAG, BaseOperator

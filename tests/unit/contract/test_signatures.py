@@ -74,7 +74,7 @@ def test_the_decorator_takes_the_parameters_of_the_operator() -> None:
             assert parameter == ONE_STEP[name]
 
 
-def test_the_parameters_of_the_request_are_those_of_the_operators() -> None:
+def test_the_request_has_the_parameters_of_the_operators() -> None:
     request = inspect.signature(GenerationRequest).parameters
     assert tuple(request) == REQUEST_PARAMETERS
     for name in REQUEST_PARAMETERS:

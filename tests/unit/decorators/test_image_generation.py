@@ -252,7 +252,7 @@ def test_it_maps() -> None:
     assert dag.task_ids == ["draw"]
 
 
-def test_default_arguments_fill_in_what_the_decorator_does_not_say() -> None:
+def test_default_arguments_fill_in_missing_arguments() -> None:
     default_args = {"model": "a/b", "destination": "file:///tmp/", "steps": 7, "sidecar": True}
     with DAG("a_dag", schedule=None, default_args=default_args):
 

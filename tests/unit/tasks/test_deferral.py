@@ -52,7 +52,7 @@ def test_the_trigger_gets_the_model_and_size_of_the_request(
     assert (kwargs["model"], kwargs["size"]) == (REQUEST["model"], REQUEST["size"])
 
 
-def test_triggers_wait_until_the_worker_has_reported_the_deferral(
+def test_triggers_wait_until_the_deferral_is_reported(
     emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "20")
