@@ -214,7 +214,7 @@ class ModelScopeHook(BaseHook):
 
         try:
             account = self.account
-            # The API is assumed, but not known, to reject a bad token before it looks for a generation.
+            # The API is assumed, but not known, to reject a bad token before it searches the generation.
             status = self._send(messages.status_request(account, "0"))
             if status.status_code in UNUSABLE_TOKEN:
                 raise messages.error_from(status, account=account)

@@ -65,7 +65,7 @@ class SlotForecast:
     def generation_ended(self, generation_id: str) -> None:
         """Note that a generation has ended, or that its end is no longer waited for."""
         if self._expected_ends.pop(generation_id, None) is not None:
-            self._free_slots = min(self._free_slots + 1, 1)  # what nobody waits for is not saved up
+            self._free_slots = min(self._free_slots + 1, 1)  # slots that no task waits for do not add up
 
     def _next_end(self) -> float:
         return min(self._expected_ends.values())
