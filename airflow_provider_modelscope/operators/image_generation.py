@@ -20,7 +20,6 @@ from airflow_provider_modelscope.tasks.deferral import (
     wait_or_defer,
 )
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
-from airflow_provider_modelscope.triggers.events import error_of_event, generation_id_of
 from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
 from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 
@@ -164,14 +163,10 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     @counts_failures
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Resume after waiting in the triggerer for a free slot."""
-        match event:
-            case {
-                "status": "turn",
-                "since": float() | int() as since,
-                "end_time": float() | int() as end_time,
-            }:
-                return self._run(context, queue=SubmitBackoff(since=since, end_time=end_time))
-        raise error_of_event(event)
+        from airflow_provider_modelscope.triggers.events import SlotFree, read_event
+
+        slot = read_event(event, SlotFree)
+        return self._run(context, queue=SubmitBackoff(since=slot.queued_at, end_time=slot.end_time))
 
     def _run(self, context: Context, queue: SubmitBackoff | None = None) -> Any:
         """Run one leg of the task: validate, submit, then do the rest.
@@ -398,10 +393,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Resume after waiting in the triggerer for the generation."""
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
+        from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
         from airflow_provider_modelscope.xcoms import Submission
 
         return self._finish(
-            lambda: fetch_finished_generation(self.hook, generation_id_of(event)),
+            lambda: fetch_finished_generation(self.hook, read_event(event, GenerationFinished).generation_id),
             context,
             submission=Submission.own(context),
         )

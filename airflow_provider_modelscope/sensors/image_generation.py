@@ -23,7 +23,6 @@ from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import count_failure
 from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL, wait_or_defer
 from airflow_provider_modelscope.tasks.task import ModelScopeTask
-from airflow_provider_modelscope.triggers.events import generation_id_of
 from airflow_provider_modelscope.validation import check_all, raise_invalid, seconds_errors
 
 if TYPE_CHECKING:
@@ -104,9 +103,11 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
     def execute_complete(self, context: Context, event: Any = None) -> str:
         """Resume after waiting in the triggerer."""
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
+        from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
 
         with self._sensor_errors():
-            return self._succeeded(fetch_finished_generation(self.hook, generation_id_of(event)))
+            generation_id = read_event(event, GenerationFinished).generation_id
+            return self._succeeded(fetch_finished_generation(self.hook, generation_id))
 
     def _begin(self, context: Context) -> PollSchedule:
         """Validate the parameters, link the images and the model, and return the wait."""

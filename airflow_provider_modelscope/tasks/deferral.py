@@ -79,7 +79,7 @@ def submit_or_defer(
             raise  # the service may not exist at all
         task.log.info("Deferring until a slot is free: %s", error)
     trigger = ModelScopeQueueTrigger(
-        since=queue.since,
+        queued_at=queue.since,
         slot_rejected=slot_rejected,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,

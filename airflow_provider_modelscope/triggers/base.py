@@ -1,4 +1,4 @@
-"""What both triggers are: one event, not too soon."""
+"""The base of both triggers: wait, then emit one event, but not too early."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelscope.exceptions import ModelScopeError
+from airflow_provider_modelscope.triggers.events import GenerationFinished, SlotFree, WaitFailed
 
 
 class ModelScopeTrigger(BaseTrigger):
-    """Fires once, and not before the task has settled in its deferral.
+    """Emits one event, and not before the minimum deferral time.
 
-    An error is an event too: ``{"status": "error", "error": ...}`` holds what the task is to raise. No event
-    holds a token or a signed URL: events are kept in the database and logged.
+    An error is an event as well, which the resumed task raises. Events are stored in the database and logged,
+    so they contain no token and no signed URL.
 
-    :param modelscope_conn_id: The connection of the account.
-    :param end_time: When to give up, in epoch seconds.
-    :param min_deferral_seconds: Seconds from its start in which it does not fire, whatever it has seen; see
-        :func:`airflow_provider_modelscope.tasks.deferral.min_deferral_seconds`, which a task that defers passes.
+    There is no ``on_kill``, because ModelScope has no call that cancels a generation.
+
+    :param modelscope_conn_id: The connection to ModelScope.
+    :param end_time: When to give up, in epoch seconds: it survives a restart of the triggerer.
+    :param min_deferral_seconds: Seconds from the start of the trigger before which it emits no event; tasks
+        pass :func:`airflow_provider_modelscope.tasks.deferral.min_deferral_seconds`.
     """
 
     def __init__(
@@ -35,17 +38,17 @@ class ModelScopeTrigger(BaseTrigger):
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the kinds of trigger do not share."""
+        """Return the arguments that the other trigger does not have."""
 
     @abstractmethod
-    async def event(self) -> dict[str, Any]:
-        """Wait, and return the event.
+    async def wait(self) -> GenerationFinished | SlotFree:
+        """Wait, and return the event to emit.
 
-        :raises ModelScopeError: what is to be the event instead.
+        :raises ModelScopeError: the error to emit instead.
         """
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the path of this class and the arguments that make it again, in plain text."""
+        """Return the path of the class and the arguments to construct it again. The database stores both."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -58,10 +61,11 @@ class ModelScopeTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then yield one event."""
-        settled = time.monotonic() + self.min_deferral_seconds
+        not_before = time.monotonic() + self.min_deferral_seconds
+        event: GenerationFinished | SlotFree | WaitFailed
         try:
-            event = await self.event()
+            event = await self.wait()
         except ModelScopeError as error:
-            event = {"status": "error", "error": error.to_json()}
-        await asyncio.sleep(settled - time.monotonic())
-        yield TriggerEvent(event)
+            event = WaitFailed(error=error)
+        await asyncio.sleep(not_before - time.monotonic())
+        yield TriggerEvent(event.to_json())

@@ -1,27 +1,76 @@
-"""The events of the triggers: values, and how a task reads them."""
+"""The events of the triggers as values: a trigger emits one, and the resumed task reads it."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError
+from airflow_provider_modelscope.redaction import preview
 
 
-def generation_id_of(event: Any) -> str:
-    """Return the id of the generation that a trigger saw finish.
+@dataclass(frozen=True, kw_only=True)
+class GenerationFinished:
+    """A generation has finished, which includes FAILED: the task polls for the images or the reason."""
 
-    :raises ModelScopeError: the error that the trigger met instead. An event of an unknown shape is one
-        too, and never passes for success.
+    generation_id: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the payload of the event."""
+        return {"status": "finished", "generation_id": self.generation_id}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotFree:
+    """The account has a free slot, or soon will: the task may submit.
+
+    :param queued_at: When the task began to wait, in epoch seconds.
+    :param end_time: When the task gives up, in epoch seconds.
     """
-    match event:
+
+    queued_at: float
+    end_time: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the payload of the event."""
+        return {"status": "slot_free", "queued_at": self.queued_at, "end_time": self.end_time}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitFailed:
+    """The wait ended with an error, which the task raises."""
+
+    error: ModelScopeError
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the payload of the event."""
+        return {"status": "error", "error": self.error.to_json()}
+
+
+Expected = TypeVar("Expected", GenerationFinished, SlotFree)
+
+
+def read_event(payload: Any, expected: type[Expected]) -> Expected:
+    """Return the event of the expected type.
+
+    :param payload: What ``to_json`` of an event returned, in another process.
+    :raises ModelScopeError: if the wait failed, its error. Any other payload is a
+        :class:`ModelScopeFinalError`, and never counts as success.
+    """
+    event: GenerationFinished | SlotFree | None = None
+    match payload:
         case {"status": "finished", "generation_id": str(generation_id)}:
-            return generation_id
-    raise error_of_event(event)
-
-
-def error_of_event(event: Any) -> ModelScopeError:
-    """Return the error that a trigger met, or that nobody understands what it met."""
-    match event:
+            event = GenerationFinished(generation_id=generation_id)
+        case {
+            "status": "slot_free",
+            "queued_at": float() | int() as queued_at,
+            "end_time": float() | int() as end_time,
+        }:
+            event = SlotFree(queued_at=queued_at, end_time=end_time)
         case {"status": "error", "error": {"kind": str(), "message": str()} as error}:
-            return ModelScopeError.from_json(error)
-    return ModelScopeFinalError(f"The trigger's event is not understood: {event!r}")
+            raise ModelScopeError.from_json(error)
+    if isinstance(event, expected):
+        return event
+    raise ModelScopeFinalError(
+        f"Unexpected trigger event: {preview(payload, 400)}. Clear the task to run it again"
+    )

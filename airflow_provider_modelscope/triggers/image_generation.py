@@ -1,4 +1,4 @@
-"""Wait for a generation in the triggerer: look, sleep, look; one event."""
+"""Wait for a generation in the triggerer: poll, sleep, poll; one event."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import time
 from typing import Any
 
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
+from airflow_provider_modelscope.triggers.events import GenerationFinished
 from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 
 class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
-    """Fire when a generation has finished or cannot be waited for any longer.
-
-    The event is ``{"status": "finished", "generation_id": ...}``, where finished includes FAILED: the
-    resumed task asks for the images, or the reason, itself.
+    """Emits ``events.GenerationFinished``, or the error of the wait.
 
     :param generation_id: The generation to wait for.
-    :param poll_interval: Longest time between looks in seconds, at least 1.
-    :param submitted_at: When it was submitted, in epoch seconds; None takes the trigger's start.
-    :param model: The model of the request, if that is known.
+    :param poll_interval: Longest time between polls in seconds, at least 1.
+    :param submitted_at: When it was submitted, in epoch seconds; None means when the trigger starts.
+    :param model: The model of the request, if known.
     :param size: The size of the request, if it has one.
     """
 
@@ -40,7 +38,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
         self.size = size
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that only this kind of trigger has."""
+        """Return the arguments that the other trigger does not have."""
         return {
             "generation_id": self.generation_id,
             "poll_interval": self.poll_interval,
@@ -49,11 +47,11 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             "size": self.size,
         }
 
-    async def event(self) -> dict[str, Any]:
-        """Wait until the generation has finished."""
+    async def wait(self) -> GenerationFinished:
+        """Poll until the generation has finished."""
         from airflow_provider_modelscope.triggers.clients import with_client
 
-        wait = PollSchedule(
+        schedule = PollSchedule(
             self.generation_id,
             submitted_at=time.time() if self.submitted_at is None else self.submitted_at,
             end_time=self.end_time,
@@ -61,5 +59,5 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             model=self.model,
             size=self.size,
         )
-        await with_client(self.modelscope_conn_id, lambda client: client.wait_until_finished(wait))
-        return {"status": "finished", "generation_id": self.generation_id}
+        await with_client(self.modelscope_conn_id, lambda client: client.wait_until_finished(schedule))
+        return GenerationFinished(generation_id=self.generation_id)

@@ -1,4 +1,4 @@
-"""Wait in the triggerer for a slot to submit; one event."""
+"""Wait for a free slot in the triggerer; one event."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.exceptions import QueueFullError
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
+from airflow_provider_modelscope.triggers.events import SlotFree
 from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 
 if TYPE_CHECKING:
@@ -14,39 +15,37 @@ if TYPE_CHECKING:
 
 
 class ModelScopeQueueTrigger(ModelScopeTrigger):
-    """Fire when this task may submit: the account has a free slot, or soon will.
+    """Emits ``events.SlotFree`` when the task may submit, or the error of the wait.
 
-    All tasks that wait in one triggerer as the same account share one queue, first come, first served. The
-    trigger does not submit: a submission is recorded before and after, which only a worker can do.
+    All tasks that wait in one triggerer as the same account share one queue: first come, first served. The
+    trigger does not submit, because a submission is recorded before and after, which only a worker can do.
 
-    The event is ``{"status": "turn", "since": ..., "end_time": ...}``.
-
-    :param since: When the task began to wait, in epoch seconds. The earliest is served first.
-    :param slot_rejected: Whether it was granted a slot before and was rejected.
+    :param queued_at: When the task began to wait, in epoch seconds. The earliest is served first.
+    :param slot_rejected: Whether the task had a slot before, and the service rejected its submission.
     """
 
-    def __init__(self, *, since: float, slot_rejected: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, queued_at: float, slot_rejected: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.since = since
+        self.queued_at = queued_at
         self.slot_rejected = slot_rejected
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that only this kind of trigger has."""
-        return {"since": self.since, "slot_rejected": self.slot_rejected}
+        """Return the arguments that the other trigger does not have."""
+        return {"queued_at": self.queued_at, "slot_rejected": self.slot_rejected}
 
-    async def event(self) -> dict[str, Any]:
-        """Wait in the queue."""
+    async def wait(self) -> SlotFree:
+        """Wait in the account's queue."""
         from airflow_provider_modelscope.triggers.clients import with_client
 
         return await with_client(self.modelscope_conn_id, self._wait_for_slot)
 
-    async def _wait_for_slot(self, client: Client) -> dict[str, Any]:
+    async def _wait_for_slot(self, client: Client) -> SlotFree:
         queue = client.queue
         if self.slot_rejected:
             queue.reject()
         await asyncio.sleep(self.min_deferral_seconds)  # a task that may not resume yet must not get a slot
         self.log.info("Waiting for a slot of the account, %d tasks are queued here", len(queue) + 1)
-        if not await queue.wait_for_slot(queued_at=self.since, deadline=self.end_time):
-            backoff = SubmitBackoff(since=self.since, end_time=self.end_time)
+        if not await queue.wait_for_slot(queued_at=self.queued_at, deadline=self.end_time):
+            backoff = SubmitBackoff(since=self.queued_at, end_time=self.end_time)
             backoff.give_up(QueueFullError("The account's queue stayed full"), waiting=len(queue) + 1)
-        return {"status": "turn", "since": self.since, "end_time": self.end_time}
+        return SlotFree(queued_at=self.queued_at, end_time=self.end_time)

@@ -62,7 +62,7 @@ def test_one_step_waits_for_a_slot_then_for_its_image(
 def test_the_queue_timeout_limits_the_wait(emulator: Emulator, context: Context) -> None:
     emulator.fail("submit:queue-full:always")
     kwargs = deferred(submitter(deferrable=True, queue_timeout=100), context).trigger.serialize()[1]
-    assert kwargs["end_time"] == pytest.approx(kwargs["since"] + 100)
+    assert kwargs["end_time"] == pytest.approx(kwargs["queued_at"] + 100)
 
 
 def test_the_execution_timeout_limits_the_wait(emulator: Emulator, context: Context) -> None:
@@ -167,7 +167,7 @@ def test_a_permanent_error_ends_the_wait(emulator: Emulator, context: Context, f
         resume(task, deferral, context)
 
 
-@pytest.mark.parametrize("event", [None, {}, {"status": "submitted"}, {"status": "turn"}, "turn"], ids=str)
+@pytest.mark.parametrize("event", [None, {}, {"status": "slot_free"}, "slot_free"], ids=str)
 def test_an_unknown_event_is_never_a_success(event: Any, context: Context) -> None:
-    with pytest.raises(ModelScopeFinalError, match="not understood"):
+    with pytest.raises(ModelScopeFinalError, match="Unexpected trigger event"):
         submitter().execute_queued(context, event)

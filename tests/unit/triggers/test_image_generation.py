@@ -11,12 +11,11 @@ from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     GenerationTimeoutError,
-    ModelScopeFinalError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.transport.event_loop import TICK, until_a_tick
-from airflow_provider_modelscope.triggers.events import generation_id_of
+from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from tests.unit.conftest import TOKEN, connect
@@ -108,7 +107,7 @@ def test_a_refused_token_ends_the_wait_with_the_services_words(emulator: Emulato
     emulator.fail("poll:401")
     [event] = events(trigger(submitted()))
     with pytest.raises(AuthenticationError, match="Authentication failed"):
-        generation_id_of(event)
+        read_event(event, GenerationFinished)
 
 
 def test_at_its_deadline_it_looks_once_more_and_then_gives_up(emulator: Emulator) -> None:
@@ -117,14 +116,14 @@ def test_at_its_deadline_it_looks_once_more_and_then_gives_up(emulator: Emulator
     emulator.fail("poll:stall")
     [event] = events(trigger(stalled, end_time=0.0))
     with pytest.raises(GenerationTimeoutError, match=f"PROCESSING at its deadline.*generation {stalled}"):
-        generation_id_of(event)
+        read_event(event, GenerationFinished)
 
 
 def test_a_service_that_is_gone_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, "http://127.0.0.1:9")  # nobody listens to the discard port
     [event] = events(trigger("42", end_time=0.0))
     with pytest.raises(GenerationTimeoutError, match=r"gave no answer.*127\.0\.0\.1"):
-        generation_id_of(event)
+        read_event(event, GenerationFinished)
 
 
 def test_it_does_not_fire_before_the_task_has_settled_in_its_deferral(emulator: Emulator) -> None:
@@ -176,13 +175,3 @@ def test_no_event_holds_a_token_or_a_url(emulator: Emulator) -> None:
     for event in (*events(trigger(submitted())), *events(trigger(submitted()))):
         assert TOKEN not in str(event)
         assert "/images/" not in str(event)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [None, {}, "finished", {"status": "success"}, {"status": "finished"}, {"status": "error", "error": "no"}],
-    ids=str,
-)
-def test_an_event_of_an_unknown_shape_never_passes_for_success(event: Any) -> None:
-    with pytest.raises(ModelScopeFinalError, match="not understood"):
-        generation_id_of(event)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def trigger(**kwargs: Any) -> ModelScopeQueueTrigger:
     arguments: dict[str, Any] = {
-        "since": time.time(),
+        "queued_at": time.time(),
         "modelscope_conn_id": "modelscope_default",
         "end_time": time.time() + 60,
         "min_deferral_seconds": 0.0,
@@ -46,7 +46,7 @@ def running(generation_id: str, **kwargs: Any) -> PollSchedule:
 
 def test_serialization_keeps_every_argument() -> None:
     arguments: dict[str, Any] = {
-        "since": 3.5,
+        "queued_at": 3.5,
         "slot_rejected": True,
         "modelscope_conn_id": "other",
         "end_time": 12.25,
@@ -61,40 +61,39 @@ def test_serialization_keeps_every_argument() -> None:
 def test_it_sends_nothing(emulator: Emulator) -> None:
     queued = trigger()
     event = asyncio.run(event_of(queued))
-    assert event == {"status": "turn", "since": queued.since, "end_time": queued.end_time}
+    assert event == {"status": "slot_free", "queued_at": queued.queued_at, "end_time": queued.end_time}
     assert not emulator.requests
 
 
 def test_no_slot_is_granted_during_the_minimum_deferral(emulator: Emulator) -> None:
     async def run() -> Any:
-        async with shared_client(ModelScopeHook().account) as client:
-            deferred = asyncio.create_task(event_of(trigger(since=1.0, min_deferral_seconds=3600)))
-            while client.users < 2:
-                await asyncio.sleep(0)
-            other = await event_of(trigger(since=2.0, end_time=time.time() + 1))
+        async with shared_client(ModelScopeHook().account):
+            deferred = asyncio.create_task(event_of(trigger(queued_at=1.0, min_deferral_seconds=3600)))
+            other = asyncio.create_task(event_of(trigger(queued_at=2.0, end_time=time.time() + 1)))
+            event = await other
             deferred.cancel()
-            return other
+            return event
 
-    assert asyncio.run(run())["status"] == "turn"
+    assert asyncio.run(run())["status"] == "slot_free"
 
 
 def test_queue_is_served_in_order_as_generations_end(emulator: Emulator) -> None:
     async def run() -> None:
         async with shared_client(ModelScopeHook().account) as client, asyncio.TaskGroup() as group:
             await event_of(trigger())  # takes the first slot
-            tasks = {since: group.create_task(event_of(trigger(since=since))) for since in (3.0, 1.0, 2.0)}
+            tasks = {at: group.create_task(event_of(trigger(queued_at=at))) for at in (3.0, 1.0, 2.0)}
             while len(client.queue) < 3:
                 await asyncio.sleep(0.01)
-            for since in (1.0, 2.0, 3.0):
+            for at in (1.0, 2.0, 3.0):
                 assert not any(task.done() for task in tasks.values())
                 generation_id = submitter().hook.submit_generation(GenerationRequest(**REQUEST))
                 await client.wait_until_finished(running(generation_id))
-                await tasks.pop(since)
+                await tasks.pop(at)
 
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("size", "status"), [("8x8", "turn"), ("64x64", "error")])
+@pytest.mark.parametrize(("size", "status"), [("8x8", "slot_free"), ("64x64", "error")])
 def test_slot_follows_the_durations_of_model_and_size(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, size: str, status: str
 ) -> None:
@@ -131,11 +130,11 @@ def test_the_error_at_the_deadline_says_how_many_waited(emulator: Emulator) -> N
 
 
 def test_no_slot_is_granted_after_the_deadline(emulator: Emulator) -> None:
-    late = trigger(since=time.time() - 7200, end_time=time.time() - 3600)
+    late = trigger(queued_at=time.time() - 7200, end_time=time.time() - 3600)
     assert isinstance(error_in(asyncio.run(event_of(late))), QueueFullError)
 
 
-@pytest.mark.parametrize(("slot_rejected", "status"), [(True, "turn"), (False, "error")])
+@pytest.mark.parametrize(("slot_rejected", "status"), [(True, "slot_free"), (False, "error")])
 def test_rejection_is_reported_to_the_queue(emulator: Emulator, slot_rejected: bool, status: str) -> None:
     async def run() -> Any:
         async with shared_client(ModelScopeHook().account) as client:
