@@ -61,8 +61,8 @@ class ModelScopeHook(BaseHook):
 
         inputs = {"integer": IntegerField, "boolean": BooleanField, "string": StringField}
         return {
-            field.name: (PasswordField if field.secret else inputs[field.type])(
-                field.label, description=field.form_description
+            field.name: (PasswordField if field.is_secret else inputs[field.type])(
+                field.form_input["label"], description=field.form_input["description"]
             )
             for field in CONNECTION_FIELDS
         }
