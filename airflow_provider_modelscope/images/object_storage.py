@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mimetypes
 import os
 import re
 import secrets
@@ -21,7 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
+from airflow_provider_modelscope.images.image import FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.redaction import preview
 
 if TYPE_CHECKING:
@@ -38,6 +37,13 @@ _CONTENT_TYPE_ARGUMENT = {
     "abfss": "content_settings",
 }
 _LOCAL = ("file", "local")
+# Suffixes of image formats that images cannot be converted to. A fixed list, because the module mimetypes
+# reads files of the machine: a destination would be valid on one and invalid on the next.
+_OTHER_IMAGE_SUFFIXES = (
+    ".apng .avif .bmp .cur .dds .djvu .emf .eps .exr .fits .g3 .gif .hdr .heic .heif .icns .ico .ief .j2k "
+    ".jp2 .jpm .jpx .jxl .jxr .pbm .pct .pcx .pgm .pic .pict .pnm .ppm .psd .ras .rgb .svg .svgz .t38 .tfx "
+    ".tga .tif .tiff .wbmp .wmf .xbm .xcf .xpm .xwd"
+)
 _PERMANENT_ERRORS = (
     FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError,
 )  # fmt: skip
@@ -70,8 +76,7 @@ def check_destination(destination: str) -> None:
     if not parts.path:
         raise _invalid(destination, "end it with '/' to store into the bucket, or name an object")
     name = PurePosixPath(folders[-1])
-    is_image = _format_of(name) or (mimetypes.guess_type(name)[0] or "").startswith("image/")
-    if is_image and _format_of(name) not in CONVERTIBLE:
+    if name.suffix.lower() in _OTHER_IMAGE_SUFFIXES.split():
         raise _invalid(
             destination,
             f"images cannot be converted to {name.suffix!r}: use .png, .jpg or .webp, or a folder, which "

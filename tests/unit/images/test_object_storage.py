@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mimetypes
 import os
 import resource
 import subprocess
@@ -21,7 +22,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images.image import Image
+from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.images.object_storage import Destination, check_destination
 from tests.unit.images.conftest import AzureError, GoogleError, Store, encoded
 
@@ -157,7 +158,19 @@ def test_checking_a_destination_imports_nothing_heavy() -> None:
     print(*{module.partition(".")[0] for module in set(sys.modules) - before})
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split("\n")[-2].split()) <= {"airflow_provider_modelscope", "mimetypes"}
+    assert set(done.stdout.split("\n")[-2].split()) <= {"airflow_provider_modelscope"}
+
+
+def test_no_object_may_have_the_suffix_of_another_image_format() -> None:
+    suffixes = {
+        suffix for suffix, kind in mimetypes.MimeTypes().types_map[True].items() if kind.startswith("image/")
+    }
+    for suffix in suffixes | set(FORMAT_OF_SUFFIX):
+        if FORMAT_OF_SUFFIX.get(suffix) in CONVERTIBLE:
+            check_destination(f"memory://bucket/cat{suffix}")
+        else:
+            with pytest.raises(InvalidDestinationError, match="images cannot be converted to"):
+                check_destination(f"memory://bucket/cat{suffix}")
 
 
 @pytest.mark.parametrize(
