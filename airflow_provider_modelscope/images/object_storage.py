@@ -89,8 +89,8 @@ class Destination:
     """Where the images of one generation are stored: a folder or one object. Made by :meth:`parse`.
 
     :param uri: Without the connection.
-    :param format: The format to convert images to, by Pillow's name; None stores them as they are.
-    :param filesystem: Of fsspec. It is opened once and serves every object.
+    :param format: Pillow's name of the format to convert images to; None stores them as they are.
+    :param filesystem: The filesystem of fsspec, opened once for all objects.
     """
 
     uri: str
@@ -110,15 +110,14 @@ class Destination:
         :raises InvalidDestinationError: with what is wrong and what is allowed.
         """
         check_destination(destination)
-        path, uri = _open(destination, storage_conn_id)
+        path, uri, connection_id = _open(destination, storage_conn_id)
         name = PurePosixPath(destination.rpartition("/")[2])
         if path.protocol in _LOCAL:
             if obstacle := _obstacle(Path(path.path), is_folder=not name.name):
                 raise _invalid(destination, obstacle)
-            beside = _sidecar_of(path.path)
-            if sidecar and name.name and (obstacle := _obstacle(Path(beside), is_folder=False)):
-                raise _invalid(destination, f"its sidecar {preview(_sidecar_of(name.name))}: {obstacle}")
-        connection_id = storage_conn_id or urlsplit(destination).netloc.rpartition("@")[0] or None
+            beside = Path(_sidecar_of(path.path))
+            if sidecar and name.name and (obstacle := _obstacle(beside, is_folder=False)):
+                raise _invalid(destination, f"its sidecar {preview(beside.name)}: {obstacle}")
         return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name), filesystem=path.fs)
 
     def store(self, image: Image, *, generation_id: str, number: int) -> str:
@@ -144,10 +143,10 @@ class Destination:
 
         Raises the same errors as :meth:`store`.
         """
-        self._put(
-            _sidecar_of(uri), _Body(BytesIO(document), len(document), "application/json"), generation_id
-        )
-        return _sidecar_of(uri)
+        sidecar_uri = _sidecar_of(uri)
+        body = _Body(BytesIO(document), len(document), "application/json")
+        self._put(sidecar_uri, body, generation_id)
+        return sidecar_uri
 
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -197,7 +196,7 @@ def read_object(uri: str, storage_conn_id: str | None, *, most: int, parameter: 
     :raises InvalidDestinationError: if its filesystem cannot be opened.
     :raises Exception: any error of its store.
     """
-    path, _ = _open(uri, storage_conn_id, parameter=parameter)
+    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
     if path.protocol in _LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
         # Reading a pipe would never return.
         raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
@@ -216,11 +215,11 @@ def is_permanent(error: Exception) -> bool:
 
 
 def _obstacle(path: Path, *, is_folder: bool) -> str | None:
-    """Return what prevents images from being stored at a local path, as far as known without writing."""
+    """Return why images cannot be stored at a local path, or None. Nothing is written to find out."""
     for folder in (path, *path.parents):
         try:
             mode = folder.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):  # what is missing will be created
+        except (FileNotFoundError, NotADirectoryError):  # missing folders are created
             continue
         except OSError as error:
             return f"it cannot be written to ({error.strerror})"
@@ -242,8 +241,8 @@ def _obstacle(path: Path, *, is_folder: bool) -> str | None:
 
 def _open(
     uri: str, storage_conn_id: str | None, *, parameter: str = "destination"
-) -> tuple[ObjectStoragePath, str]:
-    """Return a path with an open filesystem, and the URI without the connection.
+) -> tuple[ObjectStoragePath, str, str | None]:
+    """Return a path with an open filesystem, the URI without the connection, and the connection's id.
 
     :raises InvalidDestinationError: if this Airflow has no such filesystem or connection.
     """
@@ -278,7 +277,7 @@ def _open(
         else:
             advice = "name a connection to it in storage_conn_id"
         raise _invalid(uri, f"cannot be opened ({error}): {advice}", parameter=parameter) from error
-    return path, bare_uri
+    return path, bare_uri, connection_id
 
 
 def _replace_file(path: Path, body: _Body) -> None:

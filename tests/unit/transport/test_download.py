@@ -82,7 +82,7 @@ class TestRedirects:
             ("//169.254.169.254/", "(link-local, not public)"),
             ("ftp://images.example/b.png", "is not https"),
             ("http://me:secret@images.example/", "contains a user or password"),
-            ("http://[::1", "Image URL not valid: redirect of http://images.example"),
+            ("http://[::1", "Image URL not valid: the target of the redirect from http://images.example"),
             ("/a.png", "redirects more than 3 times"),
         ],
     )
