@@ -6,10 +6,8 @@ import errno
 import json
 import mimetypes
 import os
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,11 +22,10 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.images.object_storage import Destination, check_destination
+from tests.support.disk import full_disk
 from tests.unit.images.conftest import AzureError, GoogleError, Store, encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.unit.images.conftest import Register
 
 HOSTILE_IDS = [
@@ -404,16 +401,6 @@ class TestNames:
 
 
 class TestAtomicWrites:
-    @contextmanager
-    def full_disk(self, at: int) -> Iterator[None]:
-        """Let no file grow beyond this number of bytes."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (at, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
     @pytest.mark.parametrize(
         "before", [{}, {"cat.png": b"the cat of yesterday"}], ids=["new", "there already"]
     )
@@ -423,7 +410,7 @@ class TestAtomicWrites:
         for name, content in before.items():
             (tmp_path / name).write_bytes(content)
         large = image(side=64)
-        with self.full_disk(len(large.content) // 2), pytest.raises(ImageStorageError, match="large"):
+        with full_disk(len(large.content) // 2), pytest.raises(ImageStorageError, match="large"):
             store(f"file://{tmp_path}/cat.png", large)
         assert files(tmp_path) == before
         store(f"file://{tmp_path}/cat.png", large)
