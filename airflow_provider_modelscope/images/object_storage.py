@@ -253,7 +253,7 @@ def _open(
             storage_conn_id, "must be the id of an Airflow connection", parameter="storage_conn_id"
         )
     try:
-        # Not left to Airflow: its versions differ in which of two connections they prefer.
+        # Decided here: Airflow's versions differ in which of two connections they prefer.
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")
         bare_uri = uri.replace(connection + at, "", 1)
         connection_id = storage_conn_id or connection or None

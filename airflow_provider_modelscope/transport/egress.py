@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.protocol.account import Account
 
-_NAT64 = IPv6Network("64:ff9b::/96")  # its last 32 bits are the IPv4 address that it stands for
+_NAT64 = IPv6Network("64:ff9b::/96")  # the last 32 bits of such an address are an IPv4 address
 
 
 def new_session() -> requests.Session:
