@@ -56,14 +56,7 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "airflow_provider_modelscope.hooks.modelscope.ModelScopeHook",
                 "hook-name": "ModelScope",
                 "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
-                "conn-fields": {
-                    field.name: {
-                        "label": field.label,
-                        "description": field.form_description,
-                        "schema": field.schema,
-                    }
-                    for field in CONNECTION_FIELDS
-                },
+                "conn-fields": {field.name: field.form_input for field in CONNECTION_FIELDS},
             }
         ],
     }

@@ -8,7 +8,7 @@ from typing import Any
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeFinalError
 from airflow_provider_modelscope.redaction import preview
 
-MAX_WAIT = 365 * 24 * 3600.0  # seconds; a longer timeout is no date that Airflow can keep
+MAX_WAIT = 365 * 24 * 3600.0  # seconds; Airflow cannot store the deadline of a much longer timeout
 INVALID = "Invalid parameters, nothing was sent: "  # the start of every validation error
 
 
@@ -16,8 +16,8 @@ def check_all(*checks: Callable[[], Any]) -> list[Any]:
     """Run all checks and return their results, or report every error at once.
 
     :raises ModelScopeFinalError: of the first error's class, with the text of all errors.
-    :raises Exception: what a check raised that may pass, such as a secrets backend that is away; only if
-        there is no error.
+    :raises Exception: any other exception of a check, such as an unreachable secrets backend. It may pass, so
+        errors that cannot pass come first.
     """
     results: list[Any] = []
     errors: list[ModelScopeFinalError] = []

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from airflow_provider_modelscope.protocol.account import DEFAULT_BASE_URL, DEFAULT_HUB_URL, Account
@@ -22,92 +20,75 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
 # Connection types that may hold a ModelScope token: ours, and those that name no service.
-_CONN_TYPES = ("modelscope", "http", "https", "generic", "")
+_CONN_TYPES = ("modelscope", "http", "https", "generic")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)  # without the two, the import takes half as long
-class ConnectionField:
+class ConnectionField(NamedTuple):
     """One extra of the connection. The form, the checks and the docs are made from it.
 
     :param name: Key in the extra.
-    :param label: Label in the form.
     :param description: What the field does, as a sentence.
-    :param type: Type in the form. The checks also accept its spelling as text, as in a connection's URI.
     :param allowed: Allowed values, as words that follow "must be".
+    :param parse: Returns what a value means, or raises ValueError with the invalid part of it. Values have
+        JSON types, or are text, as in a connection's URI.
     :param default: Value that applies if the extra does not contain the field; None if there is none.
-    :param minimum: Lowest integer.
-    :param maximum: Highest integer.
-    :param secret: Hide the value in the form and in errors.
-    :param parse: Returns what a value means, or raises :meth:`error`.
+    :param type: JSON type of the form's input.
+    :param limits: More keywords of its JSON schema.
     """
 
     name: str
-    label: str
     description: str
-    type: Literal["boolean", "integer", "string"]
     allowed: str
+    parse: Callable[[Any], Any]
     default: Any = None
-    minimum: int | None = None
-    maximum: int | None = None
-    secret: bool = False
-    parse: Callable[[ConnectionField, Any], Any]
+    type: str = "string"
+    limits: Mapping[str, Any] = {}
 
     @property
-    def form_description(self) -> str:
-        """The description with the allowed values and the default."""
+    def form_input(self) -> dict[str, Any]:
+        """The input in the form, as an entry of the provider info's ``conn-fields``."""
         default = "" if self.default is None else f" Default: {json.dumps(self.default)}."
-        return f"{self.description} Allowed: {self.allowed}.{default}"
+        return {
+            "label": self.name.replace("_", " ").capitalize(),
+            "description": f"{self.description} Allowed: {self.allowed}.{default}",
+            "schema": {"type": [self.type, "null"], **self.limits},
+        }
 
     @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema of the form's input. An empty input is null."""
-        limits = {
-            "minimum": self.minimum,
-            "maximum": self.maximum,
-            "format": "password" if self.secret else None,
-        }
-        return {
-            "type": [self.type, "null"],
-            **{name: value for name, value in limits.items() if value is not None},
-        }
+    def is_secret(self) -> bool:
+        """Whether to hide the value, in the form and in errors."""
+        return self.limits.get("format") == "password"
 
-    def error(self, wrong: object) -> ValueError:
-        """Return the error of a value that is not allowed."""
-        given = "" if self.secret else f", not {preview(wrong)}"
-        return ValueError(f"{self.name} must be {self.allowed}{given}")
+    def checked(self, given: Any) -> Any:
+        """Return what a value means.
+
+        :raises ValueError: with the value, unless it is secret, and what is allowed.
+        """
+        try:
+            return self.parse(given)
+        except ValueError as error:
+            value = "" if self.is_secret else f", not {preview(error.args[0])}"
+            raise ValueError(f"{self.name} must be {self.allowed}{value}") from None
 
 
-# The parsers of the fields. Values arrive as JSON types, or as the text of a connection's URI.
+def _boolean(given: Any) -> bool:
+    value = {"true": True, "1": True, "false": False, "0": False}.get(str(given).strip().lower())
+    if value is None:
+        raise ValueError(given)
+    return value
 
 
-def _integer(field: ConnectionField, given: Any) -> int:
-    if isinstance(given, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", given):
-        given = int(given)
-    is_integer = isinstance(given, int | float) and not isinstance(given, bool) and given % 1 == 0
-    if is_integer and (field.minimum or 0) <= given <= (field.maximum or math.inf):
-        return int(given)
-    raise field.error(given)
-
-
-def _boolean(field: ConnectionField, given: Any) -> bool:
-    words = {"true": True, "1": True, "false": False, "0": False}
-    try:
-        return words[str(given).strip().lower()]
-    except KeyError:
-        raise field.error(given) from None
-
-
-def _verify(field: ConnectionField, given: Any) -> bool | str:
+def _verify(given: Any) -> bool | str:
     with suppress(ValueError):
-        return _boolean(field, given)
+        return _boolean(given)
     path = str(given).strip()
     # Checked here: if it is missing, neither requests nor aiohttp names the setting at fault.
     if isinstance(given, str) and os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a long name
         return path
-    raise field.error(given)
+    raise ValueError(given)
 
 
-def _proxy(field: ConnectionField, given: Any) -> str:
+def _proxy(given: Any) -> str:
     from airflow_provider_modelscope.transport.egress import is_host_name
 
     if isinstance(given, str) and re.match(r"https?://\S+$", given):
@@ -115,74 +96,76 @@ def _proxy(field: ConnectionField, given: Any) -> str:
             parts = urlsplit(given)
             if parts.port != 0 and is_host_name(parts.hostname or ""):
                 return given
-    raise field.error(given)
+    raise ValueError(given)
 
 
-def _host_names(field: ConnectionField, given: Any) -> tuple[str, ...]:
+def _host_names(given: Any) -> tuple[str, ...]:
     from airflow_provider_modelscope.transport.egress import is_address
 
     names = given.split(",") if isinstance(given, str) else given
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise field.error(given)
+        raise ValueError(given)
     hosts = tuple(name.strip().lower().rstrip(".") for name in names if name.strip())
     for host in hosts:
         if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", host) and not is_address(host):
-            raise field.error(host.rpartition("@")[2])  # without a login
+            raise ValueError(host.rpartition("@")[2])  # without a login
     return hosts
 
 
-def _integer_field(*, minimum: int, maximum: int, **field: Any) -> ConnectionField:
+def _integer_field(
+    name: str, description: str, *, minimum: int, maximum: int, default: int
+) -> ConnectionField:
+    def parse(given: Any) -> int:
+        number = int(given) if isinstance(given, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", given) else given
+        is_integer = isinstance(number, int | float) and not isinstance(number, bool) and number % 1 == 0
+        if not (is_integer and minimum <= number <= maximum):
+            raise ValueError(given)
+        return int(number)
+
     return ConnectionField(
-        type="integer",
+        name=name,
+        description=description,
         allowed=f"an integer from {minimum} to {maximum}",
-        minimum=minimum,
-        maximum=maximum,
-        parse=_integer,
-        **field,
+        parse=parse,
+        default=default,
+        type="integer",
+        limits={"minimum": minimum, "maximum": maximum},
     )
 
 
 # Every extra. The fields of the account have the same names; allow_http decides what the host may be.
 CONNECTION_FIELDS = (
     _integer_field(
-        name="request_timeout",
-        label="Request timeout",
-        description="Timeout of one HTTP request, in seconds.",
-        default=int(Account.request_timeout),
+        "request_timeout",
+        "Timeout of one HTTP request, in seconds.",
         minimum=1,
         maximum=600,
+        default=int(Account.request_timeout),
     ),
     ConnectionField(
         name="verify",
-        label="Verify TLS",
         description="Verify TLS certificates.",
-        type="string",
         allowed="true, false, or the path of an existing CA bundle",
-        default=Account.verify,
         parse=_verify,
+        default=Account.verify,
     ),
     ConnectionField(
         name="proxy",
-        label="Proxy",
         description="HTTP proxy to use instead of the environment's.",
-        type="string",
         allowed="the URL of an HTTP proxy, such as http://proxy.example:3128",
-        secret=True,
         parse=_proxy,
+        limits={"format": "password"},
     ),
     _integer_field(
-        name="max_image_bytes",
-        label="Maximum image size",
-        description="Largest image to download, in bytes.",
-        default=Account.max_image_bytes,
+        "max_image_bytes",
+        "Largest image to download, in bytes.",
         minimum=1,
         maximum=2**40,
+        default=Account.max_image_bytes,
     ),
     ConnectionField(
         name="allowed_image_hosts",
-        label="Allowed image hosts",
         description="Hosts to download images from even if their address is not public.",
-        type="string",
         allowed=(
             "host names such as images.example or *.images.example, without scheme, port or path, "
             "in a list or separated by commas"
@@ -191,12 +174,11 @@ CONNECTION_FIELDS = (
     ),
     ConnectionField(
         name="allow_http",
-        label="Allow http",
         description="Send the token unencrypted to another machine. Not needed for 127.0.0.1.",
-        type="boolean",
         allowed="true or false",
-        default=False,
         parse=_boolean,
+        default=False,
+        type="boolean",
     ),
 )
 
@@ -216,6 +198,14 @@ def account_from_connection(connection: Connection) -> Account:
 
     :raises InvalidConnectionError: naming every invalid field, and what is allowed.
     """
+    from airflow_provider_modelscope.exceptions import InvalidConnectionError
+
+    conn_type = connection.conn_type or "modelscope"
+    if conn_type.lower() not in _CONN_TYPES:  # the fields of another service's connection mean something else
+        raise InvalidConnectionError(
+            f"Airflow connection {connection.conn_id!r}: conn_type must be 'modelscope', not "
+            f"{preview(conn_type)}: another service's secret is not sent to ModelScope."
+        )
     errors: list[str] = []
 
     def checked(check: Callable[..., Any], *given: Any) -> Any:
@@ -225,37 +215,20 @@ def account_from_connection(connection: Connection) -> Account:
             errors.append(str(error))
             return None
 
-    checked(_check_conn_type, connection)
-    if not errors:  # the fields of another service's connection mean something else
-        extra = checked(_extra, connection) or {}
-        fields = {field.name: field for field in CONNECTION_FIELDS}
-        values = {
-            name: checked(fields[name].parse, fields[name], given)
-            for name, given in extra.items()
-            if name in fields
-        }
-        if (connection.conn_type or "modelscope") == "modelscope":  # an HTTP connection's extras are headers
-            errors += [_unknown(name) for name in extra if name not in fields]
-        allow_http = values.pop("allow_http", False)
-        values["token"] = checked(_token, connection)
-        values["base_url"] = checked(_base_url, connection, allow_http is True)
+    extra = checked(_extra, connection) or {}
+    fields = {field.name: field for field in CONNECTION_FIELDS}
+    values = {name: checked(fields[name].checked, given) for name, given in extra.items() if name in fields}
+    if conn_type == "modelscope":  # the extras of an HTTP connection are headers
+        errors += [_unknown(name) for name in extra if name not in fields]
+    allow_http = values.pop("allow_http", False)
+    values["token"] = checked(_token, connection)
+    values["base_url"] = checked(_base_url, connection, allow_http is True)
     if errors:
-        from airflow_provider_modelscope.exceptions import InvalidConnectionError
-
         raise InvalidConnectionError(f"Airflow connection {connection.conn_id!r}: {'; '.join(errors)}.")
     return Account(**values)
 
 
 # Each check returns what a part of the connection means, and raises ValueError with what is allowed.
-
-
-def _check_conn_type(connection: Connection) -> None:
-    conn_type = connection.conn_type or ""
-    if conn_type.lower() not in _CONN_TYPES:
-        raise ValueError(
-            f"conn_type must be 'modelscope', not {preview(conn_type)}: "
-            "another service's secret is not sent to ModelScope"
-        )
 
 
 def _extra(connection: Connection) -> dict[str, Any]:
@@ -280,9 +253,7 @@ def _unknown(name: str) -> str:
 
 def _token(connection: Connection) -> str:
     """Return the token without what was pasted with it: ``Bearer``, spaces, newlines."""
-    token = re.sub(
-        r"\s+", "", re.sub(r"^\s*bearer(\s+|$)", "", connection.password or "", flags=re.IGNORECASE)
-    )
+    token = re.sub(r"^\s*bearer(\s|$)|\s", "", connection.password or "", flags=re.IGNORECASE)
     if not token:
         raise ValueError(f"password is empty: set it to an API token from {DEFAULT_HUB_URL}/my/myaccesstoken")
     if not (token.isascii() and token.isprintable()):
@@ -320,7 +291,7 @@ def _base_url(connection: Connection, allow_http: bool) -> str:
         raise ValueError(
             f"host must be a URL such as {DEFAULT_BASE_URL}, without the endpoint {preview(endpoint[0])}"
         )
-    if re.search(r"\s", host) or not host.isprintable():
+    if " " in host or not host.isprintable():
         raise ValueError(f"host must not contain spaces or control characters: {preview(host)}")
     if scheme == "http" and not (allow_http or is_loopback(name)):
         raise ValueError(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
-DOWNLOAD_ATTEMPTS = 5  # more than of other calls, as the image is paid for; the pauses between them double
+DOWNLOAD_ATTEMPTS = 5  # more than of other requests, as the image is paid for; the pauses between them double
 UNUSABLE_TOKEN = (401, 402, 403, 429)  # statuses of a response to a token that does not work now
 
 
@@ -61,8 +61,8 @@ class ModelScopeHook(BaseHook):
 
         inputs = {"integer": IntegerField, "boolean": BooleanField, "string": StringField}
         return {
-            field.name: (PasswordField if field.secret else inputs[field.type])(
-                field.label, description=field.form_description
+            field.name: (PasswordField if field.is_secret else inputs[field.type])(
+                field.form_input["label"], description=field.form_input["description"]
             )
             for field in CONNECTION_FIELDS
         }
@@ -214,11 +214,11 @@ class ModelScopeHook(BaseHook):
 
         try:
             account = self.account
-            # The API is assumed, but not known, to reject a bad token before it searches the generation.
+            # Undocumented: the API may reject a bad token before it searches the generation.
             status = self._send(messages.status_request(account, "0"))
             if status.status_code in UNUSABLE_TOKEN:
                 raise messages.error_from(status, account=account)
-            # The website is known to tell a good token from a bad one.
+            # The website is known to reject a bad token.
             user = self._send(messages.user_request(account, account.hub_url or account.base_url))
             if user.status_code == 200:
                 return True, f"Connected to {account.base_url}: the token is valid."

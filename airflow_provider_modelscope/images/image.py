@@ -291,7 +291,7 @@ def _with_texts(exif: Pillow.Exif, texts: dict[str, str], *, max_bytes: float) -
         room -= size
         if name not in (_LABEL, _PARAMETERS) or details.setdefault(_USER_COMMENT, comment) != comment:
             lines.append(line)
-    exif[_EXIF_IFD] = details  # what get_ifd returns need not be part of it
+    exif[_EXIF_IFD] = details  # get_ifd may have returned a new one
     if lines:
         exif[_DESCRIPTION] = b"\n".join(lines)
     return exif.tobytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mimetypes
 import os
 import re
 import secrets
@@ -21,7 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
+from airflow_provider_modelscope.images.image import FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.redaction import preview
 
 if TYPE_CHECKING:
@@ -38,6 +37,13 @@ _CONTENT_TYPE_ARGUMENT = {
     "abfss": "content_settings",
 }
 _LOCAL = ("file", "local")
+# Suffixes of image formats that images cannot be converted to. A fixed list, because the module mimetypes
+# reads files of the machine: a destination would be valid on one and invalid on the next.
+_OTHER_IMAGE_SUFFIXES = (
+    ".apng .avif .bmp .cur .dds .djvu .emf .eps .exr .fits .g3 .gif .hdr .heic .heif .icns .ico .ief .j2k "
+    ".jp2 .jpm .jpx .jxl .jxr .pbm .pct .pcx .pgm .pic .pict .pnm .ppm .psd .ras .rgb .svg .svgz .t38 .tfx "
+    ".tga .tif .tiff .wbmp .wmf .xbm .xcf .xpm .xwd"
+)
 _PERMANENT_ERRORS = (
     FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError,
 )  # fmt: skip
@@ -70,8 +76,7 @@ def check_destination(destination: str) -> None:
     if not parts.path:
         raise _invalid(destination, "end it with '/' to store into the bucket, or name an object")
     name = PurePosixPath(folders[-1])
-    is_image = _format_of(name) or (mimetypes.guess_type(name)[0] or "").startswith("image/")
-    if is_image and _format_of(name) not in CONVERTIBLE:
+    if name.suffix.lower() in _OTHER_IMAGE_SUFFIXES.split():
         raise _invalid(
             destination,
             f"images cannot be converted to {name.suffix!r}: use .png, .jpg or .webp, or a folder, which "
@@ -84,8 +89,8 @@ class Destination:
     """Where the images of one generation are stored: a folder or one object. Made by :meth:`parse`.
 
     :param uri: Without the connection.
-    :param format: The format to convert images to, by Pillow's name; None stores them as they are.
-    :param filesystem: Of fsspec. It is opened once and serves every object.
+    :param format: Pillow's name of the format to convert images to; None stores them as they are.
+    :param filesystem: The filesystem of fsspec, opened once for all objects.
     """
 
     uri: str
@@ -105,15 +110,14 @@ class Destination:
         :raises InvalidDestinationError: with what is wrong and what is allowed.
         """
         check_destination(destination)
-        path, uri = _open(destination, storage_conn_id)
+        path, uri, connection_id = _open(destination, storage_conn_id)
         name = PurePosixPath(destination.rpartition("/")[2])
         if path.protocol in _LOCAL:
             if obstacle := _obstacle(Path(path.path), is_folder=not name.name):
                 raise _invalid(destination, obstacle)
-            beside = _sidecar_of(path.path)
-            if sidecar and name.name and (obstacle := _obstacle(Path(beside), is_folder=False)):
-                raise _invalid(destination, f"its sidecar {preview(_sidecar_of(name.name))}: {obstacle}")
-        connection_id = storage_conn_id or urlsplit(destination).netloc.rpartition("@")[0] or None
+            beside = Path(_sidecar_of(path.path))
+            if sidecar and name.name and (obstacle := _obstacle(beside, is_folder=False)):
+                raise _invalid(destination, f"its sidecar {preview(beside.name)}: {obstacle}")
         return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name), filesystem=path.fs)
 
     def store(self, image: Image, *, generation_id: str, number: int) -> str:
@@ -139,10 +143,10 @@ class Destination:
 
         Raises the same errors as :meth:`store`.
         """
-        self._put(
-            _sidecar_of(uri), _Body(BytesIO(document), len(document), "application/json"), generation_id
-        )
-        return _sidecar_of(uri)
+        sidecar_uri = _sidecar_of(uri)
+        body = _Body(BytesIO(document), len(document), "application/json")
+        self._put(sidecar_uri, body, generation_id)
+        return sidecar_uri
 
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -192,7 +196,7 @@ def read_object(uri: str, storage_conn_id: str | None, *, most: int, parameter: 
     :raises InvalidDestinationError: if its filesystem cannot be opened.
     :raises Exception: any error of its store.
     """
-    path, _ = _open(uri, storage_conn_id, parameter=parameter)
+    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
     if path.protocol in _LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
         # Reading a pipe would never return.
         raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
@@ -211,11 +215,11 @@ def is_permanent(error: Exception) -> bool:
 
 
 def _obstacle(path: Path, *, is_folder: bool) -> str | None:
-    """Return what prevents images from being stored at a local path, as far as known without writing."""
+    """Return why images cannot be stored at a local path, or None. Nothing is written to find out."""
     for folder in (path, *path.parents):
         try:
             mode = folder.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):  # what is missing will be created
+        except (FileNotFoundError, NotADirectoryError):  # missing folders are created
             continue
         except OSError as error:
             return f"it cannot be written to ({error.strerror})"
@@ -237,8 +241,8 @@ def _obstacle(path: Path, *, is_folder: bool) -> str | None:
 
 def _open(
     uri: str, storage_conn_id: str | None, *, parameter: str = "destination"
-) -> tuple[ObjectStoragePath, str]:
-    """Return a path with an open filesystem, and the URI without the connection.
+) -> tuple[ObjectStoragePath, str, str | None]:
+    """Return a path with an open filesystem, the URI without the connection, and the connection's id.
 
     :raises InvalidDestinationError: if this Airflow has no such filesystem or connection.
     """
@@ -249,7 +253,7 @@ def _open(
             storage_conn_id, "must be the id of an Airflow connection", parameter="storage_conn_id"
         )
     try:
-        # Not left to Airflow: its versions differ in which of two connections they prefer.
+        # Decided here: Airflow's versions differ in which of two connections they prefer.
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")
         bare_uri = uri.replace(connection + at, "", 1)
         connection_id = storage_conn_id or connection or None
@@ -273,7 +277,7 @@ def _open(
         else:
             advice = "name a connection to it in storage_conn_id"
         raise _invalid(uri, f"cannot be opened ({error}): {advice}", parameter=parameter) from error
-    return path, bare_uri
+    return path, bare_uri, connection_id
 
 
 def _replace_file(path: Path, body: _Body) -> None:

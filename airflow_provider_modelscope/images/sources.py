@@ -60,7 +60,7 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
         if isinstance(error, ValueError) or is_permanent(error):
             raise invalid(problem) from error
         raise ModelScopeRetryableError(
-            f"Nothing was sent. image_url = {preview(uri, 300)}: {problem}"
+            f"image_url = {preview(uri, 300)}: {problem}. Nothing was sent"
         ) from error
     if len(content) > MAX_SOURCE_BYTES:
         raise invalid(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")

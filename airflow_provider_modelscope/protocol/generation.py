@@ -31,7 +31,7 @@ _DETAIL_KEYS = frozenset(("errors", "error", "message", "code"))
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorDetail:
-    """What the service reports about an error, whatever the envelope."""
+    """What the service reports about an error, in either of its envelopes."""
 
     message: str = ""
     code: int | None = None

@@ -74,7 +74,7 @@ class Quota:
 
 @dataclass(frozen=True, kw_only=True)
 class HttpResponse:
-    """One HTTP response. It may echo the token: everything that returns text takes the secret to redact.
+    """One HTTP response. It may echo the token, so the methods that return text take a secret to redact.
 
     :param headers: With case-insensitive names.
     :param body: Its first ``MAX_BODY`` bytes, decompressed.
@@ -178,7 +178,7 @@ def read_submission(response: HttpResponse, *, account: Account, model: str) -> 
     The ``task_status`` of this response is SUCCEED, which only means that the submission was accepted.
 
     :raises SubmissionLostError: if the response does not tell whether a generation was created.
-    :raises ModelScopeError: for any other response, by its meaning.
+    :raises ModelScopeError: the error that any other response means.
     """
     if 200 <= response.status_code < 300:
         try:
@@ -203,22 +203,22 @@ def lost_submission(
 ) -> SubmissionLostError:
     """Return the error for a submission that may or may not have created a generation."""
     return SubmissionLostError(
-        f"{what_happened.rstrip('.')}. The service may have started and charged a generation, and has no way "
-        "to check. The request was not sent again",
+        f"{what_happened.rstrip('.')}. The service may have started and charged a generation; its API cannot "
+        "tell. The request was not sent again",
         code=code,
         request_id=request_id,
     )
 
 
 def read_status(response: HttpResponse, *, account: Account, generation_id: str) -> Generation:
-    """Return the state of a generation.
+    """Return the generation that the response to a poll describes.
 
-    The end of a generation also counts under HTTP status 400 and 5xx, if the body contains the images or the
-    reason: only the service itself knows those. Any other refusal is a verdict only as JSON of the API: the
-    404 of a gateway or the page of a firewall may pass, and the running generation is paid for.
+    A response with HTTP status 400 or 5xx counts as well if it contains the images or the reason of a
+    failure: only the service itself knows those. Other errors are final only if they are JSON of the API: a
+    gateway's 404 or a firewall's page may be temporary, and the running generation is paid for.
 
     :raises ServiceUnavailableError: if a later poll may succeed.
-    :raises ModelScopeError: for any other response, by its meaning.
+    :raises ModelScopeError: the error that any other response means.
     """
     status, body = response.status_code, response.json
     is_success = 200 <= status < 300
@@ -244,7 +244,7 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
 
 
 def _with_evidence(generation: Generation, response: HttpResponse, *, secret: str) -> Generation:
-    """Add what only the response knows: a request id in its headers, its text if a failure has no reason."""
+    """Add the request id from the headers and, if a failure has no reason, the text of the response."""
     detail = response.error_detail(secret=secret)
     if generation.status == FAILED and not detail.message:
         detail = replace(detail, message=f"no reason given, response: {response.excerpt(secret=secret)}")
@@ -252,9 +252,9 @@ def _with_evidence(generation: Generation, response: HttpResponse, *, secret: st
 
 
 def error_from(response: HttpResponse, *, account: Account, model: str | None = None) -> ModelScopeError:
-    """Return the error that an unexpected response means, by what the caller can do about it.
+    """Return the error that an unexpected response means. Its class depends on what the caller can do.
 
-    :param model: The requested model: a 429 that contains its name is about the daily quota.
+    :param model: The requested model. A 429 that contains its name is about the daily quota.
     """
     text = response.text(secret=account.token)
     excerpt = response.excerpt(secret=account.token)

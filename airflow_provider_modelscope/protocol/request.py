@@ -181,7 +181,7 @@ def _without_secrets(url: str) -> str:
 
 
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Treat ``None`` and empty values as "not given", and also their text as Jinja renders it."""
+    """Treat ``None``, empty values, and the text that Jinja renders for them as "not given"."""
 
     def checked(value: Any) -> Any:
         empty = value is None or value in ("", "None", "null", "[]", "{}", [], {}, ())
@@ -210,7 +210,7 @@ def _model(value: Any) -> str:
 
 
 def _may_be_id(text: str) -> bool:
-    """Whether a text may be a model id: anything but the text that Jinja renders for None or a list."""
+    """Whether a text may be a model id, not the text that Jinja renders for None, a list or a mapping."""
     return text not in ("", "None", "null") and text[0] not in "[{(" and text.isprintable()
 
 

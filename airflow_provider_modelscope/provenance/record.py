@@ -1,4 +1,4 @@
-"""How an image was made: completely in a sidecar file, and in short in the image's own metadata."""
+"""How an image was made: all facts in a sidecar file, the most important ones in the image's metadata."""
 
 from __future__ import annotations
 

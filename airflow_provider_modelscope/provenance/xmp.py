@@ -92,7 +92,8 @@ def with_properties(content: bytes, properties: Sequence[Property], *, own_names
 
     A property that is in the packet already is kept and not added again: two different labels are an error.
 
-    :param own_namespace: Of properties that no other program writes: an earlier block with them is replaced.
+    :param own_namespace: The namespace of properties that only this package writes: they replace those that
+        it wrote earlier.
     :raises CannotEmbedError: if the bytes are not a complete PNG, JPEG or WebP, or their packet cannot be
         added to, or there is no room, or a name would break the packet.
     """

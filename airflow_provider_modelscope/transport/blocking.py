@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024  # bytes to read at a time
 MIN_SPEED = 100_000  # bytes per second; slower transfers are cut off
-GRACE = 1.0  # seconds beyond a call's timeout: the errors of requests say more, so they come first
+GRACE = 1.0  # seconds; the timeouts of requests come first, as their errors say more
 
 Result = TypeVar("Result")
 
 
 class NotSentError(OSError):
-    """The call failed before a connection was attempted."""
+    """The request failed before a connection was attempted."""
 
 
 def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpResponse:
-    """Send one call over a new connection: a kept one may be dead, which shows only after sending.
+    """Send one request over a new connection: a reused one may be dead, which shows only after sending.
 
-    :param grace: Seconds after the call's timeout to cut it off.
+    :param grace: Seconds after the timeout of the request to cut it off.
     :raises ServiceUnreachableError: if nothing was sent.
-    :raises ServiceUnavailableError: if the call may have been sent.
+    :raises ServiceUnavailableError: if the request may have been sent.
     """
     from urllib3.exceptions import HTTPError
 
@@ -51,8 +51,8 @@ def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpRe
 def run_within(seconds: float, work: Callable[[], Result]) -> Result:
     """Return the result of work that runs in a thread, or give up on it after some seconds.
 
-    The timeout of requests limits each read, so a server that drips bytes would hold the task forever.
-    Python cannot stop a thread: after a timeout it lives on, at most until the task's process ends.
+    The timeout of requests limits each single read, so a server that sends one byte at a time would hold the
+    task forever. Python cannot stop a thread: after a timeout it runs on, at most until the process ends.
 
     :raises TimeoutError: if the work takes longer.
     :raises NotSentError: if the thread cannot be started.
@@ -116,7 +116,7 @@ def _was_not_sent(error: Exception) -> bool:
         return True
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(reason, ProxyError):
-        # urllib3 also raises it if a call was sent through a proxy and no response came back.
+        # urllib3 also raises it if a request was sent through a proxy and no response came back.
         reason = reason.original_error
         if str(reason).startswith("Tunnel connection failed"):
             return True

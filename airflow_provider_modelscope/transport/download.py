@@ -34,9 +34,9 @@ MAX_REDIRECTS = 3
 def download(url: str, account: Account, *, deadline: float | None = None) -> Image:
     """Return an output image, complete and decodable, in a temporary file that is deleted when it is closed.
 
-    :param deadline: When to cut off the download, on the clock of :func:`time.monotonic`; by default as late
-        as the largest image may take at the lowest speed. A server that sends next to nothing is cut off a
-        request timeout later.
+    :param deadline: When to cut off the download, on the clock of :func:`time.monotonic`. By default, the
+        largest allowed image may take until then at the lowest allowed speed. If the server sends less than
+        one chunk until then, the download is cut off one request timeout later.
     :raises ImageGoneError: if the URL no longer works.
     :raises ImageNotAllowedError: if the image is too large, or its host is not allowed.
     :raises ImageStorageError: if the temporary folder has no room for the image.
@@ -87,7 +87,9 @@ def _open(session: requests.Session, url: str, account: Account) -> requests.Res
         try:
             url = urljoin(url, response.headers["Location"])
         except ValueError:  # such as an unclosed [ of an IPv6 address
-            raise ImageNotAllowedError(f"Image URL not valid: redirect of {without_query(url)}") from None
+            raise ImageNotAllowedError(
+                f"Image URL not valid: the target of the redirect from {without_query(url)}"
+            ) from None
     raise ImageNotAllowedError(
         f"Too many redirects: {without_query(first)} redirects more than {MAX_REDIRECTS} times"
     )

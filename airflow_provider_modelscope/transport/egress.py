@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.protocol.account import Account
 
-_NAT64 = IPv6Network("64:ff9b::/96")  # its last 32 bits are the IPv4 address that it stands for
+_NAT64 = IPv6Network("64:ff9b::/96")  # the last 32 bits of such an address are an IPv4 address
 
 
 def new_session() -> requests.Session:
-    """Return a session that follows no redirect, and sends no cookies and no login from a .netrc.
+    """Return a session that follows no redirect and sends neither cookies nor a login from a .netrc.
 
-    So the token goes to the API's own origin only.
+    So the token is sent to the origin of the API only.
     """
     import requests
 
@@ -43,9 +43,9 @@ def new_session() -> requests.Session:
 
 
 def request_options(url: str, account: Account) -> dict[str, Any]:
-    """Return the arguments of a request that decide where it goes and whom it trusts.
+    """Return the arguments of requests that decide the proxy and the trusted certificates.
 
-    They belong to each request: set on the session, they would yield to the environment's.
+    Pass them with each request: the environment's settings would override those of a session.
     """
     proxy = proxy_for(url, account) or ""
     return {"proxies": {"http": proxy, "https": proxy}, "verify": account.verify}
@@ -54,7 +54,7 @@ def request_options(url: str, account: Account) -> dict[str, Any]:
 def proxy_for(url: str, account: Account) -> str | None:
     """Return the proxy to reach a URL through: the connection's own, or else the environment's.
 
-    A URL on this machine gets none: the token would leave the machine, unencrypted.
+    URLs of this machine have none: through a proxy, the token would leave the machine unencrypted.
     """
     from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
 
@@ -122,9 +122,9 @@ def may_fetch(url: str, account: Account) -> bool:
 def checking_adapter(account: Account) -> HTTPAdapter:
     """Return an adapter that checks the address of each connection before it sends anything.
 
-    Resolving the name beforehand would prove nothing: the next DNS response may differ. Through a proxy, the
-    proxy connects, and its address says nothing about the image's: then only an address in the URL is
-    checked (:func:`checked_url`), and the proxy's own rules must do the rest.
+    Resolving the name beforehand would prove nothing: the next DNS response may differ. Behind a proxy, only
+    an address in the URL itself is checked, by :func:`checked_url`: the proxy makes the connection to the
+    image's host, so its own rules must check the rest.
     """
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection

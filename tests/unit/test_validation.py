@@ -53,11 +53,11 @@ class TestCheckAll:
         assert raised.value is error
 
     def test_errors_come_before_what_may_pass(self) -> None:
-        away = ConnectionError("a secrets backend is away")
+        unreachable = ConnectionError("secrets backend")
         with pytest.raises(ConnectionError):
-            check_all(raising(away), lambda: None)
+            check_all(raising(unreachable), lambda: None)
         with pytest.raises(InvalidRequestError, match=r"^invalid$"):
-            check_all(raising(away), raising(InvalidRequestError("invalid")))
+            check_all(raising(unreachable), raising(InvalidRequestError("invalid")))
 
 
 @pytest.mark.parametrize("value", [1, 1.0, 900, MAX_WAIT])

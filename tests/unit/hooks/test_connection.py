@@ -259,7 +259,7 @@ def test_an_invalid_host_is_named_without_its_login() -> None:
 
 @pytest.mark.parametrize("name", ["request_timeout", "max_image_bytes"])
 def test_the_checks_accept_the_range_of_the_form(name: str) -> None:
-    schema = FIELDS[name].schema
+    schema = FIELDS[name].form_input["schema"]
     for limit in (schema["minimum"], schema["maximum"]):
         assert getattr(account(extra={name: limit}), name) == limit
     for beyond in (schema["minimum"] - 1, schema["maximum"] + 1):

@@ -95,7 +95,7 @@ def encoded(format_: str = "PNG", side: int = 16, **options: Any) -> bytes:
 
 
 def of_size(size: int) -> bytes:
-    """Return a PNG of exactly so many bytes."""
+    """Return a PNG of exactly this many bytes."""
 
     def padded(padding: int) -> bytes:
         chunks = PngInfo()

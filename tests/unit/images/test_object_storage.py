@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import mimetypes
 import os
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,12 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images.image import Image
+from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.images.object_storage import Destination, check_destination
+from tests.support.disk import full_disk
 from tests.unit.images.conftest import AzureError, GoogleError, Store, encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.unit.images.conftest import Register
 
 HOSTILE_IDS = [
@@ -157,7 +155,19 @@ def test_checking_a_destination_imports_nothing_heavy() -> None:
     print(*{module.partition(".")[0] for module in set(sys.modules) - before})
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split("\n")[-2].split()) <= {"airflow_provider_modelscope", "mimetypes"}
+    assert set(done.stdout.split("\n")[-2].split()) <= {"airflow_provider_modelscope"}
+
+
+def test_no_object_may_have_the_suffix_of_another_image_format() -> None:
+    suffixes = {
+        suffix for suffix, kind in mimetypes.MimeTypes().types_map[True].items() if kind.startswith("image/")
+    }
+    for suffix in suffixes | set(FORMAT_OF_SUFFIX):
+        if FORMAT_OF_SUFFIX.get(suffix) in CONVERTIBLE:
+            check_destination(f"memory://bucket/cat{suffix}")
+        else:
+            with pytest.raises(InvalidDestinationError, match="images cannot be converted to"):
+                check_destination(f"memory://bucket/cat{suffix}")
 
 
 @pytest.mark.parametrize(
@@ -391,16 +401,6 @@ class TestNames:
 
 
 class TestAtomicWrites:
-    @contextmanager
-    def full_disk(self, at: int) -> Iterator[None]:
-        """Let no file grow beyond this number of bytes."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (at, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
     @pytest.mark.parametrize(
         "before", [{}, {"cat.png": b"the cat of yesterday"}], ids=["new", "there already"]
     )
@@ -410,7 +410,7 @@ class TestAtomicWrites:
         for name, content in before.items():
             (tmp_path / name).write_bytes(content)
         large = image(side=64)
-        with self.full_disk(len(large.content) // 2), pytest.raises(ImageStorageError, match="large"):
+        with full_disk(len(large.content) // 2), pytest.raises(ImageStorageError, match="large"):
             store(f"file://{tmp_path}/cat.png", large)
         assert files(tmp_path) == before
         store(f"file://{tmp_path}/cat.png", large)

@@ -226,7 +226,6 @@ def test_a_temporary_error_of_a_store_is_retryable(
             raise fault
 
     register("s3", Failing())
-    with pytest.raises(
-        error, match=rf"othing was sent[.:] image_url = 's3://bucket/cat.png': .*{fault.args[-1]}"
-    ):
+    with pytest.raises(error, match=rf"image_url = 's3://bucket/cat.png': .*{fault.args[-1]}") as raised:
         inlined("s3://bucket/cat.png")
+    assert "nothing was sent" in str(raised.value).lower()

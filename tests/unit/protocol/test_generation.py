@@ -1,4 +1,4 @@
-"""What a status response reports about a generation, whatever its shape."""
+"""What a status response reports about a generation, in any shape."""
 
 from __future__ import annotations
 

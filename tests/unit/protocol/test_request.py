@@ -435,7 +435,7 @@ def test_check_parameters_reports_what_the_request_would() -> None:
     assert error_of(**given) == f"{LEAD}{'; '.join(errors)}."
 
 
-def test_check_parameters_compares_size_and_model_if_both_are_given() -> None:
+def test_check_parameters_compares_size_and_model_if_given() -> None:
     assert check_parameters({}) == check_parameters({"size": "64x1025"}) == []
     assert check_parameters({"model": "some/flux", "size": None}) == []
     assert len(check_parameters({"size": "64x1025", "model": "some/flux"})) == 1

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import os
-import resource
 import socket
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -32,6 +31,7 @@ from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.tasks.storing import store_images
 from airflow_provider_modelscope.transport.download import download
+from tests.support.disk import full_disk
 from tests.support.raw_server import RawServer, http_with_length
 from tests.unit.conftest import TOKEN, connect
 
@@ -82,7 +82,7 @@ class TestRedirects:
             ("//169.254.169.254/", "(link-local, not public)"),
             ("ftp://images.example/b.png", "is not https"),
             ("http://me:secret@images.example/", "contains a user or password"),
-            ("http://[::1", "Image URL not valid: redirect of http://images.example"),
+            ("http://[::1", "Image URL not valid: the target of the redirect from http://images.example"),
             ("/a.png", "redirects more than 3 times"),
         ],
     )
@@ -221,17 +221,6 @@ class TestBody:
         with pytest.raises(ImageError, match=f"^Cannot download http://127.0.0.1:{port}/a.png") as raised:
             download(f"http://127.0.0.1:{port}/a.png?signature=1", LOCAL)
         assert not any("signature=1" in str(error) for error in chained(raised.value))
-
-
-@contextmanager
-def full_disk(at: int) -> Iterator[None]:
-    """Limit the size of every file, in bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (at, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 DRIPS = {
