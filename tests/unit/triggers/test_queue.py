@@ -153,3 +153,9 @@ def test_rejection_is_reported_to_the_queue(emulator: Emulator, slot_rejected: b
 def test_events_and_arguments_contain_no_token(emulator: Emulator) -> None:
     queued = trigger()
     assert TOKEN not in str(asyncio.run(event_of(queued))) + str(queued.serialize())
+
+
+def test_a_slot_is_granted_after_the_minimum_deferral(emulator: Emulator) -> None:
+    queued = trigger(min_deferral_seconds=0.01)
+    event = asyncio.run(asyncio.wait_for(event_of(queued), timeout=10))
+    assert event["end_time"] == queued.end_time

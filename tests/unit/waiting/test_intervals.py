@@ -196,6 +196,12 @@ def test_known_durations_halve_lateness_for_few_more_polls(name: str, is_exact: 
     assert late <= 0.5 * fixed_late
 
 
+def test_a_short_poll_interval_halves_lateness_too() -> None:
+    polls, late, fixed_polls, fixed_late = simulate(DRAWS["25 s"], poll_interval=5, processes=8)
+    assert polls <= 1.6 * fixed_polls
+    assert late <= 0.5 * fixed_late
+
+
 def test_mixed_durations_are_found_sooner_than_by_fixed_polls() -> None:
     polls, late, fixed_polls, fixed_late = simulate(DRAWS["mixed"], processes=15)
     assert polls <= 1.3 * fixed_polls
