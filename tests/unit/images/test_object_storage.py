@@ -261,6 +261,14 @@ class TestConnections:
         ):
             Destination.parse("s3://bucket/cats/")
 
+    def test_only_the_default_connection_of_aws_may_be_missing(
+        self, filesystems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(filesystems, "s3", lambda conn_id: Store())  # AWS ignores a missing connection
+        assert Destination.parse("s3://aws_default@bucket/").storage_conn_id == "aws_default"
+        with pytest.raises(InvalidDestinationError, match="define that connection"):
+            Destination.parse("s3://nowhere@bucket/")
+
     @pytest.mark.parametrize(
         ("destination", "storage_conn_id"), [("s3://bucket/", "nowhere"), ("s3://nowhere@bucket/", None)]
     )

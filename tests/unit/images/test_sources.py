@@ -209,6 +209,7 @@ def test_a_store_that_cannot_be_opened_is_a_final_error(
     ("fault", "error"),
     [
         (PermissionError("Access Denied"), InvalidRequestError),
+        (ValueError("Parameter validation failed"), InvalidRequestError),
         (OSError("Forbidden: https://storage.googleapis.com/download"), InvalidRequestError),
         (AzureError("not this account", 403), InvalidRequestError),
         (AzureError("busy", 503), ModelScopeRetryableError),
