@@ -22,10 +22,11 @@ def constants_of(task: BaseOperator, *names: str) -> dict[str, Any]:
     Templates, XComArgs and values of unknown types are left out, in lists and mappings too.
     """
     dag = task.get_dag()
-    # Text may be a template with other delimiters, or become a value of another type.
-    is_usual_jinja = not (
+    # Otherwise text may be a template with other delimiters, or become a value of another type.
+    is_usual_jinja = dag is not None and not (
         getattr(task, "render_template_as_native_obj", None)  # Airflow 3.3 and later
-        or (dag and (dag.render_template_as_native_obj or dag.jinja_environment_kwargs))
+        or dag.render_template_as_native_obj
+        or dag.jinja_environment_kwargs
     )
 
     def is_constant(value: Any) -> bool:

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import __version__ as AIRFLOW_VERSION
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_modelscope.exceptions import (
@@ -700,7 +705,7 @@ CONSTANTS: list[tuple[Any, str, Any]] = [
 def test_an_invalid_constant_is_an_import_error(
     task: Any, parameter: str, value: Any, emulator: Emulator, context: Context
 ) -> None:
-    with pytest.raises(ModelScopeFinalError) as at_parse_time:
+    with DAG("a_dag", schedule=None), pytest.raises(ModelScopeFinalError) as at_parse_time:
         task(**{parameter: value})
     kind = type(at_parse_time.value)
     assert str(at_parse_time.value) == refused(
@@ -718,7 +723,7 @@ def test_invalid_constant_seconds_are_an_import_error(
 
 
 def test_all_errors_of_a_dag_file_come_in_one_sentence() -> None:
-    with pytest.raises(InvalidRequestError) as raised:
+    with DAG("a_dag", schedule=None), pytest.raises(InvalidRequestError) as raised:
         one_step(model="Qwen/Qwen-Image", size="2000x64", seed="abc", destination="cats", timeout=0)
     assert str(raised.value) == (
         f"{INVALID}seed = 'abc': {SEED}; size = '2000x64': must be from 64x64 to 1664x1664 for Qwen-Image "

@@ -101,6 +101,13 @@ def test_text_is_not_a_constant_if_the_dag_changes_jinja(options: dict[str, Any]
             submitter(seed=-1, on_lost_response="again")
 
 
+def test_text_is_not_a_constant_before_the_task_has_a_dag() -> None:
+    task = one_step(size="[[ params.size ]]", destination="[[ x ]]")
+    assert task.get_dag() is None
+    with pytest.raises(InvalidRequestError, match="seed = -1"):
+        submitter(seed=-1)
+
+
 @pytest.mark.skipif(
     not hasattr(BaseOperator, "render_template_as_native_obj"),
     reason="Airflow before 3.3 has it for Dags only",
@@ -122,7 +129,7 @@ def test_default_arguments_are_checked_like_arguments() -> None:
 def test_the_size_is_checked_against_a_constant_model_only() -> None:
     assert submitter(model="{{ params.model }}", size="9000x9000")
     assert submitter(model="Qwen/Qwen-Image", size="{{ params.size }}")
-    with pytest.raises(InvalidRequestError, match="size = '9000x9000'"):
+    with DAG("a_dag", schedule=None), pytest.raises(InvalidRequestError, match="size = '9000x9000'"):
         submitter(model="Qwen/Qwen-Image", size="9000x9000")
 
 
@@ -166,8 +173,10 @@ class TestDecorator:
         assert self.drawn(model="Qwen/Qwen-Image", size="9000x9000", prompt="")
 
     def test_invalid_constants_are_an_import_error(self) -> None:
-        with pytest.raises(InvalidRequestError, match=r"seed = 'abc'.*timeout = 0.*destination = 'cats'"):
-            self.drawn(seed="abc", timeout=0, destination="cats")
+        invalid = {"seed": "abc", "timeout": 0, "destination": "cats"}
+        message = "seed = 'abc'.*timeout = 0.*destination = 'cats'"
+        with DAG("a_dag", schedule=None), pytest.raises(InvalidRequestError, match=message):
+            self.drawn(**invalid)
 
 
 def test_options_that_are_not_templated_are_always_constants() -> None:
