@@ -19,7 +19,7 @@ from tests.unit.builders import REQUEST, Context, one_step, rendered, sensor, su
 
 
 class Text(str):
-    """Text that may change later, as far as anybody knows."""
+    """Text of an unknown type, which may change before the task runs."""
 
 
 class Resolving:
