@@ -59,6 +59,19 @@ class TestReturned:
             "model": "Qwen/Qwen-Image", "prompt": "A cat", "size": "64x64", "seed": 5,
         }  # fmt: skip
 
+    def test_keyword_arguments_reach_the_function(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        with DAG("a_dag", schedule=None):
+
+            @modelscope_image_task(model="a/b", destination=f"file://{tmp_path}/")
+            def draw(animal: str) -> str:
+                return f"A {animal}"
+
+            drawn: Any = draw(animal="{{ params.animal }}")
+        execute(drawn.operator, context)
+        assert emulator.requests[0].json["prompt"] == "A cat"
+
     def test_a_mapping_of_parameters_takes_precedence(
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
