@@ -61,7 +61,7 @@ class WithoutDurations(SlotForecast):
     def generation_started(
         self, generation_id: str, *, submitted_at: float, usual_seconds: float | None
     ) -> None:
-        """Note that a generation runs, for an unknown time."""
+        """Record that a generation runs, with an unknown duration."""
         super().generation_started(generation_id, submitted_at=submitted_at, usual_seconds=None)
 
 
@@ -117,7 +117,7 @@ CASES = [
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What came of a case."""
+    """The result of a case."""
 
     busy: float
     rejected: float
@@ -164,7 +164,7 @@ class Simulation:
         heapq.heappush(self.events, (when, self.scheduled, what))
 
     def run(self) -> Figures:
-        """Let all tasks submit once, and return what came of it."""
+        """Let all tasks submit once, and return the result."""
         for task in range(self.case.tasks):
             self.start_task(self.rng.uniform(0, 2), task)
         while len(self.spans) < self.case.tasks:
@@ -256,7 +256,7 @@ class Simulation:
 
 
 def measure(case: Case, forecast: type[SlotForecast], *, runs: int = RUNS) -> Figures:
-    """Return what comes of a case, on average."""
+    """Return the average result of a case."""
     figures = [Simulation(case, forecast, seed).run() for seed in range(runs)]
     return Figures(
         busy=mean(one.busy for one in figures),

@@ -9,7 +9,7 @@ that of the process from the start of the first wait to the end of the last one,
 All waits start at once, as in a triggerer that restarts; ``--within 5`` spreads the starts over 5 s. The lag
 of the event loop is measured as the triggerer's watchdog does, less the 0.1 s that it sleeps. Modules that
 were loaded before the waits are excluded from garbage collection: a collection of all of Airflow stops a
-process for 0.15 s, and it is chance which way has one.
+process for 0.15 s, and would hit one of the ways by chance.
 """
 
 from __future__ import annotations

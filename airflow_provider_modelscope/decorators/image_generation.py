@@ -134,7 +134,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         self._has_result = True
 
     def _save(self, request: GenerationRequest, context: Context) -> None:
-        """Save the request for the process that resumes, or stay on this worker.
+        """Save the request for the process that resumes, or wait on this worker.
 
         An XCom is plain text in the database: it must not contain a signed URL, nor the bytes of an image.
         """
@@ -149,7 +149,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
     def _restore(self, context: Context) -> None:
         saved = own_xcom(context, XCOM_KEY)
         if isinstance(saved, Mapping):
-            self._apply(saved)
+            self._apply({**dict.fromkeys(REQUEST_PARAMETERS), **saved})
 
 
 def _parameters_of(returned: Any) -> dict[str, Any]:

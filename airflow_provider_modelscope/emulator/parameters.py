@@ -86,9 +86,8 @@ def _read(body: bytes | None) -> dict[str, Any]:
         raise BadRequestError("The request body cannot be read")
     try:
         content = json.loads(body.decode("utf-8"))
-        json.dumps(content, allow_nan=False, ensure_ascii=False).encode(
-            "utf-8"
-        )  # rejects NaN and lone surrogates
+        # Rejects NaN and lone surrogates.
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         raise BadRequestError("The request body is not valid JSON in UTF-8") from None
     if not isinstance(content, dict):

@@ -159,17 +159,17 @@ def cards_of(run: Run, *, task_id: str | None = None, map_index: int = -1) -> di
     """
     cards = list(_cards(run))
     if task_id is not None:
-        asked = (task_id, map_index)
+        selected = (task_id, map_index)
         submissions = [
             Submission.from_json(xcom.value)
             for xcom in run.xcoms
-            if (xcom.task_id, xcom.map_index) == asked and xcom.key == REQUEST
+            if (xcom.task_id, xcom.map_index) == selected and xcom.key == REQUEST
         ]
         submitted = {submission.generation_id for submission in submissions if submission}
         cards = [
             card
             for card in cards
-            if (card.task_id, card.map_index) == asked or card.generation_id in submitted
+            if (card.task_id, card.map_index) == selected or card.generation_id in submitted
         ]
     started: dict[str, float] = defaultdict(lambda: math.inf)
     for task in run.tasks:

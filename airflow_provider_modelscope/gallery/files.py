@@ -1,8 +1,8 @@
 """Reads images from object storage for users who may see them, and makes thumbnails.
 
-An XCom says where an image is stored, and users who may write XComs need not be allowed to read every file of
-the API server or every bucket of its connections. So only bytes with the SHA-256 that the XCom states are
-shown: a user who knows it already knows the image. Errors do not reveal whether another object exists.
+An XCom says where an image is stored. A user who may write XComs could name any file of the API server, or
+any bucket of its connections. So only bytes with the SHA-256 in the XCom are shown: a user who knows it
+already knows the image. Errors do not reveal whether another object exists.
 """
 
 from __future__ import annotations

@@ -148,8 +148,6 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
                     yield
             except GenerationTimeoutError as error:
                 raise AirflowSensorTimeout(str(error)) from error
-        except AirflowSkipException:
-            raise
         except AirflowException as error:
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(f"Skipped instead of failed: {error}") from error

@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator
 
-_CONSTANT_TYPES = (NoneType, bool, int, float, str, bytes, timedelta)  # of a subclass nothing is known
+_CONSTANT_TYPES = (NoneType, bool, int, float, str, bytes, timedelta)  # but no subclasses of them
 _CHANGED_BY_JINJA = re.compile(r"\{[{%#]|\r|\n\Z")  # templates, line endings and the last newline
 
 
 def constants_of(task: BaseOperator, *names: str) -> dict[str, Any]:
-    """Return those of the arguments that neither Jinja nor an upstream task can change any more.
+    """Return the arguments whose values are final: the task runs with exactly these.
 
-    Templates, XComArgs and values of unknown types are left out, in lists and mappings too.
+    Templates, XComArgs and values of unknown types are left out, also those inside lists and mappings. Text
+    is left out if the task has no Dag yet, because the Dag can change the syntax of templates.
+
+    :param names: The names of the arguments to return if they are final.
     """
     dag = task.get_dag()
-    # Text may be a template with other delimiters, or become a value of another type.
-    is_usual_jinja = not (
+    # Otherwise text may be a template with other delimiters, or be rendered to a value of another type.
+    is_usual_jinja = dag is not None and not (
         getattr(task, "render_template_as_native_obj", None)  # Airflow 3.3 and later
-        or (dag and (dag.render_template_as_native_obj or dag.jinja_environment_kwargs))
+        or dag.render_template_as_native_obj
+        or dag.jinja_environment_kwargs
     )
 
     def is_constant(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Persist the submission of a task across its attempts, so that a retry resumes it instead of paying twice.
 
-The record is in Airflow's task state store (Airflow 3.3 and later): before a submission is sent, that it will
-be; after the response, the ``generation_id``. XComs do not work, because a retry deletes them first.
+The record is in Airflow's task state store (Airflow 3.3 and later). It is written before a submission is
+sent, and gets the ``generation_id`` from the response. XComs do not work: a retry deletes them first.
 """
 
 from __future__ import annotations

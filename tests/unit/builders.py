@@ -1,4 +1,4 @@
-"""Build the tasks that unit tests run, and run them as Airflow does."""
+"""Build the tasks and values that unit tests use, and run tasks as Airflow does."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from airflow_provider_modelscope.sensors.image_generation import ModelScopeImage
 from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
 )
+from airflow_provider_modelscope.xcoms import StoredImage
 from tests.unit.conftest import TOKEN
 
 if TYPE_CHECKING:
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 Context = Any  # a mapping with a fake task instance
 FOLDER = Path(gettempdir(), "cats")
 REQUEST: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", "size": "64x64", "seed": 5}
+IMAGE = StoredImage(
+    uri="s3://bucket/42-1.png",
+    storage_conn_id="my_s3",
+    content_type="image/png",
+    width=64,
+    height=32,
+    size_bytes=5,
+    sha256="ab" * 32,
+    seed=7,
+    model="a/b",
+    generation_id="42",
+    parameters={"prompt": "A cat", "loras": {"a/b": 0.5}},
+    duration_ms=5412.9,
+    sidecar_uri="s3://bucket/42-1.png.json",
+)
 
 
 def submitter(**arguments: Any) -> ModelScopeSubmitImageGenerationOperator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.xcoms import StoredImage, Submission
-from tests.unit.builders import one_step, rendered, run, sensor, submitter, transfer
+from airflow_provider_modelscope.xcoms import Submission
+from tests.unit.builders import IMAGE, one_step, rendered, run, sensor, submitter, transfer
 from tests.unit.conftest import connect
 
 if TYPE_CHECKING:
@@ -188,9 +189,12 @@ def test_the_quota_is_sent_if_the_service_reports_it(
     stats: Stats, requests_mock: Mocker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, "https://api.example")
-    said = {"modelscope-ratelimit-requests-limit": "2000", "modelscope-ratelimit-requests-remaining": "12"}
-    said["modelscope-ratelimit-model-requests-remaining"] = "3"
-    requests_mock.post("https://api.example/v1/images/generations", json={"task_id": "7"}, headers=said)
+    headers = {
+        "modelscope-ratelimit-requests-limit": "2000",
+        "modelscope-ratelimit-requests-remaining": "12",
+        "modelscope-ratelimit-model-requests-remaining": "3",
+    }
+    requests_mock.post("https://api.example/v1/images/generations", json={"task_id": "7"}, headers=headers)
     submit()
     assert stats.gauges == {metrics.QUOTA: 12, metrics.MODEL_QUOTA: 3}
 
@@ -212,10 +216,7 @@ def test_a_broken_metrics_backend_costs_no_image(
 
 
 def test_the_delivery_delay_is_the_time_after_the_generation(stats: Stats) -> None:
-    image = StoredImage(
-        uri="file:///cat.png", storage_conn_id=None, content_type="image/png", width=64, height=64,
-        size_bytes=7, sha256="", seed=5, model=MODEL, generation_id="42", parameters={}, duration_ms=4000.0,
-    )  # fmt: skip
+    image = replace(IMAGE, duration_ms=4000.0)
     submission = Submission(generation_id="42", model=MODEL, submitted_at=time.time() - 10)
     metrics.count_stored([image], submission, modelscope_conn_id="modelscope_default")
     assert stats.times[metrics.DURATION] == timedelta(seconds=4)

@@ -15,27 +15,13 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeSub
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
 from airflow_provider_modelscope.xcoms import SUBMITTERS, StoredImage, Submission, own_xcom
+from tests.unit.builders import IMAGE
 from tests.unit.conftest import TaskInstance
 
 RECORDED = {"generation_id": "42", "model": "a/b", "submitted_at": 5.0, "prompt": "A cat"}
 OTHER = {"generation_id": "41", "model": "c/d", "submitted_at": 4.0, "prompt": "A dog"}
 SUBMISSION = Submission(
     generation_id="42", model="a/b", submitted_at=5.0, request={"model": "a/b", "prompt": "A cat"}
-)
-IMAGE = StoredImage(
-    uri="s3://bucket/42-1.png",
-    storage_conn_id="my_s3",
-    content_type="image/png",
-    width=64,
-    height=32,
-    size_bytes=5,
-    sha256="ab" * 32,
-    seed=7,
-    model="a/b",
-    generation_id="42",
-    parameters={"prompt": "A cat", "loras": {"a/b": 0.5}},
-    duration_ms=5412.9,
-    sidecar_uri="s3://bucket/42-1.png.json",
 )
 REQUIRED = {name: IMAGE.to_json()[name] for name in ("uri", "size_bytes", "sha256")}
 

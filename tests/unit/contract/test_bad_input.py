@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import __version__ as AIRFLOW_VERSION
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_modelscope.exceptions import (
@@ -325,7 +330,7 @@ def ids(rows: list[Any]) -> list[str]:
     return [f"{row[0]}-{label(row[1])}" for row in rows]
 
 
-def refused(task: Any, context: Context, emulator: Emulator, kind: type[ModelScopeFinalError]) -> str:
+def rejection(task: Any, context: Context, emulator: Emulator, kind: type[ModelScopeFinalError]) -> str:
     """Return the error of a task that fails at once, with nothing sent and nothing stored."""
     with pytest.raises(kind) as raised:
         task.execute(context)
@@ -364,7 +369,7 @@ def folder(tmp_path: Path) -> Path:
 def test_an_invalid_parameter_is_named_with_what_is_allowed(
     task: Any, parameter: str, value: Any, allowed: str, emulator: Emulator, context: Context
 ) -> None:
-    message = refused(rendered(task(), **{parameter: value}), context, emulator, InvalidRequestError)
+    message = rejection(rendered(task(), **{parameter: value}), context, emulator, InvalidRequestError)
     assert message.startswith(INVALID)
     assert names(message, parameter, value)
     assert allowed in message
@@ -376,7 +381,7 @@ def test_the_range_of_the_size_depends_on_the_model(
     task: Any, model: str, family: str, least: int, most: int, emulator: Emulator, context: Context
 ) -> None:
     for size in (f"{least - 1}x{most}", f"{least}x{most + 1}"):
-        message = refused(rendered(task(), model=model, size=size), context, emulator, InvalidRequestError)
+        message = rejection(rendered(task(), model=model, size=size), context, emulator, InvalidRequestError)
         assert (
             f"size = '{size}': must be from {least}x{least} to {most}x{most} for {family} models" in message
         )
@@ -389,7 +394,7 @@ def test_rendered_text_is_checked_like_any_other(
 ) -> None:
     templated = task(**{parameter: template})
     templated.render_template_fields({**context, "params": {"given": given}})
-    message = refused(templated, context, emulator, InvalidRequestError)
+    message = rejection(templated, context, emulator, InvalidRequestError)
     assert f"{parameter} = " in message
     assert allowed in message
 
@@ -400,7 +405,7 @@ def test_an_unreadable_source_image_is_named(
     task: Any, path: str, problem: str, emulator: Emulator, context: Context, folder: Path
 ) -> None:
     uri = f"file://{folder}/{path}"
-    message = refused(task(image_url=uri), context, emulator, InvalidRequestError)
+    message = rejection(task(image_url=uri), context, emulator, InvalidRequestError)
     assert message.startswith(INVALID)
     assert names(message, "image_url", uri)
     assert problem in message
@@ -415,9 +420,9 @@ def test_a_missing_permission_on_the_worker_is_named(
     if os.access(folder / "page.png", os.R_OK):
         pytest.skip("root may do everything")
     unread = submitter(image_url=f"file://{folder}/page.png")
-    assert "cannot be read (PermissionError" in refused(unread, context, emulator, InvalidRequestError)
+    assert "cannot be read (PermissionError" in rejection(unread, context, emulator, InvalidRequestError)
     unwritten = one_step(destination=f"file://{folder}/folder/new/")
-    message = refused(unwritten, context, emulator, InvalidDestinationError)
+    message = rejection(unwritten, context, emulator, InvalidDestinationError)
     assert f"this worker may not write to '{folder}/folder'" in message
 
 
@@ -425,7 +430,7 @@ def test_all_unreadable_source_images_are_named_at_once(
     emulator: Emulator, context: Context, folder: Path
 ) -> None:
     sources = [f"file://{folder}/page.png", "https://a.example/1.png", "ftp://a.example/2.png"]
-    message = refused(submitter(image_url=sources), context, emulator, InvalidRequestError)
+    message = rejection(submitter(image_url=sources), context, emulator, InvalidRequestError)
     assert f"image_url = '{sources[0]}': holds 22 bytes" in message
     assert f"image_url = '{sources[2]}': cannot be opened (No filesystem registered for scheme ftp" in message
     assert message.count("nothing was sent") == 1
@@ -443,7 +448,7 @@ def test_an_invalid_destination_is_found_before_anything_is_sent(
     if isinstance(destination, str):
         destination = destination.replace("{folder}", str(folder))
     before = sorted(folder.rglob("*"))
-    message = refused(rendered(task(), destination=destination), context, emulator, InvalidDestinationError)
+    message = rejection(rendered(task(), destination=destination), context, emulator, InvalidDestinationError)
     assert names(message, "destination", destination)
     assert problem in message
     assert sorted(folder.rglob("*")) == before
@@ -476,7 +481,7 @@ def test_an_undefined_storage_connection_is_named(
     task: Any, connection: Any, problem: str, emulator: Emulator, context: Context
 ) -> None:
     wrong = task(destination="memory://bucket/cats/", storage_conn_id=connection)
-    assert problem in refused(wrong, context, emulator, InvalidDestinationError)
+    assert problem in rejection(wrong, context, emulator, InvalidDestinationError)
 
 
 @pytest.mark.parametrize("task", [sensor, transfer])
@@ -484,7 +489,7 @@ def test_an_undefined_storage_connection_is_named(
 def test_an_invalid_generation_id_is_rejected_without_a_poll(
     task: Any, generation_id: Any, emulator: Emulator, context: Context
 ) -> None:
-    message = refused(rendered(task(), generation_id=generation_id), context, emulator, InvalidRequestError)
+    message = rejection(rendered(task(), generation_id=generation_id), context, emulator, InvalidRequestError)
     assert names(message, "generation_id", generation_id)
     assert ID in message
 
@@ -493,7 +498,7 @@ def test_an_invalid_generation_id_is_rejected_without_a_poll(
 def test_a_missing_xcom_is_not_a_generation_id(task: Any, emulator: Emulator, context: Context) -> None:
     templated = task(generation_id="{{ ti.xcom_pull(task_ids='missing', key='return_value') }}")
     templated.render_template_fields({**context, "params": {}})
-    message = refused(templated, context, emulator, InvalidRequestError)
+    message = rejection(templated, context, emulator, InvalidRequestError)
     assert f"generation_id = 'None': {ID}" in message
 
 
@@ -527,7 +532,7 @@ def test_an_invalid_number_of_seconds_is_named(
     task: Any, parameter: str, least: int, deferrable: bool, value: Any, emulator: Emulator, context: Context
 ) -> None:
     wrong = rendered(task(deferrable=deferrable), **{parameter: value})
-    message = refused(wrong, context, emulator, InvalidRequestError)
+    message = rejection(wrong, context, emulator, InvalidRequestError)
     assert names(message, parameter, value)
     assert SECONDS.format(least) in message
 
@@ -540,7 +545,7 @@ def test_an_invalid_number_of_seconds_is_named(
 def test_a_timeout_is_at_least_a_second(
     task: Any, parameter: str, value: float, emulator: Emulator, context: Context
 ) -> None:
-    message = refused(rendered(task(), **{parameter: value}), context, emulator, InvalidRequestError)
+    message = rejection(rendered(task(), **{parameter: value}), context, emulator, InvalidRequestError)
     assert message == f"{INVALID}{parameter} = {value}: {SECONDS.format(1)}."
     with pytest.raises(InvalidRequestError, match=re.escape(message)):
         task(**{parameter: value})
@@ -552,7 +557,7 @@ def test_a_timeout_is_at_least_a_second(
 def test_on_lost_response_is_one_of_two_words(
     task: Any, value: Any, emulator: Emulator, context: Context
 ) -> None:
-    message = refused(rendered(task(), on_lost_response=value), context, emulator, InvalidRequestError)
+    message = rejection(rendered(task(), on_lost_response=value), context, emulator, InvalidRequestError)
     assert f"on_lost_response = {value!r}: must be 'resubmit' or 'fail'" in message
 
 
@@ -590,7 +595,7 @@ def test_an_invalid_connection_field_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connection(monkeypatch, emulator, **fields)
-    message = refused(submitter(), context, emulator, InvalidConnectionError)
+    message = rejection(submitter(), context, emulator, InvalidConnectionError)
     assert message.startswith(f"Airflow connection 'modelscope_default': {name} ")
     assert problem in message
     assert ModelScopeHook().test_connection() == (False, message)
@@ -606,7 +611,7 @@ def test_an_extra_that_is_not_a_json_object_is_named(
     extra: str, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection(monkeypatch, emulator, extra=extra)
-    message = refused(submitter(), context, emulator, InvalidConnectionError)
+    message = rejection(submitter(), context, emulator, InvalidConnectionError)
     assert message == "Airflow connection 'modelscope_default': extra must be a JSON object."
 
 
@@ -618,7 +623,7 @@ def test_all_errors_of_the_connection_come_at_once(
     extra = {"request_timeout": "soon", "verfy": False, "max_image_byte": 5}
     connection(monkeypatch, emulator, password="", host="ftp://a.example", extra=extra)
     wrong = task() if task is transfer else task(deferrable=deferrable)
-    message = refused(wrong, context, emulator, InvalidConnectionError)
+    message = rejection(wrong, context, emulator, InvalidConnectionError)
     for part in (
         "request_timeout must be an integer from 1 to 600, not 'soon'",
         "unknown extra 'verfy' (did you mean verify?)",
@@ -644,7 +649,7 @@ def test_all_errors_of_a_task_come_in_one_sentence(
 ) -> None:
     connection(monkeypatch, emulator, password="")
     invalid = {"prompt": "", "steps": 0, "destination": "cats", "timeout": -1, "queue_timeout": None}
-    message = refused(rendered(one_step(), **invalid), context, emulator, InvalidRequestError)
+    message = rejection(rendered(one_step(), **invalid), context, emulator, InvalidRequestError)
     errors = message.removeprefix(INVALID).split("; ")
     names = (
         "prompt = ",
@@ -661,7 +666,7 @@ def test_all_errors_of_a_task_come_in_one_sentence(
 
 def test_a_missing_connection_does_not_hide_the_errors(emulator: Emulator, context: Context) -> None:
     invalid = rendered(one_step(modelscope_conn_id="nowhere"), prompt="", destination="cats")
-    message = refused(invalid, context, emulator, InvalidRequestError)
+    message = rejection(invalid, context, emulator, InvalidRequestError)
     assert "prompt = '': " in message
     assert "destination = 'cats': " in message
 
@@ -700,10 +705,10 @@ CONSTANTS: list[tuple[Any, str, Any]] = [
 def test_an_invalid_constant_is_an_import_error(
     task: Any, parameter: str, value: Any, emulator: Emulator, context: Context
 ) -> None:
-    with pytest.raises(ModelScopeFinalError) as at_parse_time:
+    with DAG("a_dag", schedule=None), pytest.raises(ModelScopeFinalError) as at_parse_time:
         task(**{parameter: value})
     kind = type(at_parse_time.value)
-    assert str(at_parse_time.value) == refused(
+    assert str(at_parse_time.value) == rejection(
         rendered(task(), **{parameter: value}), context, emulator, kind
     )
 
@@ -718,7 +723,7 @@ def test_invalid_constant_seconds_are_an_import_error(
 
 
 def test_all_errors_of_a_dag_file_come_in_one_sentence() -> None:
-    with pytest.raises(InvalidRequestError) as raised:
+    with DAG("a_dag", schedule=None), pytest.raises(InvalidRequestError) as raised:
         one_step(model="Qwen/Qwen-Image", size="2000x64", seed="abc", destination="cats", timeout=0)
     assert str(raised.value) == (
         f"{INVALID}seed = 'abc': {SEED}; size = '2000x64': must be from 64x64 to 1664x1664 for Qwen-Image "

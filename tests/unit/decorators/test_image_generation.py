@@ -13,7 +13,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_modelscope.decorators.image_generation import modelscope_image_task
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
-from tests.unit.builders import submitter
+from tests.unit.builders import resume, submitter
 from tests.unit.conftest import TaskInstance
 
 if TYPE_CHECKING:
@@ -58,6 +58,19 @@ class TestReturned:
         assert emulator.requests[0].json == {
             "model": "Qwen/Qwen-Image", "prompt": "A cat", "size": "64x64", "seed": 5,
         }  # fmt: skip
+
+    def test_keyword_arguments_reach_the_function(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        with DAG("a_dag", schedule=None):
+
+            @modelscope_image_task(model="a/b", destination=f"file://{tmp_path}/")
+            def draw(animal: str) -> str:
+                return f"A {animal}"
+
+            drawn: Any = draw(animal="{{ params.animal }}")
+        execute(drawn.operator, context)
+        assert emulator.requests[0].json["prompt"] == "A cat"
 
     def test_a_mapping_of_parameters_takes_precedence(
         self, emulator: Emulator, context: Any, tmp_path: Path
@@ -169,6 +182,19 @@ class TestDeferred:
         assert sent == ["Cat number 1: {{ ds }}"] * 2
         assert calls == [1]
         assert context["ti"].pushed["images"][0]["parameters"]["prompt"] == "Cat number 1: {{ ds }}"
+
+    def test_a_parameter_that_the_function_removed_stays_removed(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        def draw() -> dict[str, Any]:
+            return {"prompt": "A cat", "size": None}
+
+        emulator.fail("submit:queue-full")
+        with pytest.raises(TaskDeferred) as deferred:
+            execute(drawing(draw, tmp_path, deferrable=True), context)
+        resume(drawing(draw, tmp_path, deferrable=True), deferred.value, context)
+        sent = [request.json for request in emulator.requests if request.json]
+        assert sent == [{"model": "Qwen/Qwen-Image", "prompt": "A cat"}] * 2
 
     def test_a_lost_result_is_left_to_a_retry(
         self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]

@@ -31,8 +31,8 @@ def run(*parts: PushedXCom | TaskState, state: str = "running") -> Run:
     )
 
 
-def only_card(a_run: Run, **asked: Any) -> Card:
-    [[card]] = cards_of(a_run, **asked).values()
+def only_card(a_run: Run, **selection: Any) -> Card:
+    [[card]] = cards_of(a_run, **selection).values()
     return card
 
 
@@ -63,7 +63,7 @@ class TestImage:
         }  # fmt: skip
 
     @pytest.mark.parametrize(
-        "odd",
+        "wrong",
         [
             {"parameters": None},
             {"parameters": {"prompt": 5, "seed": [1]}},
@@ -74,8 +74,8 @@ class TestImage:
         ],
         ids=str,
     )
-    def test_odd_facts_do_no_harm(self, odd: dict[str, Any]) -> None:
-        card = only_card(run(pushed("images", [entry(**odd)])))
+    def test_wrong_optional_facts_are_left_out(self, wrong: dict[str, Any]) -> None:
+        card = only_card(run(pushed("images", [entry(**wrong)])))
         assert ("SHA-256", "ab" * 32) in card.details
         assert "None" not in dict(card.details).values()
         assert card.alternative_text

@@ -91,7 +91,7 @@ def test_an_unknown_run_is_none(database: Database, ids: tuple[str, str]) -> Non
     assert read_run(*ids) is None
 
 
-def test_a_text_that_is_no_json_is_read_as_it_is(database: Database) -> None:
+def test_a_text_that_is_not_json_is_returned_unchanged(database: Database) -> None:
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import update

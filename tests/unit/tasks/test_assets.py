@@ -10,28 +10,14 @@ from airflow.providers.common.compat.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from airflow_provider_modelscope.tasks.assets import EVENT_FIELDS, emit_asset_events
-from airflow_provider_modelscope.xcoms import StoredImage
+from tests.unit.builders import IMAGE
 
 if TYPE_CHECKING:
     import pytest
 
-IMAGES = [
-    StoredImage(
-        uri=f"s3://bucket/42-{number}.png",
-        storage_conn_id="my_s3",
-        content_type="image/png",
-        width=64,
-        height=32,
-        size_bytes=5,
-        sha256="ab" * 32,
-        seed=5,
-        model="a/b",
-        generation_id="42",
-        parameters={"prompt": "A cat"},
-        duration_ms=None,
-    )
-    for number in (1, 2)
-]
+    from airflow_provider_modelscope.xcoms import StoredImage
+
+IMAGES = [replace(IMAGE, uri=f"s3://bucket/42-{number}.png") for number in (1, 2)]
 EXTRAS = [{name: getattr(image, name) for name in EVENT_FIELDS} for image in IMAGES]
 
 
@@ -58,13 +44,11 @@ def test_the_prompt_is_not_emitted() -> None:
 
 
 def test_other_outlets_and_none_are_ignored() -> None:
-    emitted("a table of some other kind")
+    emitted("neither an asset nor an alias")
     emit_asset_events(IMAGES, {"ti": None})  # type: ignore[typeddict-item]
 
 
-def test_an_image_that_cannot_be_an_asset_is_skipped(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_image_that_cannot_be_an_asset_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     images = [replace(IMAGES[0], uri=f"s3://bucket/{'x' * 1600}.png"), IMAGES[1]]
     alias = AssetAlias("images")
     events = emitted(alias, images=images)[alias].asset_alias_events

@@ -1,39 +1,28 @@
-"""OpenLineage gets inputs and outputs of a task."""
+"""OpenLineage gets the inputs and outputs of a task."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.tasks.lineage import lineage_of
-from airflow_provider_modelscope.xcoms import StoredImage
+from tests.unit.builders import IMAGE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_provider_modelscope.emulator import Emulator
+    from airflow_provider_modelscope.xcoms import StoredImage
 
 
 pytest.importorskip("airflow.providers.openlineage", reason="its provider")
 
 
 def image(uri: str, **parameters: Any) -> StoredImage:
-    return StoredImage(
-        uri=uri,
-        storage_conn_id=None,
-        content_type="image/png",
-        width=1,
-        height=1,
-        size_bytes=1,
-        sha256="",
-        seed=None,
-        model=parameters.get("model"),
-        generation_id="42",
-        parameters=parameters,
-        duration_ms=None,
-    )
+    return replace(IMAGE, uri=uri, model=parameters.get("model"), parameters=parameters)
 
 
 def names(datasets: Any) -> list[tuple[str, str]]:

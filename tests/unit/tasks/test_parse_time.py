@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,13 +20,20 @@ from tests.unit.builders import REQUEST, Context, one_step, rendered, sensor, su
 
 
 class Text(str):
-    """Text that may change later, as far as anybody knows."""
+    """Text of an unknown type, which may change before the task runs."""
 
 
 class Resolving:
     """A value that Airflow resolves when the task runs."""
 
     def resolve(self, context: Any) -> Any: ...
+
+
+@pytest.fixture
+def a_dag() -> Iterator[DAG]:
+    """The Dag of the tasks: only then the syntax of their templates is known."""
+    with DAG("a_dag", schedule=None) as dag:
+        yield dag
 
 
 TEMPLATES: list[tuple[str, Any]] = [
@@ -50,11 +58,13 @@ UNKNOWN: list[Any] = [
 ]
 
 
+@pytest.mark.usefixtures("a_dag")
 @pytest.mark.parametrize(("parameter", "value"), TEMPLATES, ids=str)
 def test_a_template_is_not_a_constant(parameter: str, value: Any) -> None:
     assert submitter(**{parameter: value})
 
 
+@pytest.mark.usefixtures("a_dag")
 @pytest.mark.parametrize("value", UNKNOWN, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("parameter", ["size", "seed", "image_url", "loras", "extra_parameters"])
 def test_a_value_of_an_unknown_type_is_not_a_constant(parameter: str, value: Any) -> None:
@@ -62,11 +72,11 @@ def test_a_value_of_an_unknown_type_is_not_a_constant(parameter: str, value: Any
     assert transfer(generation_id=value, destination=value)
 
 
+@pytest.mark.usefixtures("a_dag")
 def test_an_xcom_is_not_a_constant() -> None:
-    with DAG("a_dag", schedule=None):
-        xcom = submitter().output
-        assert sensor(xcom)
-        assert submitter(task_id="second", image_url=["cat.png", xcom], prompt=xcom)
+    xcom = submitter().output
+    assert sensor(xcom)
+    assert submitter(task_id="second", image_url=["cat.png", xcom], prompt=xcom)
 
 
 def test_parameters_of_the_dag_are_not_constants() -> None:
@@ -77,6 +87,7 @@ def test_parameters_of_the_dag_are_not_constants() -> None:
     assert cats().task_ids == ["submit"]
 
 
+@pytest.mark.usefixtures("a_dag")
 @pytest.mark.parametrize("prompt", ["x" * 1999 + "\n", "x\r\n" * 700])
 def test_text_that_jinja_shortens_is_not_a_constant(prompt: str, context: Context) -> None:
     task = submitter(prompt=prompt)
@@ -101,6 +112,14 @@ def test_text_is_not_a_constant_if_the_dag_changes_jinja(options: dict[str, Any]
             submitter(seed=-1, on_lost_response="again")
 
 
+def test_text_is_not_a_constant_before_the_task_has_a_dag() -> None:
+    task = one_step(size="[[ params.size ]]", destination="[[ x ]]")
+    assert task.get_dag() is None
+    with pytest.raises(InvalidRequestError, match="seed = -1"):
+        submitter(seed=-1)
+
+
+@pytest.mark.usefixtures("a_dag")
 @pytest.mark.skipif(
     not hasattr(BaseOperator, "render_template_as_native_obj"),
     reason="Airflow before 3.3 has it for Dags only",
@@ -119,11 +138,12 @@ def test_default_arguments_are_checked_like_arguments() -> None:
         ModelScopeSubmitImageGenerationOperator(task_id="a", model="a/b", prompt="A cat")
 
 
+@pytest.mark.usefixtures("a_dag")
 def test_the_size_is_checked_against_a_constant_model_only() -> None:
-    assert submitter(model="{{ params.model }}", size="9000x9000")
-    assert submitter(model="Qwen/Qwen-Image", size="{{ params.size }}")
+    assert submitter(task_id="a", model="{{ params.model }}", size="9000x9000")
+    assert submitter(task_id="b", model="Qwen/Qwen-Image", size="{{ params.size }}")
     with pytest.raises(InvalidRequestError, match="size = '9000x9000'"):
-        submitter(model="Qwen/Qwen-Image", size="9000x9000")
+        submitter(task_id="c", model="Qwen/Qwen-Image", size="9000x9000")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +163,7 @@ def test_a_mapped_task_is_checked_when_it_runs(
         unmapped.execute(context)
 
 
+@pytest.mark.usefixtures("a_dag")
 def test_a_subclass_may_set_its_arguments_when_it_runs(context: Context) -> None:
     class DailyCat(ModelScopeSubmitImageGenerationOperator):
         def __init__(self, **kwargs: Any) -> None:
@@ -156,6 +177,7 @@ def test_a_subclass_may_set_its_arguments_when_it_runs(context: Context) -> None
         task.execute(context)
 
 
+@pytest.mark.usefixtures("a_dag")
 class TestDecorator:
     def drawn(self, **arguments: Any) -> Any:
         given = {"task_id": "draw", "destination": "file:///cats/", **arguments}
@@ -163,11 +185,13 @@ class TestDecorator:
 
     def test_what_the_function_may_return_is_not_checked(self) -> None:
         assert self.drawn()
-        assert self.drawn(model="Qwen/Qwen-Image", size="9000x9000", prompt="")
+        assert self.drawn(task_id="second", model="Qwen/Qwen-Image", size="9000x9000", prompt="")
 
     def test_invalid_constants_are_an_import_error(self) -> None:
-        with pytest.raises(InvalidRequestError, match=r"seed = 'abc'.*timeout = 0.*destination = 'cats'"):
-            self.drawn(seed="abc", timeout=0, destination="cats")
+        invalid = {"seed": "abc", "timeout": 0, "destination": "cats"}
+        message = "seed = 'abc'.*timeout = 0.*destination = 'cats'"
+        with pytest.raises(InvalidRequestError, match=message):
+            self.drawn(**invalid)
 
 
 def test_options_that_are_not_templated_are_always_constants() -> None:

@@ -252,7 +252,8 @@ class TestRecord:
         for make in (submitter, partial(one_step, tmp_path)):
             store.kept.clear()
             first = make().execute(attempt(store, RealTaskInstance(2)))
-            assert make().execute(attempt(store, RealTaskInstance(2))) == first  # the success was not noted
+            # The success was not recorded.
+            assert make().execute(attempt(store, RealTaskInstance(2))) == first
             task, cleared = make(), attempt(store, RealTaskInstance(5))
             assert task.execute(cleared) != first
             for callback in task.on_success_callback:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_modelscope.exceptions import (
+    AuthenticationError,
+    GenerationRejectedError,
     GenerationTimeoutError,
     ImageGoneError,
     ServiceUnavailableError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.links import ModelLink
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from tests.unit.builders import Context, submitter, transfer
 from tests.unit.conftest import connect
@@ -40,6 +44,28 @@ def test_the_suffix_of_the_destination_selects_a_format(
     [image] = context["ti"].pushed["images"]
     assert image["content_type"] == "image/jpeg"
     assert image["size_bytes"] == (tmp_path / "cat.JPG").stat().st_size
+
+
+def test_a_failed_generation_fails_it_without_retries(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    generation_id = submitter().execute(context)
+    emulator.fail("poll:failed")
+    with pytest.raises(GenerationRejectedError, match=f"FAILED: .*generation {generation_id}"):
+        transfer(generation_id, tmp_path).execute(context)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_link_to_the_model_is_pushed_before_the_poll(emulator: Emulator, context: Context) -> None:
+    generation_id = submitter().execute(context)
+    context["ti"].upstream = {"generation_id": generation_id, "model": "a/b", "submitted_at": 5.0}
+    with DAG("chain", schedule=None):
+        submit, store = submitter(), transfer(generation_id)
+        submit >> store
+    emulator.fail("poll:401")
+    with pytest.raises(AuthenticationError):
+        store.execute(context)
+    assert context["ti"].pushed[ModelLink.xcom_key] == "https://modelscope.cn/models/a/b"
 
 
 def test_an_expired_url_is_replaced_once(emulator: Emulator, context: Context, tmp_path: Path) -> None:
