@@ -21,7 +21,7 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from airflow_provider_modelscope.waiting.backoff import PAUSE, TRIES, SubmitBackoff
+from airflow_provider_modelscope.waiting.backoff import MAX_ATTEMPTS, RETRY_DELAY, SubmitBackoff
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.images.image import Image
@@ -99,7 +99,7 @@ class ModelScopeHook(BaseHook):
         :raises ModelScopeError: if the service rejects the request.
         """
         now = time.time()
-        return self.submit_with_backoff(request, SubmitBackoff(since=now, end_time=now + queue_timeout))
+        return self.submit_with_backoff(request, SubmitBackoff(queued_at=now, end_time=now + queue_timeout))
 
     def submit_with_backoff(
         self,
@@ -121,7 +121,7 @@ class ModelScopeHook(BaseHook):
                 with sending():
                     return self._submit(call, model=request.model)
             except (RateLimitedError, ServiceUnreachableError) as error:
-                self._wait_to_retry(error, backoff.after(error, now=time.time()))
+                self._wait_to_retry(error, backoff.next_delay(error, now=time.time()))
 
     def _submit(self, call: HttpRequest, *, model: str) -> str:
         from airflow_provider_modelscope.metrics import counted_submission, show_quota
@@ -155,10 +155,10 @@ class ModelScopeHook(BaseHook):
                 return read_status(self._send(call), account=self.account, generation_id=generation_id)
             except ModelScopeRetryableError as error:
                 attempts += 1
-                if attempts == TRIES:
+                if attempts == MAX_ATTEMPTS:
                     error.generation_id = generation_id
                     raise
-                self._wait_to_retry(error, PAUSE)
+                self._wait_to_retry(error, RETRY_DELAY)
 
     def poll(self, generation_id: str) -> Generation | ModelScopeError:
         """Return what :meth:`get_generation` returns, or the error that it raises."""
@@ -175,7 +175,7 @@ class ModelScopeHook(BaseHook):
         :raises ModelScopeError: if the schedule gives up.
         """
         while True:
-            outcome = schedule.after(self.poll(schedule.generation_id), now=time.time())
+            outcome = schedule.observe(self.poll(schedule.generation_id), now=time.time())
             if not isinstance(outcome, float):
                 return outcome
             if time.time() + outcome > deadline:
@@ -206,7 +206,7 @@ class ModelScopeHook(BaseHook):
                 attempts += 1
                 if attempts == DOWNLOAD_ATTEMPTS:
                     raise
-                self._wait_to_retry(error, PAUSE * 2 ** (attempts - 1))
+                self._wait_to_retry(error, RETRY_DELAY * 2 ** (attempts - 1))
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the service accepts the connection's token, and what to do if it does not."""

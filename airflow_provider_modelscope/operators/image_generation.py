@@ -166,7 +166,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.triggers.events import SlotFree, read_event
 
         slot = read_event(event, SlotFree)
-        return self._run(context, queue=SubmitBackoff(since=slot.queued_at, end_time=slot.end_time))
+        return self._run(context, queue=SubmitBackoff(queued_at=slot.queued_at, end_time=slot.end_time))
 
     def _run(self, context: Context, queue: SubmitBackoff | None = None) -> Any:
         """Run one leg of the task: validate, submit, then do the rest.
@@ -192,7 +192,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         if queue is None:
             push_links(context, model_url=self.hook.account.model_url(request.model))
             now = time.time()
-            queue = SubmitBackoff(since=now, end_time=self._end_time(self.queue_timeout, context, since=now))
+            queue = SubmitBackoff(
+                queued_at=now, end_time=self._end_time(self.queue_timeout, context, since=now)
+            )
         complete = inline_images(request, storage_conn_id=self.storage_conn_id)
         record = self._record(context)
         fingerprint = fingerprint_of(complete, self.hook.account)

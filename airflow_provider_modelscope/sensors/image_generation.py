@@ -95,7 +95,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         """Poll once."""
         with self._sensor_errors():
             wait = self._begin(context)
-            outcome = wait.after(self.hook.poll(wait.generation_id), now=time.time())
+            outcome = wait.observe(self.hook.poll(wait.generation_id), now=time.time())
             if isinstance(outcome, float):
                 return False
             return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))

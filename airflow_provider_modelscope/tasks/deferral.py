@@ -71,7 +71,7 @@ def submit_or_defer(
     until = time.time() + (EARLY_SLOT_RETRY if slot_rejected else 0)
     if queue.end_time < until + MIN_QUEUE_DEFERRAL:
         return hook.submit_with_backoff(request, queue, sending=sending)
-    on_worker = SubmitBackoff(since=until, end_time=until, refused=slot_rejected, longest_pause=1.0)
+    on_worker = SubmitBackoff(queued_at=until, end_time=until, rejected=slot_rejected, max_delay=1.0)
     try:
         return hook.submit_with_backoff(request, on_worker, sending=sending)
     except (RateLimitedError, ServiceUnreachableError) as error:
@@ -79,7 +79,7 @@ def submit_or_defer(
             raise  # the service may not exist at all
         task.log.info("Deferring until a slot is free: %s", error)
     trigger = ModelScopeQueueTrigger(
-        queued_at=queue.since,
+        queued_at=queue.queued_at,
         slot_rejected=slot_rejected,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
@@ -105,7 +105,7 @@ def wait_or_defer(
     generation = hook.poll_until(wait, until)
     if generation is not None:
         return generation
-    task.log.info("Deferring: generation %s is %s", wait.generation_id, wait.last_seen)
+    task.log.info("Deferring: generation %s is %s", wait.generation_id, wait.last_status)
     trigger = ModelScopeImageGenerationTrigger(
         generation_id=wait.generation_id,
         poll_interval=wait.poll_interval,

@@ -1,50 +1,47 @@
-"""ModelScope from the triggerer: the protocol over aiohttp, one client for all the waits of an account."""
+"""Polling from the triggerer: the protocol over aiohttp, with one client for all waits of an account."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 from yarl import URL
 
-from airflow_provider_modelscope.exceptions import (
-    InvalidConnectionError,
-    ModelScopeError,
-    ServiceUnavailableError,
-)
+from airflow_provider_modelscope.exceptions import ModelScopeError, ServiceUnavailableError
 from airflow_provider_modelscope.protocol.messages import (
     MAX_BODY,
-    HttpRequest,
     HttpResponse,
     read_status,
     status_request,
 )
 from airflow_provider_modelscope.redaction import redacted
-from airflow_provider_modelscope.transport.egress import proxy_for
+from airflow_provider_modelscope.transport.egress import proxy_for, tls_trust
 from airflow_provider_modelscope.waiting.backoff import Cooldown
 from airflow_provider_modelscope.waiting.intervals import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.waiting.submit_queue import SubmitQueue
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
-POOL_SIZE = 64  # connections to one service, for however many waits: 200 looks a second at 0.3 s each
-KEPT_SECONDS = 60.0  # that an idle connection is kept: longer than the usual time between looks
-DNS_SECONDS = 300
-TICK = 0.25  # seconds: looks that fall due within it wake the event loop once: a third less CPU
+POOL_SIZE = 64  # connections per account, for any number of waits: 200 polls a second at 0.3 s each
+KEEPALIVE_SECONDS = 60.0  # of an idle connection: longer than the usual time between polls
+DNS_CACHE_SECONDS = 300
+MAX_COOLDOWN_JITTER = 5.0  # seconds, so that the waits of an account do not resume together
+TICK = 0.25  # seconds: polls that are due within one tick wake the event loop once, for a third less CPU
 
 
 class Client:
-    """What one account says to the service in one event loop. Made by :func:`with_client`.
+    """Polls as one account in one event loop.
 
-    ``queue`` holds the tasks that wait to submit.
+    All waits of the account share its connections, its cooldown, and its ``queue`` of tasks that wait for a
+    slot. ``users`` is their number.
     """
 
     def __init__(self, account: Account) -> None:
@@ -52,110 +49,112 @@ class Client:
         self.queue = SubmitQueue()
         self._account = account
         self._proxy = proxy_for(account.base_url, account)
-        self._quiet = Cooldown()
-        # Whoever has no connection yet waits here, which costs nothing. Inside aiohttp its request would be
-        # built first, all in one turn of the loop where many begin at once, and its timeout would run.
+        self._cooldown = Cooldown()
+        # Waits without a connection queue here, which costs nothing. In aiohttp the requests of all waits
+        # that begin together would be built in one step of the event loop, and their timeouts would run.
         self._connections = asyncio.Semaphore(POOL_SIZE)
-        trust: ssl.SSLContext | bool = account.verify is not False
-        if isinstance(account.verify, str):
-            try:
-                if os.path.isdir(account.verify):  # noqa: PTH112 - as requests tells them apart
-                    trust = ssl.create_default_context(capath=account.verify)
-                else:
-                    trust = ssl.create_default_context(cafile=account.verify)
-            except OSError as error:
-                raise InvalidConnectionError(
-                    f"The triggerer cannot read the connection's verify, {account.verify!r}: {error}"
-                ) from error
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                ssl=trust,
+                ssl=tls_trust(account),
                 limit=POOL_SIZE,
-                keepalive_timeout=KEPT_SECONDS,
-                ttl_dns_cache=DNS_SECONDS,
+                keepalive_timeout=KEEPALIVE_SECONDS,
+                ttl_dns_cache=DNS_CACHE_SECONDS,
             ),
             timeout=aiohttp.ClientTimeout(total=account.request_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 
-    async def poll(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError:
-        """Return what the service says of a generation now, or the error that stands in the way.
+    async def wait_until_finished(self, schedule: PollSchedule) -> None:
+        """Poll until the generation has finished.
 
-        Where the service asked this account to wait, every wait of the account does, with some jitter.
-
-        :param end_time: When the wait ends, in epoch seconds: it is not paused beyond that.
+        :raises ModelScopeError: if the schedule gives up.
         """
-        await self._keep_quiet(end_time)
-        try:
-            async with self._connections:
-                answer = await self._send(status_request(self._account, generation_id))
-            return read_status(answer, account=self._account, generation_id=generation_id)
-        except ModelScopeError as error:
-            error.generation_id = generation_id
-            return error
-
-    async def wait_until_finished(self, wait: PollSchedule) -> None:
-        """Look until a generation has finished.
-
-        :raises ModelScopeError: where the wait ends without that.
-        """
+        call = self._status_call(schedule.generation_id)
+        clock = asyncio.get_running_loop().time
         with self.queue.track(
-            wait.generation_id, submitted_at=wait.submitted_at, usual_seconds=wait.usual_seconds
+            schedule.generation_id,
+            submitted_at=schedule.submitted_at,
+            usual_seconds=schedule.usual_seconds,
         ):
             while True:
-                look = await self.poll(wait.generation_id, end_time=wait.end_time)
-                outcome = wait.after(look, now=time.time())
+                polled = await self._poll(call, end_time=schedule.end_time)
+                outcome = schedule.observe(polled, now=time.time())
                 if not isinstance(outcome, float):
                     return
-                await asyncio.sleep(until_a_tick(outcome, now=asyncio.get_running_loop().time()))
+                await asyncio.sleep(align_to_tick(outcome, now=clock()))
+
+    async def poll(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError:
+        """Return the generation, or the error of the poll.
+
+        :param end_time: In epoch seconds. A cooldown of the account delays the poll, but not beyond this.
+        """
+        return await self._poll(self._status_call(generation_id), end_time=end_time)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
 
-    async def _keep_quiet(self, end_time: float) -> None:
-        now = time.time()
-        if pause := self._quiet.seconds(now):
-            jitter = random.uniform(0, min(pause, 5.0))  # noqa: S311 - it spreads load, and hides nothing
-            await asyncio.sleep(max(0.0, min(pause + jitter, end_time - now)))
+    def _status_call(self, generation_id: str) -> _StatusCall:
+        request = status_request(self._account, generation_id)
+        return _StatusCall(generation_id, URL(request.url, encoded=True), request.headers)
 
-    async def _send(self, call: HttpRequest) -> HttpResponse:
-        """Send one call.
-
-        :raises ServiceUnavailableError: where there is no answer.
-        """
+    async def _poll(self, call: _StatusCall, *, end_time: float) -> Generation | ModelScopeError:
+        if seconds := self._cooldown.seconds(now := time.time()):
+            seconds += random.uniform(0, min(seconds, MAX_COOLDOWN_JITTER))  # noqa: S311 - no security
+            await asyncio.sleep(min(seconds, end_time - now))
         try:
-            async with self._session.request(
-                call.method,
-                URL(call.url, encoded=True),  # an id is quoted already, and is not to be again
-                headers=call.headers,
-                data=call.body,
-                proxy=self._proxy,
-                allow_redirects=False,  # the token goes to the API's own origin only
-            ) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) >= MAX_BODY:
-                        response.close()  # not to be read to its end
-                        break
-        except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: a timeout is one too
-            # What a proxy answered would show its URL, password included.
-            said = f"{error.status}" if isinstance(error, aiohttp.ClientResponseError) else str(error)
-            said = f"{type(error).__name__} {redacted(said, self._account.token)}".rstrip()
-        else:
-            body = body[:MAX_BODY]
-            answer = HttpResponse(status_code=response.status, headers=response.headers, body=bytes(body))
-            self._quiet.hear(answer, now=time.time())
-            return answer
-        # Raised here, without its cause, which may hold the token that a service repeats.
-        raise ServiceUnavailableError(f"{self._account.base_url} gave no answer: {said}")
+            async with (
+                self._connections,
+                self._session.get(
+                    call.url,
+                    headers=call.headers,
+                    proxy=self._proxy,
+                    allow_redirects=False,  # the token goes to the API's own origin only
+                ) as response,
+            ):
+                body = await _read_body(response.content)
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError includes timeouts
+            return self._no_response(call, error)
+        received = HttpResponse(status_code=response.status, headers=response.headers, body=body)
+        self._cooldown.observe(received, now=time.time())
+        try:
+            return read_status(received, account=self._account, generation_id=call.generation_id)
+        except ModelScopeError as error:
+            return error
+
+    def _no_response(self, call: _StatusCall, error: Exception) -> ServiceUnavailableError:
+        # The text of a ClientResponseError contains the URL of the proxy that sent it, password included.
+        text = str(error.status) if isinstance(error, aiohttp.ClientResponseError) else str(error)
+        reason = f"{type(error).__name__} {redacted(text, self._account.token)}".rstrip()
+        return ServiceUnavailableError(
+            f"No response from {self._account.base_url}: {reason}", generation_id=call.generation_id
+        )
 
 
-def until_a_tick(seconds: float, *, now: float) -> float:
-    """Return the seconds of a pause that is cut to end on a tick, where that leaves it a second or more.
+class _StatusCall(NamedTuple):
+    """The HTTP request that polls one generation, built once for all polls."""
 
-    :param now: On the event loop's clock, which all its pauses share.
+    generation_id: str
+    url: URL
+    headers: Mapping[str, str]
+
+
+async def _read_body(content: aiohttp.StreamReader) -> bytes:
+    """Return the decompressed body, at most ``MAX_BODY`` bytes. An unread rest closes the connection."""
+    body = await content.readany()
+    if content.at_eof():  # as usual
+        return body[:MAX_BODY]
+    chunks, size = [body], len(body)
+    while size < MAX_BODY and not content.at_eof():
+        chunks.append(await content.readany())
+        size += len(chunks[-1])
+    return b"".join(chunks)[:MAX_BODY]
+
+
+def align_to_tick(seconds: float, *, now: float) -> float:
+    """Return a sleep that is shortened to end on a tick, but never below the shortest poll interval.
+
+    :param now: On the clock of the event loop, which all its sleeps share.
     """
-    cut = seconds - (now + seconds) % TICK
-    return cut if cut >= MIN_POLL_INTERVAL else seconds
+    aligned = seconds - (now + seconds) % TICK
+    return aligned if aligned >= MIN_POLL_INTERVAL else seconds

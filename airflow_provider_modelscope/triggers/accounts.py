@@ -1,4 +1,4 @@
-"""Which account an Airflow connection means, read once for the waits that begin together."""
+"""The accounts of Airflow connections, each read once for all waits that begin together."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from airflow_provider_modelscope.hooks.connection import account_from_connection
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
 
-KEPT_SECONDS = 60.0  # that what was read is believed; waits that begin later read it again
-READ_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds: many paid generations may wait for one read
+CACHE_SECONDS = 60.0  # for which an account is not read again
+RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds: many paid generations may depend on one read
 
 log = logging.getLogger(__name__)
 
 
-async def account_of(connection_id: str, *, refused: Account | None = None) -> Account:
+async def account_of(connection_id: str, *, rejected: Account | None = None) -> Account:
     """Return the account of a connection.
 
-    :param refused: One that the service no longer takes: where that was read, it is read again.
-    :raises InvalidConnectionError: where the connection cannot be used.
+    :param rejected: An account whose token the service rejected: it is not taken from the cache.
+    :raises InvalidConnectionError: if the connection cannot be used.
     """
-    accounts = _accounts.setdefault(asyncio.get_running_loop(), _Accounts())
-    return await accounts.of(connection_id, refused=refused)
+    cache = _caches.setdefault(asyncio.get_running_loop(), _Cache())
+    return await cache.get(connection_id, rejected=rejected)
 
 
-class _Accounts:
-    """What connections say. Each read is a round trip through the supervisor, half a millisecond of CPU."""
+class _Cache:
+    """The accounts of an event loop. A read is a round trip through the supervisor: half a ms of CPU."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[float, Account]] = {}
+        self._accounts: dict[str, tuple[float, Account]] = {}
         self._reads: dict[str, asyncio.Task[Account]] = {}
 
-    async def of(self, connection_id: str, *, refused: Account | None) -> Account:
-        read_at, account = self._known.get(connection_id, (0.0, None))
-        if account is not None and account != refused and time.monotonic() < read_at + KEPT_SECONDS:
+    async def get(self, connection_id: str, *, rejected: Account | None) -> Account:
+        read_at, account = self._accounts.get(connection_id, (0.0, None))
+        if account is not None and account != rejected and time.monotonic() < read_at + CACHE_SECONDS:
             return account
         if connection_id not in self._reads:
             self._reads[connection_id] = asyncio.create_task(self._read(connection_id))
-        return await asyncio.shield(self._reads[connection_id])  # who is cancelled leaves it to the others
+        return await asyncio.shield(self._reads[connection_id])  # a cancelled wait leaves it to the others
 
     async def _read(self, connection_id: str) -> Account:
         from airflow.providers.common.compat.connection import get_async_connection
 
         try:
-            for pause in (*READ_PAUSES, None):
+            for delay in (*RETRY_DELAYS, None):
                 try:
                     connection = await get_async_connection(connection_id)
                     break
-                except Exception as error:  # whatever a secrets backend that is away for a moment raises
-                    if pause is None:
+                except Exception as error:  # of any secrets backend
+                    if delay is None:
                         raise
-                    log.warning("Reading connection %r again in %g s: %r", connection_id, pause, error)
-                await asyncio.sleep(pause)
+                    log.warning("Retrying to read connection %r in %g s: %r", connection_id, delay, error)
+                await asyncio.sleep(delay)
             account = account_from_connection(connection)
         finally:
             del self._reads[connection_id]
-        self._known[connection_id] = time.monotonic(), account
+        self._accounts[connection_id] = time.monotonic(), account
         return account
 
 
-# Per event loop: a triggerer has one, and serves one team at most, so there an id means one connection.
-_accounts: WeakKeyDictionary[asyncio.AbstractEventLoop, _Accounts] = WeakKeyDictionary()
+# A triggerer has one event loop and serves at most one team, so there an id means one connection.
+_caches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Cache] = WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""One client for each account and event loop, shared by all the waits of that account."""
+"""One client for each account and event loop, shared by all waits of the account."""
 
 from __future__ import annotations
 
@@ -17,34 +17,32 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-
-# An HTTP session is bound to its event loop, so each loop has clients of its own.
+# By event loop, because an HTTP session belongs to one.
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Client]] = WeakKeyDictionary()
 
 
 async def with_client(connection_id: str, work: Callable[[Client], Awaitable[Result]]) -> Result:
-    """Return what the work does with the client of a connection's account.
+    """Return the result of work with the client of a connection's account.
 
-    All that work with the same account in this event loop share its client; the last one to leave closes it,
-    also when cancelled. Where the service refuses the token, the connection is read again: if the token was
-    rotated meanwhile, that was no verdict on the new one, and the work is done with that.
+    If the service rejects the token, the connection is read again, because the token may have been rotated
+    during the wait. With another token the work is repeated.
     """
     account = await account_of(connection_id)
-    refused = set()
+    rejected = set()
     while True:
         try:
             async with shared_client(account) as client:
                 return await work(client)
         except AuthenticationError:
-            refused.add(account)
-            account = await account_of(connection_id, refused=account)
-            if account in refused:
+            rejected.add(account)
+            account = await account_of(connection_id, rejected=account)
+            if account in rejected:
                 raise
 
 
 @asynccontextmanager
 async def shared_client(account: Account) -> AsyncIterator[Client]:
-    """Lend the account's client of this event loop; the last to leave closes it."""
+    """Lend the account's client in this event loop. The last user closes it, even when cancelled."""
     clients = _clients.setdefault(asyncio.get_running_loop(), {})
     client = clients.get(account)
     if client is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -58,6 +59,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             poll_interval=self.poll_interval,
             model=self.model,
             size=self.size,
+            log_level=logging.DEBUG,  # Airflow logs the start and the event of every trigger
         )
         await with_client(self.modelscope_conn_id, lambda client: client.wait_until_finished(schedule))
         return GenerationFinished(generation_id=self.generation_id)

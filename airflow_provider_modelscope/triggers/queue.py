@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modelscope.exceptions import QueueFullError
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.triggers.events import SlotFree
-from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
+from airflow_provider_modelscope.waiting.backoff import give_up
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.transport.event_loop import Client
@@ -44,8 +44,11 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
         if self.slot_rejected:
             queue.reject()
         await asyncio.sleep(self.min_deferral_seconds)  # a task that may not resume yet must not get a slot
-        self.log.info("Waiting for a slot of the account, %d tasks are queued here", len(queue) + 1)
+        self.log.info("Waiting for a free slot, tasks of this account in the queue: %d", len(queue) + 1)
         if not await queue.wait_for_slot(queued_at=self.queued_at, deadline=self.end_time):
-            backoff = SubmitBackoff(since=self.queued_at, end_time=self.end_time)
-            backoff.give_up(QueueFullError("The account's queue stayed full"), waiting=len(queue) + 1)
+            give_up(
+                QueueFullError("No slot of the account became free"),
+                waited=self.end_time - self.queued_at,
+                waiting=len(queue) + 1,
+            )
         return SlotFree(queued_at=self.queued_at, end_time=self.end_time)

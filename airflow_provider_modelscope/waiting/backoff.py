@@ -1,4 +1,4 @@
-"""When to submit again after a rejection, and how long an account leaves the service alone."""
+"""When to submit again after a rejection, and for how long an account in cooldown sends nothing."""
 
 from __future__ import annotations
 
@@ -10,89 +10,97 @@ from airflow_provider_modelscope.exceptions import RateLimitedError, ServiceUnre
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.messages import HttpResponse
 
-QUIET_AFTER_429 = 5.0  # seconds; the service was never seen to say how long
-MAX_RETRY_AFTER = 300.0  # seconds; more than this is not believed
-TRIES = 3  # of what failed in passing
-PAUSE = 1.0  # seconds between them
-QUEUE_PAUSE = 2.0  # seconds before a refused submission is sent again; doubles with each refusal
-MAX_QUEUE_PAUSE = 15.0  # seconds; what an image's time in the line may grow by
+MAX_RETRY_AFTER = 300.0  # seconds; a longer Retry-After is cut to this
+DEFAULT_COOLDOWN = 5.0  # seconds after a 429 without Retry-After; ModelScope was never seen to send one
+
+MAX_ATTEMPTS = 3  # of a call whose error may pass
+RETRY_DELAY = 1.0  # seconds between them
+
+MIN_QUEUE_DELAY = 2.0  # seconds before a rejected submission is sent again; doubles with each rejection
+MAX_QUEUE_DELAY = 15.0  # seconds; an image may be late by as much
 
 
 class SubmitBackoff:
-    """A wait for room to submit: told of each submission that created nothing, it says when to try again.
+    """When to submit again, and when to give up.
 
-    :param since: When it began, in epoch seconds: first come, first served.
-    :param end_time: When it ends, in epoch seconds.
-    :param refused: Whether the service has refused already. Until then one that cannot be reached is soon
-        given up; later it is waited for as well.
-    :param longest_pause: Between tries, in seconds.
+    :param queued_at: When the task began to wait, in epoch seconds: first come, first served.
+    :param end_time: When it gives up, in epoch seconds.
+    :param rejected: Whether the service has rejected a submission before. A service that never responded is
+        given up after a few attempts; later it is waited for as well.
+    :param max_delay: Longest delay between attempts, in seconds.
     """
 
     def __init__(
         self,
         *,
-        since: float,
+        queued_at: float,
         end_time: float,
-        refused: bool = False,
-        longest_pause: float = MAX_QUEUE_PAUSE,
+        rejected: bool = False,
+        max_delay: float = MAX_QUEUE_DELAY,
     ) -> None:
-        self.since = since
+        self.queued_at = queued_at
         self.end_time = end_time
-        self._refused = refused
-        self._longest_pause = longest_pause
-        self._tries = 0
+        self._rejected = rejected
+        self._max_delay = max_delay
+        self._attempts = 0
 
-    def after(
-        self, error: RateLimitedError | ServiceUnreachableError, *, now: float, waiting: int = 1
-    ) -> float:
-        """Return the seconds to wait before submitting again.
+    def next_delay(self, error: RateLimitedError | ServiceUnreachableError, *, now: float) -> float:
+        """Return the seconds until the next attempt. The last attempt is at the deadline.
 
-        :param error: Why nothing was created.
-        :param now: When, in epoch seconds.
-        :param waiting: How many wait here to submit, this one included.
-        :raises RateLimitedError: the error itself, where the time is up.
-        :raises ServiceUnreachableError: the same, or where there is no sign of a service at all.
+        :param error: Why the last attempt created nothing.
+        :param now: In epoch seconds.
+        :raises RateLimitedError: the error, after the deadline.
+        :raises ServiceUnreachableError: the error, after the deadline or if the service never responded.
         """
-        self._tries += 1
+        self._attempts += 1
         if isinstance(error, RateLimitedError):
-            self._refused = True
-        elif not self._refused:
-            if self._tries >= TRIES:
+            self._rejected = True
+        elif not self._rejected:
+            if self._attempts >= MAX_ATTEMPTS:
                 raise error
-            return PAUSE
+            return RETRY_DELAY
         if now >= self.end_time:
-            self.give_up(error, waiting=waiting)
-        pause = min(self._longest_pause, QUEUE_PAUSE * 2.0 ** min(self._tries - 1, 10))
-        pause *= random.uniform(0.75, 1.25)  # noqa: S311 - it spreads load, and hides nothing
-        pause = max(pause, min(error.retry_after or 0.0, MAX_RETRY_AFTER))
-        return min(pause, self.end_time - now)  # the last try falls on the deadline
+            give_up(error, waited=self.end_time - self.queued_at)
+        delay = min(self._max_delay, MIN_QUEUE_DELAY * 2.0 ** min(self._attempts - 1, 10))
+        delay *= random.uniform(0.75, 1.25)  # noqa: S311 - it spreads load, no security
+        delay = max(delay, min(error.retry_after or 0.0, MAX_RETRY_AFTER))
+        return min(delay, self.end_time - now)
 
-    def give_up(self, error: RateLimitedError | ServiceUnreachableError, *, waiting: int = 1) -> NoReturn:
-        """Raise the error, saying how long it was waited, and how many did."""
-        seconds = self.end_time - self.since
-        if seconds > 0:
-            others = f", {waiting - 1} more of this account waited with it" if waiting > 1 else ""
-            error.message = (
-                f"{error.message.rstrip('.')}. It waited {seconds:.0f} s for room to submit{others}; nothing "
-                "was created. A longer queue_timeout waits longer"
-            )
-        raise error
+
+def give_up(
+    error: RateLimitedError | ServiceUnreachableError, *, waited: float, waiting: int = 1
+) -> NoReturn:
+    """Raise the error that ended a wait for a slot, and add how long the wait was.
+
+    :param waited: In seconds.
+    :param waiting: Number of tasks in the queue, this one included.
+    """
+    if waited > 0:
+        others = f" with {waiting - 1} other tasks of this account in the queue" if waiting > 1 else ""
+        error.message = (
+            f"{error.message.rstrip('.')}. Nothing was created within {waited:.0f} s{others}. "
+            "Increase queue_timeout to wait longer"
+        )
+    raise error
 
 
 class Cooldown:
-    """The time in which an account leaves the service alone, because the service asked it to."""
+    """How long an account sends nothing, because the service asked it to slow down."""
 
     def __init__(self) -> None:
-        self._until = 0.0
+        self._end = 0.0
 
-    def hear(self, answer: HttpResponse, *, now: float) -> None:
-        """Take note of an answer: too fast (429), or with a ``Retry-After``, asks for quiet."""
-        asked = answer.retry_after
-        if asked is None and answer.status_code == 429:
-            asked = QUIET_AFTER_429
-        if asked is not None:
-            self._until = max(self._until, now + min(asked, MAX_RETRY_AFTER))
+    def observe(self, response: HttpResponse, *, now: float) -> None:
+        """Extend the cooldown after a 429, or a response with ``Retry-After``.
+
+        :param now: In epoch seconds.
+        """
+        seconds = response.retry_after
+        if seconds is None and response.status_code == 429:
+            seconds = DEFAULT_COOLDOWN
+        if seconds is not None:
+            self._end = max(self._end, now + min(seconds, MAX_RETRY_AFTER))
 
     def seconds(self, now: float) -> float:
-        """Return how many seconds of it remain."""
-        return min(MAX_RETRY_AFTER, max(0.0, self._until - now))  # no more, though the clock be set back
+        """Return the remaining seconds."""
+        return min(MAX_RETRY_AFTER, max(0.0, self._end - now))  # the clock may have been set back

@@ -1,6 +1,6 @@
-"""When to look at a generation again, when to submit again, and when to give up.
+"""When to poll a generation again, and when to give up: the same rule on workers and in the triggerer.
 
-One decision for the worker's loop and the triggerer's: no clock, no network; ``now`` is an argument.
+No clock and no network: ``now`` is an argument.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ from airflow_provider_modelscope.waiting.intervals import (
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
 
+NOT_POLLED = "not polled yet"
 DURATIONS = DurationHistory()  # of this process: many in a triggerer, none in a task's own process
 
 log = logging.getLogger(__name__)
 
 
 class PollSchedule:
-    """A wait for one generation: told of each look, it says when the next one is due.
+    """The wait for one generation: after each poll it decides whether, and when, to poll again.
 
-    That follows the last durations of the model and size in this process. Faults that pass never end a wait
-    that still has time.
+    The delays follow the last durations of the same model and size in this process. An error that may pass
+    never ends the wait before its deadline.
 
-    :param generation_id: What is waited for.
-    :param submitted_at: When it was submitted, in epoch seconds; when the wait began, if that is not known.
-    :param end_time: When it ends, in epoch seconds: wall clock, so that it survives a restart.
-    :param poll_interval: The longest time between looks, in seconds; below 1 it is 1.
-    :param model: The model of the request, if that is known.
+    :param generation_id: The generation to wait for.
+    :param submitted_at: When it was submitted, in epoch seconds; if unknown, when the wait began.
+    :param end_time: When to give up, in epoch seconds: wall clock, so that it survives a restart.
+    :param poll_interval: Longest time between polls, in seconds; below 1 it is 1.
+    :param model: The model of the request, if known.
     :param size: The size of the request, if it has one.
-    :param fast_poll_until_age: Age of the generation in seconds until which looks come every second, or after an
-        eighth of its age: what is quickly done is quickly seen.
+    :param fast_poll_until_age: Age of the generation in seconds until which polls are a second or an eighth
+        of the age apart, so that images of fast models arrive early.
+    :param log_level: Level to log the first status and the end at. Changes and errors in between are always
+        logged at INFO or above.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class PollSchedule:
         model: str | None = None,
         size: str | None = None,
         fast_poll_until_age: float = 0.0,
+        log_level: int = logging.INFO,
     ) -> None:
         self.generation_id = generation_id
         self.submitted_at = submitted_at
@@ -68,58 +72,63 @@ class PollSchedule:
         self.model = model
         self.size = size
         self.fast_poll_until_age = fast_poll_until_age
-        self.last_seen = "not seen yet"
-        self._is_unseen = True
-        self._ran_at: float | None = None  # its age when it was last seen to run
+        self.last_status = NOT_POLLED
+        self._log_level = log_level
+        self._is_unknown = True
+        self._running_at: float | None = None  # the age at the last poll that found it running
 
     @property
     def usual_seconds(self) -> float | None:
         """How long the last generations of the same model and size took; None if none is known."""
         return DURATIONS.of(self.model, self.size).usual
 
-    def after(self, look: Generation | ModelScopeError, *, now: float) -> Generation | float:
-        """Return the generation where it is finished, else the seconds to sleep before the next look.
+    def observe(self, polled: Generation | ModelScopeError, *, now: float) -> Generation | float:
+        """Return the generation if it has finished, else the seconds until the next poll.
 
-        :param look: What the look gave, an error included.
-        :param now: When, in epoch seconds.
-        :raises ModelScopeFinalError: the look's own error, where waiting does not help.
-        :raises GenerationTimeoutError: where the time is up.
+        The last poll is at the deadline.
+
+        :param polled: The result of a poll, which may be an error.
+        :param now: In epoch seconds.
+        :raises ModelScopeFinalError: the error of the poll, if another poll cannot help.
+        :raises GenerationTimeoutError: after the deadline.
         """
         age = now - self.submitted_at
         retry_after = 0.0
-        if isinstance(look, ModelScopeFinalError):
-            raise look
-        if isinstance(look, ModelScopeError):
-            self._is_unseen = True
-            self.last_seen = f"not to be seen: {look}"
-            retry_after = min(look.retry_after or 0.0, MAX_RETRY_AFTER)
-            log.warning("Generation %s could not be looked at: %s", self.generation_id, look)
-        elif look.is_not_found and not look.has_failed(age=age):
-            self._see("not found")
-        elif look.is_finished:
-            self._see(look.status)
-            self._record_duration(look, age)
-            return look
+        if isinstance(polled, ModelScopeFinalError):
+            raise polled
+        if isinstance(polled, ModelScopeError):
+            self._is_unknown = True
+            self._set_status(f"unreachable ({polled})", logging.WARNING)
+            retry_after = min(polled.retry_after or 0.0, MAX_RETRY_AFTER)
+        elif polled.is_not_found and not polled.has_failed(age=age):
+            self._set_status("not found")
+        elif polled.is_finished:
+            self._set_status(polled.status, self._log_level)
+            self._record_duration(polled, age)
+            return polled
         else:
-            self._ran_at = age
-            self._is_unseen = False
-            without = " without images" if look.status == SUCCEED else ""
-            self._see((look.status or "without a status") + without)
+            self._running_at = age
+            self._is_unknown = False
+            suffix = " without images" if polled.status == SUCCEED else ""
+            self._set_status((polled.status or "without a status") + suffix)
         if now >= self.end_time:
             raise self._timeout()
         delay = max(self._delay(age), retry_after)
-        return float(min(delay, self.end_time - now))  # the last look falls on the deadline
+        return float(min(delay, self.end_time - now))
 
-    def _see(self, what: str) -> None:
-        if what != self.last_seen:
-            log.info("Generation %s is %s", self.generation_id, what)
-        self.last_seen = what
+    def _set_status(self, status: str, level: int | None = None) -> None:
+        if status == self.last_status:
+            return
+        if level is None:
+            level = self._log_level if self.last_status == NOT_POLLED else logging.INFO
+        log.log(level, "Generation %s is %s", self.generation_id, status)
+        self.last_status = status
 
     def _delay(self, age: float) -> float:
         if age < self.fast_poll_until_age:
             return min(self.poll_interval, max(MIN_POLL_INTERVAL, age / 8))
         durations = DURATIONS.of(self.model, self.size)
-        jitter = random.random()  # noqa: S311 - it spreads load, and hides nothing
+        jitter = random.random()  # noqa: S311 - it spreads load, no security
         return seconds_to_next_poll(durations, age=age, poll_interval=self.poll_interval, jitter=jitter)
 
     def _record_duration(self, finished: Generation, age: float) -> None:
@@ -128,17 +137,17 @@ class PollSchedule:
             return
         taken = (finished.duration_ms or 0.0) / 1000
         # One second of tolerance: the service's clock and ours do not start at the same moment.
-        if taken > 0 and (self._ran_at or 0.0) - 1 <= taken <= age + 1:
+        if taken > 0 and (self._running_at or 0.0) - 1 <= taken <= age + 1:
             DURATIONS.record(self.model, self.size, taken)
-        elif self._ran_at is not None:
-            DURATIONS.record(self.model, self.size, age, after=self._ran_at)
+        elif self._running_at is not None:
+            DURATIONS.record(self.model, self.size, age, after=self._running_at)
 
     def _timeout(self) -> GenerationTimeoutError:
         deadline = datetime.fromtimestamp(self.end_time, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        kind = GenerationStatusUnknownError if self._is_unseen else GenerationTimeoutError
+        kind = GenerationStatusUnknownError if self._is_unknown else GenerationTimeoutError
         return kind(
-            f"The generation was {self.last_seen} at its deadline, {deadline}. It may yet finish: "
-            "waiting for its id again costs nothing",
+            f"The generation was {self.last_status} at its deadline, {deadline}. It may still finish: "
+            "wait for its id again, which is free of charge",
             generation_id=self.generation_id,
         )
 
@@ -146,10 +155,10 @@ class PollSchedule:
 def end_of_wait(
     timeout: float, execution_timeout: timedelta | None, *, since: float, started_at: float
 ) -> float:
-    """Return when a task's wait ends, in epoch seconds: ``timeout`` seconds after ``since``.
+    """Return when the wait of a task ends, in epoch seconds: ``timeout`` seconds after ``since``.
 
-    A shorter ``execution_timeout``, which counts from the task's start, is honoured: Airflow does not enforce
-    it while a task is deferred.
+    It ends earlier if the task's ``execution_timeout`` does, which counts from the task's start: Airflow does
+    not enforce it while a task is deferred.
     """
     limit = math.inf if execution_timeout is None else execution_timeout.total_seconds()
     return min(since + min(timeout, MAX_WAIT), started_at + limit)

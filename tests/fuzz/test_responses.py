@@ -217,7 +217,7 @@ def check_wait(polls: Sequence[Generation | ModelScopeError], end_time: float) -
     now = START
     for polled in polls:
         try:
-            outcome = wait.after(polled, now=now)
+            outcome = wait.observe(polled, now=now)
         except ModelScopeError as error:
             check_shown(error)
             # Only final errors and the deadline end a wait.
@@ -228,7 +228,7 @@ def check_wait(polls: Sequence[Generation | ModelScopeError], end_time: float) -
             assert outcome.is_finished
             return
         assert 0 < outcome <= max(15, MAX_RETRY_AFTER)
-        assert wait.last_seen.isprintable()
+        assert wait.last_status.isprintable()
         now += outcome
         assert now <= end_time
 
@@ -251,7 +251,7 @@ def test_any_response_becomes_a_value_or_a_typed_error() -> None:
             check_shown(error_from(response, account=ACCOUNT, model=MODEL))
             assert re.fullmatch(r"[a-z0-9, -]*", str(response.quota))
             cooldown = Cooldown()
-            cooldown.hear(response, now=START)
+            cooldown.observe(response, now=START)
             assert 0 <= cooldown.seconds(START) <= MAX_RETRY_AFTER
             tried += 1
         retryable = [polled for polled in polls if isinstance(polled, ModelScopeRetryableError)]
@@ -275,11 +275,11 @@ def test_retryable_errors_never_end_a_wait_before_its_deadline(
     wait = PollSchedule("42", submitted_at=START, end_time=START + 1e6, poll_interval=15)
     now = START
     for _ in range(times):
-        outcome = wait.after(polled, now=now)
+        outcome = wait.observe(polled, now=now)
         assert isinstance(outcome, float)
         now += outcome
     with pytest.raises(GenerationTimeoutError) as caught:
-        wait.after(polled, now=START + 1e6)
+        wait.observe(polled, now=START + 1e6)
     check_shown(caught.value)
 
 

@@ -16,7 +16,6 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.tasks import deferral as deferral_module
-from airflow_provider_modelscope.waiting import backoff
 from tests.unit.builders import REQUEST, Context, one_step, overdue, resume, submitter
 from tests.unit.conftest import connect
 
@@ -112,10 +111,8 @@ def test_a_rejected_submission_keeps_its_position(
     assert resume(task, raised.value, context)
 
 
-def test_a_slot_granted_early_is_retried_from_the_worker(
-    emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backoff, "QUEUE_PAUSE", 0.0)
+@pytest.mark.usefixtures("no_pauses")
+def test_a_slot_granted_early_is_retried_from_the_worker(emulator: Emulator, context: Context) -> None:
     emulator.fail("submit:queue-full:4")
     task = submitter(deferrable=True)
     assert resume(task, deferred(task, context), context)

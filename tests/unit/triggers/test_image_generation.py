@@ -14,7 +14,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.transport.event_loop import TICK, until_a_tick
+from airflow_provider_modelscope.transport.event_loop import TICK, align_to_tick
 from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
@@ -23,7 +23,7 @@ from tests.unit.conftest import TOKEN, connect
 
 @pytest.fixture(autouse=True)
 def no_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_modelscope.waiting.backoff.QUIET_AFTER_429", 0.0)
+    monkeypatch.setattr("airflow_provider_modelscope.waiting.backoff.DEFAULT_COOLDOWN", 0.0)
 
 
 REQUEST = GenerationRequest(model="Qwen/Qwen-Image", prompt="A cat", size="64x64")
@@ -122,7 +122,7 @@ def test_at_its_deadline_it_looks_once_more_and_then_gives_up(emulator: Emulator
 def test_a_service_that_is_gone_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, "http://127.0.0.1:9")  # nobody listens to the discard port
     [event] = events(trigger("42", end_time=0.0))
-    with pytest.raises(GenerationTimeoutError, match=r"gave no answer.*127\.0\.0\.1"):
+    with pytest.raises(GenerationTimeoutError, match=r"No response from.*127\.0\.0\.1"):
         read_event(event, GenerationFinished)
 
 
@@ -135,14 +135,14 @@ def test_it_does_not_fire_before_the_task_has_settled_in_its_deferral(emulator: 
 @pytest.mark.parametrize("seconds", [1, 1.1, 1.3, 2, 4.76, 15])
 @pytest.mark.parametrize("now", [0.0, 1234.56, 1234.75])
 def test_pauses_end_together_and_are_never_longer_nor_below_a_second(seconds: float, now: float) -> None:
-    cut = until_a_tick(seconds, now=now)
+    cut = align_to_tick(seconds, now=now)
     assert max(1, seconds - TICK) <= cut <= seconds
     assert cut == seconds or ((now + cut) / TICK).is_integer()
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.5, 0.99])
 def test_the_short_pause_before_a_deadline_is_not_cut(seconds: float) -> None:
-    assert until_a_tick(seconds, now=1234.56) == seconds
+    assert align_to_tick(seconds, now=1234.56) == seconds
 
 
 def test_a_cancelled_wait_closes_its_connections(emulator: Emulator) -> None:

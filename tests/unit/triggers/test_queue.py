@@ -110,6 +110,8 @@ def test_slot_follows_the_durations_of_model_and_size(
             waiting = asyncio.create_task(
                 client.wait_until_finished(running(generation_id, model="a/b", size=size))
             )
+            while not any(exchange.method == "GET" for exchange in emulator.requests):
+                await asyncio.sleep(0.01)  # else it would be cancelled while it connects
             queued = await event_of(trigger(end_time=time.time() + 0.3))
             waiting.cancel()
             return queued
@@ -126,7 +128,7 @@ def test_the_error_at_the_deadline_says_how_many_waited(emulator: Emulator) -> N
 
     errors = [error_in(one) for one in asyncio.run(three())]
     assert all(type(error) is QueueFullError for error in errors)
-    assert any("2 more of this account waited with it" in str(error) for error in errors)
+    assert any("with 2 other tasks of this account in the queue" in str(error) for error in errors)
 
 
 def test_no_slot_is_granted_after_the_deadline(emulator: Emulator) -> None:

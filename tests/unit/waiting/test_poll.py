@@ -1,4 +1,4 @@
-"""A wait looks soon at first and at its deadline last, and ends only where waiting does not help."""
+"""The poll schedule: when to poll again, the deadline, and the errors that end a wait."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
 )
 from airflow_provider_modelscope.protocol.generation import ErrorDetail, Generation
-from airflow_provider_modelscope.protocol.messages import HttpResponse
-from airflow_provider_modelscope.waiting.backoff import Cooldown
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
 
@@ -58,12 +56,12 @@ def gaps(ages: list[float]) -> list[float]:
     return [later - earlier for earlier, later in pairwise(ages)]
 
 
-def looks(wait: PollSchedule, look: Generation | ModelScopeError) -> list[float]:
-    """Return at which ages the wait looks, where every look gives the same, until it gives up."""
+def poll_ages(wait: PollSchedule, polled: Generation | ModelScopeError) -> list[float]:
+    """Return the ages of the generation at its polls, if each gives the same, until the deadline."""
     ages = [0.0]
     while True:
         try:
-            outcome = wait.after(look, now=START + ages[-1])
+            outcome = wait.observe(polled, now=START + ages[-1])
         except GenerationTimeoutError:
             return ages
         assert isinstance(outcome, float)
@@ -71,10 +69,10 @@ def looks(wait: PollSchedule, look: Generation | ModelScopeError) -> list[float]
         ages.append(ages[-1] + outcome)
 
 
-def test_the_quick_looks_come_every_second_then_after_an_eighth_of_the_age() -> None:
-    ages = looks(waiting(seconds=48, fast_poll_until_age=10), RUNNING)
+def test_fast_polls_are_a_second_then_an_eighth_of_the_age_apart() -> None:
+    ages = poll_ages(waiting(seconds=48, fast_poll_until_age=10), RUNNING)
     assert ages[:11] == pytest.approx([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10.125], abs=1e-3)
-    for gap in gaps(ages[10:-1]):  # then as without them
+    for gap in gaps(ages[10:-1]):  # then the usual pace
         assert 4.5 <= gap <= 5.5
 
 
@@ -82,36 +80,34 @@ def test_the_quick_looks_come_every_second_then_after_an_eighth_of_the_age() -> 
 @pytest.mark.parametrize("age", [-3600, 0, 4, 7.9, 20, 500])  # -3600: the clock was set back
 @pytest.mark.parametrize("fast_poll_until_age", [0, 8])
 @pytest.mark.parametrize(
-    "look", [RUNNING, EMPTY, ServiceUnavailableError("gone")], ids=["runs", "odd", "fault"]
+    "polled", [RUNNING, EMPTY, ServiceUnavailableError("gone")], ids=["running", "without images", "error"]
 )
-def test_no_look_comes_sooner_than_a_second_or_later_than_the_interval(
-    look: Any, fast_poll_until_age: float, age: float, poll_interval: float
+def test_polls_are_a_second_to_poll_interval_apart(
+    polled: Any, fast_poll_until_age: float, age: float, poll_interval: float
 ) -> None:
     wait = waiting(poll_interval=poll_interval, fast_poll_until_age=fast_poll_until_age)
-    outcome = wait.after(look, now=START + age)
+    outcome = wait.observe(polled, now=START + age)
     assert isinstance(outcome, float)
     assert 1 <= outcome <= max(1, poll_interval)
 
 
-def test_the_last_look_falls_on_the_deadline() -> None:
+def test_the_last_poll_is_at_the_deadline() -> None:
     wait = waiting(seconds=100)
-    assert wait.after(RUNNING, now=START + 97.5) == 2.5
-    assert wait.after(ServiceUnavailableError("gone"), now=START + 99.75) == 0.25
+    assert wait.observe(RUNNING, now=START + 97.5) == 2.5
+    assert wait.observe(ServiceUnavailableError("gone"), now=START + 99.75) == 0.25
     with pytest.raises(GenerationTimeoutError):
-        wait.after(RUNNING, now=START + 100)
+        wait.observe(RUNNING, now=START + 100)
 
 
 @pytest.mark.parametrize("ended", [DONE, FAILED], ids=["SUCCEED", "FAILED"])
 @pytest.mark.parametrize("age", [0, 99, 100, 5000])
-def test_a_finished_generation_ends_the_wait_at_any_age_even_after_the_deadline(
-    ended: Generation, age: float
-) -> None:
-    assert waiting(seconds=100).after(ended, now=START + age) is ended
+def test_a_finished_generation_ends_the_wait_at_any_age(ended: Generation, age: float) -> None:
+    assert waiting(seconds=100).observe(ended, now=START + age) is ended
 
 
 @pytest.fixture
 def durations(monkeypatch: pytest.MonkeyPatch) -> DurationHistory:
-    """The durations that this process has seen: none yet."""
+    """The durations that this process knows: none yet."""
     durations = DurationHistory()
     monkeypatch.setattr("airflow_provider_modelscope.waiting.poll.DURATIONS", durations)
     return durations
@@ -121,24 +117,24 @@ def took(duration_ms: float | None) -> Generation:
     return replace(DONE, duration_ms=duration_ms)
 
 
-def test_a_wait_learns_from_earlier_ones_of_its_model_and_size(durations: DurationHistory) -> None:
+def test_polls_follow_earlier_waits_of_the_model_and_size(durations: DurationHistory) -> None:
     same: dict[str, Any] = {"model": "a/b", "size": "64x64"}
     for number in range(20):
         wait = waiting(**same)
-        wait.after(RUNNING, now=START + 39)
-        wait.after(took(40_000 + 10 * number), now=START + 41)
-    first = waiting(**same).after(RUNNING, now=START + 22)
+        wait.observe(RUNNING, now=START + 39)
+        wait.observe(took(40_000 + 10 * number), now=START + 41)
+    first = waiting(**same).observe(RUNNING, now=START + 22)
     assert isinstance(first, float)
     assert 13 <= first <= 15  # shortly before the fastest, or poll_interval
-    [*before, _deadline] = looks(waiting(**same, seconds=45), RUNNING)
+    [*before, _deadline] = poll_ages(waiting(**same, seconds=45), RUNNING)
     assert sum(38 < age < 43 for age in before) >= 2, before
     unknown: list[dict[str, Any]] = [{**same, "model": "c/d"}, {**same, "size": "8x8"}, {"model": "a/b"}, {}]
     for other in unknown:
-        assert 4.5 <= float(waiting(**other).after(RUNNING, now=START + 22)) <= 5  # type: ignore[arg-type]
+        assert 4.5 <= float(waiting(**other).observe(RUNNING, now=START + 22)) <= 5  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("duration_ms", "ran_at", "recorded"),
+    ("duration_ms", "running_at", "recorded"),
     [
         (5412.9, 4, 5.4129),  # the service's figure
         (5412.9, None, 5.4129),
@@ -152,49 +148,47 @@ def test_a_wait_learns_from_earlier_ones_of_its_model_and_size(durations: Durati
         (20_000, None, None),
     ],
 )
-def test_the_services_duration_is_recorded_unless_polls_contradict(
-    durations: DurationHistory, duration_ms: float | None, ran_at: float | None, recorded: float | None
+def test_the_services_duration_counts_unless_polls_contradict(
+    durations: DurationHistory, duration_ms: float | None, running_at: float | None, recorded: float | None
 ) -> None:
     wait = waiting(model="a/b", size="64x64")
-    if ran_at is not None:
-        wait.after(RUNNING, now=START + ran_at)
-    wait.after(took(duration_ms), now=START + 8)
+    if running_at is not None:
+        wait.observe(RUNNING, now=START + running_at)
+    wait.observe(took(duration_ms), now=START + 8)
     assert durations.of("a/b", "64x64").usual == (recorded and pytest.approx(recorded))
 
 
 def test_a_failed_generation_records_no_duration(durations: DurationHistory) -> None:
     wait = waiting(model="a/b")
-    wait.after(RUNNING, now=START + 1)
-    wait.after(FAILED, now=START + 2)
+    wait.observe(RUNNING, now=START + 1)
+    wait.observe(FAILED, now=START + 2)
     assert not len(durations)
 
 
-def test_not_found_is_a_verdict_only_after_30_seconds() -> None:
+def test_not_found_is_final_only_after_30_seconds() -> None:
     for age in (0, 10, 29.99):
-        assert isinstance(waiting().after(MISSING, now=START + age), float)
-    assert waiting().after(MISSING, now=START + 30) is MISSING
+        assert isinstance(waiting().observe(MISSING, now=START + age), float)
+    assert waiting().observe(MISSING, now=START + 30) is MISSING
 
 
-def test_success_without_images_is_looked_at_again() -> None:
-    assert looks(waiting(seconds=3, fast_poll_until_age=8), EMPTY) == [0, 1, 2, 3]
+def test_success_without_images_is_polled_again() -> None:
+    assert poll_ages(waiting(seconds=3, fast_poll_until_age=8), EMPTY) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", PASSING)
-def test_a_fault_that_may_pass_never_ends_a_wait_with_time_left(kind: type[ModelScopeError]) -> None:
+def test_a_retryable_error_never_ends_a_wait_before_its_deadline(kind: type[ModelScopeError]) -> None:
     wait = waiting(seconds=100)
     for age in (0, 20, 99.9):
-        assert isinstance(wait.after(kind("gone"), now=START + age), float)
-    assert wait.after(DONE, now=START + 100) is DONE
+        assert isinstance(wait.observe(kind("gone"), now=START + age), float)
+    assert wait.observe(DONE, now=START + 100) is DONE
 
 
 @pytest.mark.parametrize("kind", FINAL)
 @pytest.mark.parametrize("age", [0, 5000])
-def test_an_error_that_waiting_does_not_mend_is_raised_at_once_as_it_is(
-    kind: type[ModelScopeError], age: float
-) -> None:
+def test_a_final_error_is_raised_at_once_and_unchanged(kind: type[ModelScopeError], age: float) -> None:
     error = kind("no")
     with pytest.raises(kind) as caught:
-        waiting().after(error, now=START + age)
+        waiting().observe(error, now=START + age)
     assert caught.value is error
 
 
@@ -212,45 +206,45 @@ def test_an_error_that_waiting_does_not_mend_is_raised_at_once_as_it_is(
         (60, 880, 20),
     ],
 )
-def test_retry_after_is_honoured_up_to_five_minutes_and_to_the_deadline(
+def test_retry_after_is_honoured_up_to_a_limit_and_the_deadline(
     retry_after: float | None, age: float, delay: float
 ) -> None:
     error = RateLimitedError("slow down", retry_after=retry_after)
-    assert waiting(fast_poll_until_age=math.inf).after(error, now=START + age) == delay
+    assert waiting(fast_poll_until_age=math.inf).observe(error, now=START + age) == delay
 
 
 @pytest.mark.parametrize(
-    ("look", "seen"),
+    ("polled", "status"),
     [
         (RUNNING, "PROCESSING"),
         (EMPTY, "SUCCEED without images"),
         (generation(""), "without a status"),
         (MISSING, "not found"),
-        (ServiceUnavailableError("gone", code=502), "not to be seen: gone (code 502)"),
+        (ServiceUnavailableError("gone", code=502), "unreachable (gone (code 502))"),
     ],
-    ids=["runs", "no images", "no status", "not found", "fault"],
+    ids=["running", "no images", "no status", "not found", "error"],
 )
-def test_a_timeout_names_the_generation_what_was_last_seen_and_the_deadline(look: Any, seen: str) -> None:
+def test_a_timeout_contains_the_last_status_and_the_deadline(polled: Any, status: str) -> None:
     wait = waiting(seconds=10)
-    assert wait.last_seen == "not seen yet"
-    wait.after(generation("PENDING"), now=START + 9)
-    assert wait.last_seen == "PENDING"
+    assert wait.last_status == "not polled yet"
+    wait.observe(generation("PENDING"), now=START + 9)
+    assert wait.last_status == "PENDING"
     with pytest.raises(GenerationTimeoutError) as caught:
-        wait.after(look, now=START + 10)
-    assert wait.last_seen == seen
+        wait.observe(polled, now=START + 10)
+    assert wait.last_status == status
     assert str(caught.value) == (
-        f"The generation was {seen} at its deadline, 2023-11-14 22:13:30 UTC. It may yet finish: "
-        "waiting for its id again costs nothing (generation 42)"
+        f"The generation was {status} at its deadline, 2023-11-14 22:13:30 UTC. It may still finish: "
+        "wait for its id again, which is free of charge (generation 42)"
     )
     assert caught.value.generation_id == "42"
     assert isinstance(caught.value, ModelScopeRetryableError)
 
 
-def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
+def test_a_wait_polls_once_even_long_after_its_deadline() -> None:
     wait = PollSchedule("42", submitted_at=START, end_time=0, poll_interval=5)
-    assert wait.after(DONE, now=START) is DONE
+    assert wait.observe(DONE, now=START) is DONE
     with pytest.raises(GenerationTimeoutError, match="1970-01-01 00:00:00 UTC"):
-        wait.after(RUNNING, now=START)
+        wait.observe(RUNNING, now=START)
 
 
 @pytest.mark.parametrize(
@@ -269,37 +263,8 @@ def test_a_wait_whose_time_is_long_up_still_looks_once() -> None:
         (math.inf, None, 0, 365 * 24 * 3600),
     ],
 )
-def test_a_wait_ends_with_its_timeout_or_with_the_tasks_execution_timeout(
+def test_a_wait_ends_with_timeout_or_execution_timeout(
     timeout: float, execution_timeout: float | None, since: float, end: float
 ) -> None:
     limit = None if execution_timeout is None else timedelta(seconds=execution_timeout)
     assert end_of_wait(timeout, limit, since=START + since, started_at=START) == START + end
-
-
-@pytest.mark.parametrize(
-    ("status_code", "headers", "seconds"),
-    [
-        (200, {}, 0),
-        (503, {}, 0),
-        (429, {}, 5),
-        (429, {"Retry-After": "20"}, 20),
-        (503, {"Retry-After": "20"}, 20),
-        (200, {"Retry-After": "0"}, 0),
-        (429, {"Retry-After": "86400"}, 300),
-    ],
-)
-def test_an_account_is_quiet_for_as_long_as_the_service_asks(
-    status_code: int, headers: dict[str, str], seconds: float
-) -> None:
-    quiet = Cooldown()
-    quiet.hear(HttpResponse(status_code=status_code, headers=headers), now=START)
-    assert quiet.seconds(START) == seconds
-    assert quiet.seconds(START + seconds) == 0
-
-
-def test_an_answer_that_asks_for_nothing_does_not_shorten_the_quiet() -> None:
-    quiet = Cooldown()
-    quiet.hear(HttpResponse(status_code=429, headers={"Retry-After": "60"}), now=START)
-    quiet.hear(HttpResponse(status_code=200, headers={}), now=START + 1)
-    quiet.hear(HttpResponse(status_code=429, headers={}), now=START + 2)
-    assert quiet.seconds(START + 10) == 50
