@@ -1,10 +1,17 @@
-"""What a wait costs: this provider's trigger compared with four other ways to wait, all measured in one run.
+"""What a wait costs: this provider's trigger compared with four other ways to wait.
 
-``python -m dev.bench_waiting`` takes seven minutes, ``--waits 1000`` much less. Each way waits in a new
-process, so that CPU and memory are its own. The service is another process that costs little: it uses TLS and
-a host name, as the real one, but responds immediately. All ways with a fixed interval poll every 5 s. The
+``python -m dev.bench_waiting`` takes nine minutes, ``--waits 1000 --runs 1`` much less. Each way waits in a
+new process, so that CPU and memory are its own. The service is another process that costs little: it uses TLS
+and a host name, as the real one, but responds immediately. All ways with a fixed interval poll every 5 s. The
 trigger does so too, because its model is unknown; ``dev.bench_intervals`` measures the polling rule. CPU is
 that of the process from the start of the first wait to the end of the last one, per poll.
+
+A run measures the bare loop and the trigger, one after the other, and compares them with each other. Five
+runs give the medians, and the range of the comparison. The other ways are measured in the first run.
+
+Logging is set up as in the process of a triggerer: INFO, as JSON, over an unbuffered pipe to another process
+(the supervisor of Airflow, here ``cat``), with the ids of the task in each line. The lines that Airflow logs
+for every trigger are not measured.
 
 All waits start at once, as in a triggerer that restarts; ``--within 5`` spreads the starts over 5 s. The lag
 of the event loop is measured as the triggerer's watchdog does, less the 0.1 s that it sleeps. Modules that
@@ -20,18 +27,20 @@ import gc
 import json
 import os
 import random
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
@@ -44,11 +53,18 @@ if TYPE_CHECKING:
 Wait = Callable[[str], Awaitable[None]]
 Way = Callable[[str], AbstractAsyncContextManager[Wait]]
 
-OURS = "this trigger"
+BARE, OURS = "bare loop", "this trigger"
 INTERVAL = 5.0  # seconds between polls, for all ways with a fixed interval
 WATCHDOG_SLEEP = 0.1  # seconds, as in airflow.jobs.triggerer_job_runner.TriggerRunner.block_watchdog
 WATCHDOG_LIMIT = 0.2  # seconds, its sleep included, above which it warns
 TIMEOUT = 120.0  # seconds for one run
+LOG_CONTEXT = {  # a triggerer adds these to each line
+    "ti_id": "0199b4c0-0000-7000-8000-000000000000",
+    "dag_id": "a_dag",
+    "task_id": "a_task",
+    "run_id": "scheduled__2026-01-05T08:00:00+00:00",
+    "try_number": 1,
+}
 HEADERS = {"Authorization": "Bearer ms-bench", "X-ModelScope-Task-Type": "image_generation"}
 SPAWN = get_context("spawn")  # a new interpreter, which shares no memory with this one
 
@@ -63,8 +79,11 @@ class Figures:
     polls: float  # per generation
     delay: float  # seconds per generation, from its end to the end of the wait
     memory_kb: float  # per wait: peak of the resident set, less its size before
-    connections: int
+    connections: float
     service_load: float  # fraction of a core that the service used
+
+
+Runs = list[dict[str, Figures]]  # the figures of each way, for one number of waits
 
 
 class Service(asyncio.Protocol):
@@ -287,28 +306,26 @@ def _blocking_poll(base_url: str) -> Iterator[Callable[[str], bool]]:
 
 
 WAYS: dict[str, Way] = {
-    "bare loop": bare_loop,
+    BARE: bare_loop,
     OURS: this_trigger,
     "http provider": http_provider,
     "threads": threads,
     "blocking": blocking,
 }
 TITLES = {
-    "bare loop": "a bare aiohttp loop, nothing else",
+    BARE: "a bare aiohttp loop, nothing else",
     OURS: OURS,
     "http provider": "the http provider's hook, one session per poll",
     "threads": "a blocking client per wait, in threads",
     "blocking": "a blocking client on the event loop, with immediate responses",
 }
-MAX_WAITS = {
-    "threads": 1000,
-    "blocking": 1000,
-}  # to save time: with more waits, they only fall further behind
+MAX_WAITS = {"threads": 1000, "blocking": 1000}  # to save time: with more, they only fall further behind
 
 
 def measure(way: str, base_url: str, waits: int, seconds: float, within: float) -> Figures:
     """Wait in this process, which is new, and return the cost."""
     _allow_many_files()
+    _log_as_a_triggerer()
     for module in ("aiohttp", "requests", "airflow_provider_modelscope.triggers.image_generation"):
         import_module(module)  # for every way, so that garbage collection costs all of them the same
     return asyncio.run(_measure(WAYS[way], base_url, waits, seconds, within))
@@ -316,6 +333,7 @@ def measure(way: str, base_url: str, waits: int, seconds: float, within: float) 
 
 async def _measure(way: Way, base_url: str, waits: int, seconds: float, within: float) -> Figures:
     import psutil  # type: ignore[import-untyped]
+    from structlog.contextvars import bind_contextvars
 
     resident = psutil.Process()
     lags: list[float] = []
@@ -330,8 +348,9 @@ async def _measure(way: Way, base_url: str, waits: int, seconds: float, within: 
             lags.append(time.monotonic() - last_run - WATCHDOG_SLEEP)
             peak = max(peak, resident.memory_info().rss)
 
-    async def wait_for(generation_id: str, finished_at: float) -> None:
-        await wait(generation_id)
+    async def wait_for(number: int, finished_at: float) -> None:
+        bind_contextvars(**LOG_CONTEXT, trigger_id=number, map_index=number)
+        await wait(f"{number}-{finished_at}")
         delays.append(time.time() - finished_at)
 
     async with way(base_url) as wait:
@@ -348,7 +367,7 @@ async def _measure(way: Way, base_url: str, waits: int, seconds: float, within: 
         waiting = []
         for number in range(waits):
             finished_at = time.time() + seconds * spread.uniform(0.5, 1)
-            waiting.append(tasks.create_task(wait_for(f"{number}-{finished_at}", finished_at)))
+            waiting.append(tasks.create_task(wait_for(number, finished_at)))
             await asyncio.sleep(max(0.0, started + within * (number + 1) / waits - time.monotonic()))
         await asyncio.wait(waiting)
         cpu, took = time.process_time() - cpu, time.monotonic() - started
@@ -363,7 +382,7 @@ async def _measure(way: Way, base_url: str, waits: int, seconds: float, within: 
         polls=polls / waits,
         delay=sum(delays) / waits,
         memory_kb=(peak - rss) / 1024 / waits,
-        connections=int(after["opened"] - before["opened"]),
+        connections=after["opened"] - before["opened"],
         service_load=(after["cpu"] - before["cpu"]) / took,
     )
 
@@ -382,24 +401,56 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _log_as_a_triggerer() -> None:
+    """Set up logging as ``airflow.sdk.execution_time.supervisor`` does in the process of a triggerer."""
+    from airflow.sdk.log import configure_logging, reset_logging
+
+    supervisor = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0)  # noqa: S607
+    reset_logging()  # type: ignore[no-untyped-call]
+    configure_logging(json_output=True, output=supervisor.stdin, sending_to_supervisor=True)
+
+
 HEADER = """\
-      |                   |  CPU per poll |    lag, ms     | a generation  |  memory | connec | ser-
-waits | way               |     ms  /bare |    p99     max | polls delay s | KB/wait |  tions | vice"""
+      |               |       CPU per poll        |    lag, ms     | a generation  |  memory | connec | ser-
+waits | way           |    ms   /bare     range   |    p99     max | polls delay s | KB/wait |  tions | vice\
+"""
 
 
-def print_row(way: str, waits: int, figures: Figures, floor: Figures | None) -> None:
-    ratio = f"{figures.cpu_ms / floor.cpu_ms:6.2f}" if floor else "     -"
-    print(
-        f"{waits:5} | {way:17} | {figures.cpu_ms:6.2f} {ratio} "
-        f"| {figures.lag_p99_ms:6.1f} {figures.lag_max_ms:7.1f} | {figures.polls:5.2f} "
-        f"{figures.delay:7.2f} | {figures.memory_kb:7.1f} | {figures.connections:6} "
-        f"| {figures.service_load:4.0%}",
-        flush=True,
-    )
+def medians(runs: Runs, way: str) -> Figures | None:
+    """Return the median of each figure of a way."""
+    measured = [asdict(run[way]) for run in runs if way in run]
+    if not measured:
+        return None
+    return Figures(**{name: median(figures[name] for figures in measured) for name in measured[0]})
 
 
-def print_targets(measured: dict[tuple[str, int], Figures]) -> None:
-    """Print the targets, and whether they are met."""
+def ratios(runs: Runs, way: str) -> list[float]:
+    """Return the CPU per poll of a way, relative to the bare loop in the same run, in ascending order."""
+    return sorted(run[way].cpu_ms / run[BARE].cpu_ms for run in runs if run.keys() >= {way, BARE})
+
+
+def spread(ratio: Sequence[float]) -> str:
+    """Return the lowest and the highest ratio; empty if they do not differ."""
+    return f"{ratio[0]:.2f} to {ratio[-1]:.2f}" if ratio and ratio[0] < ratio[-1] else ""
+
+
+def print_rows(waits: int, runs: Runs) -> None:
+    """Print the medians of every way for one number of waits."""
+    for way in WAYS:
+        if figures := medians(runs, way):
+            ratio = ratios(runs, way)
+            relative = f"{median(ratio):6.2f}" if ratio else "     -"
+            print(
+                f"{waits:5} | {way:13} | {figures.cpu_ms:5.2f} {relative} {spread(ratio):12} "
+                f"| {figures.lag_p99_ms:6.1f} {figures.lag_max_ms:7.1f} | {figures.polls:5.2f} "
+                f"{figures.delay:7.2f} | {figures.memory_kb:7.1f} | {figures.connections:6.0f} "
+                f"| {figures.service_load:4.0%}",
+                flush=True,
+            )
+
+
+def print_targets(measured: dict[int, Runs]) -> None:
+    """Print the targets, and whether the medians meet them."""
     from airflow_provider_modelscope.transport.event_loop import POOL_SIZE
 
     def row(what: str, value: float, target: float) -> None:
@@ -408,41 +459,58 @@ def print_targets(measured: dict[tuple[str, int], Figures]) -> None:
         print(f"{what:62} {value:7.{digits}f}   at most {target:6.{digits}f}   {verdict}")
 
     print()
-    ours, bare = measured.get((OURS, 1000)), measured.get(("bare loop", 1000))
-    if ours and bare:
-        row("CPU per poll at 1000 waits, relative to the bare loop", ours.cpu_ms / bare.cpu_ms, 1.3)
-        if other := measured.get(("threads", 1000)):
+    for waits, runs in measured.items():
+        if ratio := ratios(runs, OURS):
+            row(f"CPU per poll at {waits} waits, relative to the bare loop", median(ratio), 1.3)
+    runs = measured.get(1000, [])
+    if ours := medians(runs, OURS):
+        if other := medians(runs, "threads"):
             row("CPU per poll at 1000 waits, relative to threads", ours.cpu_ms / other.cpu_ms, 1 / 3)
-        if other := measured.get(("http provider", 1000)):
-            row(
-                "CPU per poll at 1000 waits, relative to the http provider", ours.cpu_ms / other.cpu_ms, 1 / 8
-            )
-        row("p99 of the lag at 1000 waits, relative to the bare loop", ours.lag_p99_ms / bare.lag_p99_ms, 1.5)
-    if ours:
+        if other := medians(runs, "http provider"):
+            what = "CPU per poll at 1000 waits, relative to the http provider"
+            row(what, ours.cpu_ms / other.cpu_ms, 1 / 8)
+        if bare := medians(runs, BARE):
+            what = "p99 of the lag at 1000 waits, relative to the bare loop"
+            row(what, ours.lag_p99_ms / bare.lag_p99_ms, 1.5)
         longest = ours.lag_max_ms / 1000 + WATCHDOG_SLEEP
         row("seconds that the watchdog measures at 1000 waits", longest, WATCHDOG_LIMIT)
         row("connections at 1000 waits", ours.connections, POOL_SIZE)
-    ours, bare = measured.get((OURS, 5000)), measured.get(("bare loop", 5000))
-    if ours and bare:
+    runs = measured.get(5000, [])
+    if (ours := medians(runs, OURS)) and (bare := medians(runs, BARE)):
         row("memory per wait at 5000 waits, relative to the bare loop", ours.memory_kb / bare.memory_kb, 2)
 
 
-def print_table(measured: dict[tuple[str, int], Figures]) -> None:
+def print_table(runs: Runs) -> None:
     """Print the figures for 1000 waits as docs/waiting.md shows them."""
-    bare = measured.get(("bare loop", 1000))
-    if bare is None:
+    if not runs:
         return
     print("\n| way | CPU, of a bare loop's | lag, ms | connections |\n| --- | --- | --- | --- |")
     for way, title in TITLES.items():
-        if figures := measured.get((way, 1000)):
-            ratio = figures.cpu_ms / bare.cpu_ms
-            print(f"| {title} | {ratio:.2g} | {figures.lag_max_ms:.0f} | {figures.connections} |")
+        if (figures := medians(runs, way)) and (ratio := ratios(runs, way)):
+            relative = f"{median(ratio):.2f} ({spread(ratio)})" if spread(ratio) else f"{median(ratio):.2g}"
+            print(f"| {title} | {relative} | {figures.lag_max_ms:.0f} | {figures.connections:.0f} |")
+
+
+def run_once(
+    base_url: str, waits: int, ways: Sequence[str], arguments: argparse.Namespace
+) -> dict[str, Figures]:
+    """Measure each way in a new process."""
+    measured = {}
+    for way in ways:
+        with ProcessPoolExecutor(1, mp_context=SPAWN) as new_process:
+            run = new_process.submit(measure, way, base_url, waits, arguments.seconds, arguments.within)
+            try:
+                measured[way] = run.result()
+            except Exception as error:  # a way that fails is a result
+                print(f"{waits:5} | {way:13} | failed: {error!r}", flush=True)
+    return measured
 
 
 def main() -> int:
     """Measure every way with every number of waits."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument("--waits", default="100,1000,5000", help="numbers of waits, separated by commas")
+    options.add_argument("--waits", default="1000,5000", help="numbers of waits, separated by commas")
+    options.add_argument("--runs", type=int, default=5, help="runs of the bare loop and the trigger")
     options.add_argument(
         "--seconds",
         type=float,
@@ -459,31 +527,25 @@ def main() -> int:
     start = f"started within {arguments.within:g} s" if arguments.within else "started at once"
     print(
         f"Generations of {arguments.seconds / 2:g} to {arguments.seconds:g} s, waits {start}, polls every "
-        f"{INTERVAL:g} s,\na service that responds after {arguments.latency:g} s. "
-        f"Python {sys.version.split()[0]}, aiohttp {version('aiohttp')}, http provider "
-        f"{version('apache-airflow-providers-http')}, {os.cpu_count()} cores.\n"
+        f"{INTERVAL:g} s,\na service that responds after {arguments.latency:g} s. Medians of "
+        f"{arguments.runs} runs.\nPython {sys.version.split()[0]}, aiohttp {version('aiohttp')}, http "
+        f"provider {version('apache-airflow-providers-http')}, {os.cpu_count()} cores.\n"
     )
     print(HEADER)
-    measured: dict[tuple[str, int], Figures] = {}
+    measured: dict[int, Runs] = {}
     with service(arguments.latency) as base_url:
         for waits in map(int, arguments.waits.split(",")):
-            for way in arguments.ways:
-                if waits > MAX_WAITS.get(way, waits):
-                    print(f"{waits:5} | {way:17} | not measured above {MAX_WAITS[way]} waits")
-                    continue
-                with ProcessPoolExecutor(1, mp_context=SPAWN) as new_process:
-                    run = new_process.submit(
-                        measure, way, base_url, waits, arguments.seconds, arguments.within
-                    )
-                    try:
-                        figures = run.result()
-                    except Exception as error:  # a way that fails is a result
-                        print(f"{waits:5} | {way:17} | failed: {error!r}", flush=True)
-                        continue
-                measured[way, waits] = figures
-                print_row(way, waits, figures, measured.get(("bare loop", waits)))
+            runs = measured[waits] = []
+            for number in range(arguments.runs):
+                ways = [
+                    way
+                    for way in arguments.ways
+                    if way in (BARE, OURS) or (number == 0 and waits <= MAX_WAITS.get(way, waits))
+                ]
+                runs.append(run_once(base_url, waits, ways, arguments))
+            print_rows(waits, runs)
     print_targets(measured)
-    print_table(measured)
+    print_table(measured.get(1000, []))
     return 0
 
 

@@ -59,7 +59,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             poll_interval=self.poll_interval,
             model=self.model,
             size=self.size,
-            log_level=logging.DEBUG,  # Airflow logs the start and the event of every trigger
+            log_level=logging.DEBUG,  # the task logs both, and Airflow logs the event
         )
         await with_client(self.modelscope_conn_id, lambda client: client.wait_until_finished(schedule))
         return GenerationFinished(generation_id=self.generation_id)

@@ -50,7 +50,7 @@ class PollSchedule:
     :param fast_poll_until_age: Age of the generation in seconds until which polls are a second or an eighth
         of the age apart, so that images of fast models arrive early.
     :param log_level: Level to log the first status and the end at. Changes and errors in between are always
-        logged at INFO or above.
+        logged, at INFO or above.
     """
 
     def __init__(
