@@ -76,7 +76,7 @@ def give_up(
     :param waiting: Number of tasks in the queue, this one included.
     """
     if waited > 0:
-        others = f" with {waiting - 1} other tasks of this account in the queue" if waiting > 1 else ""
+        others = f", with {waiting - 1} more in the account's queue" if waiting > 1 else ""
         error.message = (
             f"{error.message.rstrip('.')}. Nothing was created within {waited:.0f} s{others}. "
             "Increase queue_timeout to wait longer"

@@ -1,332 +1,185 @@
-"""Polling from the triggerer: all waits of an account share one client."""
+"""One client polls for all waits of an account: few connections, one cooldown, no secrets in errors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import traceback
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from itertools import cycle
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import aiohttp
 import pytest
 
-from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
-    AuthenticationError,
     InvalidConnectionError,
     RateLimitedError,
     ServiceUnavailableError,
 )
-from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.account import Account
-from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.transport.event_loop import POOL_SIZE, Client
-from airflow_provider_modelscope.triggers import accounts
-from airflow_provider_modelscope.triggers.accounts import account_of
-from airflow_provider_modelscope.triggers.clients import shared_client, with_client
-from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
-from airflow_provider_modelscope.waiting.backoff import DEFAULT_COOLDOWN
-from tests.unit.conftest import TOKEN, connect
+from airflow_provider_modelscope.protocol.generation import Generation
+from airflow_provider_modelscope.transport.event_loop import POOL_SIZE, TICK, Client, align_to_tick
+from tests.support.raw_server import http
+from tests.unit.conftest import TOKEN
 
 WAITS = 4 * POOL_SIZE
-STILL_RUNNING = {"task_status": "PROCESSING", "outputs": {}}
-SUCCEED = {"task_status": "SUCCEED", "output_images": ["https://images.example/a.png"]}
+RUNNING = json.dumps({"task_status": "PROCESSING", "outputs": {}}).encode()
+LATER = time.time() + 3600
 
 
-class Wire:
-    """A service that counts its connections, and responds only after every wait has polled once."""
+class Service:
+    """A service in the event loop of the test. It rejects polls of the id "429" for five minutes."""
 
     def __init__(self) -> None:
-        self.base_url = ""
-        self.opened = 0
-        self.polls = 0
+        self.opened = 0  # connections
+        self.polled: list[str] = []  # ids in the order of their polls
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
-    async def respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
-        try:
-            while (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /v1/tasks/"):
-                self.polls += 1
-                await asyncio.sleep(0)
-                body = json.dumps(SUCCEED if self.polls > WAITS else STILL_RUNNING).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-                await writer.drain()
-        except asyncio.IncompleteReadError:
-            pass  # the client has closed the connection
-        finally:
-            writer.close()
+        with suppress(asyncio.IncompleteReadError):  # until the client closes the connection
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                [generation_id] = re.findall("^GET /v1/tasks/([^ ]+)", head.decode())
+                self.polled.append(generation_id)
+                await self.may_respond.wait()
+                if generation_id == "429":
+                    writer.write(http(b"{}", "Retry-After: 300", "Content-Length: 2", status="429 Slow"))
+                else:
+                    writer.write(http(RUNNING, f"Content-Length: {len(RUNNING)}"))
+        writer.close()
 
 
 @asynccontextmanager
-async def wire() -> AsyncIterator[Wire]:
-    service = Wire()
-    server = await asyncio.start_server(service.respond, "127.0.0.1", 0)
-    service.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+async def client_and_service() -> AsyncIterator[tuple[Client, Service]]:
+    service = Service()
+    server = await asyncio.start_server(service.serve, "127.0.0.1", 0)
+    account = Account(token=TOKEN, base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     async with server:
-        yield service
+        client = Client(account)
+        try:
+            yield client, service
+        finally:
+            await client.close()
         server.close()
         await server.wait_closed()  # no connection is left open
 
 
-def test_many_waits_share_the_connections_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wait_for_all() -> None:
-        async with wire() as service:
-            connect(monkeypatch, service.base_url)
-            triggers = [
-                ModelScopeImageGenerationTrigger(
-                    generation_id=str(number),
-                    modelscope_conn_id="modelscope_default",
-                    poll_interval=1,
-                    end_time=time.time() + 60,
-                    min_deferral_seconds=0,
-                )
-                for number in range(WAITS)
-            ]
-            events = await asyncio.gather(*(anext(trigger.run()) for trigger in triggers))
-            assert {event.payload["status"] for event in events} == {"finished"}
+async def poll_all(client: Client) -> list[Any]:
+    return list(await asyncio.gather(*(client.poll(str(number), end_time=0) for number in range(WAITS))))
+
+
+def test_many_waits_share_few_connections() -> None:
+    async def run() -> None:
+        async with client_and_service() as (client, service):
+            for _ in range(2):
+                assert {polled.status for polled in await poll_all(client)} == {"PROCESSING"}
             assert 1 <= service.opened <= POOL_SIZE
-            assert service.polls >= 2 * WAITS
+            assert len(service.polled) == 2 * WAITS
 
-    asyncio.run(wait_for_all())  # an unclosed session would be a warning, which is an error
-
-
-def test_one_account_has_one_client_and_another_its_own() -> None:
-    async def borrow() -> None:
-        account = Account(token=TOKEN, base_url="http://127.0.0.1:9")
-        other = Account(token="ms-other", base_url="http://127.0.0.1:9")
-        async with shared_client(account) as first:
-            async with shared_client(Account(token=TOKEN, base_url="http://127.0.0.1:9")) as second:
-                assert first is second
-            async with shared_client(other) as third:
-                assert third is not first
-            async with shared_client(account) as again:
-                assert again is first
-        async with shared_client(account) as later:
-            assert later is not first  # the last user has closed it
-
-    asyncio.run(borrow())
+    asyncio.run(run())
 
 
-def test_each_event_loop_has_its_own_client() -> None:
-    async def borrowed() -> Client:
-        async with shared_client(Account(token=TOKEN, base_url="http://127.0.0.1:9")) as client:
-            return client
+def test_a_request_starts_only_when_a_connection_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = 0
+    get = aiohttp.ClientSession.get
 
-    assert asyncio.run(borrowed()) is not asyncio.run(borrowed())
+    def counted(self: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> Any:
+        nonlocal started
+        started += 1
+        return get(self, *args, **kwargs)
 
+    monkeypatch.setattr(aiohttp.ClientSession, "get", counted)
 
-def test_a_token_rotated_during_the_wait_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Emulator(tokens=["ms-rotated"]) as emulator:
-        # The first token is rejected; at the second read the deployment has the new one.
-        tokens = iter(["ms-expired-1", "ms-rotated"])
+    async def run() -> None:
+        async with client_and_service() as (client, service):
+            service.may_respond.clear()
+            polls = asyncio.create_task(poll_all(client))
+            while len(service.polled) < POOL_SIZE:
+                await asyncio.sleep(0)
+            assert started == POOL_SIZE
+            service.may_respond.set()
+            await polls
+        assert started == WAITS
 
-        async def read(connection_id: str) -> object:
-            from airflow.providers.common.compat.sdk import Connection
-
-            return Connection(
-                conn_id=connection_id, conn_type="modelscope", host=emulator.base_url, password=next(tokens)
-            )
-
-        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", read)
-        trigger = ModelScopeImageGenerationTrigger(
-            generation_id="42",
-            modelscope_conn_id="modelscope_default",
-            poll_interval=1,
-            end_time=0,
-            min_deferral_seconds=0,
-        )
-
-        async def event() -> object:
-            return (await anext(trigger.run())).payload
-
-        payload = asyncio.run(event())
-    assert "not found" in str(payload)  # the new token was used, and its account has no such generation
-    assert [exchange.status for exchange in emulator.requests] == [401, 200]
+    asyncio.run(run())
 
 
-def test_a_missing_ca_bundle_is_an_error_with_its_path() -> None:
-    async def borrow() -> None:
-        async with shared_client(Account(token=TOKEN, verify="/no/such/bundle.pem")):
-            pass
+def test_after_a_429_all_waits_of_the_account_slow_down() -> None:
+    async def run() -> None:
+        async with client_and_service() as (client, service), client_and_service() as (other, _):
+            assert isinstance(await client.poll("429", end_time=LATER), RateLimitedError)
+            waiting = asyncio.create_task(client.poll("1", end_time=LATER))
+            for _ in range(3):  # another account does not wait
+                assert isinstance(await other.poll("2", end_time=LATER), Generation)
+            assert service.polled == ["429"]
+            waiting.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_cooldown_ends_with_the_wait() -> None:
+    async def run() -> None:
+        async with client_and_service() as (client, service), asyncio.timeout(60):
+            await client.poll("429", end_time=LATER)
+            for end_time in (0.0, time.time()):
+                assert isinstance(await client.poll("1", end_time=end_time), Generation)
+            assert service.polled == ["429", "1", "1"]
+
+    asyncio.run(run())
+
+
+def test_an_id_is_quoted_once() -> None:
+    async def run() -> None:
+        async with client_and_service() as (client, service):
+            await client.poll("a/b?c %", end_time=0)
+            assert service.polled == ["a%2Fb%3Fc%20%25"]
+
+    asyncio.run(run())
+
+
+def test_a_missing_ca_bundle_is_an_error_that_names_it() -> None:
+    async def run() -> None:
+        Client(Account(token=TOKEN, verify="/no/such/bundle.pem"))
 
     with pytest.raises(InvalidConnectionError, match=r"verify.*/no/such/bundle\.pem"):
-        asyncio.run(borrow())
+        asyncio.run(run())
 
 
-def test_tokens_that_are_all_rejected_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Emulator(tokens=["ms-another"]) as emulator:
-        tokens = cycle(["ms-one", "ms-two"])  # two copies of the secrets, each with its own old token
-
-        async def read(connection_id: str) -> object:
-            from airflow.providers.common.compat.sdk import Connection
-
-            return Connection(
-                conn_id=connection_id, conn_type="modelscope", host=emulator.base_url, password=next(tokens)
-            )
-
-        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", read)
-
-        async def poll(client: Client) -> None:
-            raise AuthenticationError("refused")
-
-        with pytest.raises(AuthenticationError):
-            asyncio.run(with_client("modelscope_default", poll))
-
-
-def test_an_error_of_a_proxy_does_not_contain_its_password() -> None:
+def test_an_error_of_a_proxy_does_not_show_its_password() -> None:
     async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        writer.write(http(b"", "Content-Length: 0", status="407 Proxy Authentication Required"))
         writer.close()
 
-    async def poll() -> object:
+    async def run() -> object:
         async with await asyncio.start_server(reject, "127.0.0.1", 0) as server:
             proxy = f"http://bob:s3cret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            account = Account(token=TOKEN, base_url="https://api.example", proxy=proxy)
-            async with shared_client(account) as client:
-                return await client.poll("42", end_time=time.time() + 5)
+            client = Client(Account(token=TOKEN, base_url="https://api.example", proxy=proxy))
+            try:
+                return await client.poll("42", end_time=0)
+            finally:
+                await client.close()
 
-    error = asyncio.run(poll())
+    error = asyncio.run(run())
     assert isinstance(error, ServiceUnavailableError)
+    assert error.generation_id == "42"
     assert "407" in str(error)
     assert "s3cret" not in "".join(traceback.format_exception(error))
 
 
-class Secrets:
-    """Airflow's connections, as a trigger reads them: slow, and with a number of failures first."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failures: int = 0) -> None:
-        self.reads = 0
-        self._failures = failures
-        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", self.read)
-
-    async def read(self, connection_id: str) -> object:
-        from airflow.providers.common.compat.sdk import Connection
-
-        self.reads += 1
-        await asyncio.sleep(0.01)
-        if self.reads <= self._failures:
-            raise OSError("the secrets backend is away")
-        return Connection(conn_id=connection_id, conn_type="modelscope", password=TOKEN)
+@pytest.mark.parametrize("seconds", [1, 1.1, 1.3, 2, 4.76, 15])
+@pytest.mark.parametrize("now", [0.0, 1234.56, 1234.75])
+def test_sleeps_end_on_ticks_and_are_never_below_a_second(seconds: float, now: float) -> None:
+    aligned = align_to_tick(seconds, now=now)
+    assert max(1, seconds - TICK) <= aligned <= seconds
+    assert aligned == seconds or ((now + aligned) / TICK).is_integer()
 
 
-def test_waits_that_begin_together_read_the_connection_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = Secrets(monkeypatch)
-
-    async def begin() -> None:
-        first, *others = await asyncio.gather(*(account_of("modelscope_default") for _ in range(100)))
-        assert all(other == first for other in [*others, await account_of("modelscope_default")])
-        assert secrets.reads == 1
-        await account_of("another")
-        assert secrets.reads == 2
-        await account_of("modelscope_default", rejected=first)
-        assert secrets.reads == 3
-
-    asyncio.run(begin())
-
-
-def test_a_failed_read_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = len(accounts.RETRY_DELAYS) + 1
-    monkeypatch.setattr(accounts, "RETRY_DELAYS", (0.0,) * (attempts - 1))
-    secrets = Secrets(monkeypatch, failures=attempts + 2)
-
-    async def begin() -> None:
-        errors = await asyncio.gather(*(account_of("a") for _ in range(3)), return_exceptions=True)
-        assert [type(error) for error in errors] == [OSError] * 3
-        assert secrets.reads == attempts
-        # The next read fails twice, and is retried.
-        assert (await account_of("a")).token == TOKEN
-
-    asyncio.run(begin())
-    assert secrets.reads == attempts + 3
-
-
-def test_a_cancelled_wait_leaves_the_read_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = Secrets(monkeypatch)
-
-    async def begin() -> None:
-        first, second = (asyncio.create_task(account_of("a")) for _ in range(2))
-        await asyncio.sleep(0)
-        first.cancel()
-        assert (await second).token == TOKEN
-
-    asyncio.run(begin())
-    assert secrets.reads == 1
-
-
-class Sleeps:
-    """In place of ``asyncio.sleep`` for seconds: records them, and lets other tasks run instead."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seconds: list[float] = []
-        self._yield = asyncio.sleep
-        monkeypatch.setattr(asyncio, "sleep", self.sleep)
-
-    async def sleep(self, seconds: float) -> None:
-        if seconds > 0:
-            self.seconds.append(seconds)
-        await self._yield(0)
-
-
-def test_a_429_delays_every_wait_of_the_account(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    generation_id = ModelScopeHook().submit_generation(GenerationRequest(model="a/b", prompt="A cat"))
-    sleeps = Sleeps(monkeypatch)
-    emulator.fail("poll:429")
-
-    async def poll_twice() -> None:
-        async with shared_client(ModelScopeHook().account) as client:
-            assert isinstance(await client.poll(generation_id, end_time=time.time() + 3600), RateLimitedError)
-            assert not sleeps.seconds
-            await client.poll("another", end_time=time.time() + 3600)
-
-    asyncio.run(poll_twice())
-    [seconds] = sleeps.seconds
-    assert 0.9 * DEFAULT_COOLDOWN < seconds <= 2 * DEFAULT_COOLDOWN
-
-
-def test_a_cooldown_does_not_outlast_the_deadline(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generation_id = ModelScopeHook().submit_generation(GenerationRequest(model="a/b", prompt="A cat"))
-    sleeps = Sleeps(monkeypatch)
-    emulator.fail("poll:429")
-
-    async def poll_twice() -> None:
-        async with shared_client(ModelScopeHook().account) as client:
-            await client.poll(generation_id, end_time=time.time() + 3600)
-            await client.poll("another", end_time=time.time() + 0.5)
-
-    asyncio.run(poll_twice())
-    [seconds] = sleeps.seconds
-    assert seconds <= 0.5
-
-
-def test_a_wait_without_a_connection_has_not_started_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the timeouts of queued requests would run while they wait for a connection."""
-    started = 0
-
-    async def count(session: object, context: object, params: object) -> None:
-        nonlocal started
-        started += 1
-
-    async def poll_all() -> None:
-        async with wire() as service:
-            account = Account(token=TOKEN, base_url=service.base_url)
-            async with shared_client(account) as client:
-                trace = aiohttp.TraceConfig()
-                trace.on_request_start.append(count)
-                trace.freeze()
-                client._session.trace_configs.append(trace)
-                end_time = time.time() + 60
-                polls = [
-                    asyncio.create_task(client.poll(str(number), end_time=end_time))
-                    for number in range(WAITS)
-                ]
-                await asyncio.sleep(0)
-                assert started == POOL_SIZE
-                await asyncio.gather(*polls)
-                assert started == WAITS
-
-    asyncio.run(poll_all())
+@pytest.mark.parametrize("seconds", [0.001, 0.5, 0.99])
+def test_a_short_sleep_before_the_deadline_is_not_shortened(seconds: float) -> None:
+    assert align_to_tick(seconds, now=1234.56) == seconds

@@ -128,7 +128,7 @@ def test_the_error_at_the_deadline_says_how_many_waited(emulator: Emulator) -> N
 
     errors = [error_in(one) for one in asyncio.run(three())]
     assert all(type(error) is QueueFullError for error in errors)
-    assert any("with 2 other tasks of this account in the queue" in str(error) for error in errors)
+    assert any("with 2 more in the account's queue" in str(error) for error in errors)
 
 
 def test_no_slot_is_granted_after_the_deadline(emulator: Emulator) -> None:

@@ -1,7 +1,8 @@
-"""The poll schedule: when to poll again, the deadline, and the errors that end a wait."""
+"""When a wait polls again, and when it ends: only at its deadline, or if waiting cannot help."""
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from datetime import timedelta
@@ -31,7 +32,7 @@ ERRORS = [
     if isinstance(kind, type) and issubclass(kind, ModelScopeError) and kind.__module__ == exceptions.__name__
 ]
 FINAL = [kind for kind in ERRORS if issubclass(kind, ModelScopeFinalError)]
-PASSING = [kind for kind in ERRORS if not issubclass(kind, ModelScopeFinalError)]
+RETRYABLE = [kind for kind in ERRORS if not issubclass(kind, ModelScopeFinalError)]
 
 
 def generation(status: str, message: str = "", *images: str) -> Generation:
@@ -44,9 +45,10 @@ DONE = generation("SUCCEED", "", "https://a.example/1.png")
 FAILED = generation("FAILED", "boom")
 MISSING = generation("FAILED", "task not found")
 EMPTY = generation("SUCCEED")
+GONE = ServiceUnavailableError("gone")
 
 
-def waiting(*, seconds: float = 900, **arguments: Any) -> PollSchedule:
+def schedule_of(*, seconds: float = 900, **arguments: Any) -> PollSchedule:
     return PollSchedule(
         "42", **{"submitted_at": START, "end_time": START + seconds, "poll_interval": 15, **arguments}
     )
@@ -56,12 +58,12 @@ def gaps(ages: list[float]) -> list[float]:
     return [later - earlier for earlier, later in pairwise(ages)]
 
 
-def poll_ages(wait: PollSchedule, polled: Generation | ModelScopeError) -> list[float]:
-    """Return the ages of the generation at its polls, if each gives the same, until the deadline."""
+def polls(schedule: PollSchedule, polled: Generation | ModelScopeError) -> list[float]:
+    """Return the ages of the polls until the wait gives up, if each of them returns the same."""
     ages = [0.0]
     while True:
         try:
-            outcome = wait.observe(polled, now=START + ages[-1])
+            outcome = schedule.observe(polled, now=START + ages[-1])
         except GenerationTimeoutError:
             return ages
         assert isinstance(outcome, float)
@@ -69,45 +71,43 @@ def poll_ages(wait: PollSchedule, polled: Generation | ModelScopeError) -> list[
         ages.append(ages[-1] + outcome)
 
 
-def test_fast_polls_are_a_second_then_an_eighth_of_the_age_apart() -> None:
-    ages = poll_ages(waiting(seconds=48, fast_poll_until_age=10), RUNNING)
+def test_fast_polls_are_a_second_or_an_eighth_of_the_age_apart() -> None:
+    ages = polls(schedule_of(seconds=48, fast_poll_until_age=10), RUNNING)
     assert ages[:11] == pytest.approx([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10.125], abs=1e-3)
-    for gap in gaps(ages[10:-1]):  # then the usual pace
+    for gap in gaps(ages[10:-1]):  # then as usual
         assert 4.5 <= gap <= 5.5
 
 
 @pytest.mark.parametrize("poll_interval", [60, 15, 5, 1.5, 1, 0.1, 0, -5])
 @pytest.mark.parametrize("age", [-3600, 0, 4, 7.9, 20, 500])  # -3600: the clock was set back
 @pytest.mark.parametrize("fast_poll_until_age", [0, 8])
-@pytest.mark.parametrize(
-    "polled", [RUNNING, EMPTY, ServiceUnavailableError("gone")], ids=["running", "without images", "error"]
-)
-def test_polls_are_a_second_to_poll_interval_apart(
+@pytest.mark.parametrize("polled", [RUNNING, EMPTY, GONE], ids=["running", "empty", "error"])
+def test_delay_is_between_a_second_and_the_interval(
     polled: Any, fast_poll_until_age: float, age: float, poll_interval: float
 ) -> None:
-    wait = waiting(poll_interval=poll_interval, fast_poll_until_age=fast_poll_until_age)
-    outcome = wait.observe(polled, now=START + age)
+    schedule = schedule_of(poll_interval=poll_interval, fast_poll_until_age=fast_poll_until_age)
+    outcome = schedule.observe(polled, now=START + age)
     assert isinstance(outcome, float)
     assert 1 <= outcome <= max(1, poll_interval)
 
 
-def test_the_last_poll_is_at_the_deadline() -> None:
-    wait = waiting(seconds=100)
-    assert wait.observe(RUNNING, now=START + 97.5) == 2.5
-    assert wait.observe(ServiceUnavailableError("gone"), now=START + 99.75) == 0.25
+def test_last_poll_is_at_the_deadline() -> None:
+    schedule = schedule_of(seconds=100)
+    assert schedule.observe(RUNNING, now=START + 97.5) == 2.5
+    assert schedule.observe(GONE, now=START + 99.75) == 0.25
     with pytest.raises(GenerationTimeoutError):
-        wait.observe(RUNNING, now=START + 100)
+        schedule.observe(RUNNING, now=START + 100)
 
 
-@pytest.mark.parametrize("ended", [DONE, FAILED], ids=["SUCCEED", "FAILED"])
+@pytest.mark.parametrize("finished", [DONE, FAILED], ids=["SUCCEED", "FAILED"])
 @pytest.mark.parametrize("age", [0, 99, 100, 5000])
-def test_a_finished_generation_ends_the_wait_at_any_age(ended: Generation, age: float) -> None:
-    assert waiting(seconds=100).observe(ended, now=START + age) is ended
+def test_finished_generation_ends_the_wait_at_any_age(finished: Generation, age: float) -> None:
+    assert schedule_of(seconds=100).observe(finished, now=START + age) is finished
 
 
 @pytest.fixture
 def durations(monkeypatch: pytest.MonkeyPatch) -> DurationHistory:
-    """The durations that this process knows: none yet."""
+    """The durations that this process knows: none."""
     durations = DurationHistory()
     monkeypatch.setattr("airflow_provider_modelscope.waiting.poll.DURATIONS", durations)
     return durations
@@ -117,24 +117,24 @@ def took(duration_ms: float | None) -> Generation:
     return replace(DONE, duration_ms=duration_ms)
 
 
-def test_polls_follow_earlier_waits_of_the_model_and_size(durations: DurationHistory) -> None:
+def test_wait_follows_durations_of_its_model_and_size(durations: DurationHistory) -> None:
     same: dict[str, Any] = {"model": "a/b", "size": "64x64"}
     for number in range(20):
-        wait = waiting(**same)
-        wait.observe(RUNNING, now=START + 39)
-        wait.observe(took(40_000 + 10 * number), now=START + 41)
-    first = waiting(**same).observe(RUNNING, now=START + 22)
+        schedule = schedule_of(**same)
+        schedule.observe(RUNNING, now=START + 39)
+        schedule.observe(took(40_000 + 10 * number), now=START + 41)
+    first = schedule_of(**same).observe(RUNNING, now=START + 22)
     assert isinstance(first, float)
     assert 13 <= first <= 15  # shortly before the fastest, or poll_interval
-    [*before, _deadline] = poll_ages(waiting(**same, seconds=45), RUNNING)
+    [*before, _deadline] = polls(schedule_of(**same, seconds=45), RUNNING)
     assert sum(38 < age < 43 for age in before) >= 2, before
     unknown: list[dict[str, Any]] = [{**same, "model": "c/d"}, {**same, "size": "8x8"}, {"model": "a/b"}, {}]
     for other in unknown:
-        assert 4.5 <= float(waiting(**other).observe(RUNNING, now=START + 22)) <= 5  # type: ignore[arg-type]
+        assert 4.5 <= float(schedule_of(**other).observe(RUNNING, now=START + 22)) <= 5  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("duration_ms", "running_at", "recorded"),
+    ("duration_ms", "ran_at", "recorded"),
     [
         (5412.9, 4, 5.4129),  # the service's figure
         (5412.9, None, 5.4129),
@@ -148,47 +148,47 @@ def test_polls_follow_earlier_waits_of_the_model_and_size(durations: DurationHis
         (20_000, None, None),
     ],
 )
-def test_the_services_duration_counts_unless_polls_contradict(
-    durations: DurationHistory, duration_ms: float | None, running_at: float | None, recorded: float | None
+def test_reported_duration_is_recorded_unless_polls_contradict(
+    durations: DurationHistory, duration_ms: float | None, ran_at: float | None, recorded: float | None
 ) -> None:
-    wait = waiting(model="a/b", size="64x64")
-    if running_at is not None:
-        wait.observe(RUNNING, now=START + running_at)
-    wait.observe(took(duration_ms), now=START + 8)
+    schedule = schedule_of(model="a/b", size="64x64")
+    if ran_at is not None:
+        schedule.observe(RUNNING, now=START + ran_at)
+    schedule.observe(took(duration_ms), now=START + 8)
     assert durations.of("a/b", "64x64").usual == (recorded and pytest.approx(recorded))
 
 
-def test_a_failed_generation_records_no_duration(durations: DurationHistory) -> None:
-    wait = waiting(model="a/b")
-    wait.observe(RUNNING, now=START + 1)
-    wait.observe(FAILED, now=START + 2)
+def test_failed_generation_records_no_duration(durations: DurationHistory) -> None:
+    schedule = schedule_of(model="a/b")
+    schedule.observe(RUNNING, now=START + 1)
+    schedule.observe(FAILED, now=START + 2)
     assert not len(durations)
 
 
-def test_not_found_is_final_only_after_30_seconds() -> None:
+def test_not_found_is_final_after_30_seconds() -> None:
     for age in (0, 10, 29.99):
-        assert isinstance(waiting().observe(MISSING, now=START + age), float)
-    assert waiting().observe(MISSING, now=START + 30) is MISSING
+        assert isinstance(schedule_of().observe(MISSING, now=START + age), float)
+    assert schedule_of().observe(MISSING, now=START + 30) is MISSING
 
 
 def test_success_without_images_is_polled_again() -> None:
-    assert poll_ages(waiting(seconds=3, fast_poll_until_age=8), EMPTY) == [0, 1, 2, 3]
+    assert polls(schedule_of(seconds=3, fast_poll_until_age=8), EMPTY) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", PASSING)
-def test_a_retryable_error_never_ends_a_wait_before_its_deadline(kind: type[ModelScopeError]) -> None:
-    wait = waiting(seconds=100)
+@pytest.mark.parametrize("kind", RETRYABLE)
+def test_retryable_error_never_ends_a_wait_before_its_deadline(kind: type[ModelScopeError]) -> None:
+    schedule = schedule_of(seconds=100)
     for age in (0, 20, 99.9):
-        assert isinstance(wait.observe(kind("gone"), now=START + age), float)
-    assert wait.observe(DONE, now=START + 100) is DONE
+        assert isinstance(schedule.observe(kind("gone"), now=START + age), float)
+    assert schedule.observe(DONE, now=START + 100) is DONE
 
 
 @pytest.mark.parametrize("kind", FINAL)
 @pytest.mark.parametrize("age", [0, 5000])
-def test_a_final_error_is_raised_at_once_and_unchanged(kind: type[ModelScopeError], age: float) -> None:
+def test_final_error_is_raised_at_once(kind: type[ModelScopeError], age: float) -> None:
     error = kind("no")
     with pytest.raises(kind) as caught:
-        waiting().observe(error, now=START + age)
+        schedule_of().observe(error, now=START + age)
     assert caught.value is error
 
 
@@ -206,11 +206,11 @@ def test_a_final_error_is_raised_at_once_and_unchanged(kind: type[ModelScopeErro
         (60, 880, 20),
     ],
 )
-def test_retry_after_is_honoured_up_to_a_limit_and_the_deadline(
+def test_retry_after_is_honoured_up_to_5_minutes(
     retry_after: float | None, age: float, delay: float
 ) -> None:
     error = RateLimitedError("slow down", retry_after=retry_after)
-    assert waiting(fast_poll_until_age=math.inf).observe(error, now=START + age) == delay
+    assert schedule_of(fast_poll_until_age=math.inf).observe(error, now=START + age) == delay
 
 
 @pytest.mark.parametrize(
@@ -224,14 +224,14 @@ def test_retry_after_is_honoured_up_to_a_limit_and_the_deadline(
     ],
     ids=["running", "no images", "no status", "not found", "error"],
 )
-def test_a_timeout_contains_the_last_status_and_the_deadline(polled: Any, status: str) -> None:
-    wait = waiting(seconds=10)
-    assert wait.last_status == "not polled yet"
-    wait.observe(generation("PENDING"), now=START + 9)
-    assert wait.last_status == "PENDING"
+def test_timeout_names_generation_status_and_deadline(polled: Any, status: str) -> None:
+    schedule = schedule_of(seconds=10)
+    assert schedule.last_status == "not polled yet"
+    schedule.observe(generation("PENDING"), now=START + 9)
+    assert schedule.last_status == "PENDING"
     with pytest.raises(GenerationTimeoutError) as caught:
-        wait.observe(polled, now=START + 10)
-    assert wait.last_status == status
+        schedule.observe(polled, now=START + 10)
+    assert schedule.last_status == status
     assert str(caught.value) == (
         f"The generation was {status} at its deadline, 2023-11-14 22:13:30 UTC. It may still finish: "
         "wait for its id again, which is free of charge (generation 42)"
@@ -240,11 +240,11 @@ def test_a_timeout_contains_the_last_status_and_the_deadline(polled: Any, status
     assert isinstance(caught.value, ModelScopeRetryableError)
 
 
-def test_a_wait_polls_once_even_long_after_its_deadline() -> None:
-    wait = PollSchedule("42", submitted_at=START, end_time=0, poll_interval=5)
-    assert wait.observe(DONE, now=START) is DONE
+def test_wait_long_past_its_deadline_still_polls_once() -> None:
+    schedule = PollSchedule("42", submitted_at=START, end_time=0, poll_interval=5)
+    assert schedule.observe(DONE, now=START) is DONE
     with pytest.raises(GenerationTimeoutError, match="1970-01-01 00:00:00 UTC"):
-        wait.observe(RUNNING, now=START)
+        schedule.observe(RUNNING, now=START)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,39 @@ def test_a_wait_polls_once_even_long_after_its_deadline() -> None:
         (math.inf, None, 0, 365 * 24 * 3600),
     ],
 )
-def test_a_wait_ends_with_timeout_or_execution_timeout(
+def test_wait_ends_with_its_timeout_or_the_execution_timeout(
     timeout: float, execution_timeout: float | None, since: float, end: float
 ) -> None:
     limit = None if execution_timeout is None else timedelta(seconds=execution_timeout)
     assert end_of_wait(timeout, limit, since=START + since, started_at=START) == START + end
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_log_shows_each_change_of_the_status_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    schedule = schedule_of()
+    for polled in (generation("PENDING"), RUNNING, RUNNING, GONE, GONE, RUNNING, DONE):
+        schedule.observe(polled, now=START + 1)
+    assert lines(caplog) == [
+        (logging.INFO, "Generation 42 is PENDING"),
+        (logging.INFO, "Generation 42 is PROCESSING"),
+        (logging.WARNING, "Generation 42 is unreachable (gone)"),
+        (logging.INFO, "Generation 42 is PROCESSING"),
+        (logging.INFO, "Generation 42 is SUCCEED"),
+    ]
+
+
+def test_log_level_is_that_of_the_first_status_and_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    schedule = schedule_of(log_level=logging.DEBUG)
+    for polled in (generation("PENDING"), RUNNING, GONE, DONE):
+        schedule.observe(polled, now=START + 1)
+    assert [level for level, _ in lines(caplog)] == [
+        logging.DEBUG,
+        logging.INFO,
+        logging.WARNING,
+        logging.DEBUG,
+    ]
