@@ -188,7 +188,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        slot_rejected = queue is not None
+        has_slot = queue is not None
         if queue is None:
             push_links(context, model_url=self.hook.account.model_url(request.model))
             now = time.time()
@@ -202,9 +202,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         if submission is None:
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
-                id_ = submit_or_defer(
-                    self, complete, queue, self.hook, slot_rejected=slot_rejected, sending=sending
-                )
+                id_ = submit_or_defer(self, complete, queue, self.hook, has_slot=has_slot, sending=sending)
             else:
                 id_ = self.hook.submit_with_backoff(complete, queue, sending=sending)
             self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)

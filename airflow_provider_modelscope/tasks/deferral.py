@@ -53,7 +53,7 @@ def submit_or_defer(
     queue: SubmitBackoff,
     hook: ModelScopeHook,
     *,
-    slot_rejected: bool,
+    has_slot: bool,
     sending: Callable[[], AbstractContextManager[object]],
 ) -> str:
     """Submit and return the ``generation_id``, or defer if the account's queue is full.
@@ -62,25 +62,25 @@ def submit_or_defer(
 
     :param request: The request, with its images inlined.
     :param queue: The task's wait for a free slot.
-    :param slot_rejected: Whether the task resumes from this wait, with a slot that should be free.
+    :param has_slot: Whether the task was granted a slot, which may not be free yet.
     :param sending: Returns the context for one submission.
     :raises ModelScopeError: if it cannot be submitted, or not before the queue's deadline.
     """
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 
-    until = time.time() + (EARLY_SLOT_RETRY if slot_rejected else 0)
+    until = time.time() + (EARLY_SLOT_RETRY if has_slot else 0)
     if queue.end_time < until + MIN_QUEUE_DEFERRAL:
         return hook.submit_with_backoff(request, queue, sending=sending)
-    on_worker = SubmitBackoff(queued_at=until, end_time=until, rejected=slot_rejected, max_delay=1.0)
+    on_worker = SubmitBackoff(queued_at=until, end_time=until, rejected=has_slot, max_delay=1.0)
     try:
         return hook.submit_with_backoff(request, on_worker, sending=sending)
     except (RateLimitedError, ServiceUnreachableError) as error:
-        if isinstance(error, ServiceUnreachableError) and not slot_rejected:
+        if isinstance(error, ServiceUnreachableError) and not has_slot:
             raise  # the service may not exist at all
         task.log.info("Deferring until a slot is free: %s", error)
     trigger = ModelScopeQueueTrigger(
         queued_at=queue.queued_at,
-        slot_rejected=slot_rejected,
+        slot_rejected=has_slot,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
         min_deferral_seconds=min_deferral_seconds(),

@@ -206,9 +206,7 @@ def test_final_error_is_raised_at_once(kind: type[ModelScopeError], age: float) 
         (60, 880, 20),
     ],
 )
-def test_retry_after_is_honoured_up_to_5_minutes(
-    retry_after: float | None, age: float, delay: float
-) -> None:
+def test_retry_after_is_honoured_up_to_5_minutes(retry_after: float | None, age: float, delay: float) -> None:
     error = RateLimitedError("slow down", retry_after=retry_after)
     assert schedule_of(fast_poll_until_age=math.inf).observe(error, now=START + age) == delay
 
