@@ -56,7 +56,6 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=tls_trust(account),
-                limit=POOL_SIZE,
                 keepalive_timeout=KEEPALIVE_SECONDS,
                 ttl_dns_cache=DNS_CACHE_SECONDS,
             ),

@@ -36,6 +36,7 @@ class Service:
     def __init__(self) -> None:
         self.opened = 0  # connections
         self.polled: list[str] = []  # ids in the order of their polls
+        self.heads: list[str] = []
         self.may_respond = asyncio.Event()
         self.may_respond.set()
 
@@ -43,14 +44,15 @@ class Service:
         self.opened += 1
         with suppress(asyncio.IncompleteReadError):  # until the client closes the connection
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                [generation_id] = re.findall("^GET /v1/tasks/([^ ]+)", head.decode())
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.heads.append(head)
+                [generation_id] = re.findall("^GET /v1/tasks/([^ ]+)", head)
                 self.polled.append(generation_id)
                 await self.may_respond.wait()
                 if generation_id == "429":
                     writer.write(http(b"{}", "Retry-After: 300", "Content-Length: 2", status="429 Slow"))
                 else:
-                    writer.write(http(RUNNING, f"Content-Length: {len(RUNNING)}"))
+                    writer.write(http(RUNNING, f"Content-Length: {len(RUNNING)}", "Set-Cookie: a=b"))
         writer.close()
 
 
@@ -58,7 +60,7 @@ class Service:
 async def client_and_service() -> AsyncIterator[tuple[Client, Service]]:
     service = Service()
     server = await asyncio.start_server(service.serve, "127.0.0.1", 0)
-    account = Account(token=TOKEN, base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    account = Account(token=TOKEN, base_url=f"http://localhost:{server.sockets[0].getsockname()[1]}")
     async with server:
         client = Client(account)
         try:
@@ -138,6 +140,16 @@ def test_an_id_is_quoted_once() -> None:
         async with client_and_service() as (client, service):
             await client.poll("a/b?c %", end_time=0)
             assert service.polled == ["a%2Fb%3Fc%20%25"]
+
+    asyncio.run(run())
+
+
+def test_no_cookie_is_kept() -> None:
+    async def run() -> None:
+        async with client_and_service() as (client, service):
+            for _ in range(2):
+                await client.poll("1", end_time=0)
+            assert "cookie" not in service.heads[1].lower()
 
     asyncio.run(run())
 

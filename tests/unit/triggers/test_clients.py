@@ -80,5 +80,5 @@ def test_tokens_that_are_all_rejected_end_the_wait(use_tokens: UseTokens) -> Non
     with Emulator(tokens=["ms-another"]) as emulator:
         use_tokens(emulator.base_url, cycle(["ms-one", "ms-two"]))  # of two replicas of a secrets backend
         with pytest.raises(AuthenticationError):
-            asyncio.run(with_client("modelscope_default", poll))
+            asyncio.run(asyncio.wait_for(with_client("modelscope_default", poll), 30))
         assert len(emulator.requests) == 2

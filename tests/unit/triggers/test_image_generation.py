@@ -90,6 +90,13 @@ def test_a_failed_generation_is_finished(emulator: Emulator, fault: str) -> None
     assert event(trigger(submitted()))["status"] == "finished"
 
 
+def test_the_age_counts_from_the_submission(emulator: Emulator) -> None:
+    generation_id = submitted()
+    emulator.fail("poll:not-found")
+    event(trigger(generation_id, submitted_at=time.time() - 60))  # too old to be unknown yet
+    assert len([exchange for exchange in emulator.requests if exchange.method == "GET"]) == 1
+
+
 @pytest.mark.parametrize("fault", ["500", "429", "reset", "html", "empty", "no-images", "not-found"])
 def test_an_error_that_may_pass_does_not_end_the_wait(emulator: Emulator, fault: str) -> None:
     emulator.fail(f"poll:{fault}")

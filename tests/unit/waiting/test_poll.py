@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_modelscope import exceptions
 from airflow_provider_modelscope.exceptions import (
+    GenerationStatusUnknownError,
     GenerationTimeoutError,
     ModelScopeError,
     ModelScopeFinalError,
@@ -236,6 +237,26 @@ def test_timeout_names_generation_status_and_deadline(polled: Any, status: str) 
     )
     assert caught.value.generation_id == "42"
     assert isinstance(caught.value, ModelScopeRetryableError)
+
+
+@pytest.mark.parametrize(
+    ("polls", "is_unknown"),
+    [
+        ([RUNNING], False),
+        ([GONE], True),
+        ([MISSING], True),
+        ([GONE, RUNNING], False),
+        ([RUNNING, GONE], True),
+    ],
+    ids=["running", "error", "not found", "recovered", "lost"],
+)
+def test_timeout_tells_whether_the_status_is_known(polls: list[Any], is_unknown: bool) -> None:
+    schedule = schedule_of(seconds=10)
+    for polled in polls[:-1]:
+        schedule.observe(polled, now=START + 5)
+    with pytest.raises(GenerationTimeoutError) as caught:
+        schedule.observe(polls[-1], now=START + 10)
+    assert isinstance(caught.value, GenerationStatusUnknownError) == is_unknown
 
 
 def test_wait_long_past_its_deadline_still_polls_once() -> None:
