@@ -112,7 +112,7 @@ def _run(cluster: Cluster) -> Scenario:
     running = sum((task.machine, task.state) == (worker, "running") for task in cluster.tasks())
     worker_killed_at = cluster.kill(worker)
     cluster.until(lambda: len(cluster.accepted) >= IMAGES // 2, "half is submitted")
-    triggerer, waits = cluster.until(lambda: _triggerer_to_kill(cluster), "both triggerers hold waits")
+    triggerer, waits = cluster.until(lambda: _triggerer_to_kill(cluster), "a triggerer holds waits")
     triggerer_killed_at = cluster.kill(triggerer)
     cluster.until(
         lambda: not cluster.held_triggers()[triggerer], "the other triggerer has taken over its waits"
@@ -143,10 +143,12 @@ def _polling_task(cluster: Cluster) -> tuple[Task, Task] | None:
 
 
 def _triggerer_to_kill(cluster: Cluster) -> tuple[str, set[int]] | None:
-    """Return the triggerer with the most waits, and these, if there are enough for the test."""
-    held = cluster.held_triggers()
-    triggerer, waits = max(held.items(), key=lambda item: len(item[1]))
-    return (triggerer, waits) if all(held.values()) and len(waits) > 2 else None
+    """Return the triggerer with the most waits, and these, if there are enough for the test.
+
+    The other one may hold none: Airflow gives new triggers to the first triggerer that asks.
+    """
+    triggerer, waits = max(cluster.held_triggers().items(), key=lambda item: len(item[1]))
+    return (triggerer, waits) if len(waits) > 2 else None
 
 
 def _spaced(name: str) -> str:
