@@ -22,6 +22,7 @@ The packages in the order in which data flows. Each may import those below it, n
 ``validation``            checks of parameters that report every error at once
 ``exceptions``            every error, by what a retry would do
 ``redaction``             what may be shown of a text: no secrets, one line, limited length
+``compat``                names of Airflow that moved between its versions
 ========================  ===============================================================================
 
 Beside them: ``gallery`` shows the images of a Dag run in Airflow's UI, ``emulator`` is the service without a

@@ -35,8 +35,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-
+from airflow_provider_modelscope.compat import AirflowException, AirflowFailException
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line
 
 

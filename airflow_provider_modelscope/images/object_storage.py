@@ -24,7 +24,7 @@ from airflow_provider_modelscope.images.image import FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.redaction import preview
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from airflow.sdk import ObjectStoragePath
 
 # The argument of each filesystem's pipe_file that sets the content type, so that a browser shows the object.
 # These stores write atomically: readers never see a partial object.
@@ -130,7 +130,7 @@ class Destination:
         :raises InvalidDestinationError: if the store rejects it for good.
         :raises ImageStorageError: if the store is full, cannot be reached, or holds less than it was given.
         """
-        from airflow.providers.common.compat.sdk import get_hook_lineage_collector
+        from airflow_provider_modelscope.compat import get_hook_lineage_collector
 
         uri = self._uri_of(generation_id, number, image.suffix)
         path = self._put(uri, _Body(image.file, image.length, image.content_type), generation_id)
@@ -149,7 +149,7 @@ class Destination:
         return sidecar_uri
 
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
+        from airflow.sdk import ObjectStoragePath
 
         path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)  # names the object, and opens nothing
         body.file.seek(0)
@@ -246,7 +246,9 @@ def _open(
 
     :raises InvalidDestinationError: if this Airflow has no such filesystem or connection.
     """
-    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_modelscope.compat import AirflowNotFoundException, BaseHook
 
     if not isinstance(storage_conn_id, str | None):
         raise _invalid(

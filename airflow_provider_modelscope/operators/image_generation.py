@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.sdk import BaseOperator
 
+from airflow_provider_modelscope.compat import conf
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counts_failures
@@ -24,7 +25,7 @@ from airflow_provider_modelscope.validation import check_all, choice_errors, rai
 from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import Context, XComArg
 
     from airflow_provider_modelscope.images.object_storage import Destination
     from airflow_provider_modelscope.protocol.generation import Generation

@@ -23,7 +23,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.xcoms import Submission
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk import Context
 
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.request import GenerationRequest

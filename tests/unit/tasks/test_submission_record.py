@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationStatusUnknownError,
