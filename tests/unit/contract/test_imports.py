@@ -26,7 +26,7 @@ LAYERS = (
     ("hooks", "triggers"),
     ("transport", "provenance"),
     ("waiting", "images", "metrics"),
-    ("xcoms", "links"),
+    ("xcoms", "links", "resuming"),
     ("protocol",),
     ("validation",),
     ("exceptions",),
