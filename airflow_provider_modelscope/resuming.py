@@ -8,7 +8,7 @@ SETTING = f"[{SECTION}] {OPTION}"  # as errors and logs name it
 
 def submission_records() -> str:
     """Return the folder for the records of submissions, or ``""``. Airflow 3.3 and later needs none."""
-    from airflow.providers.common.compat.sdk import conf
+    from airflow_provider_modelscope.compat import conf
 
     return str(conf.get(SECTION, OPTION, fallback=""))
 

@@ -14,7 +14,7 @@ from airflow_provider_modelscope.images.object_storage import LOCAL, open_folder
 from airflow_provider_modelscope.resuming import SETTING
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from airflow.sdk import ObjectStoragePath
 
 
 class RecordStore:
