@@ -19,7 +19,8 @@ from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
 )
 
-RETRIES: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=1)}
+# Airflow 3.2 uses up attempts while the API server starts again.
+RETRIES: dict[str, Any] = {"retries": 5, "retry_delay": timedelta(seconds=5)}
 SERVICE: dict[str, Any] = {"modelscope_conn_id": "{{ dag_run.conf['modelscope_conn_id'] }}"}
 STORE: dict[str, Any] = {
     "destination": "{{ dag_run.conf['destination'] }}",
