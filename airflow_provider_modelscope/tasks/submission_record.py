@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.request import GenerationRequest
+    from airflow_provider_modelscope.tasks.record_store import RecordStore
 
 KEY = "modelscope_submission"
 
@@ -52,12 +53,12 @@ class SubmissionRecord:
     def __init__(self, context: Context, *, durable: bool = True, on_lost_response: str = "resubmit") -> None:
         self._store: Any = context.get("task_state_store") if durable else None
         self._name = f"{KEY!r} in this task's state store"
-        self._check: Callable[[], None] | None = None
+        self._in_object_storage: RecordStore | None = None
         if durable and self._store is None and (folder := submission_records()):
             from airflow_provider_modelscope.tasks.record_store import RecordStore
 
-            self._store = store = RecordStore(folder, context["ti"])
-            self._name, self._check = repr(str(store)), store.check
+            self._store = self._in_object_storage = RecordStore(folder, context["ti"])
+            self._name = repr(str(self._store))
         # Grows when the task is cleared, and only then: this distinguishes Clear from a retry.
         self._max_tries: int | None = getattr(context["ti"], "max_tries", None)
         self._lacks_store = durable and self._store is None and bool(self._max_tries)
@@ -69,8 +70,8 @@ class SubmissionRecord:
         :raises InvalidDestinationError: if the setting ``[modelscope] submission_records`` is invalid.
         :raises SubmissionRecordError: if the folder that it names is missing.
         """
-        if self._check:
-            self._check()
+        if self._in_object_storage:
+            self._in_object_storage.check()
 
     def recall(self, fingerprint: str) -> Submission | None:
         """Return the submission of an earlier attempt, or None if the request is to be submitted.
@@ -197,6 +198,21 @@ class SubmissionRecord:
         except SubmissionRecordError as error:
             log.warning("Clear would store the same images again: %s", error)
 
+    def forget_if_success_is_recorded(self) -> None:
+        """Delete the record, unless Airflow does not know of the success and may retry the task.
+
+        Object storage lets an attempt that Airflow has given up delete it as well, so the task asks for its
+        state first.
+        """
+        try:
+            if self._in_object_storage and not self._in_object_storage.success_is_recorded():
+                log.warning("Keeping the record %s: Airflow did not record the success", self._name)
+                return
+        except Exception as error:  # Airflow cannot be reached
+            log.warning("Keeping the record %s: the state of the task is unknown: %r", self._name, error)
+            return
+        self.forget()
+
     def forget(self) -> None:
         """Delete the record: there is nothing to resume."""
         if self._store is None:
@@ -221,5 +237,5 @@ class SubmissionRecord:
 
 
 def forget_submission(context: Context) -> None:
-    """Delete the record, as ``on_success_callback``: Airflow has recorded the success."""
-    SubmissionRecord(context).forget()
+    """Delete the record, as ``on_success_callback``, which runs even if no success was recorded."""
+    SubmissionRecord(context).forget_if_success_is_recorded()

@@ -41,6 +41,15 @@ class RealTaskInstance(TaskInstance):
     def __init__(self, max_tries: int) -> None:
         super().__init__()
         self.max_tries = max_tries
+        self.recorded_state: str | None = "success"
+
+    def get_task_states(
+        self, *, dag_id: str, task_ids: list[str], run_ids: list[str], map_index: int
+    ) -> dict[str, dict[str, str]]:
+        assert (dag_id, task_ids, run_ids, map_index) == ("a_dag", ["a_task"], ["a_run"], -1)
+        if self.recorded_state is None:
+            raise ConnectionError("no API server")
+        return {"a_run": {"a_task": self.recorded_state}}
 
 
 class Store:
@@ -327,6 +336,19 @@ class TestRecord:
             for callback in task.on_success_callback:
                 callback(cleared)
             assert store.text is None
+
+    @pytest.mark.parametrize("store", ["object storage"], indirect=True)
+    @pytest.mark.parametrize("state", ["running", "up_for_retry", None], ids=str)
+    def test_a_success_that_airflow_did_not_record_keeps_it(
+        self, emulator: Emulator, store: Store, state: str | None
+    ) -> None:
+        task, ti = submitter(), RealTaskInstance(2)
+        generation_id = task.execute(store.attempt(ti))
+        ti.recorded_state = state
+        for callback in task.on_success_callback:
+            callback(store.attempt(ti))
+        assert submitter().execute(store.attempt(RealTaskInstance(2))) == generation_id
+        assert emulator.accepted == 1
 
     def test_the_callbacks_of_the_task_are_kept(self) -> None:
         def own(context: Any) -> None: ...
