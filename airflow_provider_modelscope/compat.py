@@ -15,20 +15,10 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.context import context_merge as context_merge
     from airflow.sdk.exceptions import (
         AirflowException as AirflowException,
-    )
-    from airflow.sdk.exceptions import (
         AirflowFailException as AirflowFailException,
-    )
-    from airflow.sdk.exceptions import (
         AirflowNotFoundException as AirflowNotFoundException,
-    )
-    from airflow.sdk.exceptions import (
         AirflowSensorTimeout as AirflowSensorTimeout,
-    )
-    from airflow.sdk.exceptions import (
         AirflowSkipException as AirflowSkipException,
-    )
-    from airflow.sdk.exceptions import (
         TaskDeferred as TaskDeferred,
     )
     from airflow.sdk.lineage import get_hook_lineage_collector as get_hook_lineage_collector

@@ -26,7 +26,7 @@ LAYERS = (
     ("hooks", "triggers"),
     ("transport", "provenance"),
     ("waiting", "images", "metrics"),
-    ("xcoms", "links"),
+    ("xcoms", "links", "resuming"),
     ("protocol",),
     ("validation",),
     ("exceptions",),
@@ -84,12 +84,11 @@ def violations(module: str, source: str, modules: set[str]) -> list[str]:
                 is_allowed = other in OWN_RULES[own] | {own}
             else:
                 is_allowed = other == own or (own, target) in ALSO_ALLOWED or LEVEL[own] < LEVEL[other]
-            is_allowed = is_allowed and not (other == "compat" and own in WITHOUT_AIRFLOW)
+            is_of_airflow = other == "compat"
         else:
-            is_allowed = own in ONLY_IN.get(package, {own}) and not (
-                package == "airflow" and own in WITHOUT_AIRFLOW
-            )
-        if not is_allowed:
+            is_allowed = own in ONLY_IN.get(package, {own})
+            is_of_airflow = package == "airflow"
+        if not is_allowed or (is_of_airflow and own in WITHOUT_AIRFLOW):
             found.append(f"{module} imports {name}")
     return found
 
