@@ -3,6 +3,8 @@
 ``wheel`` builds the wheel and checks its contents, ``cell(...)`` runs the tests in one environment,
 ``resolve(...)`` has pip choose the versions of one extra, and ``table`` prints the results as
 docs/compatibility.md shows them. ``nox --list`` lists all of them.
+
+``records`` is ``make test-records`` and ``form`` is ``make test-form``: other suites, each on one Airflow.
 """
 
 from __future__ import annotations
@@ -138,19 +140,33 @@ def resolve(session: nox.Session, extra: str, pip: str) -> None:
     """Have pip choose the versions of an extra and everything below it, without installing them."""
     pins = {airflow: f"--constraint={_pins(airflow, 'constraints')[0]}" for airflow in CONSTRAINED}
     session.install(PIPS[pip])
-    seconds = {f"{airflow}, no constraints": _resolve(session, airflow, extra) for airflow in UNCONSTRAINED}
+    times = {f"{airflow}, no constraints": _resolve(session, airflow, extra) for airflow in UNCONSTRAINED}
     for airflow, constraint in pins.items():
-        seconds[f"{airflow}, constraints"] = _resolve(session, airflow, extra, constraint)
+        times[f"{airflow}, constraints"] = _resolve(session, airflow, extra, constraint)
     existing = CONSTRAINED[-1]
     session.install(f"apache-airflow=={existing}", pins[existing])
-    seconds[f"{existing}, installed before"] = _resolve(session, existing, extra)
+    times[f"{existing}, installed before"] = _resolve(session, existing, extra)
     version = str(session.run("python", "-m", "pip", "--version", silent=True)).split()[1]
-    _resolved(extra, pip).write_text(json.dumps({"extra": f"`{extra}`", "pip": version, **seconds}))
+    _resolved(extra, pip).write_text(json.dumps({"extra": f"`{extra}`", "pip": version, **times}))
+
+
+@nox.session(venv_backend="uv", default=False)
+def records(session: nox.Session) -> None:
+    """Kill parts of an Airflow without a task state store, which keeps its records in object storage."""
+    _install_sources(session, CONSTRAINED[-1], "constraints", "faults")
+    session.run("python", "-m", "pytest", "tests/faults", "-m", "kill")
+
+
+@nox.session(venv_backend="uv", default=False)
+def form(session: nox.Session) -> None:
+    """Use the connection form of the newest Airflow."""
+    _install_sources(session, AIRFLOWS[-1], "newest", "browser")
+    session.run("python", "-m", "pytest", "tests/browser/test_connection_form.py")
 
 
 @nox.session(python=False)
 def table(session: nox.Session) -> None:
-    """Print the results of the cells, and the processor time of pip. It is the last session."""
+    """Print the results of the cells, and the times of pip. It is the last session."""
     versions = [
         name.removeprefix("apache-airflow-providers-").replace("apache-airflow", "Airflow")
         for name in DEPENDENCIES
@@ -177,19 +193,30 @@ def _row(airflow: str, python: str, dependencies: str) -> Sequence[str]:
     return [str(value) for value in json.loads(result.read_text()).values()]
 
 
+def _install_sources(session: nox.Session, airflow: str, dependencies: str, group: str) -> None:
+    """Install the sources, beside one Airflow and what a group of tests needs."""
+    session.install(
+        f"apache-airflow=={airflow}.*",
+        "--editable=.",
+        *nox.project.dependency_groups(PYPROJECT, group),
+        *(f"--constraint={pins}" for pins in _pins(airflow, dependencies)),
+    )
+
+
 def _command(airflow: str, extra: str = "") -> tuple[str, str]:
     """Return what the documentation tells to install beside each other."""
     return f"apache-airflow=={airflow}", f"{_built('whl')}{extra and f'[{extra}]'}"
 
 
-def _resolve(session: nox.Session, airflow: str, extra: str, *constraints: str) -> int:
-    """Return how many seconds of processor time pip needs: those of the clock depend on what else runs."""
+def _resolve(session: nox.Session, airflow: str, extra: str, *constraints: str) -> str:
+    """Return the seconds that pip needs, and in brackets those of the processor, whatever else runs."""
     python = Path(session.bin) / "python"
-    pip = (python, "-m", "pip", "install", "--dry-run", "--quiet")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    pip = (python, "-m", "pip", "install", "--dry-run", "--quiet", "--no-cache-dir")
+    before, started_at = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     subprocess.run((*pip, *_command(airflow, extra), *constraints), check=True, timeout=STEP_LIMIT)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - started_at
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{seconds:.0f} ({processor:.0f})"
 
 
 def _built(suffix: str) -> Path:
