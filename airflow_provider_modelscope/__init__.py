@@ -18,10 +18,12 @@ The packages in the order in which data flows. Each may import those below it, n
 ``metrics``               counters, timers and gauges, through Airflow's own metrics
 ``xcoms``                 the XComs that tasks leave: the submission and the stored images
 ``links``                 links on a task's page, and the path of an image in Airflow's UI
+``resuming``              what resumes a generation on this Airflow: the version and a setting decide
 ``protocol``              the API as pure functions: requests, responses, the account, a generation
 ``validation``            checks of parameters that report every error at once
 ``exceptions``            every error, by what a retry would do
 ``redaction``             what may be shown of a text: no secrets, one line, limited length
+``compat``                names of Airflow that moved between its versions
 ========================  ===============================================================================
 
 Beside them: ``gallery`` shows the images of a Dag run in Airflow's UI, ``emulator`` is the service without a

@@ -35,8 +35,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-
+from airflow_provider_modelscope.compat import AirflowException, AirflowFailException
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line
 
 
@@ -118,8 +117,8 @@ class InvalidDestinationError(ModelScopeFinalError):
     """The destination is invalid, or images cannot be written to it.
 
     Most causes are found before the generation is submitted; a missing bucket or permission may only show
-    when an image is stored. Correct the destination or its permissions and clear the task: it resumes the
-    generation.
+    when an image is stored. Correct the destination or its permissions, then do what the message says. The
+    folder of ``[modelscope] submission_records`` is checked in the same way.
     """
 
 
@@ -178,7 +177,8 @@ class ImageNotAllowedError(ModelScopeFinalError):
     """An output image is too large, or its address is not allowed.
 
     The limits are ``max_image_bytes`` and ``allowed_image_hosts`` in the connection's extra, https, and three
-    redirects. Correct the connection and clear the task: it resumes the generation.
+    redirects. Correct the connection, then store the generation without a second charge, see
+    ``docs/charged-once.md``.
     """
 
 
@@ -225,8 +225,8 @@ class SubmissionLostError(ModelScopeRetryableError):
 class SubmissionRecordError(ModelScopeRetryableError):
     """The record of earlier submissions cannot be read or written, and nothing was sent.
 
-    A retry helps once Airflow's task state store is back. If the message shows an invalid record, delete it,
-    or set ``durable=False``.
+    A retry helps once Airflow's task state store, or the folder of ``[modelscope] submission_records``, is
+    back. If the message shows an invalid record, delete it, or set ``durable=False``.
     """
 
 

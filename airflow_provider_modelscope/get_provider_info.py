@@ -1,10 +1,11 @@
-"""What Airflow's provider manager reads in every process: the modules, and the connection's form."""
+"""What Airflow's provider manager reads in every process: modules, settings and the connection's form."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_modelscope.resuming import OPTION, SECTION
 
 _MODULES = {
     "operators": ["airflow_provider_modelscope.operators.image_generation"],
@@ -59,4 +60,22 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {field.name: field.form_input for field in CONNECTION_FIELDS},
             }
         ],
+        "config": {
+            SECTION: {
+                "description": "Settings of the ModelScope provider.\n",
+                "options": {
+                    OPTION: {
+                        "description": (
+                            "Folder in object storage, or in a file system that all workers share, where\n"
+                            "tasks record what they submitted: a retry resumes it instead of paying again.\n"
+                            "Ends with a slash. Not used by Airflow 3.3 and later (task state store).\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "s3://conn_id@bucket/folder/",
+                        "default": "",
+                    }
+                },
+            }
+        },
     }

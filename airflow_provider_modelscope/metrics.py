@@ -128,7 +128,7 @@ def _count_by_reason(name: str, error: ModelScopeError, tags: Mapping[str, str])
 def _send(
     kind: Literal["incr", "gauge", "timing"], name: str, value: int | timedelta, tags: Mapping[str, str]
 ) -> None:
-    from airflow.providers.common.compat.sdk import Stats
+    from airflow_provider_modelscope.compat import Stats
 
     try:
         getattr(Stats, kind)(name, value, tags={**tags, **_task_tags()})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, Context
+    from airflow.sdk import BaseOperator, Context
 
 REQUEST = "request"  # one Submission
 IMAGES = "images"  # a list of StoredImage

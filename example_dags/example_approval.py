@@ -10,10 +10,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.providers.standard.operators import hitl  # the error in Airflow 3.0 names 3.1
 from airflow.sdk import ObjectStoragePath, Param, XComArg, dag, task
 
+from airflow_provider_modelscope.compat import AirflowSkipException
 from airflow_provider_modelscope.links import image_path
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 

@@ -7,14 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from airflow.providers.common.compat.sdk import (
-    DecoratedOperator,
-    conf,
-    context_merge,
-    determine_kwargs,
-    task_decorator_factory,
-)
+from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
+from airflow_provider_modelscope.compat import conf, context_merge, determine_kwargs
 from airflow_provider_modelscope.exceptions import ModelScopeRetryableError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.metrics import counts_failures
@@ -28,7 +23,7 @@ from airflow_provider_modelscope.validation import raise_invalid
 from airflow_provider_modelscope.xcoms import own_xcom
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import Context, XComArg
     from airflow.sdk.bases.decorator import TaskDecorator
 
     from airflow_provider_modelscope.protocol.request import GenerationRequest

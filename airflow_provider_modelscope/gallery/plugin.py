@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowPlugin
-
+from airflow_provider_modelscope.compat import AirflowPlugin
 from airflow_provider_modelscope.links import GALLERY, HAS_GALLERY
 
 

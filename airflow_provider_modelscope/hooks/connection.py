@@ -17,7 +17,7 @@ from airflow_provider_modelscope.protocol.account import DEFAULT_BASE_URL, DEFAU
 from airflow_provider_modelscope.redaction import preview
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
+    from airflow.sdk import Connection
 
 # Connection types that may hold a ModelScope token: ours, and those that name no service.
 _CONN_TYPES = ("modelscope", "http", "https", "generic")

@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseHook
-
+from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
     ImageError,
     ImageGoneError,

@@ -1,4 +1,4 @@
-"""Where images are read from and stored: Airflow's object storage, with complete objects only."""
+"""Where images and records are read from and stored: Airflow's object storage, complete objects only."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.images.image import FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.resuming import how_to_store_again
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from airflow.sdk import ObjectStoragePath
 
 # The argument of each filesystem's pipe_file that sets the content type, so that a browser shows the object.
 # These stores write atomically: readers never see a partial object.
@@ -36,7 +37,7 @@ _CONTENT_TYPE_ARGUMENT = {
     "abfs": "content_settings",
     "abfss": "content_settings",
 }
-_LOCAL = ("file", "local")
+LOCAL = ("file", "local")
 # Suffixes of image formats that images cannot be converted to. A fixed list, because the module mimetypes
 # reads files of the machine: a destination would be valid on one and invalid on the next.
 _OTHER_IMAGE_SUFFIXES = (
@@ -56,32 +57,37 @@ def check_destination(destination: str) -> None:
     :param destination: As for :meth:`Destination.parse`.
     :raises InvalidDestinationError: if no filesystem and no connection could make it valid.
     """
-    if not isinstance(destination, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", destination):
-        raise _invalid(
-            destination, "must be a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'"
-        )
-    if any(sign in destination for sign in "?#\\") or not destination.isprintable():
-        raise _invalid(destination, "must not contain '?', '#', '\\' or control characters")
-    try:
-        parts = urlsplit(destination)
-    except ValueError as error:  # such as an unclosed [ of an IPv6 address
-        raise _invalid(destination, f"is not a valid URI: {error}") from error
-    host, folders = parts.netloc.rpartition("@")[2], parts.path.split("/")
-    if not {".", ".."}.isdisjoint(folders):
-        raise _invalid(destination, "must not contain the folders '.' and '..'")
-    if parts.scheme in _LOCAL and (host or not parts.path):
-        raise _invalid(destination, "a local path has three slashes: 'file:///folder/'")
-    if parts.scheme not in _LOCAL and not host:
-        raise _invalid(destination, "contains no bucket: must be a URI such as 's3://bucket/folder/'")
-    if not parts.path:
-        raise _invalid(destination, "end it with '/' to store into the bucket, or name an object")
-    name = PurePosixPath(folders[-1])
+    _check_uri(destination)
+    name = PurePosixPath(destination.rpartition("/")[2])
     if name.suffix.lower() in _OTHER_IMAGE_SUFFIXES.split():
         raise _invalid(
             destination,
             f"images cannot be converted to {name.suffix!r}: use .png, .jpg or .webp, or a folder, which "
             "keeps the format of each image",
         )
+
+
+def _check_uri(uri: str, *, parameter: str = "destination") -> None:
+    def invalid(problem: str) -> InvalidDestinationError:
+        return _invalid(uri, problem, parameter=parameter)
+
+    if not isinstance(uri, str) or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
+        raise invalid("must be a URI such as 's3://bucket/folder/' or 'file:///folder/name.png'")
+    if any(sign in uri for sign in "?#\\") or not uri.isprintable():
+        raise invalid("must not contain '?', '#', '\\' or control characters")
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:  # such as an unclosed [ of an IPv6 address
+        raise invalid(f"is not a valid URI: {error}") from error
+    host, folders = parts.netloc.rpartition("@")[2], parts.path.split("/")
+    if not {".", ".."}.isdisjoint(folders):
+        raise invalid("must not contain the folders '.' and '..'")
+    if parts.scheme in LOCAL and (host or not parts.path):
+        raise invalid("a local path has three slashes: 'file:///folder/'")
+    if parts.scheme not in LOCAL and not host:
+        raise invalid("contains no bucket: must be a URI such as 's3://bucket/folder/'")
+    if not parts.path:
+        raise invalid("end it with '/' to store into the bucket, or name an object")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +118,7 @@ class Destination:
         check_destination(destination)
         path, uri, connection_id = _open(destination, storage_conn_id)
         name = PurePosixPath(destination.rpartition("/")[2])
-        if path.protocol in _LOCAL:
+        if path.protocol in LOCAL:
             if obstacle := _obstacle(Path(path.path), is_folder=not name.name):
                 raise _invalid(destination, obstacle)
             beside = Path(_sidecar_of(path.path))
@@ -130,7 +136,7 @@ class Destination:
         :raises InvalidDestinationError: if the store rejects it for good.
         :raises ImageStorageError: if the store is full, cannot be reached, or holds less than it was given.
         """
-        from airflow.providers.common.compat.sdk import get_hook_lineage_collector
+        from airflow_provider_modelscope.compat import get_hook_lineage_collector
 
         uri = self._uri_of(generation_id, number, image.suffix)
         path = self._put(uri, _Body(image.file, image.length, image.content_type), generation_id)
@@ -149,15 +155,12 @@ class Destination:
         return sidecar_uri
 
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
+        from airflow.sdk import ObjectStoragePath
 
         path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)  # names the object, and opens nothing
         body.file.seek(0)
         try:
-            if path.protocol in _LOCAL:
-                _replace_file(Path(path.path), body)
-            else:
-                _put_object(self.filesystem, path, body)
+            _write(self.filesystem, path, body)
         except Exception as error:  # each store has errors of its own
             failure = _storage_error(uri, error)
             failure.generation_id = generation_id
@@ -197,12 +200,47 @@ def read_object(uri: str, storage_conn_id: str | None, *, most: int, parameter: 
     :raises Exception: any error of its store.
     """
     path, *_ = _open(uri, storage_conn_id, parameter=parameter)
-    if path.protocol in _LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
+    if path.protocol in LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
         # Reading a pipe would never return.
         raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
     with path.fs.open(path.path, "rb") as file:
         content: bytes = file.read(most + 1)
     return content
+
+
+def open_folder(uri: str, *, parameter: str) -> ObjectStoragePath:
+    """Return a folder in object storage with an open filesystem.
+
+    :param uri: ``s3://conn_id@bucket/folder/``, ``file:///folder/`` and so on.
+    :param parameter: The name of the parameter or setting, for the error.
+    :raises InvalidDestinationError: with what is wrong and what is allowed.
+    """
+    _check_uri(uri, parameter=parameter)
+    if not uri.endswith("/"):
+        raise _invalid(uri, "must be a folder: end it with '/'", parameter=parameter)
+    path, *_ = _open(uri, None, parameter=parameter, connection_parameter="it, as in 's3://conn_id@bucket/'")
+    if path.protocol in LOCAL and (obstacle := _obstacle(Path(path.path), is_folder=True)):
+        raise _invalid(uri, obstacle, parameter=parameter)
+    return path
+
+
+def read_latest(path: ObjectStoragePath) -> bytes:
+    """Return what an object holds now, never from a cache.
+
+    :raises FileNotFoundError: if there is no object.
+    :raises Exception: any other error of its store.
+    """
+    path.fs.invalidate_cache()
+    content: bytes = path.fs.cat_file(path.path)
+    return content
+
+
+def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> None:
+    """Write a complete object or, after an error, none: what was there before stays.
+
+    :raises Exception: any error of its store.
+    """
+    _write(path.fs, path, _Body(BytesIO(content), len(content), content_type))
 
 
 def is_permanent(error: Exception) -> bool:
@@ -240,13 +278,19 @@ def _obstacle(path: Path, *, is_folder: bool) -> str | None:
 
 
 def _open(
-    uri: str, storage_conn_id: str | None, *, parameter: str = "destination"
+    uri: str,
+    storage_conn_id: str | None,
+    *,
+    parameter: str = "destination",
+    connection_parameter: str = "storage_conn_id",
 ) -> tuple[ObjectStoragePath, str, str | None]:
     """Return a path with an open filesystem, the URI without the connection, and the connection's id.
 
     :raises InvalidDestinationError: if this Airflow has no such filesystem or connection.
     """
-    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_modelscope.compat import AirflowNotFoundException, BaseHook
 
     if not isinstance(storage_conn_id, str | None):
         raise _invalid(
@@ -260,10 +304,12 @@ def _open(
         path = ObjectStoragePath(bare_uri, conn_id=connection_id)
         _ = path.fs
         # AWS ignores a missing connection; only its default one may be missing.
-        if connection_id and connection_id != "aws_default" and path.protocol not in _LOCAL:
+        if connection_id and connection_id != "aws_default" and path.protocol not in LOCAL:
             BaseHook.get_connection(connection_id)
     except AirflowNotFoundException as error:
-        problem = f"cannot be opened ({error}): define that connection, or name another in storage_conn_id"
+        problem = (
+            f"cannot be opened ({error}): define that connection, or name another in {connection_parameter}"
+        )
         raise _invalid(uri, problem, parameter=parameter) from error
     except (ValueError, ImportError, *_PERMANENT_ERRORS) as error:
         is_unknown = re.match("No filesystem registered|Unsupported filesystem", str(error))
@@ -275,9 +321,16 @@ def _open(
         elif connection_id:
             advice = f"correct the connection {connection_id!r}"
         else:
-            advice = "name a connection to it in storage_conn_id"
+            advice = f"name a connection to it in {connection_parameter}"
         raise _invalid(uri, f"cannot be opened ({error}): {advice}", parameter=parameter) from error
     return path, bare_uri, connection_id
+
+
+def _write(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
+    if path.protocol in LOCAL:
+        _replace_file(Path(path.path), body)
+    else:
+        _put_object(filesystem, path, body)
 
 
 def _replace_file(path: Path, body: _Body) -> None:
@@ -343,10 +396,7 @@ def _content_type(protocol: str, content_type: str) -> dict[str, Any]:
 def _storage_error(uri: str, error: Exception) -> ModelScopeError:
     """Return our error for a store's own: a final one if the store would raise the same again."""
     problem = f"{type(error).__name__}: {error}"
-    advice = (
-        "ModelScope keeps the generation: clear the task, which resumes it on Airflow 3.3 and later, or use "
-        "ModelScopeImageToObjectStorageOperator"
-    )
+    advice = f"ModelScope keeps the generation: {how_to_store_again()}"
     if is_permanent(error):
         return _invalid(
             uri,

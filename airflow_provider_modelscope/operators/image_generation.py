@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.sdk import BaseOperator
 
+from airflow_provider_modelscope.compat import conf
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counts_failures
@@ -24,7 +25,7 @@ from airflow_provider_modelscope.validation import check_all, choice_errors, rai
 from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import Context, XComArg
 
     from airflow_provider_modelscope.images.object_storage import Destination
     from airflow_provider_modelscope.protocol.generation import Generation
@@ -82,8 +83,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
         many requests; at least 1.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
-    :param durable: Record the submission in Airflow's task state store, which needs Airflow 3.3 or later, so
-        that a retry resumes the generation instead of paying for a second one.
+    :param durable: Record the submission, so that a retry resumes the generation instead of paying for a
+        second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
     """
@@ -130,8 +131,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.deferrable = deferrable
         self.durable = durable
         self.on_lost_response = on_lost_response
-        callbacks = self.on_success_callback or []
-        self.on_success_callback = [*(callbacks if isinstance(callbacks, list) else [callbacks]), _on_success]
+        if durable:
+            own = self.on_success_callback or []
+            self.on_success_callback = [*(own if isinstance(own, list) else [own]), _on_success]
         self._check_constants(ModelScopeSubmitImageGenerationOperator)
 
     def _constant_checks(self) -> list[Callable[[], object]]:
@@ -174,7 +176,10 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         :param queue: The wait for a free slot, if the task resumes from it.
         """
         request, *_ = check_all(
-            self._request, lambda: raise_invalid(self._option_errors()), lambda: self.hook.account
+            self._request,
+            lambda: raise_invalid(self._option_errors()),
+            lambda: self.hook.account,
+            lambda: self._record(context).check(),
         )
         submission = self._submit(request, context, queue)
         self._record(context).finish()
@@ -289,8 +294,8 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
     :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images, with the IPTC's mark for
         AI-generated images. Pixels and the service's own label stay unchanged.
-    :param durable: Record the submission in Airflow's task state store, which needs Airflow 3.3 or later, so
-        that a retry resumes the generation instead of paying for a second one.
+    :param durable: Record the submission, so that a retry resumes the generation instead of paying for a
+        second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
     """
@@ -370,6 +375,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             self._parse_destination,
             lambda: raise_invalid(self._option_errors()),
             lambda: self.hook.account,
+            lambda: self._record(context).check(),
         )
         submission = self._submit(request, context, queue)
         wait = PollSchedule(

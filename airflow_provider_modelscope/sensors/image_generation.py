@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import (
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from airflow_provider_modelscope.compat import (
     AirflowException,
     AirflowSensorTimeout,
     AirflowSkipException,
-    BaseSensorOperator,
-    PokeReturnValue,
     conf,
 )
-
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
@@ -26,7 +25,7 @@ from airflow_provider_modelscope.tasks.task import ModelScopeTask
 from airflow_provider_modelscope.validation import check_all, raise_invalid, seconds_errors
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import Context, XComArg
 
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.waiting.poll import PollSchedule

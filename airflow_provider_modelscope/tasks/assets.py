@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk import Context
 
     from airflow_provider_modelscope.xcoms import StoredImage
 
@@ -23,7 +23,7 @@ def emit_asset_events(images: Sequence[StoredImage], context: Context) -> None:
     The extra of an asset's event is ``{"images": [...]}``, that of an alias's event is one image. An image
     has the fields :data:`EVENT_FIELDS`.
     """
-    from airflow.providers.common.compat.sdk import Asset, AssetAlias
+    from airflow.sdk import Asset, AssetAlias
     from airflow.sdk.definitions.asset import AssetRef
 
     extras: list[dict[str, Any]] = [{name: getattr(image, name) for name in EVENT_FIELDS} for image in images]

@@ -20,7 +20,7 @@ from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from airflow.providers.common.compat.sdk import BaseOperator
+    from airflow.sdk import BaseOperator
 
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.protocol.generation import Generation
@@ -42,7 +42,7 @@ def min_deferral_seconds() -> float:
     71580, 72716). The report is late by the worker's heartbeat interval if its supervisor misses the end of
     the process, which happens every sixth time on 3.3.2. The rest is time for the executor and the scheduler.
     """
-    from airflow.providers.common.compat.sdk import conf
+    from airflow_provider_modelscope.compat import conf
 
     return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 3.0
 

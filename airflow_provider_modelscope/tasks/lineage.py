@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.openlineage.extractors import OperatorLineage
+    from openlineage.client.event_v2 import Dataset
 
     from airflow_provider_modelscope.xcoms import StoredImage
 
@@ -20,8 +20,8 @@ MODELS = "modelscope"  # the namespace of models, whose names are their ids
 
 def lineage_of(stored: Sequence[StoredImage]) -> OperatorLineage[Any, Any]:
     """Return the lineage of a generation's images, with names by OpenLineage's naming rules."""
-    from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.openlineage.extractors import OperatorLineage
+    from openlineage.client.event_v2 import Dataset
 
     models = [Dataset(namespace=MODELS, name=name) for name in _unique(image.model for image in stored)]
     sources = [_dataset(url) for url in _unique(url for image in stored for url in _sources(image))]
@@ -38,7 +38,7 @@ def _unique(names: Iterable[str | None]) -> list[str]:
 
 
 def _dataset(uri: str) -> Dataset:
-    from airflow.providers.common.compat.openlineage.facet import Dataset
+    from openlineage.client.event_v2 import Dataset
 
     parts = urlsplit(uri)
     scheme = {"local": "file", "s3a": "s3", "gcs": "gs"}.get(parts.scheme, parts.scheme)

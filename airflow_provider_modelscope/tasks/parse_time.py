@@ -10,7 +10,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator
+    from airflow.sdk import BaseOperator
 
 _CONSTANT_TYPES = (NoneType, bool, int, float, str, bytes, timedelta)  # but no subclasses of them
 _CHANGED_BY_JINJA = re.compile(r"\{[{%#]|\r|\n\Z")  # templates, line endings and the last newline

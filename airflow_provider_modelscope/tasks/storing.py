@@ -22,7 +22,7 @@ from airflow_provider_modelscope.waiting.poll import PollSchedule
 from airflow_provider_modelscope.xcoms import IMAGES, StoredImage
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk import Context
 
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.images.image import Image

@@ -1,7 +1,8 @@
 """Persist the submission of a task across its attempts, so that a retry resumes it instead of paying twice.
 
-The record is in Airflow's task state store (Airflow 3.3 and later). It is written before a submission is
-sent, and gets the ``generation_id`` from the response. XComs do not work: a retry deletes them first.
+The record is in Airflow's task state store (Airflow 3.3 and later), or else in the folder that the setting
+``[modelscope] submission_records`` names. It is written before a submission is sent, and gets the
+``generation_id`` from the response. XComs do not work: a retry deletes them first.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionRecordError,
     SubmissionUnresolvedError,
 )
+from airflow_provider_modelscope.resuming import SETTING, submission_records
 from airflow_provider_modelscope.xcoms import Submission
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk import Context
 
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.request import GenerationRequest
+    from airflow_provider_modelscope.tasks.record_store import RecordStore
 
 KEY = "modelscope_submission"
 
@@ -49,10 +52,26 @@ class SubmissionRecord:
 
     def __init__(self, context: Context, *, durable: bool = True, on_lost_response: str = "resubmit") -> None:
         self._store: Any = context.get("task_state_store") if durable else None
+        self._name = f"{KEY!r} in this task's state store"
+        self._in_object_storage: RecordStore | None = None
+        if durable and self._store is None and (folder := submission_records()):
+            from airflow_provider_modelscope.tasks.record_store import RecordStore
+
+            self._store = self._in_object_storage = RecordStore(folder, context["ti"])
+            self._name = repr(str(self._store))
         # Grows when the task is cleared, and only then: this distinguishes Clear from a retry.
         self._max_tries: int | None = getattr(context["ti"], "max_tries", None)
         self._lacks_store = durable and self._store is None and bool(self._max_tries)
         self._on_lost_response = on_lost_response
+
+    def check(self) -> None:
+        """Check that there can be a record, before anything is sent.
+
+        :raises InvalidDestinationError: if the setting ``[modelscope] submission_records`` is invalid.
+        :raises SubmissionRecordError: if the folder that it names is missing.
+        """
+        if self._in_object_storage:
+            self._in_object_storage.check()
 
     def recall(self, fingerprint: str) -> Submission | None:
         """Return the submission of an earlier attempt, or None if the request is to be submitted.
@@ -90,8 +109,8 @@ class SubmissionRecord:
                 return None
             case record:
                 raise SubmissionRecordError(
-                    f"Invalid record {KEY!r} in this task's state store, nothing was sent: {record!r:.200}. "
-                    "Delete the record, or set durable=False"
+                    f"Invalid record {self._name}, nothing was sent: {record!r:.200}. Delete the record, or "
+                    "set durable=False"
                 )
 
     @contextmanager
@@ -122,11 +141,13 @@ class SubmissionRecord:
         )
 
     def save(self, fingerprint: str, submission: Submission) -> None:
-        """Record the generation that was created, or warn if this Airflow cannot."""
+        """Record the generation that was created, or warn if there is no store."""
         if self._lacks_store:
             log.warning(
-                "A retry would submit generation %s again: resuming needs Airflow 3.3 or later",
+                "A retry would submit generation %s again: set %s to a folder in object storage, or use "
+                "Airflow 3.3 or later",
                 submission.generation_id,
+                SETTING,
             )
         try:
             self._write(
@@ -177,6 +198,21 @@ class SubmissionRecord:
         except SubmissionRecordError as error:
             log.warning("Clear would store the same images again: %s", error)
 
+    def forget_if_success_is_recorded(self) -> None:
+        """Delete the record, unless Airflow does not know of the success and may retry the task.
+
+        Object storage lets an attempt that Airflow has given up delete it as well, so the task asks for its
+        state first.
+        """
+        try:
+            if self._in_object_storage and not self._in_object_storage.success_is_recorded():
+                log.warning("Keeping the record %s: Airflow did not record the success", self._name)
+                return
+        except Exception as error:  # Airflow cannot be reached
+            log.warning("Keeping the record %s: the state of the task is unknown: %r", self._name, error)
+            return
+        self.forget()
+
     def forget(self) -> None:
         """Delete the record: there is nothing to resume."""
         if self._store is None:
@@ -184,22 +220,22 @@ class SubmissionRecord:
         try:
             self._store.delete(KEY)
         except Exception as error:  # any backend
-            log.warning("The record %r was not deleted from this task's state store: %r", KEY, error)
+            log.warning("The record %s was not deleted: %r", self._name, error)
 
     def _read(self) -> Any:
         try:
             return None if self._store is None else self._store.get(KEY)
         except Exception as error:  # any backend
-            raise SubmissionRecordError(f"This task's state store cannot be read: {error}") from error
+            raise SubmissionRecordError(f"The record {self._name} cannot be read: {error!r}") from error
 
     def _write(self, record: dict[str, Any]) -> None:
         try:
             if self._store is not None:
                 self._store.set(KEY, record)
         except Exception as error:  # any backend
-            raise SubmissionRecordError(f"This task's state store cannot be written to: {error}") from error
+            raise SubmissionRecordError(f"The record {self._name} cannot be written: {error!r}") from error
 
 
 def forget_submission(context: Context) -> None:
-    """Delete the record, as ``on_success_callback``: Airflow has recorded the success."""
-    SubmissionRecord(context).forget()
+    """Delete the record, as ``on_success_callback``, which runs even if no success was recorded."""
+    SubmissionRecord(context).forget_if_success_is_recorded()

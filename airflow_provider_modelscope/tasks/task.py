@@ -11,8 +11,8 @@ from airflow_provider_modelscope.links import LINKS
 from airflow_provider_modelscope.validation import check_all
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
     from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import BaseOperatorLink, Context
 
     from airflow_provider_modelscope.images.object_storage import Destination
     from airflow_provider_modelscope.protocol.generation import Generation

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
@@ -15,7 +15,7 @@ from airflow_provider_modelscope.tasks.task import StoringTask
 from airflow_provider_modelscope.validation import check_all
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import Context, XComArg
 
 
 class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 from airflow_provider_modelscope.hooks.connection import account_from_connection
 
 if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
     from airflow_provider_modelscope.protocol.account import Account
 
 CACHE_SECONDS = 60.0  # for which an account is not read again
@@ -45,12 +47,10 @@ class _Cache:
         return await asyncio.shield(self._reads[connection_id])  # a cancelled wait leaves it to the others
 
     async def _read(self, connection_id: str) -> Account:
-        from airflow.providers.common.compat.connection import get_async_connection
-
         try:
             for delay in (*RETRY_DELAYS, None):
                 try:
-                    connection = await get_async_connection(connection_id)
+                    connection = await _connection(connection_id)
                     break
                 except Exception as error:  # of any secrets backend
                     if delay is None:
@@ -62,6 +62,19 @@ class _Cache:
             del self._reads[connection_id]
         self._accounts[connection_id] = time.monotonic(), account
         return account
+
+
+async def _connection(connection_id: str) -> Connection:
+    """Return a connection without blocking the event loop."""
+    from airflow.sdk import Connection
+
+    from airflow_provider_modelscope.compat import BaseHook
+
+    if hasattr(Connection, "aextra_dejson"):  # before Airflow 3.3.2, aget_connection blocks to mask secrets
+        return await BaseHook.aget_connection(connection_id)
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(BaseHook.get_connection)(connection_id)
 
 
 # A triggerer has one event loop and serves at most one team, so there an id means one connection.

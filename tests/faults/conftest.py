@@ -56,6 +56,10 @@ def outcomes(system: System, pytestconfig: pytest.Config) -> dict[str, Outcome]:
     return outcomes
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kill: rows that kill a part of Airflow, and the checks after them")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for line in config.stash.get(TABLE, []):
         terminalreporter.write_line(line)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import requests
+from airflow import __version__ as AIRFLOW_VERSION
 from moto.server import ThreadedMotoServer
 from sqlalchemy import create_engine, text
 
@@ -35,7 +36,10 @@ TOKEN = "ms-faults/8Gq+7Zx/K2p+Lw3w=="
 DURATION = 3600.0  # seconds; generations finish only when their row finishes them
 LIMIT = 120.0  # seconds to wait for a condition
 BUCKET = "postcards"
+RECORDS = "records/"  # the folder of the setting submission_records, in the same bucket
 WARNING = "Submitting again, which may be charged twice"  # in the log, if a response was lost
+VERSION = tuple(int(part) for part in AIRFLOW_VERSION.split(".")[:2])
+HAS_TASK_STATE_STORE = VERSION >= (3, 3)
 
 # With its defaults, Airflow takes minutes to notice that a process died.
 SETTINGS = {
@@ -169,10 +173,8 @@ class Run:
             ids = [
                 exchange.generation_id for exchange in self.emulator.requests if exchange.note == "accepted"
             ]
-            values = self._system.query(
-                "select value from task_state_store where run_id = :run_id", run_id=self.row.name
-            )
-            return any(generation_id in value for (value,) in values for generation_id in ids)
+            records = self._system.records(self.row.name)
+            return any(generation_id in record for record in records for generation_id in ids)
 
         self.until_accepted()
         with suppress(TimeoutError):
@@ -224,9 +226,11 @@ class Run:
         kill_tree(supervisor.pid)
 
     def clear(self) -> None:
-        """Clear the tasks that have started, as the UI does."""
+        """Clear the tasks that have started, as the UI does; on Airflow 3.4 keep their task state."""
         tasks = [task.task_id for task in self.tasks() if task.state != "none"]
         body = {"dry_run": False, "only_failed": False, "dag_run_id": self.row.name, "task_ids": tasks}
+        if VERSION >= (3, 4):
+            body["keep_task_state"] = True
         self._system.call("POST", f"dags/{self.row.dag_id}/clearTaskInstances", body)
 
     def mark_failed(self) -> None:
@@ -306,6 +310,17 @@ class System:
         names = [entry["Key"] for entry in listed]
         return [(name, self._store.get_object(Bucket=BUCKET, Key=name)["Body"].read()) for name in names]
 
+    def records(self, run_id: str) -> list[str]:
+        """Return the records of submissions that a Dag run has now."""
+        if HAS_TASK_STATE_STORE:
+            rows = self.query("select value from task_state_store where run_id = :run_id", run_id=run_id)
+            return [value for (value,) in rows]
+        return [
+            content.decode()
+            for name, content in self.objects()
+            if name.startswith(RECORDS) and f".{run_id}." in name
+        ]
+
     def search(self) -> list[str]:
         """Search everything that this Airflow has written for the token, and return where it was found."""
         places = chain(files(self.airflow.home), tables(self._engine), self.objects())
@@ -350,7 +365,7 @@ def system_for(rows: list[Row], home: Path) -> Iterator[System]:
         stack.callback(store.stop)
         store_url = "http://{}:{}".format(*store.get_host_and_port())
         s3_client(store_url).create_bucket(Bucket=BUCKET)
-        connections: dict[str, dict[str, Any]] = {}
+        connections = {"records": s3_connection(store_url)}
         connected = []
         for row in rows:
             emulator = stack.enter_context(Emulator(duration=DURATION, tokens=[TOKEN], faults=row.faults))
@@ -366,6 +381,9 @@ def system_for(rows: list[Row], home: Path) -> Iterator[System]:
         temporary = home / "tmp"
         temporary.mkdir(parents=True)
         airflow.environment |= SETTINGS | {"TMPDIR": str(temporary)}
+        if not HAS_TASK_STATE_STORE:
+            records = f"s3://records@{BUCKET}/{RECORDS}"
+            airflow.environment["AIRFLOW__MODELSCOPE__SUBMISSION_RECORDS"] = records
         airflow.migrate()
         engine = create_engine(database_url, pool_size=20)
         stack.callback(engine.dispose)

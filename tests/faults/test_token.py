@@ -6,6 +6,8 @@ import base64
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import pytest
+
 from tests.faults.system import TOKEN
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ COPIES = {
 }
 
 
+@pytest.mark.kill
 def test_the_token_is_not_found_anywhere(system: System, outcomes: dict[str, Outcome]) -> None:
     assert system.leaks + system.search() == []
 

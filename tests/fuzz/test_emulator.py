@@ -9,8 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 import requests
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from packaging.version import Version
 from requests.structures import CaseInsensitiveDict
 

@@ -10,8 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError
 from airflow_provider_modelscope.protocol.request import GenerationRequest

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 
+from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 
@@ -50,6 +52,12 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     with Emulator(max_running=10) as emulator:
         connect(monkeypatch, emulator.base_url)
         yield emulator
+
+
+def serve_connections(monkeypatch: pytest.MonkeyPatch, read: Callable[[str], Awaitable[Any]]) -> None:
+    """Let a triggerer read its connections from a function, as from a secrets backend."""
+    monkeypatch.setattr(BaseHook, "aget_connection", staticmethod(read), raising=False)
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(async_to_sync(read)))
 
 
 def connect(

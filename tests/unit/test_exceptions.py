@@ -9,9 +9,9 @@ import re
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_modelscope import exceptions
+from airflow_provider_modelscope.compat import AirflowException, AirflowFailException
 from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
     ModelScopeError,

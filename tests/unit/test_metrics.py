@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import airflow.sdk
 import pytest
-from airflow.providers.common.compat import sdk
 
-from airflow_provider_modelscope import metrics
+from airflow_provider_modelscope import compat, metrics
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     GenerationFailedError,
@@ -66,7 +65,7 @@ class Stats:
 @pytest.fixture
 def stats(monkeypatch: pytest.MonkeyPatch) -> Stats:
     stats = Stats()
-    monkeypatch.setattr(sdk, "Stats", stats, raising=False)
+    monkeypatch.setattr(compat, "Stats", stats, raising=False)
     return stats
 
 
@@ -180,7 +179,7 @@ def test_an_invalid_request_is_a_failure_but_no_submission(
 def test_a_skipped_sensor_counts_its_error(emulator: Emulator, stats: Stats, context: Any) -> None:
     emulator.fail("poll:failed:always")
     waiting = sensor(submit(), soft_fail=True)
-    with pytest.raises(sdk.AirflowSkipException):
+    with pytest.raises(compat.AirflowSkipException):
         waiting.execute(context)
     assert stats.counts[f"{metrics.FAILED}.generation_rejected"] == 1
 
@@ -210,7 +209,7 @@ def test_a_broken_metrics_backend_costs_no_image(
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError("no such host")
 
-    monkeypatch.setattr(sdk, "Stats", Broken(), raising=False)
+    monkeypatch.setattr(compat, "Stats", Broken(), raising=False)
     assert len(run(one_step(tmp_path), context)) == 1
     assert f"The metric {metrics.ACCEPTED} was not sent: RuntimeError('no such host')" in caplog.text
 

@@ -7,8 +7,7 @@ import time
 from io import BytesIO
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, ObjectStoragePath, Param
-from airflow.sdk import task
+from airflow.sdk import DAG, Asset, AssetAlias, ObjectStoragePath, Param, task
 
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 

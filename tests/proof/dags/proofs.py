@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, BaseOperator, Context
 from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import DAG, BaseOperator, Context
 
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 

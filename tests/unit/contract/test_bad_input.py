@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import __version__ as AIRFLOW_VERSION
-from airflow.providers.common.compat.sdk import (
-    DAG,
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-)
+from airflow.sdk import DAG
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
+from airflow_provider_modelscope.compat import AirflowException, AirflowFailException, AirflowSkipException
 from airflow_provider_modelscope.exceptions import (
     InvalidConnectionError,
     InvalidDestinationError,

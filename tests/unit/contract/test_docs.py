@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseHook
 
 import airflow_provider_modelscope
 from airflow_provider_modelscope import exceptions, metrics
+from airflow_provider_modelscope.compat import AirflowFailException, BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
 from airflow_provider_modelscope.emulator.faults import FAULTS

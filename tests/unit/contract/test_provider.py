@@ -139,7 +139,8 @@ def test_a_dag_file_imports_fast_and_loads_no_client(installed: Path) -> None:
     import sys, time
     begun_at = time.process_time()
     import airflow.sdk
-    from airflow.providers.common.compat.sdk import BaseHook, BaseOperator, BaseSensorOperator, conf
+    from airflow.sdk import BaseOperator, BaseSensorOperator
+    from airflow_provider_modelscope.compat import BaseHook, conf
     before, ready_at = set(sys.modules), time.process_time()
     import airflow_provider_modelscope.operators.image_generation
     import airflow_provider_modelscope.sensors.image_generation

@@ -22,7 +22,7 @@ from airflow_provider_modelscope.transfers.image_to_object_storage import (
 )
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator
+    from airflow.sdk import BaseOperator
 
 CLASSES = (
     ModelScopeImageGenerationOperator,

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import DAG
 
+from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.decorators.image_generation import modelscope_image_task
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
 from tests.unit.builders import resume, submitter

@@ -8,10 +8,11 @@ from io import BytesIO
 from typing import Any, Protocol
 
 import pytest
-from airflow.providers.common.compat.sdk import BaseHook
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
+
+from airflow_provider_modelscope.compat import BaseHook
 
 
 class Store(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import BaseHook, HookLineageCollector
 
+from airflow_provider_modelscope import compat
+from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
     ImageStorageError,
     InvalidDestinationError,
@@ -148,7 +149,7 @@ def test_a_scheme_without_a_filesystem_is_rejected(destination: str, problem: st
 def test_checking_a_destination_imports_nothing_heavy() -> None:
     code = """if True:
     import sys
-    from airflow.providers.common.compat.sdk import BaseOperator
+    from airflow.sdk import BaseOperator
     before = set(sys.modules)
     from airflow_provider_modelscope.images.object_storage import check_destination
     check_destination("s3://bucket/cat.png")
@@ -621,17 +622,18 @@ def test_the_content_type_is_set_in_azure(
 
 class TestLineage:
     @pytest.fixture
-    def collector(self, monkeypatch: pytest.MonkeyPatch) -> HookLineageCollector:
+    def collector(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         """Airflow's collector when something reads lineage, such as OpenLineage."""
-        collector = HookLineageCollector()  # type: ignore[no-untyped-call]
+        home = sys.modules[compat.get_hook_lineage_collector.__module__]
+        collector = home.HookLineageCollector()
         monkeypatch.setattr(
-            "airflow.providers.common.compat.sdk.get_hook_lineage_collector", lambda: collector
+            "airflow_provider_modelscope.compat.get_hook_lineage_collector", lambda: collector
         )
         return collector
 
     def test_each_stored_image_is_reported_without_the_connection(
         self,
-        collector: HookLineageCollector,
+        collector: Any,
         register: Register,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -647,16 +649,14 @@ class TestLineage:
         assert not collector.collected_assets.inputs
 
     def test_an_image_is_stored_if_its_uri_is_too_long_for_an_asset(
-        self, collector: HookLineageCollector, memory: Store
+        self, collector: Any, memory: Store
     ) -> None:
         destination = "memory://bucket/" + "folder/" * 300
         assert store(destination, image()) == f"{destination}42-1.png"
         assert len(memory.objects) == 1
         assert not collector.collected_assets.outputs
 
-    def test_an_image_that_was_not_stored_is_not_reported(
-        self, collector: HookLineageCollector, tmp_path: Path
-    ) -> None:
+    def test_an_image_that_was_not_stored_is_not_reported(self, collector: Any, tmp_path: Path) -> None:
         destination = Destination.parse(f"file://{tmp_path}/file/cat.png")
         (tmp_path / "file").touch()
         with pytest.raises(InvalidDestinationError, match="file"):

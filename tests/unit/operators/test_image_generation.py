@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
+from airflow_provider_modelscope.compat import AirflowFailException, TaskDeferred
 from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationRejectedError,

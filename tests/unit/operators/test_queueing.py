@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.exceptions import (
     ModelScopeFinalError,
     QueueFullError,

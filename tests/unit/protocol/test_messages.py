@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 from requests.structures import CaseInsensitiveDict
 
+from airflow_provider_modelscope.compat import AirflowFailException
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,

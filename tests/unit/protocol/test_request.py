@@ -7,8 +7,8 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_modelscope.compat import AirflowFailException
 from airflow_provider_modelscope.exceptions import InvalidRequestError
 from airflow_provider_modelscope.protocol.request import GenerationRequest, check_parameters
 

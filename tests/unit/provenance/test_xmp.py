@@ -13,10 +13,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image as Pillow
-from PIL import ImageSequence
+from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image as Pillow, ImageSequence
 
 from airflow_provider_modelscope.emulator.drawing import draw
 from airflow_provider_modelscope.emulator.parameters import Parameters

@@ -6,14 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    DAG,
+from airflow.sdk import DAG
+
+from airflow_provider_modelscope.compat import (
     AirflowException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
 )
-
 from airflow_provider_modelscope.exceptions import GenerationRejectedError, InvalidRequestError
 from tests.unit.builders import REQUEST, Context, overdue, rendered, run, sensor, submitter
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_modelscope.compat import TaskDeferred
 from tests.unit.builders import REQUEST, Context, one_step, run, sensor, submitter
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationStatusUnknownError,
@@ -24,11 +24,13 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.tasks.submission_record import KEY
 from tests.unit.builders import Context, one_step, overdue, submitter
 from tests.unit.conftest import TOKEN, TaskInstance, connect
+from tests.unit.images.conftest import Store as MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_provider_modelscope.emulator import Emulator
+    from tests.unit.images.conftest import Register
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -39,30 +41,111 @@ class RealTaskInstance(TaskInstance):
     def __init__(self, max_tries: int) -> None:
         super().__init__()
         self.max_tries = max_tries
+        self.recorded_state: str | None = "success"
+
+    def get_task_states(
+        self, *, dag_id: str, task_ids: list[str], run_ids: list[str], map_index: int
+    ) -> dict[str, dict[str, str]]:
+        assert (dag_id, task_ids, run_ids, map_index) == ("a_dag", ["a_task"], ["a_run"], -1)
+        if self.recorded_state is None:
+            raise ConnectionError("no API server")
+        return {"a_run": {"a_task": self.recorded_state}}
 
 
 class Store:
-    """Airflow's task state store as a task sees it, in memory."""
+    """Where the record is kept, and the contexts of tasks that find it there."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, str] = {}
-        self.broken: set[str] = set()
+        self.broken: set[str] = set()  # calls that fail: "set", or "set 2" for the second one
+        self.calls: list[str] = []
+
+    def attempt(self, ti: TaskInstance | None = None) -> Context:
+        """Return the context of one attempt: XCom starts empty, the record is kept."""
+        raise NotImplementedError
+
+    @property
+    def text(self) -> str | None:
+        """The record as JSON, or None if there is none. May be set."""
+        raise NotImplementedError
+
+    @text.setter
+    def text(self, text: str) -> None:
+        raise NotImplementedError
+
+    @property
+    def record(self) -> dict[str, Any]:
+        assert self.text is not None
+        record: dict[str, Any] = json.loads(self.text)
+        return record
+
+    def change(self, **changes: Any) -> None:
+        self.text = json.dumps({**self.record, **changes})
+
+    def fail_if_broken(self, what: str) -> None:
+        self.calls.append(what)
+        if {what, f"{what} {self.calls.count(what)}"} & self.broken:
+            raise RuntimeError(f"{what} failed")
+
+
+class TaskStateStore(Store):
+    """Airflow's task state store as a task sees it, in memory."""
+
+    text: str | None = None
+
+    def attempt(self, ti: TaskInstance | None = None) -> Context:
+        return {"ti": ti or TaskInstance(), "task_state_store": self}
 
     def get(self, key: str, default: Any = None) -> Any:
-        self._fail("get")
-        return json.loads(self.kept[key]) if key in self.kept else default
+        assert key == KEY
+        self.fail_if_broken("get")
+        return default if self.text is None else self.record
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
-        self._fail("set")
-        self.kept[key] = json.dumps(value)
+        assert key == KEY
+        self.fail_if_broken("set")
+        self.text = json.dumps(value)
 
     def delete(self, key: str) -> None:
-        self._fail("delete")
-        self.kept.pop(key, None)
+        assert key == KEY
+        self.fail_if_broken("delete")
+        self.text = None
 
-    def _fail(self, what: str) -> None:
-        if what in self.broken:
-            raise RuntimeError(f"{what} failed")
+
+class ObjectStorage(Store):
+    """The setting ``submission_records``, with an object store in memory."""
+
+    def __init__(self, register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        breakable = self
+
+        class Filesystem(MemoryStore):
+            def cat_file(self, path: str, **options: Any) -> Any:
+                breakable.fail_if_broken("get")
+                return super().cat_file(path, **options)
+
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                breakable.fail_if_broken("set")
+                super().pipe_file(path, value, mode, **options)
+
+            def rm_file(self, path: str) -> None:
+                breakable.fail_if_broken("delete")
+                super().rm_file(path)
+
+        self.filesystem = register("memory", Filesystem())
+        monkeypatch.setenv("AIRFLOW__MODELSCOPE__SUBMISSION_RECORDS", "memory://bucket/records/")
+
+    def attempt(self, ti: TaskInstance | None = None) -> Context:
+        return {"ti": ti or TaskInstance()}
+
+    @property
+    def text(self) -> str | None:
+        [content] = self.filesystem.objects.values() or [None]
+        return None if content is None else json.dumps(json.loads(content)[KEY])
+
+    @text.setter
+    def text(self, text: str) -> None:
+        [name] = self.filesystem.objects
+        self.filesystem.pipe_file(name, f'{{"{KEY}": {text}}}'.encode())
 
 
 class MortalTaskInstance(TaskInstance):
@@ -73,27 +156,24 @@ class MortalTaskInstance(TaskInstance):
             raise KeyboardInterrupt
 
 
-@pytest.fixture
-def store() -> Store:
-    return Store()
-
-
-def attempt(store: Store | None, ti: TaskInstance | None = None) -> Context:
-    """Return the context of one attempt: XCom starts empty, the store is kept."""
-    return {"ti": ti or TaskInstance(), **({} if store is None else {"task_state_store": store})}
+@pytest.fixture(params=["task state store", "object storage"])
+def store(request: pytest.FixtureRequest, register: Register, monkeypatch: pytest.MonkeyPatch) -> Store:
+    if request.param == "task state store":
+        return TaskStateStore()
+    return ObjectStorage(register, monkeypatch)
 
 
 def die(task: Any, store: Store) -> str:
     """Let an attempt end right after its submission was recorded; return the generation's id."""
     with pytest.raises(KeyboardInterrupt):
-        task.execute(attempt(store, MortalTaskInstance()))
-    return str(json.loads(store.kept[KEY])["generation_id"])
+        task.execute(store.attempt(MortalTaskInstance()))
+    return str(store.record["generation_id"])
 
 
 class TestRetry:
     def test_it_resumes_the_generation(self, emulator: Emulator, store: Store, tmp_path: Path) -> None:
         generation_id = die(one_step(tmp_path), store)
-        context = attempt(store)
+        context = store.attempt()
         [uri] = one_step(tmp_path).execute(context)
         assert uri == f"file://{tmp_path}/{generation_id}-1.png"
         assert context["ti"].pushed["request"]["generation_id"] == generation_id
@@ -101,7 +181,7 @@ class TestRetry:
 
     def test_the_submit_operator_returns_the_same_id(self, emulator: Emulator, store: Store) -> None:
         generation_id = die(submitter(), store)
-        assert submitter().execute(attempt(store)) == generation_id
+        assert submitter().execute(store.attempt()) == generation_id
         assert emulator.accepted == 1
 
     def test_a_running_generation_is_waited_for_in_the_triggerer(
@@ -111,17 +191,16 @@ class TestRetry:
         task = one_step(tmp_path, deferrable=True, defer_after=0)
         generation_id = die(task, store)
         with pytest.raises(TaskDeferred) as raised:
-            one_step(tmp_path, deferrable=True, defer_after=0).execute(attempt(store))
+            one_step(tmp_path, deferrable=True, defer_after=0).execute(store.attempt())
         assert raised.value.trigger.serialize()[1]["generation_id"] == generation_id
         assert emulator.accepted == 1
 
     def test_the_timeout_starts_again(self, emulator: Emulator, store: Store, tmp_path: Path) -> None:
         emulator.fail("poll:stall")
         die(one_step(tmp_path), store)
-        record = json.loads(store.kept[KEY])
-        store.kept[KEY] = json.dumps({**record, "submitted_at": record["submitted_at"] - 5000})
+        store.change(submitted_at=store.record["submitted_at"] - 5000)
         with pytest.raises(TaskDeferred) as raised:
-            one_step(tmp_path, deferrable=True, timeout=100).execute(attempt(store))
+            one_step(tmp_path, deferrable=True, timeout=100).execute(store.attempt())
         kwargs = raised.value.trigger.serialize()[1]
         assert kwargs["end_time"] - kwargs["submitted_at"] > 5000
 
@@ -130,8 +209,8 @@ class TestRetry:
     ) -> None:
         emulator.fail("image:500:5")
         with pytest.raises(Exception, match="Cannot download"):
-            one_step(tmp_path).execute(attempt(store))
-        assert one_step(tmp_path).execute(attempt(store))
+            one_step(tmp_path).execute(store.attempt())
+        assert one_step(tmp_path).execute(store.attempt())
         assert emulator.accepted == 1
 
     def test_destination_and_connection_settings_may_change(
@@ -139,7 +218,7 @@ class TestRetry:
     ) -> None:
         generation_id = die(one_step(tmp_path), store)
         connect(monkeypatch, f"{emulator.base_url}/v1/", request_timeout=7)
-        [uri] = one_step(tmp_path / "other").execute(attempt(store))
+        [uri] = one_step(tmp_path / "other").execute(store.attempt())
         assert uri == f"file://{tmp_path}/other/{generation_id}-1.png"
         assert emulator.accepted == 1
 
@@ -149,7 +228,7 @@ class TestRetry:
     ) -> None:
         generation_id = die(one_step(tmp_path), store)
         emulator.fail(f"poll:{fault}")
-        [uri] = one_step(tmp_path).execute(attempt(store))
+        [uri] = one_step(tmp_path).execute(store.attempt())
         assert generation_id not in uri
         assert emulator.accepted == 2
 
@@ -158,8 +237,8 @@ class TestRetry:
     ) -> None:
         emulator.fail("poll:failed")
         with pytest.raises(GenerationFailedError):
-            one_step(tmp_path).execute(attempt(store))
-        assert one_step(tmp_path).execute(attempt(store))
+            one_step(tmp_path).execute(store.attempt())
+        assert one_step(tmp_path).execute(store.attempt())
         assert emulator.accepted == 2
 
     def test_not_found_right_after_the_submission_is_not_final(
@@ -167,14 +246,13 @@ class TestRetry:
     ) -> None:
         generation_id = die(one_step(tmp_path), store)
         emulator.fail("poll:not-found")
-        [uri] = one_step(tmp_path, poll_interval=1).execute(attempt(store))
+        [uri] = one_step(tmp_path, poll_interval=1).execute(store.attempt())
         assert generation_id in uri
 
     def test_a_generation_that_is_gone_is_submitted_again(self, emulator: Emulator, store: Store) -> None:
         die(submitter(), store)
-        record = json.loads(store.kept[KEY])
-        store.kept[KEY] = json.dumps({**record, "generation_id": "1", "submitted_at": 1.0})
-        assert submitter().execute(attempt(store)) != "1"
+        store.change(generation_id="1", submitted_at=1.0)
+        assert submitter().execute(store.attempt()) != "1"
         assert emulator.accepted == 2
 
     @pytest.mark.parametrize(
@@ -184,7 +262,7 @@ class TestRetry:
         self, emulator: Emulator, store: Store, changed: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         generation_id = die(submitter(), store)
-        assert submitter(**changed).execute(attempt(store)) != generation_id
+        assert submitter(**changed).execute(store.attempt()) != generation_id
         assert f"which submitted generation {generation_id}" in caplog.text
 
     def test_another_account_submits_again(
@@ -193,20 +271,20 @@ class TestRetry:
         generation_id = die(submitter(), store)
         other = {"conn_type": "modelscope", "password": "ms-another", "host": emulator.base_url}
         monkeypatch.setenv("AIRFLOW_CONN_MODELSCOPE_DEFAULT", json.dumps(other))
-        assert submitter().execute(attempt(store)) != generation_id
+        assert submitter().execute(store.attempt()) != generation_id
 
     def test_a_rejected_token_keeps_the_record(self, emulator: Emulator, store: Store) -> None:
         die(submitter(), store)
         emulator.fail("poll:401")
         with pytest.raises(ModelScopeFinalError):
-            submitter().execute(attempt(store))
-        assert submitter().execute(attempt(store))
+            submitter().execute(store.attempt())
+        assert submitter().execute(store.attempt())
         assert emulator.accepted == 1
 
     def test_an_unavailable_service_does_not_prevent_resuming(self, emulator: Emulator, store: Store) -> None:
         generation_id = die(submitter(), store)
         emulator.fail("poll:503:3")
-        assert submitter().execute(attempt(store)) == generation_id
+        assert submitter().execute(store.attempt()) == generation_id
 
     def test_after_two_timeouts_the_next_attempt_submits_again(
         self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -214,10 +292,10 @@ class TestRetry:
         emulator.fail("poll:stall")
         for _ in range(2):
             with pytest.raises(GenerationTimeoutError):
-                one_step(tmp_path, execution_timeout=timedelta(minutes=1)).execute(overdue(attempt(store)))
+                one_step(tmp_path, execution_timeout=timedelta(minutes=1)).execute(overdue(store.attempt()))
             assert emulator.accepted == 1
         assert "Giving up generation" in caplog.text
-        assert one_step(tmp_path).execute(attempt(store))
+        assert one_step(tmp_path).execute(store.attempt())
         assert emulator.accepted == 2
 
     def test_images_that_are_gone_are_generated_again(
@@ -225,40 +303,52 @@ class TestRetry:
     ) -> None:
         emulator.fail("image:404:4")
         with pytest.raises(ImageGoneError):
-            one_step(tmp_path).execute(attempt(store))
+            one_step(tmp_path).execute(store.attempt())
         assert emulator.accepted == 1
-        assert one_step(tmp_path).execute(attempt(store))
+        assert one_step(tmp_path).execute(store.attempt())
         assert emulator.accepted == 2
         assert "Giving up generation" in caplog.text
-        assert not store.kept
+        assert store.text is None
 
 
 class TestRecord:
     def test_it_is_deleted_when_the_task_is_done(
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:
-        first, second = (one_step(tmp_path).execute(attempt(store)) for _ in range(2))
+        first, second = (one_step(tmp_path).execute(store.attempt()) for _ in range(2))
         assert first != second
-        assert not store.kept
+        assert store.text is None
 
     def test_the_submit_operator_deletes_it_as_well(self, emulator: Emulator, store: Store) -> None:
-        first, second = (submitter().execute(attempt(store)) for _ in range(2))
+        first, second = (submitter().execute(store.attempt()) for _ in range(2))
         assert first != second
-        assert not store.kept
+        assert store.text is None
 
     def test_it_is_kept_until_airflow_has_recorded_the_success(
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:
         for make in (submitter, partial(one_step, tmp_path)):
-            store.kept.clear()
-            first = make().execute(attempt(store, RealTaskInstance(2)))
+            first = make().execute(store.attempt(RealTaskInstance(2)))
             # The success was not recorded.
-            assert make().execute(attempt(store, RealTaskInstance(2))) == first
-            task, cleared = make(), attempt(store, RealTaskInstance(5))
+            assert make().execute(store.attempt(RealTaskInstance(2))) == first
+            task, cleared = make(), store.attempt(RealTaskInstance(5))
             assert task.execute(cleared) != first
             for callback in task.on_success_callback:
                 callback(cleared)
-            assert not store.kept
+            assert store.text is None
+
+    @pytest.mark.parametrize("store", ["object storage"], indirect=True)
+    @pytest.mark.parametrize("state", ["running", "up_for_retry", None], ids=str)
+    def test_a_success_that_airflow_did_not_record_keeps_it(
+        self, emulator: Emulator, store: Store, state: str | None
+    ) -> None:
+        task, ti = submitter(), RealTaskInstance(2)
+        generation_id = task.execute(store.attempt(ti))
+        ti.recorded_state = state
+        for callback in task.on_success_callback:
+            callback(store.attempt(ti))
+        assert submitter().execute(store.attempt(RealTaskInstance(2))) == generation_id
+        assert emulator.accepted == 1
 
     def test_the_callbacks_of_the_task_are_kept(self) -> None:
         def own(context: Any) -> None: ...
@@ -268,8 +358,8 @@ class TestRecord:
 
     def test_it_contains_neither_the_token_nor_the_prompt(self, emulator: Emulator, store: Store) -> None:
         die(submitter(prompt="a secret plan"), store)
-        assert TOKEN not in str(store.kept)
-        assert "secret plan" not in str(store.kept)
+        assert TOKEN not in str(store.record)
+        assert "secret plan" not in str(store.record)
 
     @pytest.mark.parametrize("fault", ["queue-full", "429", "401", "unknown-model", "balance"])
     def test_a_rejected_submission_leaves_no_record(
@@ -277,19 +367,21 @@ class TestRecord:
     ) -> None:
         emulator.fail(f"submit:{fault}")
         with pytest.raises(ModelScopeError):
-            submitter(execution_timeout=timedelta(minutes=1)).execute(overdue(attempt(store)))
-        assert not store.kept
+            submitter(execution_timeout=timedelta(minutes=1)).execute(overdue(store.attempt()))
+        assert store.text is None
 
     def test_a_queued_submission_leaves_no_record(self, emulator: Emulator, store: Store) -> None:
         emulator.fail("submit:queue-full")
         with pytest.raises(TaskDeferred):
-            submitter(deferrable=True).execute(attempt(store))
-        assert not store.kept
+            submitter(deferrable=True).execute(store.attempt())
+        assert store.text is None
 
     def test_it_is_optional(self, emulator: Emulator, store: Store) -> None:
-        store.broken = {"get", "set", "delete"}
-        assert submitter(durable=False).execute(attempt(store))
-        assert submitter().execute(attempt(None))
+        task, context = submitter(durable=False), store.attempt()
+        assert task.execute(context)
+        for callback in task.on_success_callback or ():
+            callback(context)
+        assert not store.calls
 
     @pytest.mark.parametrize(
         ("durable", "max_tries", "is_logged"), [(True, 2, True), (True, 0, False), (False, 2, False)]
@@ -302,8 +394,11 @@ class TestRecord:
         max_tries: int,
         is_logged: bool,
     ) -> None:
-        generation_id = submitter(durable=durable).execute(attempt(None, RealTaskInstance(max_tries)))
-        warning = f"A retry would submit generation {generation_id} again: resuming needs Airflow 3.3"
+        context: Context = {"ti": RealTaskInstance(max_tries)}
+        generation_id = submitter(durable=durable).execute(context)
+        warning = (
+            f"A retry would submit generation {generation_id} again: set [modelscope] submission_records"
+        )
         assert (warning in caplog.text) == is_logged
 
     @pytest.mark.parametrize("broken", ["get", "set"])
@@ -311,33 +406,30 @@ class TestRecord:
         self, emulator: Emulator, store: Store, broken: str
     ) -> None:
         store.broken = {broken}
-        with pytest.raises(SubmissionRecordError, match=f"state store cannot .*{broken} failed"):
-            submitter().execute(attempt(store))
+        with pytest.raises(SubmissionRecordError, match=f"The record .* cannot .*{broken} failed"):
+            submitter().execute(store.attempt())
         assert not emulator.requests
 
     @pytest.mark.parametrize("record", ["42", "[]", "{}", '{"fingerprint": 1}', '"text"'])
     def test_an_invalid_record_stops_the_task(self, emulator: Emulator, store: Store, record: str) -> None:
-        store.kept[KEY] = record
+        die(submitter(), store)
+        store.text, requests = record, len(emulator.requests)
         with pytest.raises(SubmissionRecordError, match=r"^Invalid record.*durable=False"):
-            submitter().execute(attempt(store))
-        assert not emulator.requests
+            submitter().execute(store.attempt())
+        assert len(emulator.requests) == requests
 
     def test_a_store_that_fails_after_the_response_costs_nothing(
-        self, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        class FullStore(Store):
-            def set(self, key: str, value: Any, *, retention: Any = None) -> None:
-                self.broken = {"set"} if self.kept else set()
-                super().set(key, value)
-
-        assert one_step(tmp_path).execute(attempt(FullStore()))
+        store.broken = {"set 2"}
+        assert one_step(tmp_path).execute(store.attempt())
         assert "A retry would submit generation" in caplog.text
 
     def test_a_record_that_cannot_be_deleted_does_no_harm(
         self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         store.broken = {"delete"}
-        assert one_step(tmp_path).execute(attempt(store))
+        assert one_step(tmp_path).execute(store.attempt())
         assert "was not deleted" in caplog.text
 
     def test_an_unknown_status_keeps_the_record(
@@ -347,15 +439,15 @@ class TestRecord:
         for _ in range(2):
             emulator.fail("poll:503:6")
             with pytest.raises(GenerationStatusUnknownError):
-                one_step(tmp_path, execution_timeout=timedelta(minutes=1)).execute(overdue(attempt(store)))
-        [uri] = one_step(tmp_path).execute(attempt(store))
+                one_step(tmp_path, execution_timeout=timedelta(minutes=1)).execute(overdue(store.attempt()))
+        [uri] = one_step(tmp_path).execute(store.attempt())
         assert generation_id in uri
         assert emulator.accepted == 1
 
     def test_an_id_that_the_service_rejects_is_replaced(self, emulator: Emulator, store: Store) -> None:
         generation_id = die(submitter(), store)
         emulator.fail("poll:410")
-        assert submitter().execute(attempt(store)) != generation_id
+        assert submitter().execute(store.attempt()) != generation_id
 
 
 class TestLostResponse:
@@ -365,9 +457,9 @@ class TestLostResponse:
     ) -> None:
         emulator.fail(f"submit:{fault}")
         with pytest.raises(SubmissionLostError):
-            submitter().execute(attempt(store))
+            submitter().execute(store.attempt())
         assert "charged twice" not in caplog.text
-        assert submitter().execute(attempt(store))
+        assert submitter().execute(store.attempt())
         assert "may be charged twice" in caplog.text
 
     def test_it_can_fail_the_task_until_it_is_cleared(self, emulator: Emulator, store: Store) -> None:
@@ -375,22 +467,22 @@ class TestLostResponse:
         with pytest.raises(
             SubmissionUnresolvedError, match=r"on_lost_response='fail' .*clear the task"
         ) as raised:
-            submitter(on_lost_response="fail").execute(attempt(store))
+            submitter(on_lost_response="fail").execute(store.attempt())
         assert isinstance(raised.value, ModelScopeFinalError)
         assert emulator.accepted == 1
-        assert submitter(on_lost_response="fail").execute(attempt(store))
+        assert submitter(on_lost_response="fail").execute(store.attempt())
 
     def test_a_worker_that_dies_while_submitting_counts_as_one(
         self, emulator: Emulator, store: Store, caplog: pytest.LogCaptureFixture
     ) -> None:
         die(submitter(), store)
-        record = json.loads(store.kept[KEY])
-        intent = json.dumps({"fingerprint": record["fingerprint"], "sent_at": 1.5})
-        store.kept[KEY] = intent
+        intent = json.dumps({"fingerprint": store.record["fingerprint"], "sent_at": 1.5})
+        store.text = intent
         with pytest.raises(SubmissionUnresolvedError, match="ended while submitting"):
-            submitter(on_lost_response="fail").execute(attempt(store))
-        store.kept[KEY] = intent
-        assert submitter().execute(attempt(store))
+            submitter(on_lost_response="fail").execute(store.attempt())
+        die(submitter(), store)
+        store.text = intent
+        assert submitter().execute(store.attempt())
         assert "may be charged twice" in caplog.text
 
     def test_a_lost_response_to_another_request_does_not_matter(
@@ -398,8 +490,8 @@ class TestLostResponse:
     ) -> None:
         emulator.fail("submit:lost")
         with pytest.raises(SubmissionLostError):
-            submitter().execute(attempt(store))
-        assert submitter(prompt="A dog", on_lost_response="fail").execute(attempt(store))
+            submitter().execute(store.attempt())
+        assert submitter(prompt="A dog", on_lost_response="fail").execute(store.attempt())
 
     def test_a_killed_process_leaves_the_intent_in_the_record(
         self, emulator: Emulator, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -412,5 +504,5 @@ class TestLostResponse:
         with monkeypatch.context() as patch:
             patch.setattr(requests.Session, "request", killed)
             with pytest.raises(KeyboardInterrupt):
-                submitter().execute(attempt(store))
-        assert "sent_at" in store.kept[KEY]
+                submitter().execute(store.attempt())
+        assert "sent_at" in store.record

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.triggers import accounts
 from airflow_provider_modelscope.triggers.accounts import account_of
-from tests.unit.conftest import TOKEN
+from tests.unit.conftest import TOKEN, serve_connections
 
 if TYPE_CHECKING:
     import pytest
@@ -19,10 +19,10 @@ class Secrets:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failures: int = 0) -> None:
         self.reads = 0
         self._failures = failures
-        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", self.read)
+        serve_connections(monkeypatch, self.read)
 
     async def read(self, connection_id: str) -> object:
-        from airflow.providers.common.compat.sdk import Connection
+        from airflow.sdk import Connection
 
         self.reads += 1
         for _ in range(5):

@@ -13,7 +13,7 @@ from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import AuthenticationError, ModelScopeError
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.triggers.clients import shared_client, with_client
-from tests.unit.conftest import TOKEN
+from tests.unit.conftest import TOKEN, serve_connections
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.transport.event_loop import Client
@@ -30,11 +30,11 @@ def use_tokens(monkeypatch: pytest.MonkeyPatch) -> UseTokens:
         token: Iterator[str] = iter(tokens)
 
         async def read(connection_id: str) -> object:
-            from airflow.providers.common.compat.sdk import Connection
+            from airflow.sdk import Connection
 
             return Connection(conn_id=connection_id, conn_type="modelscope", host=host, password=next(token))
 
-        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", read)
+        serve_connections(monkeypatch, read)
 
     return use
 

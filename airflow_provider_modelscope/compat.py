@@ -1,0 +1,56 @@
+"""Names that moved between Airflow 3.0 and 3.4, each imported from its home when it is first used.
+
+All other names are imported from ``airflow.sdk``, which has them in every one of these versions.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseHook as BaseHook
+    from airflow.sdk.bases.decorator import determine_kwargs as determine_kwargs
+    from airflow.sdk.configuration import conf as conf
+    from airflow.sdk.definitions.context import context_merge as context_merge
+    from airflow.sdk.exceptions import (
+        AirflowException as AirflowException,
+        AirflowFailException as AirflowFailException,
+        AirflowNotFoundException as AirflowNotFoundException,
+        AirflowSensorTimeout as AirflowSensorTimeout,
+        AirflowSkipException as AirflowSkipException,
+        TaskDeferred as TaskDeferred,
+    )
+    from airflow.sdk.lineage import get_hook_lineage_collector as get_hook_lineage_collector
+    from airflow.sdk.observability.stats import Stats as Stats
+    from airflow.sdk.plugins_manager import AirflowPlugin as AirflowPlugin
+
+_EXCEPTIONS = ("airflow.sdk.exceptions", "airflow.exceptions")
+# Newest first: a newer Airflow may keep an older home, but warn of it.
+_HOMES = {
+    "AirflowException": _EXCEPTIONS,
+    "AirflowFailException": _EXCEPTIONS,
+    "AirflowNotFoundException": _EXCEPTIONS,
+    "AirflowPlugin": ("airflow.sdk.plugins_manager", "airflow.plugins_manager"),
+    "AirflowSensorTimeout": _EXCEPTIONS,
+    "AirflowSkipException": _EXCEPTIONS,
+    "BaseHook": ("airflow.sdk", "airflow.hooks.base"),
+    "Stats": ("airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"),
+    "TaskDeferred": _EXCEPTIONS,
+    "conf": ("airflow.sdk.configuration", "airflow.configuration"),
+    "context_merge": ("airflow.sdk.definitions.context", "airflow.utils.context"),
+    "determine_kwargs": ("airflow.sdk.bases.decorator", "airflow.utils.operator_helpers"),
+    "get_hook_lineage_collector": ("airflow.sdk.lineage", "airflow.lineage.hook"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name from the first of its homes that this Airflow has."""
+    for home in _HOMES.get(name, ()):
+        try:
+            found = getattr(import_module(home), name)
+        except (ImportError, AttributeError):  # of another version of Airflow
+            continue
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r} with this version of Airflow")
