@@ -194,15 +194,15 @@ PORT = _integer_field(
     default=443,
 )
 
-# The form's standard fields. The port is shown for the button Test of Airflow 3.3.2, which rejects every
-# stored connection without one. A form cannot fill it in.
+# The form's standard fields. The port is shown because the Test button of Airflow 3.3.1 and 3.3.2 needs one,
+# and a form cannot fill it in.
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": ["login", "schema"],
     "relabeling": {"password": "API token", "host": "Base URL"},
     "placeholders": {
         "host": DEFAULT_BASE_URL,
         "password": "ms-...",
-        "port": f"{PORT.default}. The button Test of Airflow 3.3.2 needs it",
+        "port": f"Enter {PORT.default} to use the Test button",
     },
 }
 
@@ -239,7 +239,7 @@ def account_from_connection(connection: Connection) -> Account:
         errors += [_unknown(name) for name in extra if name not in fields]
     allow_http = values.pop("allow_http", False)
     values["token"] = checked(_token, connection)
-    # The button Test sends 0 if there is no port.
+    # The Test button sends 0 if there is no port.
     port = checked(PORT.checked, connection.port) if connection.port else None
     values["base_url"] = checked(_base_url, connection, port, allow_http is True)
     if errors:
@@ -275,8 +275,8 @@ def _token(connection: Connection) -> str:
     token = re.sub(r"^\s*bearer(\s|$)|\s", "", connection.password or "", flags=re.IGNORECASE)
     if token == _MASK:
         raise ValueError(
-            f"password is {_MASK!r}, Airflow's mask of a token: before Airflow 3.1.7, the button Test sends "
-            "the mask. Use the command airflow connections test"
+            f"password is {_MASK!r}, Airflow's mask of a token: the Test button of this Airflow sends the mask. "
+            "Use the command airflow connections test"
         )
     if not token:
         raise ValueError(f"password is empty: set it to an API token from {DEFAULT_HUB_URL}/my/myaccesstoken")
