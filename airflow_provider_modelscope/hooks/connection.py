@@ -275,8 +275,8 @@ def _token(connection: Connection) -> str:
     token = re.sub(r"^\s*bearer(\s|$)|\s", "", connection.password or "", flags=re.IGNORECASE)
     if token == _MASK:
         raise ValueError(
-            f"password is {_MASK!r}, Airflow's mask of a token: the Test button of this Airflow sends the mask. "
-            "Use the command airflow connections test"
+            f"password is {_MASK!r}, Airflow's mask of a token: the Test button of this Airflow sends the "
+            "mask. Use the command airflow connections test"
         )
     if not token:
         raise ValueError(f"password is empty: set it to an API token from {DEFAULT_HUB_URL}/my/myaccesstoken")
