@@ -1,6 +1,7 @@
-"""Names that moved between Airflow 3.0 and 3.4, each imported from its home when it is first used.
+"""The Airflow that runs, and names that moved between Airflow 3.0 and 3.4.
 
-All other names are imported from ``airflow.sdk``, which has them in every one of these versions.
+Each name is imported from its home when it is first used. All other names are imported from ``airflow.sdk``,
+which has them in every one of these versions.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from airflow.sdk.observability.stats import Stats as Stats
     from airflow.sdk.plugins_manager import AirflowPlugin as AirflowPlugin
 
+    AIRFLOW_VERSION: tuple[int, int]
+
 _EXCEPTIONS = ("airflow.sdk.exceptions", "airflow.exceptions")
 # Newest first: a newer Airflow may keep an older home, but warn of it.
 _HOMES = {
@@ -46,6 +49,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Return a name from the first of its homes that this Airflow has."""
+    if name == "AIRFLOW_VERSION":
+        from airflow import __version__
+
+        return tuple(int(number) for number in __version__.split(".")[:2])
     for home in _HOMES.get(name, ()):
         try:
             found = getattr(import_module(home), name)

@@ -15,12 +15,11 @@ def submission_records() -> str:
 
 def how_to_store_again() -> str:
     """Return what a person can do on this Airflow to store a finished generation without a second charge."""
-    from airflow import __version__
+    from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 
-    version = tuple(int(part) for part in __version__.split(".")[:2])
     operator = "use ModelScopeImageToObjectStorageOperator"
-    if version >= (3, 4):
+    if AIRFLOW_VERSION >= (3, 4):
         return f"clear the task with 'Keep task state and resume', which resumes it, or {operator}"
-    if version >= (3, 3) or submission_records():
+    if AIRFLOW_VERSION >= (3, 3) or submission_records():
         return f"clear the task, which resumes it, or {operator}"
     return f"{operator}. Clearing a task that submits would submit again, because {SETTING} is not set"

@@ -13,13 +13,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from airflow import __version__ as AIRFLOW_VERSION
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.cards import cards_of
 from airflow_provider_modelscope.gallery.files import (
     THUMBNAIL_SIDE,
@@ -28,7 +28,7 @@ from airflow_provider_modelscope.gallery.files import (
     read_image,
 )
 from airflow_provider_modelscope.gallery.metadata import read_images, read_run
-from airflow_provider_modelscope.links import image_query
+from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.xcoms import StoredImage
 
 if TYPE_CHECKING:
@@ -57,41 +57,41 @@ def make_app() -> FastAPI:
     app = FastAPI(
         title="ModelScope images", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[may_read]
     )
-    app.add_api_route("/images", images)
-    app.add_api_route("/image", image)
-    app.add_api_route("/thumbnail", thumbnail)
+    # In the path, because that is the only place where Airflow 3.1.6 and older find the Dag to authorize.
+    app.add_api_route("/{dag_id}/images", images)
+    app.add_api_route("/{dag_id}/image", image)
+    app.add_api_route("/{dag_id}/thumbnail", thumbnail)
     app.add_exception_handler(HTTPException, _error_response)
     return app
 
 
-async def images(request: Request, dag_id: str = "") -> Response:
+async def images(request: Request, dag_id: str) -> Response:
     """Show the images of a Dag run or of one of its task instances."""
     return await to_thread.run_sync(_images, request, dag_id)
 
 
 def _images(request: Request, dag_id: str) -> Response:
-    run_id, task_id = _query_value(request, "run_id"), _query_value(request, "task_id")
-    map_index = _map_index(request)
+    run_id, instance = _query_value(request, "run_id"), _instance(request)
     run = read_run(dag_id, run_id)
     if run is None:
         raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
-    groups = cards_of(run, task_id=task_id or None, map_index=map_index)
+    groups = cards_of(run, only=instance if instance.task_id else None)
     cards = [card for group in groups.values() for card in group]
     return _page(
         groups=groups,
-        message="This task has no images." if task_id else "This run has no images.",
-        airflow_path=_airflow_path(dag_id, run_id, task_id, map_index),
-        title=" / ".join(filter(None, (dag_id, run_id, task_id))),
+        message="This task has no images." if instance.task_id else "This run has no images.",
+        airflow_path=_airflow_path(dag_id, run_id, instance),
+        title=" / ".join(filter(None, (dag_id, run_id, instance.task_id))),
         stored=sum(1 for card in cards if card.image),
         pending=sum(1 for card in cards if card.is_pending),
         missing=sum(1 for card in cards if not card.image and not card.is_pending),
         is_live=not run.is_finished,
-        query=lambda card: image_query(dag_id, run_id, card.task_id, card.map_index, card.number),
+        query=lambda card: card.instance.query(run_id, number=card.number),
         thumbnail_side=THUMBNAIL_SIDE,
     )
 
 
-async def image(request: Request, dag_id: str = "") -> Response:
+async def image(request: Request, dag_id: str) -> Response:
     """Serve a stored image, byte for byte."""
     stored = await _stored_image(request, dag_id)
 
@@ -101,7 +101,7 @@ async def image(request: Request, dag_id: str = "") -> Response:
     return await _serve(request, content, etag=f'"{stored.sha256}"')
 
 
-async def thumbnail(request: Request, dag_id: str = "") -> Response:
+async def thumbnail(request: Request, dag_id: str) -> Response:
     """Serve the thumbnail of a stored image."""
     stored = await _stored_image(request, dag_id)
 
@@ -113,9 +113,9 @@ async def thumbnail(request: Request, dag_id: str = "") -> Response:
 
 async def _stored_image(request: Request, dag_id: str) -> StoredImage:
     """Return the image that the query names, as that task instance's XCom describes it."""
-    run_id, task_id = _query_value(request, "run_id"), _query_value(request, "task_id")
     number = _integer(_query_value(request, "number") or "1")
-    pushed = await to_thread.run_sync(read_images, dag_id, run_id, task_id, _map_index(request))
+    run_id = _query_value(request, "run_id")
+    pushed = await to_thread.run_sync(read_images, dag_id, run_id, _instance(request))
     entry = pushed[number - 1] if isinstance(pushed, list) and 0 < number <= len(pushed) else None
     stored = StoredImage.from_json(entry)
     if stored is None:
@@ -154,9 +154,9 @@ async def _error_response(request: Request, error: Exception) -> Response:
 def _sign_in_path(request: Request) -> str:
     """Return the path of Airflow's login, which leads back to this request."""
     back = quote(f"{request.url.path}?{request.url.query}", safe="")
-    if AIRFLOW_VERSION.startswith("3.1."):
+    if AIRFLOW_VERSION == (3, 1):
         back = quote(back, safe="")  # Airflow 3.1 puts it into a redirect without encoding it
-    return f"../api/v2/auth/login?next={back}"
+    return f"../../api/v2/auth/login?next={back}"
 
 
 def _page(*, status_code: int = 200, **values: Any) -> Response:
@@ -192,18 +192,20 @@ def _limiter() -> CapacityLimiter:
     return CapacityLimiter(THREADS)
 
 
-def _airflow_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+def _airflow_path(dag_id: str, run_id: str, instance: Instance) -> str:
     """Return the path of the run's or the task instance's page in Airflow's UI, relative to the gallery."""
-    run = f"../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
-    mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
-    return f"{run}/tasks/{quote(task_id, safe='')}{mapped}" if task_id else run
+    run = f"../../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    index, region = instance.map_index, quote(instance.region_id, safe="")
+    which = (
+        f"?region_id={region}&region_index={index}" if region else f"/mapped/{index}" if index >= 0 else ""
+    )
+    return f"{run}/tasks/{quote(instance.task_id, safe='')}{which}" if instance.task_id else run
 
 
 def _query_value(request: Request, name: str) -> str:
     """Return a value of the query, or "" if it has none.
 
-    Airflow 3.1 does not encode a run's id, so the + of its time zone must not be decoded to a space. Do not
-    use this for ``dag_id``, which must be the value that Airflow authorized.
+    Airflow 3.1 does not encode a run's id, so the + of its time zone must not be decoded to a space.
     """
     for pair in request.url.query.split("&"):
         key, _, value = pair.partition("=")
@@ -213,9 +215,10 @@ def _query_value(request: Request, name: str) -> str:
     return ""
 
 
-def _map_index(request: Request) -> int:
-    """Return the map index, or -1 if the task is not mapped: Airflow then sends "{MAP_INDEX}"."""
-    return _integer(_query_value(request, "map_index"), otherwise=-1)
+def _instance(request: Request) -> Instance:
+    """Return the task instance of the query. If it is not mapped, Airflow sends "{MAP_INDEX}"."""
+    index = _integer(_query_value(request, "map_index"), otherwise=-1)
+    return Instance.make(_query_value(request, "task_id"), index, _query_value(request, "region_id"))
 
 
 def _integer(text: str, *, otherwise: int = 0) -> int:

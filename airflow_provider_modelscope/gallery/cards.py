@@ -8,20 +8,22 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.xcoms import IMAGES, REQUEST, SUBMITTERS, StoredImage, Submission
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.links import Instance
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushedXCom:
     """An XCom of a task instance."""
 
-    task_id: str
-    map_index: int
+    instance: Instance
     key: str
     value: Any
 
@@ -35,8 +37,7 @@ class TaskState:
     :param started_at: In epoch seconds.
     """
 
-    task_id: str
-    map_index: int
+    instance: Instance
     state: str | None
     operator: str = ""
     label: str = ""
@@ -68,8 +69,7 @@ class Card:
     :param is_pending: Whether the image may still be stored.
     """
 
-    task_id: str
-    map_index: int
+    instance: Instance
     label: str
     number: int = 1
     image: StoredImage | None = None
@@ -80,15 +80,16 @@ class Card:
     @property
     def key(self) -> str:
         """Identifies the card within its run, also after its image is stored."""
-        return f"{self.task_id} {self.map_index} {self.number}"
+        return " ".join(map(str, (*astuple(self.instance), self.number)))
 
     @property
-    def instance(self) -> str:
-        """The name of the mapped task instance; empty if the task is not mapped."""
-        if self.map_index < 0:
+    def instance_name(self) -> str:
+        """The label or index in a mapped task or a loop; otherwise empty."""
+        index = self.instance.map_index
+        if index < 0:
             return ""
         # Airflow's default label is the index itself.
-        return self.label if self.label not in ("", str(self.map_index)) else f"[{self.map_index}]"
+        return self.label if self.label not in ("", str(index)) else f"[{index}]"
 
     @property
     def generation_id(self) -> str | None:
@@ -151,34 +152,30 @@ class Card:
         return "\n".join(f"{name}={value!r}," for name, value in given.items() if value is not None)
 
 
-def cards_of(run: Run, *, task_id: str | None = None, map_index: int = -1) -> dict[str, list[Card]]:
+def cards_of(run: Run, *, only: Instance | None = None) -> dict[str, list[Card]]:
     """Return the cards of a run by task, in the order in which the tasks started.
 
-    :param task_id: Return only the images that this task stored or submitted.
-    :param map_index: The index of that task's instance; -1 if it is not mapped.
+    :param only: Return only the images that this task instance, or those that it includes, stored or
+        submitted.
     """
     cards = list(_cards(run))
-    if task_id is not None:
-        selected = (task_id, map_index)
+    if only is not None:
         submissions = [
             Submission.from_json(xcom.value)
             for xcom in run.xcoms
-            if (xcom.task_id, xcom.map_index) == selected and xcom.key == REQUEST
+            if only.includes(xcom.instance) and xcom.key == REQUEST
         ]
         submitted = {submission.generation_id for submission in submissions if submission}
-        cards = [
-            card
-            for card in cards
-            if (card.task_id, card.map_index) == selected or card.generation_id in submitted
-        ]
+        cards = [c for c in cards if only.includes(c.instance) or c.generation_id in submitted]
     started: dict[str, float] = defaultdict(lambda: math.inf)
     for task in run.tasks:
         if task.started_at is not None:
-            started[task.task_id] = min(started[task.task_id], task.started_at)
-    cards.sort(key=lambda card: (started[card.task_id], card.task_id, card.map_index, card.number))
+            task_id = task.instance.task_id
+            started[task_id] = min(started[task_id], task.started_at)
+    cards.sort(key=lambda card: (started[card.instance.task_id], card.instance, card.number))
     groups: dict[str, list[Card]] = defaultdict(list)
     for card in _without_moved(cards):
-        groups[card.task_id].append(card)
+        groups[card.instance.task_id].append(card)
     return dict(groups)
 
 
@@ -193,14 +190,14 @@ def _identity(image: StoredImage) -> tuple[str | None, str]:
 
 
 def _cards(run: Run) -> Iterator[Card]:
-    tasks = {(task.task_id, task.map_index): task for task in run.tasks}
+    tasks = {task.instance: task for task in run.tasks}
     stored: set[str | None] = set()  # the generations that have an image
-    shown: set[tuple[str, int]] = set()  # the task instances that have a card
+    shown: set[Instance] = set()  # the task instances that have a card
 
     def card(of: PushedXCom | TaskState, **known: Any) -> Card:
-        task = tasks.get((of.task_id, of.map_index))
-        shown.add((of.task_id, of.map_index))
-        return Card(task_id=of.task_id, map_index=of.map_index, label=task.label if task else "", **known)
+        task = tasks.get(of.instance)
+        shown.add(of.instance)
+        return Card(instance=of.instance, label=task.label if task else "", **known)
 
     for xcom in run.xcoms:
         if xcom.key != IMAGES:
@@ -217,14 +214,13 @@ def _cards(run: Run) -> Iterator[Card]:
     for xcom in run.xcoms:
         submission = Submission.from_json(xcom.value) if xcom.key == REQUEST else None
         if submission and submission.generation_id in stored:
-            shown.add((xcom.task_id, xcom.map_index))
+            shown.add(xcom.instance)
         elif submission:
-            task = tasks.get((xcom.task_id, xcom.map_index))
+            task = tasks.get(xcom.instance)
             message, is_pending = _progress(task, submission.generation_id, run)
             yield card(xcom, submission=submission, message=message, is_pending=is_pending)
     for task in run.tasks:
-        has_card = (task.task_id, task.map_index) in shown
-        if task.operator in SUBMITTERS and task.state != "removed" and not has_card:
+        if task.operator in SUBMITTERS and task.state != "removed" and task.instance not in shown:
             message, is_pending = _progress(task, None, run)
             yield card(task, message=message, is_pending=is_pending)
 

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
+from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.xcoms import IMAGES, REQUEST
 
 
@@ -30,14 +31,13 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             return None
         dag_run_id, state = found
         xcoms = session.execute(
-            select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
+            select(*_instance_columns(XComModel), XComModel.key, XComModel.value).where(
                 XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
                 XComModel.key.in_([IMAGES, REQUEST]),
             )
         ).all()
         columns: list[Any] = [
-            TaskInstance.task_id,
-            TaskInstance.map_index,
+            *_instance_columns(TaskInstance),
             TaskInstance.state,
             TaskInstance.operator,
             TaskInstance.rendered_map_index,
@@ -49,40 +49,54 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         run_id=run_id,
         state=str(state),
         xcoms=[
-            PushedXCom(task_id=task_id, map_index=map_index, key=key, value=_decode(value))
-            for task_id, map_index, key, value in xcoms
+            PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value))
+            for *ids, key, value in xcoms
         ],
         tasks=[
             TaskState(
-                task_id=task_id,
-                map_index=map_index,
+                instance=Instance.make(*ids),
                 state=None if state is None else str(state),
                 operator=operator or "",
                 label=label or "",
                 started_at=started_at.timestamp() if started_at else None,
             )
-            for task_id, map_index, state, operator, label, started_at in tasks
+            for *ids, state, operator, label, started_at in tasks
         ],
     )
 
 
-def read_images(dag_id: str, run_id: str, task_id: str, map_index: int) -> Any:
-    """Return the XCom ``images`` of a task instance, or None if it does not exist."""
+def read_images(dag_id: str, run_id: str, instance: Instance) -> Any:
+    """Return the XCom ``images`` of a task instance, or None if it does not exist.
+
+    Without a region, that of the only task instance with this index.
+    """
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        value = session.scalar(
-            select(XComModel.value).where(
+        rows = session.execute(
+            select(*_instance_columns(XComModel), XComModel.value).where(
                 XComModel.dag_id == dag_id,
                 XComModel.run_id == run_id,
-                XComModel.task_id == task_id,
-                XComModel.map_index == map_index,
+                XComModel.task_id == instance.task_id,
+                XComModel.map_index == instance.map_index,
                 XComModel.key == IMAGES,
             )
-        )
+        ).all()
+    found = {Instance.make(*ids).region_id: value for *ids, value in rows}
+    if not instance.region_id and len(found) == 1:
+        [value] = found.values()
+    else:
+        value = found.get(instance.region_id)
     return _decode(value)
+
+
+def _instance_columns(model: Any) -> list[Any]:
+    """Return the columns that identify a task instance in its run."""
+    from sqlalchemy import null
+
+    return [model.task_id, model.map_index, getattr(model, "region_id", null())]
 
 
 def _decode(value: Any) -> Any:

@@ -22,7 +22,7 @@ async def gallery(
 
 # Relative addresses work below any base URL. Airflow replaces the names in braces, but leaves {MAP_INDEX} as
 # it is if the task is not mapped.
-_IMAGES_OF_RUN = f"{GALLERY}/images?dag_id={{DAG_ID}}&run_id={{RUN_ID}}"
+_IMAGES_OF_RUN = f"{GALLERY}/{{DAG_ID}}/images?run_id={{RUN_ID}}"
 _VIEWS = [
     {
         "name": "Images",

@@ -195,7 +195,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
         has_slot = queue is not None
         if queue is None:
-            push_links(context, model_url=self.hook.account.model_url(request.model))
+            push_links(self, context)
             now = time.time()
             queue = SubmitBackoff(
                 queued_at=now, end_time=self._end_time(self.queue_timeout, context, since=now)

@@ -18,7 +18,6 @@ from airflow_provider_modelscope.compat import (
 )
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import count_failure
 from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL, wait_or_defer
 from airflow_provider_modelscope.tasks.task import ModelScopeTask
@@ -49,6 +48,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")
+    has_images = False
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
 
         with self._sensor_errors():
+            self._find_submission(str(self.generation_id), context)  # for the link to its model
             generation_id = read_event(event, GenerationFinished).generation_id
             return self._succeeded(fetch_finished_generation(self.hook, generation_id))
 
@@ -112,16 +113,13 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         """Validate the parameters, link the images and the model, and return the wait."""
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
-        from airflow_provider_modelscope.xcoms import Submission
 
-        generation_id, account, _ = check_all(
+        generation_id, *_ = check_all(
             partial(checked_id, self.generation_id),
             lambda: self.hook.account,
             lambda: raise_invalid(self._option_errors()),
         )
-        submission = Submission.find(generation_id, task=self, context=context)
-        model = submission.model if submission else None
-        push_links(context, model_url=account.model_url(model) if model else None, has_images=False)
+        submission = self._find_submission(generation_id, context)
         started_at = context["ti"].start_date.timestamp()
         since = submission.submitted_at if submission else started_at
         return PollSchedule(
@@ -129,7 +127,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             submitted_at=since,
             end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
             poll_interval=self.poke_interval,
-            model=model,
+            model=self.model,
             size=submission.size if submission else None,
             fast_poll_until_age=DEFER_AFTER,
         )

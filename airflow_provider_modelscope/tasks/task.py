@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.links import LINKS
+from airflow_provider_modelscope.links import LINKS, push_links
 from airflow_provider_modelscope.validation import check_all
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk import BaseOperatorLink, Context
+    from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 
     from airflow_provider_modelscope.images.object_storage import Destination
     from airflow_provider_modelscope.protocol.generation import Generation
@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
 
 class ModelScopeTask:
-    """A task that calls ModelScope through a connection."""
+    """A task that calls ModelScope through a connection.
+
+    :param model: The model, None as long as the task does not know it.
+    :param has_images: Whether the task submits or stores images.
+    """
 
     modelscope_conn_id: str
+    model: str | None = None
+    has_images = True
     operator_extra_links: Collection[BaseOperatorLink] = LINKS
     ui_color = "#e9e5ff"
 
@@ -30,6 +36,15 @@ class ModelScopeTask:
     def hook(self) -> ModelScopeHook:
         """The hook of the task's connection."""
         return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
+
+    def _find_submission(self, generation_id: str, context: Context) -> Submission | None:
+        """Return what an upstream submit task recorded, and link to its model."""
+        from airflow_provider_modelscope.xcoms import Submission
+
+        submission = Submission.find(generation_id, task=cast("BaseOperator", self), context=context)
+        self.model = submission.model if submission else None
+        push_links(cast("BaseOperator", self), context)
+        return submission
 
     def _check_constants(self, own_class: type) -> None:
         """Raise an error for a constant argument that can never be valid: an import error of the Dag file.

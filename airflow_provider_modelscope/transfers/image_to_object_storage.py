@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import counts_failures
 from airflow_provider_modelscope.tasks.task import StoringTask
 from airflow_provider_modelscope.validation import check_all
@@ -74,13 +73,11 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
         """Download and store the images, and return their URIs."""
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
-        from airflow_provider_modelscope.xcoms import Submission
 
-        generation_id, destination, account = check_all(
+        generation_id, destination, _ = check_all(
             partial(checked_id, self.generation_id), self._parse_destination, lambda: self.hook.account
         )
-        submission = Submission.find(generation_id, task=self, context=context)
-        push_links(context, model_url=account.model_url(submission.model) if submission else None)
+        submission = self._find_submission(generation_id, context)
         generation = fetch_finished_generation(self.hook, generation_id)
         generation.raise_for_failure(retry_resubmits=False)
         return self._store(generation, destination, submission, context)

@@ -34,14 +34,14 @@ class DagRun(NamedTuple):
     @property
     def gallery(self) -> str:
         """The path of its gallery, without Airflow's UI around it."""
-        return f"/modelscope/images?dag_id={self.dag_id}&run_id={quote(self.run_id, safe='')}"
+        return f"/modelscope/{self.dag_id}/images?run_id={quote(self.run_id, safe='')}"
 
     def image(
         self, route: str = "image", number: int = 1, *, task_id: str = "draw", map_index: int = -1
     ) -> str:
         """Return the path of one of its images, or of a thumbnail with the route ``thumbnail``."""
         instance = f"task_id={task_id}&map_index={map_index}&number={number}"
-        return f"{self.gallery.replace('images', route, 1)}&{instance}"
+        return f"{self.gallery.replace('/images?', f'/{route}?')}&{instance}"
 
     @property
     def path(self) -> str:

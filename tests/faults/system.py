@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import requests
-from airflow import __version__ as AIRFLOW_VERSION
 from moto.server import ThreadedMotoServer
 from sqlalchemy import create_engine, text
 
+from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.emulator import Emulator
 from tests.faults.leaks import files, find, tables
 from tests.support.postgres import postgres
@@ -38,8 +38,7 @@ LIMIT = 120.0  # seconds to wait for a condition
 BUCKET = "postcards"
 RECORDS = "records/"  # the folder of the setting submission_records, in the same bucket
 WARNING = "Submitting again, which may be charged twice"  # in the log, if a response was lost
-VERSION = tuple(int(part) for part in AIRFLOW_VERSION.split(".")[:2])
-HAS_TASK_STATE_STORE = VERSION >= (3, 3)
+HAS_TASK_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
 
 # With its defaults, Airflow takes minutes to notice that a process died.
 SETTINGS = {
@@ -229,7 +228,7 @@ class Run:
         """Clear the tasks that have started, as the UI does; on Airflow 3.4 keep their task state."""
         tasks = [task.task_id for task in self.tasks() if task.state != "none"]
         body = {"dry_run": False, "only_failed": False, "dag_run_id": self.row.name, "task_ids": tasks}
-        if VERSION >= (3, 4):
+        if AIRFLOW_VERSION >= (3, 4):
             body["keep_task_state"] = True
         self._system.call("POST", f"dags/{self.row.dag_id}/clearTaskInstances", body)
 

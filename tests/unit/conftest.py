@@ -40,6 +40,26 @@ def context() -> dict[str, Any]:
     return {"ti": TaskInstance()}
 
 
+class Supervisor:
+    """Airflow's side of a task that runs: it keeps the XComs that do not go through the XCom backend."""
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+        self.error: Exception | None = None
+
+    def send(self, message: Any) -> None:
+        if self.error:
+            raise self.error
+        self.pushed[message.key] = message.value
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    supervisor = Supervisor()
+    monkeypatch.setattr("airflow.sdk.execution_time.task_runner.SUPERVISOR_COMMS", supervisor, raising=False)
+    return supervisor
+
+
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that retries at once."""

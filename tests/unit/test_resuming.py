@@ -12,18 +12,18 @@ OPERATOR = "use ModelScopeImageToObjectStorageOperator"
 @pytest.mark.parametrize(
     ("version", "setting", "advice"),
     [
-        ("3.0.6", "", f"{OPERATOR}. Clearing a task that submits would submit again, because"),
-        ("3.2.2", "", f"{OPERATOR}. Clearing a task that submits would submit again, because"),
-        ("3.2.2", "s3://bucket/records/", f"clear the task, which resumes it, or {OPERATOR}"),
-        ("3.3.2", "", f"clear the task, which resumes it, or {OPERATOR}"),
-        ("3.4.0b2", "", f"clear the task with 'Keep task state and resume', which resumes it, or {OPERATOR}"),
-        ("3.10.0", "s3://bucket/records/", "clear the task with 'Keep task state and resume'"),
+        ((3, 0), "", f"{OPERATOR}. Clearing a task that submits would submit again, because"),
+        ((3, 2), "", f"{OPERATOR}. Clearing a task that submits would submit again, because"),
+        ((3, 2), "s3://bucket/records/", f"clear the task, which resumes it, or {OPERATOR}"),
+        ((3, 3), "", f"clear the task, which resumes it, or {OPERATOR}"),
+        ((3, 4), "", f"clear the task with 'Keep task state and resume', which resumes it, or {OPERATOR}"),
+        ((3, 10), "s3://bucket/records/", "clear the task with 'Keep task state and resume'"),
     ],
 )
 def test_advice_follows_version_and_setting(
-    version: str, setting: str, advice: str, monkeypatch: pytest.MonkeyPatch
+    version: tuple[int, int], setting: str, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow.__version__", version)
+    monkeypatch.setattr("airflow_provider_modelscope.compat.AIRFLOW_VERSION", version)
     monkeypatch.setenv("AIRFLOW__MODELSCOPE__SUBMISSION_RECORDS", setting)
     assert how_to_store_again().startswith(advice)
 

@@ -14,11 +14,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow import __version__ as AIRFLOW_VERSION
 from airflow.sdk import DAG
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
-from airflow_provider_modelscope.compat import AirflowException, AirflowFailException, AirflowSkipException
+from airflow_provider_modelscope.compat import (
+    AIRFLOW_VERSION,
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from airflow_provider_modelscope.exceptions import (
     InvalidConnectionError,
     InvalidDestinationError,
@@ -599,7 +603,7 @@ def test_an_invalid_connection_field_is_named(
 
 
 @pytest.mark.skipif(
-    AIRFLOW_VERSION.startswith(("3.0.", "3.1.")),
+    AIRFLOW_VERSION < (3, 2),
     reason="Airflow 3.0 and 3.1 reject it themselves",
 )
 @pytest.mark.parametrize("extra", ["request_timeout=5", "[5]"])

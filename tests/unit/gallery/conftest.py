@@ -8,9 +8,10 @@ import threading
 import warnings
 from datetime import UTC, datetime
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from airflow import __version__
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from PIL import Image as Pillow
 
@@ -19,7 +20,13 @@ from airflow_provider_modelscope.links import HAS_GALLERY
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from uuid import UUID
 
+    from sqlalchemy import CursorResult
+
+HAS_LOOPS = not __version__.startswith(("3.0.", "3.1.", "3.2.", "3.3."))
+
+needs_loops = pytest.mark.skipif(not HAS_LOOPS, reason="Airflow has loops from 3.4 on")
 needs_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow 3.0 has no tabs for plugins")
 
 
@@ -106,6 +113,7 @@ class Database:
 
     def __init__(self) -> None:
         self._runs: list[tuple[str, str]] = []
+        self._tasks: dict[tuple[Any, ...], Any] = {}
 
     def add_run(self, dag_id: str = "a_dag", run_id: str = "a_run", state: str = "running") -> None:
         from airflow.models.dagrun import DagRun
@@ -128,13 +136,17 @@ class Database:
         *,
         dag_id: str = "a_dag",
         run_id: str = "a_run",
+        region_id: UUID | None = None,
         **columns: Any,
     ) -> None:
         """Add a task instance."""
         from airflow.models.taskinstance import TaskInstance
 
-        ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
-        self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
+        ids: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id}
+        ids |= {"region_index" if HAS_LOOPS else "map_index": map_index}
+        ids |= {"region_id": region_id} if region_id else {}
+        key = self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
+        self._tasks[dag_id, run_id, task_id, map_index, region_id] = key[0]
 
     def push(
         self,
@@ -145,33 +157,39 @@ class Database:
         run_id: str = "a_run",
         task_id: str = "draw",
         map_index: int = -1,
+        region_id: UUID | None = None,
     ) -> None:
-        """Add an XCom."""
-        from airflow.models.xcom import XComModel
+        """Add an XCom; from Airflow 3.4 on also its task instance, if there is none."""
+        from airflow.models import xcom
 
-        self._insert(
-            XComModel,
-            dag_run_id=self._row_of(dag_id, run_id),
-            dag_id=dag_id,
-            run_id=run_id,
-            task_id=task_id,
-            map_index=map_index,
-            key=key,
-            value=json.dumps(value),  # a JSON text in a JSON column, as Airflow's task SDK sends it
-            timestamp=datetime.now(UTC),
-        )
+        # A JSON text in a JSON column, as Airflow's task SDK sends it.
+        columns = {"key": key, "value": json.dumps(value), "timestamp": datetime.now(UTC)}
+        ids: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id}
+        instance: dict[str, Any] = {"task_id": task_id, "map_index": map_index}
+        if not HAS_LOOPS:
+            row = self._row_of(dag_id, run_id)
+            self._insert(xcom.XComModel, dag_run_id=row, **ids, **instance, **columns)
+            return
+        if (dag_id, run_id) not in self._runs:
+            self.add_run(**ids)
+        task = (dag_id, run_id, task_id, map_index, region_id)
+        if task not in self._tasks:
+            self.add_task(**ids, **instance, region_id=region_id)
+        self._insert(xcom.XComModelV2, task_instance_id=self._tasks[task], **columns)
 
     def _row_of(self, dag_id: str, run_id: str) -> int:
         if (dag_id, run_id) not in self._runs:
             self._runs.append((dag_id, run_id))
         return self._runs.index((dag_id, run_id)) + 1
 
-    def _insert(self, model: Any, **columns: Any) -> None:
+    def _insert(self, model: Any, **columns: Any) -> Any:
+        """Add a row, and return its primary key."""
         from airflow.utils.session import create_session
         from sqlalchemy import insert
 
         with create_session() as session:
-            session.execute(insert(model.__table__).values(**columns))
+            inserted = session.execute(insert(model.__table__).values(**columns))
+            return cast("CursorResult[Any]", inserted).inserted_primary_key
 
 
 @pytest.fixture
@@ -187,6 +205,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
     with warnings.catch_warnings(action="ignore"):  # Airflow 3.1 uses what newer SQLAlchemys deprecate
         configure_mappers()
     names = {"dag", "dag_bundle", "dag_bundle_team", "dag_run", "task_instance", "team", "xcom"}
+    names |= {"dynamic_region", "legacy_task_data_owner", "xcom_v1", "xcom_v2"}  # from Airflow 3.4 on
     tables = [table for table in Base.metadata.tables.values() if table.name in names]
     engine = create_engine(f"sqlite:///{tmp_path}/airflow.db")
     Base.metadata.create_all(engine, tables=tables)

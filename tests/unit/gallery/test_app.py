@@ -9,6 +9,7 @@ from io import BytesIO
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 import pytest
 from fastapi.routing import APIRoute
@@ -16,14 +17,14 @@ from fastapi.testclient import TestClient
 from PIL import Image as Pillow
 
 from airflow_provider_modelscope.gallery.app import THREADS, _limiter, make_app
-from tests.unit.gallery.conftest import encoded, entry, needs_gallery
+from tests.unit.gallery.conftest import encoded, entry, needs_gallery, needs_loops
 
 if TYPE_CHECKING:
     from tests.unit.gallery.conftest import Bucket, Database
 
 pytestmark = needs_gallery
 
-ROUTES = ("/images", "/image", "/thumbnail")
+ROUTES = ("images", "image", "thumbnail")
 SIGNED_IN = {"Authorization": "Bearer a-token"}
 
 
@@ -59,15 +60,15 @@ def client(auth_manager: AuthManager, database: Database) -> Iterator[TestClient
         yield client
 
 
-def url(route: str, **others: Any) -> str:
-    ids = {"dag_id": "a_dag", "run_id": "a_run", "task_id": "draw", "map_index": -1}
-    return f"{route}?{urlencode(ids | others)}"
+def url(route: str, *, dag_id: str = "a_dag", **others: Any) -> str:
+    ids = {"run_id": "a_run", "task_id": "draw", "map_index": -1}
+    return f"/{dag_id}/{route}?{urlencode(ids | others)}"
 
 
 class TestAccess:
     def test_every_route_is_tested_here(self) -> None:
         routes = [route.path for route in make_app().routes if isinstance(route, APIRoute)]
-        assert tuple(routes) == ROUTES
+        assert routes == [f"/{{dag_id}}/{route}" for route in ROUTES]
 
     @pytest.mark.parametrize("route", ROUTES)
     def test_signed_out_users_are_asked_to_sign_in(self, route: str) -> None:
@@ -102,15 +103,15 @@ class TestAccess:
         assert "A cat" not in response.text
         assert bucket.reads == 0
 
+    @pytest.mark.parametrize("dag_id", ["other_dag", "a%5Fdag", "a_dag%20", "%7E"])
     def test_the_dag_that_was_authorized_is_shown(
-        self, client: TestClient, auth_manager: AuthManager
+        self, client: TestClient, auth_manager: AuthManager, dag_id: str
     ) -> None:
-        for query in ("dag_id=a_dag&dag_id=other_dag", "dag_id=other_dag&dag_id=a_dag"):
-            response = client.get(f"/images?{query}&run_id=a_run")
-            is_a_dag = auth_manager.requests[-1].details.id == "a_dag"
-            assert response.status_code == (200 if is_a_dag else 404)
+        response = client.get(f"/{dag_id}/images?run_id=a_run&dag_id=a_dag")
+        is_a_dag = auth_manager.requests[-1].details.id == "a_dag"
+        assert response.status_code == (200 if is_a_dag else 404)
 
-    @pytest.mark.parametrize("route", ["/image", "/thumbnail"])
+    @pytest.mark.parametrize("route", ["image", "thumbnail"])
     def test_images_of_another_dag_are_not_served(
         self, client: TestClient, database: Database, bucket: Bucket, route: str
     ) -> None:
@@ -123,7 +124,7 @@ class TestPage:
     def test_it_shows_the_cards_of_the_run(self, client: TestClient, database: Database) -> None:
         database.push([entry()])
         database.add_task("later", operator="ModelScopeImageGenerationOperator")
-        response = client.get("/images?dag_id=a_dag&run_id=a_run")
+        response = client.get("/a_dag/images?run_id=a_run")
         assert response.headers["Content-Type"] == "text/html; charset=utf-8"
         assert "1 image, 1 pending." in response.text
         assert "A cat" in response.text
@@ -132,10 +133,10 @@ class TestPage:
     def test_it_says_that_there_are_no_images(self, client: TestClient, database: Database) -> None:
         database.add_run(run_id="empty")
         for of, sentence in (("", "This run has no images."), ("&task_id=draw", "This task has no images.")):
-            assert sentence in client.get(f"/images?dag_id=a_dag&run_id=empty{of}").text
+            assert sentence in client.get(f"/a_dag/images?run_id=empty{of}").text
 
     def test_it_says_that_there_is_no_such_run(self, client: TestClient) -> None:
-        response = client.get(url("/images", run_id="other_run"))
+        response = client.get(url("images", run_id="other_run"))
         assert response.status_code == 404
         assert "Dag &#39;a_dag&#39; has no run &#39;other_run&#39;." in response.text
 
@@ -143,7 +144,21 @@ class TestPage:
         database.add_run(run_id="manual__2026-11-25T13:47:58+00:00")
         for plus in ("+", "%2B"):
             run_id = f"manual__2026-11-25T13:47:58{plus}00:00"
-            assert client.get(f"/images?dag_id=a_dag&run_id={run_id}").status_code == 200
+            assert client.get(f"/a_dag/images?run_id={run_id}").status_code == 200
+
+    @pytest.mark.parametrize(
+        ("instance", "path"),
+        [
+            ("", ""),
+            ("&task_id=draw&map_index=-1", "/tasks/draw"),
+            ("&task_id=draw&map_index={MAP_INDEX}", "/tasks/draw"),
+            ("&task_id=draw&map_index=2", "/tasks/draw/mapped/2"),
+            ("&task_id=draw&map_index=2&region_id=ab-1", "/tasks/draw?region_id=ab-1&amp;region_index=2"),
+        ],
+    )
+    def test_it_leads_back_to_airflow(self, client: TestClient, instance: str, path: str) -> None:
+        page = client.get(f"/a_dag/images?run_id=a_run{instance}").text
+        assert f'<a href="../../dags/a_dag/runs/a_run{path}">' in page
 
     @pytest.mark.parametrize("is_allowed", [True, False])
     def test_it_runs_only_its_own_scripts(
@@ -152,7 +167,7 @@ class TestPage:
         auth_manager.is_allowed = is_allowed
         nonces = set()
         for _ in range(2):
-            response = client.get(url("/images"))
+            response = client.get(url("images"))
             policy = dict(
                 directive.split(" ", 1)
                 for directive in response.headers["Content-Security-Policy"].split("; ")
@@ -173,13 +188,13 @@ class TestPage:
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
     def test_it_is_not_cached(self, client: TestClient) -> None:
-        assert client.get(url("/images")).headers["Cache-Control"] == "no-store"
+        assert client.get(url("images")).headers["Cache-Control"] == "no-store"
 
     def test_it_escapes_what_tasks_wrote(self, client: TestClient, database: Database) -> None:
         hostile = "<b>bold</b>\"' onload='x"
         database.push([entry(uri=hostile, sidecar_uri=hostile, parameters={"prompt": hostile})])
         database.push([entry(hostile)], task_id=hostile)
-        page = client.get("/images?dag_id=a_dag&run_id=a_run").text
+        page = client.get("/a_dag/images?run_id=a_run").text
         assert "&lt;b&gt;bold&lt;/b&gt;&#34;&#39; onload=&#39;x" in page
         assert "<b>" not in page
         assert "onload='" not in page
@@ -194,15 +209,15 @@ class TestImage:
         return content
 
     def test_it_is_served_byte_for_byte(self, client: TestClient, content: bytes) -> None:
-        response = client.get(url("/image"))
+        response = client.get(url("image"))
         assert (response.content, response.headers["Content-Type"]) == (content, "image/png")
 
     def test_its_thumbnail_is_served(self, client: TestClient, content: bytes) -> None:
-        response = client.get(url("/thumbnail"))
+        response = client.get(url("thumbnail"))
         assert response.headers["Content-Type"] == "image/webp"
         assert Pillow.open(BytesIO(response.content)).size == (320, 200)
 
-    @pytest.mark.parametrize("route", ["/image", "/thumbnail"])
+    @pytest.mark.parametrize("route", ["image", "thumbnail"])
     def test_only_the_users_own_browser_may_cache_it(
         self, client: TestClient, content: bytes, route: str
     ) -> None:
@@ -212,7 +227,7 @@ class TestImage:
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert headers["X-Content-Type-Options"] == "nosniff"
 
-    @pytest.mark.parametrize("route", ["/image", "/thumbnail"])
+    @pytest.mark.parametrize("route", ["image", "thumbnail"])
     def test_an_unchanged_image_is_not_sent_again(
         self,
         client: TestClient,
@@ -232,12 +247,21 @@ class TestImage:
 
     def test_its_number_selects_it(self, client: TestClient, database: Database, bucket: Bucket) -> None:
         database.push([None, bucket.put_image(encoded(size=(9, 9)))], map_index=3)
-        response = client.get(url("/image", map_index=3, number=2))
+        response = client.get(url("image", map_index=3, number=2))
         assert Pillow.open(BytesIO(response.content)).size == (9, 9)
+
+    @needs_loops
+    def test_its_region_selects_it(self, client: TestClient, database: Database, bucket: Bucket) -> None:
+        regions = [UUID(int=1), UUID(int=2)]
+        database.push([entry()], map_index=0, region_id=regions[0])
+        database.push([bucket.put_image(encoded(size=(9, 9)))], map_index=0, region_id=regions[1])
+        response = client.get(url("image", map_index=0, region_id=regions[1]))
+        assert Pillow.open(BytesIO(response.content)).size == (9, 9)
+        assert client.get(url("image", map_index=0)).status_code == 404
 
     @pytest.mark.parametrize("number", ["0", "2", "-1", "1.0", "x", "9" * 400])
     def test_an_unknown_number_has_no_image(self, client: TestClient, content: bytes, number: str) -> None:
-        response = client.get(url("/image", number=number))
+        response = client.get(url("image", number=number))
         assert response.status_code == 404
         assert response.text.startswith("This task instance has no image")
 
@@ -246,13 +270,13 @@ class TestImage:
         self, client: TestClient, database: Database, value: Any
     ) -> None:
         database.push(value)
-        assert client.get(url("/image")).status_code == 404
+        assert client.get(url("image")).status_code == 404
 
     def test_an_image_that_is_gone_is_explained(
         self, client: TestClient, content: bytes, bucket: Bucket
     ) -> None:
         bucket.rm_file("/bucket/a.png")
-        response = client.get(url("/image"))
+        response = client.get(url("image"))
         assert response.status_code == 404
         assert "does not contain this image" in response.text
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -263,7 +287,7 @@ class TestImage:
         requests = THREADS + 2
         bucket.released.clear()
         with ThreadPoolExecutor(requests) as pool:
-            responses = [pool.submit(client.get, url("/image")) for _ in range(requests)]
+            responses = [pool.submit(client.get, url("image")) for _ in range(requests)]
             try:
                 queued = 0
                 while bucket.reads + queued < requests and not any(one.done() for one in responses):

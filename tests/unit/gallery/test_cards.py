@@ -7,18 +7,23 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelscope.gallery.cards import Card, PushedXCom, Run, TaskState, cards_of
+from airflow_provider_modelscope.links import Instance
 from tests.unit.gallery.conftest import entry
 
 REQUEST: dict[str, Any] = {"generation_id": "42", "model": "a/b", "prompt": "A cat", "submitted_at": 5.0}
 
 
-def pushed(key: str, value: Any, task_id: str = "draw", map_index: int = -1) -> PushedXCom:
-    return PushedXCom(task_id=task_id, map_index=map_index, key=key, value=value)
+def pushed(
+    key: str, value: Any, task_id: str = "draw", map_index: int = -1, region_id: str = ""
+) -> PushedXCom:
+    return PushedXCom(instance=Instance.make(task_id, map_index, region_id), key=key, value=value)
 
 
-def task(state: str | None, task_id: str = "draw", map_index: int = -1, **others: Any) -> TaskState:
+def task(
+    state: str | None, task_id: str = "draw", map_index: int = -1, region_id: str = "", **others: Any
+) -> TaskState:
     given = {"operator": "ModelScopeImageGenerationOperator", "started_at": 1.0, **others}
-    return TaskState(task_id=task_id, map_index=map_index, state=state, **given)
+    return TaskState(instance=Instance.make(task_id, map_index, region_id), state=state, **given)
 
 
 def run(*parts: PushedXCom | TaskState, state: str = "running") -> Run:
@@ -155,9 +160,9 @@ class TestGroups:
             pushed("images", [entry()], "store"),
             state="success",
         )
-        assert only_card(chain).task_id == "store"
-        assert only_card(chain, task_id="submit").task_id == "store"
-        assert cards_of(chain, task_id="another") == {}
+        assert only_card(chain).instance.task_id == "store"
+        assert only_card(chain, only=Instance.make("submit", -1)).instance.task_id == "store"
+        assert cards_of(chain, only=Instance.make("another", -1)) == {}
 
     def test_a_moved_image_is_shown_once_with_the_last_task(self) -> None:
         moved = run(
@@ -171,7 +176,7 @@ class TestGroups:
             for task_id, cards in cards_of(moved).items()
         }
         assert uris == {"draw": ["s3://bucket/2.png"], "publish": ["s3://bucket/published/1.png"]}
-        assert [card.task_id for card in cards_of(moved, task_id="draw")["draw"]] == ["draw"] * 2
+        assert len(cards_of(moved, only=Instance.make("draw", -1))["draw"]) == 2
 
     def test_cards_are_sorted_by_start_then_map_index(self) -> None:
         tasks = [task("success", "a", started_at=9.0), task(None, "c", started_at=None)]
@@ -180,18 +185,37 @@ class TestGroups:
         images += [pushed("images", [entry(str(index))], "b", index) for index in (10, 2)]
         groups = cards_of(run(*tasks, *images))
         assert list(groups) == ["b", "a", "c"]
-        assert [(card.map_index, card.label) for card in groups["b"]] == [(2, "number 2"), (10, "number 10")]
+        assert [(card.instance.map_index, card.label) for card in groups["b"]] == [
+            (2, "number 2"),
+            (10, "number 10"),
+        ]
         assert [card.number for card in groups["a"]] == [1, 2]
 
     @pytest.mark.parametrize(
-        ("map_index", "label", "instance"),
+        ("map_index", "label", "name"),
         [(-1, "", ""), (3, "", "[3]"), (3, "3", "[3]"), (3, "cats", "cats")],
     )
-    def test_mapped_instances_are_named(self, map_index: int, label: str, instance: str) -> None:
+    def test_mapped_instances_are_named(self, map_index: int, label: str, name: str) -> None:
         a_task = task("success", map_index=map_index, label=label)
         card = only_card(run(a_task, pushed("images", [entry()], map_index=map_index)))
-        assert card.instance == instance
+        assert card.instance_name == name
 
     def test_one_map_index_can_be_selected(self) -> None:
         images = [pushed("images", [entry(str(index))], "b", index) for index in (1, 2)]
-        assert only_card(run(*images), task_id="b", map_index=2).map_index == 2
+        assert only_card(run(*images), only=Instance.make("b", 2)).instance.map_index == 2
+
+    def test_iterations_of_a_loop_are_kept_apart(self) -> None:
+        """A mapped task in a loop has the same index in each iteration."""
+        iterations = ("region-1", "region-2")
+        tasks = [task("success", map_index=0, region_id=region) for region in iterations]
+        images = [pushed("images", [entry(region)], "draw", 0, region) for region in iterations]
+        looped = run(*tasks, *images)
+        [cards] = cards_of(looped).values()
+        assert [card.generation_id for card in cards] == [*iterations]
+        assert len({card.key for card in cards}) == 2
+        assert only_card(looped, only=Instance.make("draw", 0, "region-2")).generation_id == "region-2"
+
+    def test_a_tab_shows_every_iteration_of_its_task(self) -> None:
+        images = [pushed("images", [entry(str(index))], "draw", index, "region") for index in (0, 1)]
+        [cards] = cards_of(run(*images), only=Instance.make("draw", -1)).values()
+        assert [card.instance_name for card in cards] == ["[0]", "[1]"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.gallery.metadata import read_images, read_run
-from tests.unit.gallery.conftest import Database, entry, needs_gallery
+from airflow_provider_modelscope.links import Instance
+from tests.unit.gallery.conftest import Database, entry, needs_gallery, needs_loops
 
 pytestmark = needs_gallery
 
 IMAGES = [entry()]
+DRAW = Instance.make("draw", -1)
 ELSEWHERE = [
     {"dag_id": "other_dag"},
     {"run_id": "other_run"},
@@ -24,18 +28,18 @@ ELSEWHERE = [
 
 def test_images_of_one_task_instance_are_read(database: Database) -> None:
     database.push(IMAGES, map_index=3)
-    assert read_images("a_dag", "a_run", "draw", 3) == IMAGES
+    assert read_images("a_dag", "a_run", Instance.make("draw", 3)) == IMAGES
 
 
 @pytest.mark.parametrize("elsewhere", ELSEWHERE, ids=str)
 def test_images_of_others_are_not_read(database: Database, elsewhere: dict[str, Any]) -> None:
     database.push(IMAGES, **elsewhere)
-    assert read_images("a_dag", "a_run", "draw", -1) is None
+    assert read_images("a_dag", "a_run", DRAW) is None
 
 
 def test_other_xcoms_of_the_task_are_not_read_as_images(database: Database) -> None:
     database.push(IMAGES, key="return_value")
-    assert read_images("a_dag", "a_run", "draw", -1) is None
+    assert read_images("a_dag", "a_run", DRAW) is None
 
 
 def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
@@ -50,24 +54,25 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
     database.add_task("publish")
     database.push(IMAGES, map_index=2)
     database.push({"generation_id": "42"}, "request", map_index=2)
-    assert read_run("a_dag", "a_run") == Run(
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert replace(run, tasks=sorted(run.tasks, key=lambda task: task.instance)) == Run(
         dag_id="a_dag",
         run_id="a_run",
         state="success",
         xcoms=[
-            PushedXCom(task_id="draw", map_index=2, key="images", value=IMAGES),
-            PushedXCom(task_id="draw", map_index=2, key="request", value={"generation_id": "42"}),
+            PushedXCom(instance=Instance.make("draw", 2), key="images", value=IMAGES),
+            PushedXCom(instance=Instance.make("draw", 2), key="request", value={"generation_id": "42"}),
         ],
         tasks=[
             TaskState(
-                task_id="draw",
-                map_index=2,
+                instance=Instance.make("draw", 2),
                 state="success",
                 operator="AnOperator",
                 label="cats",
                 started_at=5.0,
             ),
-            TaskState(task_id="publish", map_index=-1, state=None),
+            TaskState(instance=Instance.make("publish", -1), state=None),
         ],
     )
 
@@ -79,10 +84,13 @@ def test_a_run_has_nothing_of_other_runs_and_keys(database: Database) -> None:
     database.add_task(run_id="other_run")
     database.add_task(dag_id="other_dag")
     database.push(IMAGES, run_id="other_run")
-    database.push(IMAGES, "return_value")
     run = read_run("a_dag", "a_run")
     assert run
     assert (run.xcoms, run.tasks) == ([], [])
+    database.push(IMAGES, "return_value")
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert run.xcoms == []
 
 
 @pytest.mark.parametrize("ids", [("a_dag", "other_run"), ("other_dag", "a_run")])
@@ -91,12 +99,39 @@ def test_an_unknown_run_is_none(database: Database, ids: tuple[str, str]) -> Non
     assert read_run(*ids) is None
 
 
+@needs_loops
+def test_iterations_of_a_loop_are_kept_apart(database: Database) -> None:
+    """A mapped task in a loop has the same index in each iteration; only its region differs."""
+    regions = [UUID(int=1), UUID(int=2)]
+    for region in regions:
+        database.push([entry(str(region))], map_index=0, region_id=region)
+    for region in regions:
+        instance = Instance.make("draw", 0, region)
+        assert read_images("a_dag", "a_run", instance) == [entry(str(region))]
+    assert read_images("a_dag", "a_run", Instance.make("draw", 0)) is None
+    assert read_images("a_dag", "a_run", Instance.make("draw", 0, "another")) is None
+    run = read_run("a_dag", "a_run")
+    assert run
+    instances = [Instance.make("draw", 0, region) for region in regions]
+    assert sorted(xcom.instance for xcom in run.xcoms) == instances
+    assert sorted(task.instance for task in run.tasks) == instances
+
+
+@needs_loops
+def test_the_only_instance_with_an_index_needs_no_region(database: Database) -> None:
+    for index in (0, 1):
+        database.push([entry(str(index))], map_index=index, region_id=UUID(int=1))
+    assert read_images("a_dag", "a_run", Instance.make("draw", 1)) == [entry("1")]
+
+
 def test_a_text_that_is_not_json_is_returned_unchanged(database: Database) -> None:
-    from airflow.models.xcom import XComModel
+    from airflow.models import xcom
     from airflow.utils.session import create_session
     from sqlalchemy import update
 
     database.push(None)
     with create_session() as session:
-        session.execute(update(XComModel).values(value="s3://xcom/42.json"))
-    assert read_images("a_dag", "a_run", "draw", -1) == "s3://xcom/42.json"
+        session.execute(
+            update(getattr(xcom, "XComModelV2", xcom.XComModel)).values(value="s3://xcom/42.json")
+        )
+    assert read_images("a_dag", "a_run", DRAW) == "s3://xcom/42.json"

@@ -17,11 +17,11 @@ def test_runs_and_task_instances_have_a_tab() -> None:
     assert [
         (view["name"], view["destination"], view["href"]) for view in ModelScopePlugin.external_views
     ] == [
-        ("Images", "dag_run", "modelscope/images?dag_id={DAG_ID}&run_id={RUN_ID}"),
+        ("Images", "dag_run", "modelscope/{DAG_ID}/images?run_id={RUN_ID}"),
         (
             "Images",
             "task_instance",
-            "modelscope/images?dag_id={DAG_ID}&run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}",
+            "modelscope/{DAG_ID}/images?run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}",
         ),
     ]
     assert [app["url_prefix"] for app in ModelScopePlugin.fastapi_apps] == ["/modelscope"]
@@ -34,7 +34,7 @@ def test_airflow_3_0_gets_no_tab() -> None:
 @needs_gallery
 def test_requests_reach_the_app() -> None:
     with TestClient(gallery) as client:
-        assert client.get("/images").status_code == 401
+        assert client.get("/a_dag/images").status_code == 401
 
 
 def test_the_app_is_imported_with_the_first_request() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_provider_modelscope.emulator import Emulator
+    from tests.unit.conftest import Supervisor
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -56,7 +57,9 @@ def test_a_failed_generation_fails_it_without_retries(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_link_to_the_model_is_pushed_before_the_poll(emulator: Emulator, context: Context) -> None:
+def test_the_link_to_the_model_is_pushed_before_the_poll(
+    emulator: Emulator, context: Context, supervisor: Supervisor
+) -> None:
     generation_id = submitter().execute(context)
     context["ti"].upstream = {"generation_id": generation_id, "model": "a/b", "submitted_at": 5.0}
     with DAG("chain", schedule=None):
@@ -65,7 +68,7 @@ def test_the_link_to_the_model_is_pushed_before_the_poll(emulator: Emulator, con
     emulator.fail("poll:401")
     with pytest.raises(AuthenticationError):
         store.execute(context)
-    assert context["ti"].pushed[ModelLink.xcom_key] == "https://modelscope.cn/models/a/b"
+    assert supervisor.pushed[ModelLink.xcom_key] == "https://modelscope.cn/models/a/b"
 
 
 def test_an_expired_url_is_replaced_once(emulator: Emulator, context: Context, tmp_path: Path) -> None:
