@@ -80,7 +80,7 @@ bench: $(READY) ## The cost of a wait beside other ways to wait, and what pollin
 	@$(BIN)/python -m dev.bench_intervals
 	@$(BIN)/python -m dev.bench_slots
 
-screenshots: $(READY) ## Take the screenshots of the docs again; a minute
+screenshots: $(READY) ## Take the screenshots of the docs again; two minutes
 	@$(BIN)/python -m dev.screenshots
 
 clean: ## Remove everything that these commands created
