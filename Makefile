@@ -72,7 +72,7 @@ test-cluster: $(READY) ## Sixty images on an Airflow of seven machines, two of w
 proof: $(READY) ## Promises that only a busy Airflow on PostgreSQL can show; ten minutes
 	@$(BIN)/python -m pytest tests/proof -rA --durations=0 --durations-min=1
 
-test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest dependencies; half an hour
+test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest dependencies; an hour
 	@$(BIN)/nox --parallel 2
 
 bench: $(READY) ## The cost of a wait beside other ways to wait, and what polling and the submit queue save; eight minutes

@@ -138,12 +138,12 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
 @nox.parametrize("extra", EXTRAS, ids=EXTRAS)
 def resolve(session: nox.Session, extra: str, pip: str) -> None:
     """Have pip choose the versions of an extra and everything below it, without installing them."""
-    pins = {airflow: f"--constraint={_pins(airflow, 'constraints')[0]}" for airflow in CONSTRAINED}
+    oldest, existing = CONSTRAINED[0], CONSTRAINED[-1]
+    pins = {airflow: f"--constraint={_pins(airflow, 'constraints')[0]}" for airflow in (oldest, existing)}
     session.install(PIPS[pip])
     times = {f"{airflow}, no constraints": _resolve(session, airflow, extra) for airflow in UNCONSTRAINED}
     for airflow, constraint in pins.items():
         times[f"{airflow}, constraints"] = _resolve(session, airflow, extra, constraint)
-    existing = CONSTRAINED[-1]
     session.install(f"apache-airflow=={existing}", pins[existing])
     times[f"{existing}, installed before"] = _resolve(session, existing, extra)
     version = str(session.run("python", "-m", "pip", "--version", silent=True)).split()[1]
@@ -226,7 +226,7 @@ def _built(suffix: str) -> Path:
 
 def _pins(airflow: str, dependencies: str) -> list[Path]:
     """Return the files that pin packages which do not work with this environment."""
-    names = (f"airflow-{airflow}", dependencies, f"airflow-{airflow}-{dependencies}")
+    names = (f"airflow-{airflow}", f"airflow-{airflow}-{dependencies}")
     return [pins for name in names if (pins := PINS / f"{name}.txt").exists()]
 
 
