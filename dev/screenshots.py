@@ -1,7 +1,8 @@
-"""``make screenshots``: takes the screenshots of the gallery for ``docs/`` in a real Airflow."""
+"""``make screenshots``: takes the screenshots of the gallery and of a test of connections for ``docs/``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
         TemporaryDirectory(prefix="screenshots-") as folder,
         Emulator(duration=2, max_running=IMAGES) as emulator,
         Emulator(duration=3600) as slow,
+        Emulator(tokens=["valid"]) as guarded,
     ):
         airflow = RealAirflow(
             Path(folder) / "airflow",
@@ -43,6 +45,7 @@ def main() -> int:
                 for name, service in (("default", emulator), ("slow", slow))
             },
         )
+        airflow.environment["AIRFLOW__CORE__TEST_CONNECTION"] = "Enabled"
         airflow.migrate()
         with airflow.standalone() as url, chromium(program) as browser:
             visits = Visits(browser, url)
@@ -57,6 +60,7 @@ def main() -> int:
 
             conf = {"destination": f"file://{folder}/images/"}
             airflow.run_dag(url, DAG, conf, limit=300, watch=poll)
+            _take_connection_test(visits, airflow, guarded)
             visits.close()
     return 0
 
@@ -74,6 +78,29 @@ def _take(visits: Visits, airflow: RealAirflow) -> Iterator[str]:
         frame.locator("li a").first.click()
         expect(frame.locator("dialog img")).to_have_js_property("naturalWidth", 1024)
         yield _screenshot(page, f"image-{scheme}.png")
+
+
+def _take_connection_test(visits: Visits, airflow: RealAirflow, guarded: Emulator) -> None:
+    host, _, port = guarded.base_url.rpartition(":")
+    tokens = {
+        "valid": f"Connected to {guarded.base_url}: the token is valid.",
+        "expired": "Authentication failed",
+    }
+    for token in tokens:
+        fields = {"conn_type": "modelscope", "password": token, "host": host, "port": int(port)}
+        airflow.run("connections", "add", f"modelscope_{token}", "--conn-json", json.dumps(fields))
+    page = visits.page(None, viewport=VIEWPORT)
+    page.goto("/connections?sort=connection_id")
+    for token, sentence in tokens.items():
+        row = page.get_by_role("row").filter(has_text=f"modelscope_{token}")
+        row.get_by_role("button", name="Test Connection").click()
+        expect(page.get_by_text(sentence)).to_be_visible()
+        page.mouse.move(0, 0)  # hides the tooltip, which can cover the next button
+    for sentence in tokens.values():  # they appear slowly
+        toast = page.locator("[data-scope=toast][data-part=root]").filter(has_text=sentence)
+        expect(toast).to_have_css("opacity", "1")
+    page.wait_for_timeout(500)  # until they have moved up
+    _screenshot(page, "connection-test.png")
 
 
 def _screenshot(page: Page, name: str) -> str:

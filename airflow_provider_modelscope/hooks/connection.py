@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Connection types that may hold a ModelScope token: ours, and those that name no service.
 _CONN_TYPES = ("modelscope", "http", "https", "generic")
 
+_MASK = "***"  # what Airflow shows in place of a secret
+_USUAL_PORTS = {"http": 80, "https": 443}
+
 
 class ConnectionField(NamedTuple):
     """One extra of the connection. The form, the checks and the docs are made from it.
@@ -182,11 +185,25 @@ CONNECTION_FIELDS = (
     ),
 )
 
-# The form's standard fields.
+# A standard field, not an extra: the port of the base URL.
+PORT = _integer_field(
+    "port",
+    "Port of the base URL, if host contains none.",
+    minimum=1,
+    maximum=2**16 - 1,
+    default=443,
+)
+
+# The form's standard fields. The port is shown for the button Test of Airflow 3.3.2, which rejects every
+# stored connection without one. A form cannot fill it in.
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
-    "hidden-fields": ["login", "port", "schema"],
+    "hidden-fields": ["login", "schema"],
     "relabeling": {"password": "API token", "host": "Base URL"},
-    "placeholders": {"host": DEFAULT_BASE_URL, "password": "ms-..."},
+    "placeholders": {
+        "host": DEFAULT_BASE_URL,
+        "password": "ms-...",
+        "port": f"{PORT.default}. The button Test of Airflow 3.3.2 needs it",
+    },
 }
 
 
@@ -222,7 +239,9 @@ def account_from_connection(connection: Connection) -> Account:
         errors += [_unknown(name) for name in extra if name not in fields]
     allow_http = values.pop("allow_http", False)
     values["token"] = checked(_token, connection)
-    values["base_url"] = checked(_base_url, connection, allow_http is True)
+    # The button Test sends 0 if there is no port.
+    port = checked(PORT.checked, connection.port) if connection.port else None
+    values["base_url"] = checked(_base_url, connection, port, allow_http is True)
     if errors:
         raise InvalidConnectionError(f"Airflow connection {connection.conn_id!r}: {'; '.join(errors)}.")
     return Account(**values)
@@ -254,6 +273,11 @@ def _unknown(name: str) -> str:
 def _token(connection: Connection) -> str:
     """Return the token without what was pasted with it: ``Bearer``, spaces, newlines."""
     token = re.sub(r"^\s*bearer(\s|$)|\s", "", connection.password or "", flags=re.IGNORECASE)
+    if token == _MASK:
+        raise ValueError(
+            f"password is {_MASK!r}, Airflow's mask of a token: before Airflow 3.1.7, the button Test sends "
+            "the mask. Use the command airflow connections test"
+        )
     if not token:
         raise ValueError(f"password is empty: set it to an API token from {DEFAULT_HUB_URL}/my/myaccesstoken")
     if not (token.isascii() and token.isprintable()):
@@ -261,13 +285,11 @@ def _token(connection: Connection) -> str:
     return token
 
 
-def _base_url(connection: Connection, allow_http: bool) -> str:
-    """Return the base URL that host, schema and port mean."""
+def _base_url(connection: Connection, port: int | None, allow_http: bool) -> str:
+    """Return the base URL that host, schema and port mean, without the usual port of its scheme."""
     from airflow_provider_modelscope.transport.egress import is_host_name, is_loopback
 
-    host = (connection.host or "").strip()
-    if not host:
-        return DEFAULT_BASE_URL
+    host = (connection.host or "").strip() or DEFAULT_BASE_URL
     if "@" in host or "?" in host or "#" in host:  # not shown: it may contain a password
         raise ValueError(
             f"host must be a bare URL such as {DEFAULT_BASE_URL}, without user, query or fragment"
@@ -279,14 +301,16 @@ def _base_url(connection: Connection, allow_http: bool) -> str:
             usual = "http" if is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
             host = f"{connection.schema if connection.schema in ('http', 'https') else usual}://{host}"
         parts = urlsplit(host)
-        port = connection.port or None if parts.port is None else parts.port
+        own_port = parts.port
     except ValueError:
         raise ValueError(f"host is not a URL: {preview(host)}") from None
     scheme, name = parts.scheme.lower(), parts.hostname or ""
     if scheme not in ("http", "https") or not is_host_name(name):
         raise ValueError(f"host must be a URL such as {DEFAULT_BASE_URL}, not {preview(host)}")
-    if port is not None and not 0 < port < 2**16:
-        raise ValueError(f"host is not a URL: its port must be from 1 to 65535, not {port}")
+    if own_port == 0:
+        raise ValueError("host is not a URL: its port must be from 1 to 65535, not 0")
+    if port and own_port and port != own_port:
+        raise ValueError(f"port must be empty or {own_port}, the port in host, not {port}")
     if endpoint := re.search(r"/v1/(images|tasks|models|chat)\b.*", parts.path):
         raise ValueError(
             f"host must be a URL such as {DEFAULT_BASE_URL}, without the endpoint {preview(endpoint[0])}"
@@ -299,4 +323,7 @@ def _base_url(connection: Connection, allow_http: bool) -> str:
         )
     path = re.sub(r"(/v1)?/*$", "", parts.path.rstrip("/"))
     netloc = f"[{name}]" if ":" in name else name
-    return urlunsplit((scheme, f"{netloc}:{port}" if port else netloc, path, "", ""))
+    port = own_port or port
+    if port and port != _USUAL_PORTS[scheme]:
+        netloc += f":{port}"
+    return urlunsplit((scheme, netloc, path, "", ""))

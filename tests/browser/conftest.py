@@ -110,7 +110,7 @@ def airflow(
         },
         login=ADMIN.login,
     )
-    airflow.environment |= FAB
+    airflow.environment |= FAB | {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
     airflow.migrate()
     add_users(airflow)
     return airflow

@@ -22,7 +22,7 @@ from airflow_provider_modelscope.compat import AirflowFailException, BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
 from airflow_provider_modelscope.emulator.faults import FAULTS
-from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS
+from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, PORT
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
@@ -282,8 +282,8 @@ def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch
     rows = {
         words(row[0])[0] if "`" in row[0] else row[0]: row for row in table("docs/connection.md", "Fields")
     }
-    assert set(rows) == {"password", "host", *(field.name for field in CONNECTION_FIELDS)}
-    for field in CONNECTION_FIELDS:
+    assert set(rows) == {"password", "host", *(field.name for field in (PORT, *CONNECTION_FIELDS))}
+    for field in (PORT, *CONNECTION_FIELDS):
         default = "" if field.default is None else f"`{json.dumps(field.default)}`"
         assert rows[field.name][1:] == [field.description, field.allowed, default]
     monkeypatch.setenv(

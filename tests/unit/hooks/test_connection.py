@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
+from airflow.models import Connection as StoredConnection
 from airflow.sdk import Connection
 
 from airflow_provider_modelscope.exceptions import InvalidConnectionError
@@ -128,7 +129,19 @@ def test_an_invalid_token_is_an_error_that_does_not_show_it(password: str) -> No
         ({"host": "api.example:8443"}, "https://api.example:8443"),
         ({"host": "api.example", "port": 8443}, "https://api.example:8443"),
         ({"host": "https://api.example/v1", "port": 8443}, "https://api.example:8443"),
-        ({"host": "https://api.example:1/v1", "port": 8443}, "https://api.example:1"),
+        ({"host": "https://api.example:8443/v1", "port": 8443}, "https://api.example:8443"),
+        # The usual port of the scheme is left out, so that ModelScope's own services are recognized.
+        ({"port": 443}, DEFAULT_BASE_URL),
+        ({"port": "443"}, DEFAULT_BASE_URL),
+        ({"host": "https://api-inference.modelscope.ai", "port": 443}, "https://api-inference.modelscope.ai"),
+        ({"host": "https://api-inference.modelscope.ai:443"}, "https://api-inference.modelscope.ai"),
+        ({"host": "http://localhost", "port": 80}, "http://localhost"),
+        ({"host": "http://localhost", "port": 443}, "http://localhost:443"),
+        ({"port": 8443}, f"{DEFAULT_BASE_URL}:8443"),
+        ({"host": "http://127.0.0.1:8765", "port": 8765}, "http://127.0.0.1:8765"),
+        # What the UI sends if there is no port.
+        ({"port": 0}, DEFAULT_BASE_URL),
+        ({"host": "http://127.0.0.1:8765", "port": 0}, "http://127.0.0.1:8765"),
         ({"host": "api.example", "schema": "https"}, "https://api.example"),
         ({"host": "api.example", "schema": "sales"}, "https://api.example"),
         ({"host": "https://[2001:DB8::1]:8443/v1"}, "https://[2001:db8::1]:8443"),
@@ -189,6 +202,55 @@ def test_an_invalid_host_is_an_error_that_hides_logins(given: dict[str, Any], pa
     assert message.startswith("host ")
     assert part in message
     assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"port": -1}, "port must be an integer from 1 to 65535, not -1."),
+        ({"port": 65536}, "port must be an integer from 1 to 65535, not 65536."),
+        ({"port": "https"}, "port must be an integer from 1 to 65535, not 'https'."),
+        (
+            {"port": 65536, "host": "ftp://api.example"},
+            "port must be an integer from 1 to 65535, not 65536; "
+            f"host must be a URL such as {DEFAULT_BASE_URL}, not 'ftp://api.example'.",
+        ),
+        (
+            {"port": 443, "host": "http://127.0.0.1:8765"},
+            "port must be empty or 8765, the port in host, not 443.",
+        ),
+        ({"host": "api.example:0"}, "host is not a URL: its port must be from 1 to 65535, not 0."),
+    ],
+    ids=str,
+)
+def test_an_invalid_port_is_an_error_that_names_its_field(given: dict[str, Any], message: str) -> None:
+    assert problem(**given) == message
+
+
+@pytest.mark.parametrize("port", [None, 0, 8765])
+@pytest.mark.parametrize(
+    "host",
+    [
+        None,
+        "",
+        "https://api-inference.modelscope.ai",
+        "http://127.0.0.1:8765",
+        "127.0.0.1",
+        "http://[::1]",
+        "https://api.example/v1",
+    ],
+)
+def test_the_uri_that_the_button_tests_means_the_same(host: str | None, port: int | None) -> None:
+    stored = StoredConnection(conn_id="mine", conn_type="modelscope", password=TOKEN, host=host, port=port)
+    stored.login = stored.schema = ""  # as the UI sends them
+    tested = StoredConnection(conn_id="mine", uri=stored.get_uri())
+    assert account_from_connection(tested) == account(host=host, port=port)
+
+
+def test_the_mask_of_a_token_is_an_error_with_the_command() -> None:
+    message = problem(password="***")
+    assert message.startswith("password is '***', Airflow's mask of a token")
+    assert message.endswith("Use the command airflow connections test.")
 
 
 @pytest.mark.parametrize(
