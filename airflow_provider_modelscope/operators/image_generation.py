@@ -70,7 +70,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
         1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
         is not checked.
-    :param seed: 0 to 2147483647.
+    :param seed: 0 to 2147483647. Without it, the seed is random.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
     :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
@@ -78,6 +78,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         most 10 MiB each, are sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
+        every model.
     :param storage_conn_id: The connection to the object storage of ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
     :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
@@ -106,6 +108,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         image_url: str | Sequence[str] | XComArg | None = None,
         loras: str | Mapping[str, float | str] | None = None,
         extra_parameters: Mapping[str, Any] | None = None,
+        check_ranges: bool = True,
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
         queue_timeout: float = 3600,
@@ -125,6 +128,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.image_url = image_url
         self.loras = loras
         self.extra_parameters = extra_parameters
+        self.check_ranges = check_ranges
         self.storage_conn_id = storage_conn_id
         self.modelscope_conn_id = modelscope_conn_id
         self.queue_timeout = queue_timeout
@@ -140,7 +144,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.protocol.request import check_parameters
         from airflow_provider_modelscope.tasks.parse_time import constants_of
 
-        errors = check_parameters(constants_of(self, *self._constant_parameters()))
+        constants = constants_of(self, *self._constant_parameters())
+        errors = check_parameters(constants, check_ranges=self.check_ranges)
         return [lambda: raise_invalid([*errors, *self._option_errors()])]
 
     def _constant_parameters(self) -> Sequence[str]:
@@ -155,7 +160,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     def _request(self) -> GenerationRequest:
         from airflow_provider_modelscope.protocol.request import GenerationRequest
 
-        return GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
+        given = {name: getattr(self, name) for name in REQUEST_PARAMETERS}
+        return GenerationRequest(**given, check_ranges=self.check_ranges)
 
     @counts_failures
     def execute(self, context: Context) -> Any:
@@ -274,7 +280,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
         1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
         is not checked.
-    :param seed: 0 to 2147483647.
+    :param seed: 0 to 2147483647. Without it, the seed is random.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
     :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
@@ -282,6 +288,8 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         most 10 MiB each, are sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
+        every model.
     :param storage_conn_id: The connection to the object storage of ``destination`` and ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
     :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
@@ -316,6 +324,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         image_url: str | Sequence[str] | XComArg | None = None,
         loras: str | Mapping[str, float | str] | None = None,
         extra_parameters: Mapping[str, Any] | None = None,
+        check_ranges: bool = True,
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
         queue_timeout: float = 3600,
@@ -340,6 +349,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             image_url=image_url,
             loras=loras,
             extra_parameters=extra_parameters,
+            check_ranges=check_ranges,
             storage_conn_id=storage_conn_id,
             modelscope_conn_id=modelscope_conn_id,
             queue_timeout=queue_timeout,

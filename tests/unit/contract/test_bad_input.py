@@ -43,9 +43,9 @@ LONG = "must be shorter than 2000 characters, not "
 MODEL = "must be a ModelScope model id, such as 'Qwen/Qwen-Image'"
 UTF8 = "must be valid Unicode, without lone surrogates"
 SIZE = "must be width x height in pixels, such as '1024x768'"
-SEED = "must be an integer from 0 to 2147483647"
+SEED = "must be an integer from 0 to 2147483647: leave seed out for a random one"
 STEPS = "must be an integer from 1 to 100"
-GUIDANCE = "must be a number from 1.5 to 20"
+GUIDANCE = "must be a number from 1.5 to 20, or any number with check_ranges=False"
 IMAGE_URL = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
@@ -82,7 +82,7 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("negative_prompt", HALF, UTF8),
     ("negative_prompt", 0, "must be text, not int"),
     ("size", "1024", SIZE),
-    ("size", "1024*768", SIZE),
+    ("size", "1024,768", SIZE),
     ("size", "0x64", SIZE),
     ("size", "-64x64", SIZE),
     ("size", "１０２４x７６８", SIZE),
@@ -723,7 +723,8 @@ def test_all_errors_of_a_dag_file_come_in_one_sentence() -> None:
         one_step(model="Qwen/Qwen-Image", size="2000x64", seed="abc", destination="cats", timeout=0)
     assert str(raised.value) == (
         f"{INVALID}seed = 'abc': {SEED}; size = '2000x64': must be from 64x64 to 1664x1664 for Qwen-Image "
-        f"models; timeout = 0: {SECONDS.format(1)}; destination = 'cats': {URI}."
+        f"models, or any size with check_ranges=False; timeout = 0: {SECONDS.format(1)}; "
+        f"destination = 'cats': {URI}."
     )
 
 

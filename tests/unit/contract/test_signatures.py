@@ -76,8 +76,8 @@ def test_the_decorator_takes_the_parameters_of_the_operator() -> None:
 
 def test_the_request_has_the_parameters_of_the_operators() -> None:
     request = inspect.signature(GenerationRequest).parameters
-    assert tuple(request) == REQUEST_PARAMETERS
-    for name in REQUEST_PARAMETERS:
+    assert tuple(request) == (*REQUEST_PARAMETERS, "check_ranges")
+    for name in request:
         assert ONE_STEP[name].default == request[name].default
 
 
