@@ -38,6 +38,8 @@ _CONTENT_TYPE_ARGUMENT = {
     "abfss": "content_settings",
 }
 LOCAL = ("file", "local")
+# The extra of this package that brings the filesystem of a scheme.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # Suffixes of image formats that images cannot be converted to. A fixed list, because the module mimetypes
 # reads files of the machine: a destination would be valid on one and invalid on the next.
 _OTHER_IMAGE_SUFFIXES = (
@@ -59,6 +61,13 @@ def check_destination(destination: str) -> None:
     """
     _check_uri(destination)
     name = PurePosixPath(destination.rpartition("/")[2])
+    # Meant as a folder, and every image would overwrite the one before. A date or a run id is no suffix.
+    if name.name and not re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]*", name.suffix):
+        raise _invalid(
+            destination,
+            "names an object without a suffix: end it with '/' to store into a folder, or add a suffix such "
+            "as .png",
+        )
     if name.suffix.lower() in _OTHER_IMAGE_SUFFIXES.split():
         raise _invalid(
             destination,
@@ -314,10 +323,9 @@ def _open(
     except (ValueError, ImportError, *_PERMANENT_ERRORS) as error:
         is_unknown = re.match("No filesystem registered|Unsupported filesystem", str(error))
         if is_unknown or isinstance(error, ImportError):
-            advice = (
-                "install this provider's extra for that store (s3, gcs or azure), or use s3://, gs://, "
-                "abfs:// or file://"
-            )
+            extra = _EXTRAS.get(urlsplit(uri).scheme)
+            install = f"run pip install 'airflow-provider-modelscope[{extra}]' on every worker"
+            advice = install if extra else "use s3://, gs://, abfs:// or file://"
         elif connection_id:
             advice = f"correct the connection {connection_id!r}"
         else:

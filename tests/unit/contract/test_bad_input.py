@@ -216,6 +216,7 @@ DESTINATIONS: list[tuple[Any, str]] = [
     ("s3:///cats/", "contains no bucket"),
     ("s3://bucket", "end it with '/' to store into the bucket, or name an object"),
     ("s3://[bucket/cats/", "Invalid IPv6 URL"),
+    ("file:///data/cats", "names an object without a suffix: end it with '/' to store"),
     ("file:///data/cat.gif", "images cannot be converted to '.gif': use .png, .jpg or .webp, or a"),
 ]
 
@@ -223,14 +224,13 @@ DESTINATIONS: list[tuple[Any, str]] = [
 UNWRITABLE: list[tuple[str, str]] = [
     (
         "nowhere://bucket/cats/",
-        "install this provider's extra for that store (s3, gcs or azure)",
+        "cannot be opened (Unsupported filesystem: 'nowhere'): use s3://, gs://, abfs:// or file://",
     ),
     ("https://a.example/cats/", "No filesystem registered for scheme https"),
-    ("file://{folder}/folder", "that is a folder: end it with '/' to store into it"),
     ("file://{folder}/folder.png", "that is a folder: end it with '/' to store into it"),
     ("file://{folder}/page.png/", "/page.png' is a file: name a folder"),
     ("file://{folder}/page.png/deep/cat.png", "/page.png' is a file: name a folder"),
-    ("file://{folder}/pipe", "that is a device: name a file or a folder"),
+    ("file://{folder}/pipe.png", "that is a device: name a file or a folder"),
     ("file://{folder}/" + "x" * 300 + ".png", "it cannot be written to (File name too long)"),
 ]
 
@@ -361,6 +361,7 @@ def folder(tmp_path: Path) -> Path:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(10 * 1024 * 1024 + 1)
     os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.png")
     return tmp_path
 
 
