@@ -117,11 +117,11 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         return super()._request()
 
     def _submit(
-        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None
+        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None, *rest: Any
     ) -> Submission:
         if self.deferrable:  # another process may resume, without these attributes
             self._save(request, context)
-        return super()._submit(request, context, queue)
+        return super()._submit(request, context, queue, *rest)
 
     def _apply(self, parameters: Mapping[str, Any]) -> None:
         for name, value in parameters.items():
@@ -205,6 +205,7 @@ def modelscope_image_task(
     timeout: float = 900,
     deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
     defer_after: float = DEFER_AFTER,
+    preflight: str = "read",
     sidecar: bool = False,
     embed_metadata: bool = False,
     durable: bool = True,

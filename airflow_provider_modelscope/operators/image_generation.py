@@ -192,9 +192,16 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         return submission.generation_id
 
     def _submit(
-        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None
+        self,
+        request: GenerationRequest,
+        context: Context,
+        queue: SubmitBackoff | None,
+        check_store: Callable[[], None] = lambda: None,
     ) -> Submission:
-        """Submit a generation, or resume that of an earlier attempt; a deferrable task may defer."""
+        """Submit a generation, or resume that of an earlier attempt; a deferrable task may defer.
+
+        :param check_store: Called before a new generation is submitted.
+        """
         from airflow_provider_modelscope.images.sources import inline_images
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
@@ -211,6 +218,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         fingerprint = fingerprint_of(complete, self.hook.account)
         submission = self._resumable(record, fingerprint)
         if submission is None:
+            check_store()
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
                 id_ = submit_or_defer(self, complete, queue, self.hook, has_slot=has_slot, sending=sending)
@@ -299,6 +307,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     :param defer_after: Age of the generation in seconds until which a deferrable task polls from its worker:
         a deferral takes about 11 s, in which a fast model has finished. 0 polls once, then frees the worker.
+    :param preflight: How to check, before a generation is paid for, that ``destination`` can be written:
+        ``"read"`` lists one object of the bucket, ``"write"`` writes an empty object and removes it,
+        ``"off"`` does nothing.
     :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
     :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images, with the IPTC's mark for
         AI-generated images. Pixels and the service's own label stay unchanged.
@@ -308,7 +319,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
     """
 
-    template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")
+    template_fields: Sequence[str] = (
+        *ModelScopeSubmitImageGenerationOperator.template_fields,
+        "destination",
+        "preflight",
+    )
 
     def __init__(
         self,
@@ -332,6 +347,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         timeout: float = 900,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after: float = DEFER_AFTER,
+        preflight: str = "read",
         sidecar: bool = False,
         embed_metadata: bool = False,
         durable: bool = True,
@@ -362,15 +378,21 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.defer_after = defer_after
+        self.preflight = preflight
         self.sidecar = sidecar
         self.embed_metadata = embed_metadata
         self._check_constants(ModelScopeImageGenerationOperator)
 
     def _constant_checks(self) -> list[Callable[[], object]]:
         from airflow_provider_modelscope.images.object_storage import check_destination
+        from airflow_provider_modelscope.images.preflight import check_preflight
         from airflow_provider_modelscope.tasks.parse_time import constant_checks
 
-        return [*super()._constant_checks(), *constant_checks(self, "destination", check_destination)]
+        return [
+            *super()._constant_checks(),
+            *constant_checks(self, "destination", check_destination),
+            *constant_checks(self, "preflight", check_preflight),
+        ]
 
     def _option_errors(self) -> Iterator[str]:
         yield from super()._option_errors()
@@ -378,16 +400,18 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         yield from seconds_errors(poll_interval=self.poll_interval, defer_after=self.defer_after)
 
     def _run(self, context: Context, queue: SubmitBackoff | None = None) -> list[str]:
+        from airflow_provider_modelscope.images.preflight import check_preflight, check_store
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
         request, destination, *_ = check_all(
             self._request,
             self._parse_destination,
+            lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
             lambda: self.hook.account,
             lambda: self._record(context).check(),
         )
-        submission = self._submit(request, context, queue)
+        submission = self._submit(request, context, queue, lambda: check_store(destination, self.preflight))
         wait = PollSchedule(
             submission.generation_id,
             submitted_at=submission.submitted_at,

@@ -695,6 +695,7 @@ CONSTANTS: list[tuple[Any, str, Any]] = [
     *((task, "destination", value) for task in (one_step, transfer) for value, _ in DESTINATIONS),
     *((task, "generation_id", value) for task in (sensor, transfer) for value in GENERATION_IDS),
     *((task, "on_lost_response", "again") for task in (submitter, one_step)),
+    (one_step, "preflight", "none"),
 ]
 
 

@@ -57,7 +57,7 @@ def test_the_sensor_and_the_transfer_share_the_generation_id() -> None:
 def test_one_step_takes_all_parameters_of_its_parts() -> None:
     submit, sensor, transfer = map(parameters, CLASSES[1:])
     parts = submit | sensor | transfer
-    assert ONE_STEP.keys() - parts.keys() == {"poll_interval"}
+    assert ONE_STEP.keys() - parts.keys() == {"poll_interval", "preflight"}
     assert parts.keys() - ONE_STEP.keys() == {"generation_id", "poke_interval"}
     poll_interval, poke_interval = ONE_STEP["poll_interval"], sensor["poke_interval"]
     assert poll_interval == poke_interval.replace(name="poll_interval")
