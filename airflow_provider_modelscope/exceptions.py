@@ -116,8 +116,8 @@ class InvalidConnectionError(ModelScopeFinalError):
 class InvalidDestinationError(ModelScopeFinalError):
     """The destination is invalid, or images cannot be written to it.
 
-    Most causes are found before the generation is submitted; a missing bucket or permission may only show
-    when an image is stored. Correct the destination or its permissions, then do what the message says. The
+    Most causes are found before the generation is submitted; a missing permission may only show when an image
+    is stored. Correct the destination or its permissions, then do what the message says. The
     folder of ``[modelscope] submission_records`` is checked in the same way.
     """
 
@@ -269,5 +269,6 @@ class ImageStorageError(ImageError):
     """An output image could not be stored: the disk or the object store is full or failed.
 
     No partial object remains. Free space in the worker's temporary folder (``TMPDIR``) or the store; a retry
-    stores the image without a new generation.
+    stores the image without a new generation. If the store failed before the submission, the message says
+    that nothing was sent.
     """

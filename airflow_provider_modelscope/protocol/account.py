@@ -10,6 +10,7 @@ DEFAULT_HUB_URL = "https://modelscope.cn"
 
 # The site with the accounts, tokens and model pages of each API.
 _HUBS = {DEFAULT_BASE_URL: DEFAULT_HUB_URL, "https://api-inference.modelscope.ai": "https://modelscope.ai"}
+BASE_URLS = tuple(_HUBS)
 
 
 @dataclass(frozen=True, kw_only=True)

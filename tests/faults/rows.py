@@ -28,6 +28,7 @@ class Row:
         ``part``: waits until the tasks wait.
     :param part: The part of Airflow to kill and restart while the tasks of all rows with this part wait.
     :param in_s3: Whether the images are stored in S3, behind a proxy. Otherwise in a folder.
+    :param has_bucket: Whether the bucket of the images exists.
     :param faults: Faults of the emulator.
     """
 
@@ -38,6 +39,7 @@ class Row:
     expected: Outcome = ONCE
     part: str = ""
     in_s3: bool = False
+    has_bucket: bool = True
     faults: tuple[str, ...] = ()
 
 
@@ -98,12 +100,21 @@ def service_outage(run: Run) -> None:
 
 def store_outage(run: Run) -> None:
     assert run.store_proxy
-    run.store_proxy.down()
     wait(run)
+    run.store_proxy.down()
     run.emulator.finish()
     run.until_failed_once()
     run.store_proxy.up()
     run.expect_nothing_stored()
+    run.until_ended()
+
+
+def store_outage_before_submission(run: Run) -> None:
+    assert run.store_proxy
+    run.store_proxy.down()
+    run.start()
+    run.until_failed_once()
+    run.store_proxy.up()
     run.until_ended()
 
 
@@ -285,6 +296,22 @@ ROWS = (
         dag_id="deferred",
         inject=store_outage,
         in_s3=True,
+    ),
+    Row(
+        name="store_outage_before_submission",
+        fault="object store refuses connections before the submission; deferrable",
+        dag_id="deferred",
+        inject=store_outage_before_submission,
+        in_s3=True,
+    ),
+    Row(
+        name="bucket_missing",
+        fault="bucket missing; deferrable",
+        dag_id="deferred",
+        inject=only_run,
+        in_s3=True,
+        has_bucket=False,
+        expected=Outcome(images=0, submissions=0, state="failed"),
     ),
     Row(
         name="store_rejects_in_chain",

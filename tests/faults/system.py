@@ -128,7 +128,8 @@ class Run:
     def start(self) -> None:
         """Trigger the Dag run."""
         name = self.row.name
-        folder = f"s3://{BUCKET}/{name}/" if self.store_proxy else f"file://{self._folder}/"
+        bucket = BUCKET if self.row.has_bucket else f"no-{BUCKET}"
+        folder = f"s3://{bucket}/{name}/" if self.store_proxy else f"file://{self._folder}/"
         conf = {
             "modelscope_conn_id": name,
             "destination": folder,
