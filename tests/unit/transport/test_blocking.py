@@ -9,6 +9,7 @@ import json
 import socket
 import ssl
 import struct
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -300,7 +301,7 @@ def test_nothing_was_sent_to_a_host_without_tls(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a self-signed certificate for 127.0.0.1 and its key."""
+    """A file with a self-signed certificate for 127.0.0.1 and api.example, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -313,7 +314,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("api.example")]
+            ),
+            critical=False,
         )
         .sign(key, hashes.SHA256())
     )
@@ -329,27 +333,99 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def tls_server(certificate: Path, reply: Callable[[socket.socket], None]) -> RawServer:
+def tls_context(certificate: Path, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    return RawServer(reply, tls=context)
+    context.maximum_version = version
+    return context
 
 
-def test_a_tls_stream_that_breaks_may_have_been_charged(certificate: Path) -> None:
+def tls_server(certificate: Path, reply: Callable[[socket.socket], None]) -> RawServer:
+    return RawServer(reply, tls=tls_context(certificate))
+
+
+# What may stand in a TLS stream after the request, and is not encrypted.
+BREAKS = {
+    "504 of a proxy": http(b"", length(0), status="504 Gateway Timeout"),
+    "record": b"\x17\x03\x03\x00\x20" + bytes(32),
+    "handshake alert": b"\x15\x03\x03\x00\x02\x02\x28",
+    "protocol alert": b"\x15\x03\x03\x00\x02\x02\x46",
+    "another version": b"\x80\x2e\x01\x03\x01" + bytes(50),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("in_tunnel", [False, True], ids=["direct", "tunnel"])
+@pytest.mark.parametrize("bare", BREAKS.values(), ids=BREAKS)
+def test_a_broken_tls_stream_may_have_been_charged(
+    certificate: Path, bare: bytes, in_tunnel: bool, version: ssl.TLSVersion
+) -> None:
+    posts = []
+
     def break_stream(connection: socket.socket) -> None:
-        record = b"\x17\x03\x03\x00\x20" + bytes(32)  # of the right form, and not encrypted
-        with socket.socket(fileno=connection.detach()) as bare:
-            bare.settimeout(5)
-            bare.sendall(record)
-            while bare.recv(65536):  # until the client has gone
+        if in_tunnel:
+            connection.sendall(http(status="200 Connection established"))
+        stream = tls_context(certificate, version).wrap_socket(connection, server_side=True)
+        posts.append(stream.recv(65536).split(b" ")[0])
+        with socket.socket(fileno=stream.detach()) as plain:
+            plain.sendall(bare)
+            plain.shutdown(socket.SHUT_WR)
+            plain.settimeout(0.5)
+            while plain.recv(65536):  # until the client has gone
                 pass
 
-    with tls_server(certificate, break_stream) as server:
-        account = Account(token=TOKEN, base_url=f"https://{server.host}", verify=str(certificate))
-        with pytest.raises(ServiceUnavailableError, match="SSL") as caught:
-            send(submission_request(account, REQUEST), account)
-        assert type(caught.value) is ServiceUnavailableError
-    assert server.heads[0].startswith("POST /v1/images/generations ")
+    with RawServer(break_stream, reads_request=in_tunnel) as server:
+        hook = hook_of(
+            Account(
+                token=TOKEN,
+                base_url="https://api.example" if in_tunnel else f"https://{server.host}",
+                proxy=f"http://{server.host}" if in_tunnel else None,
+                verify=str(certificate),
+            )
+        )
+        with pytest.raises(SubmissionLostError, match="may have started and charged"):
+            hook.submit_generation(REQUEST)
+    assert posts == [b"POST"]
+
+
+def test_nothing_was_sent_if_the_tls_handshake_does_not_end() -> None:
+    hello = []
+
+    def read_hello(connection: socket.socket) -> None:
+        hello.append(connection.recv(65536)[:1])
+        server.closing.wait(5)
+
+    with RawServer(read_hello, reads_request=False) as server:
+        hook = hook_of(Account(token=TOKEN, base_url=f"https://{server.host}", request_timeout=0.1))
+        with pytest.raises(ServiceUnreachableError, match="timed out"):
+            hook.submit_generation(REQUEST, queue_timeout=0)
+    assert set(hello) == {b"\x16"}  # a TLS handshake, and no request
+
+
+def test_a_connection_that_comes_too_late_sends_nothing(certificate: Path) -> None:
+    given_up = threading.Event()
+    received = []
+
+    def reply(connection: socket.socket) -> None:
+        for byte in http(status="200 Connection established"):  # each byte within the timeout of a read
+            given_up.wait(0.05)
+            connection.sendall(bytes([byte]))
+        with tls_context(certificate).wrap_socket(connection, server_side=True) as stream:
+            received.append(stream.recv(65536))
+
+    with RawServer(reply) as proxy:
+        account = Account(
+            token=TOKEN,
+            base_url="https://api.example",
+            proxy=f"http://{proxy.host}",
+            verify=str(certificate),
+            request_timeout=0.3,
+        )
+        with pytest.raises(ServiceUnreachableError, match="timed out"):
+            send(submission_request(account, REQUEST), account, grace=0.0)
+        given_up.set()
+    assert received == [b""]
 
 
 def test_nothing_was_sent_to_an_untrusted_certificate(certificate: Path) -> None:
