@@ -122,9 +122,9 @@ class TestSubmission:
             ("balance", "credit is used up.*balance"),
             (
                 "unbound",
-                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/myaccesstoken",
+                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/accountsettings",
             ),
-            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/myaccesstoken"),
+            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/accountsettings"),
             ("unknown-model", "has no provider supported"),
             ("401", "Authentication failed.*password"),
             ("422", "Unprocessable"),
@@ -345,7 +345,7 @@ class TestConnection:
         works, message = hook.test_connection()
         assert not works
         assert hint in message
-        assert "https://modelscope.cn/my/myaccesstoken" in message
+        assert "https://modelscope.cn/my/accountsettings" in message
 
     def test_a_service_without_a_website_need_not_confirm_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "https://proxy.example")
