@@ -105,13 +105,11 @@ MEANINGS = (
     Meaning(
         kind=QueueFullError,
         problem="The account's queue at ModelScope is full",
-        codes="(user|image|task)?queue(is)?full",
         words=r"\bqueue (is |was )?(currently |already )?full\b|队列.{0,4}满",
     ),
     Meaning(
         kind=RateLimitedError,
         problem="ModelScope is busy",
-        codes="(server|system|service|model)(is)?(busy|overloaded)",
         words=(
             r"\b(server|system|service|model)s? (is |are )?(currently |temporarily |too )?(busy|overloaded)\b"
             r"|(服务器?|系统|模型).{0,6}(繁忙|过载)"

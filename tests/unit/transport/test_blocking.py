@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import ipaddress
 import json
 import socket
 import ssl
@@ -13,14 +12,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from packaging.version import Version
 
 from airflow_provider_modelscope.emulator import Emulator
@@ -38,6 +33,7 @@ from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.transport.blocking import send
 from airflow_provider_modelscope.triggers.clients import shared_client
 from tests.support.raw_server import RawServer, http
+from tests.support.tls import HOST, server_context, write_certificate
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -308,47 +304,7 @@ def test_nothing_was_sent_to_a_host_without_tls(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a self-signed certificate for 127.0.0.1 and api.example, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName(
-                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("api.example")]
-            ),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    file.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return file
-
-
-def tls_context(certificate: Path, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    context.maximum_version = version
-    return context
-
-
-def tls_server(certificate: Path, reply: Callable[[socket.socket], None]) -> RawServer:
-    return RawServer(reply, tls=tls_context(certificate))
+    return write_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 # What may stand in a TLS stream after the request, and is not encrypted.
@@ -373,7 +329,7 @@ def test_a_broken_tls_stream_may_have_been_charged(
     def break_stream(connection: socket.socket) -> None:
         if in_tunnel:
             connection.sendall(http(status="200 Connection established"))
-        stream = tls_context(certificate, version).wrap_socket(connection, server_side=True)
+        stream = server_context(certificate, version).wrap_socket(connection, server_side=True)
         posts.append(stream.recv(65536).split(b" ")[0])
         with socket.socket(fileno=stream.detach()) as plain:
             plain.sendall(bare)
@@ -386,7 +342,7 @@ def test_a_broken_tls_stream_may_have_been_charged(
         hook = hook_of(
             Account(
                 token=TOKEN,
-                base_url="https://api.example" if in_tunnel else f"https://{server.host}",
+                base_url=f"https://{HOST}" if in_tunnel else f"https://{server.host}",
                 proxy=f"http://{server.host}" if in_tunnel else None,
                 verify=str(certificate),
             )
@@ -418,13 +374,13 @@ def test_a_connection_that_comes_too_late_sends_nothing(certificate: Path) -> No
         for byte in http(status="200 Connection established"):  # each byte within the timeout of a read
             given_up.wait(0.05)
             connection.sendall(bytes([byte]))
-        with tls_context(certificate).wrap_socket(connection, server_side=True) as stream:
+        with server_context(certificate).wrap_socket(connection, server_side=True) as stream:
             received.append(stream.recv(65536))
 
     with RawServer(reply) as proxy:
         account = Account(
             token=TOKEN,
-            base_url="https://api.example",
+            base_url=f"https://{HOST}",
             proxy=f"http://{proxy.host}",
             verify=str(certificate),
             request_timeout=0.3,
@@ -436,7 +392,7 @@ def test_a_connection_that_comes_too_late_sends_nothing(certificate: Path) -> No
 
 
 def test_nothing_was_sent_to_an_untrusted_certificate(certificate: Path) -> None:
-    with tls_server(certificate, lambda connection: None) as server:
+    with RawServer(b"", tls=server_context(certificate)) as server:
         account = Account(token=TOKEN, base_url=f"https://{server.host}")
         with pytest.raises(ServiceUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
             send(submission_request(account, REQUEST), account)
