@@ -104,7 +104,7 @@ MEANINGS = (
     ),
     Meaning(
         kind=QueueFullError,
-        problem="The account's queue at ModelScope is full",
+        problem="The queue at ModelScope is full",
         words=r"\bqueue (is |was )?(currently |already )?full\b|队列.{0,4}满",
     ),
     Meaning(
@@ -164,11 +164,11 @@ def meaning_of(status: int, message: str) -> Meaning:
     """Return what an error means.
 
     :param status: The HTTP status, or the numeric code that takes its place.
-    :param message: The message in any spelling; a textual code stands before its first colon.
+    :param message: The message in any spelling; a textual code stands alone, or before a colon.
     """
     words = " ".join(unicodedata.normalize("NFKC", message).lower().replace("\u2019", "'").split())
-    code = re.sub("[^a-z]", "", match[1]) if (match := re.match(r"([\w.-]+)(:|$)", words)) else ""
-    by_code = (row for row in MEANINGS if code and re.fullmatch(row.codes, code))
+    codes = [re.sub("[^a-z]", "", code) for code in re.findall(r"(?:^|: ?)([\w.-]+)(?=:|$)", words)]
+    by_code = (row for code in codes for row in MEANINGS if code and re.fullmatch(row.codes, code))
     by_words = (
         row for row in MEANINGS if row.words and status in row.words_at and re.search(row.words, words)
     )

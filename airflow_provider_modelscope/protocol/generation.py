@@ -75,12 +75,14 @@ class ErrorDetail:
             message=message,
             code=number,
             request_id=one_line(request_id, MAX_NAME, secret=secret) or None,
-            is_error=number not in (0, 200)
-            and (
-                bool(inner and (message or number))
-                or body.get("success") is False
-                or (number or 0) >= 400
-                or meaning_of(0, message) is not UNAVAILABLE
+            is_error=body.get("success") is False
+            or (
+                number not in (0, 200)
+                and (
+                    bool(inner and (message or number))
+                    or (number or 0) >= 400
+                    or meaning_of(0, message) is not UNAVAILABLE
+                )
             ),
         )
 

@@ -301,6 +301,16 @@ def test_a_failure_is_final_if_the_same_request_would_fail_again(
         failed.raise_for_failure(retry_resubmits=False)
 
 
+def test_a_code_behind_the_word_for_the_end_counts() -> None:
+    for body in (
+        {"task_status": "CANCELED", "errors": {"code": "DataInspectionFailed", "message": "no"}},
+        {"task_status": "SUCCEED", "success": False, "code": "DataInspectionFailed", "message": "no"},
+        {"task_status": "FAILED", "errors": "Error: DataInspectionFailed: no"},
+    ):
+        with pytest.raises(GenerationRejectedError):
+            read(body).raise_for_failure(retry_resubmits=True)
+
+
 def test_an_invalid_time_taken_is_none() -> None:
     for odd in (10**400, float("nan"), float("inf"), "5", True, [5]):
         assert read({"task_status": "SUCCEED", "time_taken": odd}).duration_ms is None

@@ -269,6 +269,7 @@ WORDS_BELOW_500: list[tuple[str, str, type[ModelScopeError], str]] = [
     ("", f"Too many concurrent requests for model {MODEL}, please slow down", RateLimitedError, ""),
     ("", "quota exceeded: 20 requests per minute", RateLimitedError, ""),
     ("", "请求过于频繁", RateLimitedError, ""),
+    ("", "insufficient token permission", AuthenticationError, "lacks a permission"),
     ("", "Authentication failed, please supply a valid token", AuthenticationError, TOKENS),
 ]
 
