@@ -105,7 +105,7 @@ MEANINGS = (
     Meaning(
         kind=QueueFullError,
         problem="The queue at ModelScope is full",
-        words=r"\bqueue (is |was )?(currently |already )?full\b|队列.{0,4}满",
+        words=r"\bqueue (is |was )?(currently |already )?full\b(?! of)|队列.{0,4}满",
     ),
     Meaning(
         kind=RateLimitedError,
@@ -147,11 +147,12 @@ MEANINGS = (
     Meaning(
         kind=RequestRejectedError,
         problem="ModelScope rejected the request",
-        codes="datainspection.*|(invalid|input)?parameter.*|invalid(parameter|request|input).*|content(policy|filter|moderation).*",
+        codes="datainspection.*|inputparameter.*|invalid(parameter|request|input).*|content(policy|filter).*",
         words=(
-            r"(?<![\w/-])nsfw(?![\w/-])|\binappropriate content\b|\bsensitive (content|words?|information)\b"
+            r"(?<![\w/-])nsfw(?![\w/-])|\bfiltered\b|\binappropriate content\b"
+            r"|\bsensitive (content|words?|information)\b"
             r"|\b(content (moderation|review|policy|filter)|safety (checker|filter|system))\b"
-            r"(?!.{0,30}(unavailable|time[d]?[ -]?out|unreachable))"
+            r"(?!.{0,30}(unavailable|timed?[ -]?out|unreachable))"
             r"|\binvalid parameter|敏感|违规|违禁|色情|不合规|(审核|审查).{0,6}(未通过|不通过|失败|拒绝)"
             r"|参数.{0,6}(错误|无效|非法|不合法|有误)"
         ),

@@ -270,6 +270,7 @@ FAILURES: list[tuple[Any, str, bool]] = [
     (500, "content moderation failed", True),
     (500, "Rejected by Content  Review", True),
     (500, "filtered by safety checker", True),
+    (None, "The image has been filtered", True),
     (500, "输入内容包含敏感信息，请修改后重试", True),
     (500, "提示词违规", True),
     (500, "model is not supported", True),
