@@ -364,6 +364,27 @@ def test_a_200_with_an_error_is_a_refusal_by_its_code(
     assert "charged" not in error.message
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"errors": {"message": "No cats"}},
+        {"error": "No cats"},
+        {"errors": [{"message": "No cats"}]},
+        {"success": False, "message": "No cats"},
+        {"success": False, "code": 200, "message": "No cats"},
+        {"code": 422, "message": "No cats"},
+        {"code": "InputParameterError", "message": "No cats"},
+        {"message": "No cats: invalid parameter"},
+        {"task_status": "FAILED", "task_id": "", "errors": {"message": "No cats"}},
+    ],
+    ids=str,
+)
+def test_a_200_with_an_error_in_any_envelope_is_a_refusal(body: Any) -> None:
+    error = submission_error(response(200, body))
+    assert type(error) is RequestRejectedError
+    assert "No cats" in error.message
+
+
 @pytest.mark.parametrize("status", [200, 401, 403, 429, 500])
 @pytest.mark.parametrize("said", [QUOTA, "magicube balance exhausted", BUSY, FULL])
 def test_an_account_without_credit_still_polls(status: int, said: str) -> None:
