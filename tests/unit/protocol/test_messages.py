@@ -173,6 +173,12 @@ def test_a_submission_with_its_images_is_finished(body: Any) -> None:
     assert len(generation.generation_id) == 32
 
 
+def test_a_failed_submission_is_not_finished_by_its_images() -> None:
+    body = {"task_status": "FAILED", "images": [URL]}
+    assert type(submission_error(response(200, body))) is SubmissionLostError
+    assert type(submission_error(response(200, {**body, "errors": "No cats"}))) is RequestRejectedError
+
+
 NO_IDS: list[Any] = [
     " ", True, False, 1.5, [], ["7"], {"id": "7"},
     "None", "..", "7\n8", "7  8", "7\0", "7" * 201, int("7" * 201), TOKEN, f"7?key={TOKEN}",
@@ -390,6 +396,13 @@ def test_a_200_with_an_error_in_any_envelope_is_a_refusal(body: Any) -> None:
 def test_an_account_without_credit_still_polls(status: int, said: str) -> None:
     error = poll_error(response(status, {"errors": {"message": said}}))
     assert isinstance(error, ModelScopeRetryableError)
+    assert said in error.message
+
+
+@pytest.mark.parametrize("said", ["No cats", "NSFW", "Model not found", "Authentication failed"])
+def test_a_200_without_a_status_is_not_a_verdict_on_a_generation(said: str) -> None:
+    error = poll_error(response(200, {"errors": {"message": said}}))
+    assert type(error) is ServiceUnavailableError
     assert said in error.message
 
 
