@@ -290,7 +290,7 @@ class TestPauses:
         hook.submit_generation(REQUEST)
         [pause] = pauses
         assert pause >= 1.0
-        assert f"Queue full, retrying in {pause:.0f} s: The account's queue" in caplog.text
+        assert f"Queue full, retrying in {pause:.0f} s: The queue at ModelScope" in caplog.text
 
 
 class TestConnection:
