@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests.faults.system import Outcome, Run
 
@@ -30,6 +30,7 @@ class Row:
     :param in_s3: Whether the images are stored in S3, behind a proxy. Otherwise in a folder.
     :param has_bucket: Whether the bucket of the images exists.
     :param faults: Faults of the emulator.
+    :param network: Between the task and the service: plain HTTP, TLS, or TLS in the tunnel of a proxy.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     in_s3: bool = False
     has_bucket: bool = True
     faults: tuple[str, ...] = ()
+    network: Literal["", "tls", "tunnel"] = ""
 
 
 def wait(run: Run) -> None:
@@ -66,6 +68,12 @@ def kill_before_response(run: Run) -> None:
     run.until_accepted()
     run.kill_worker()
     run.service_proxy.fault = ""
+    run.until_ended()
+
+
+def break_tls(run: Run) -> None:
+    run.service_proxy.fault = "plain-504"
+    run.start()
     run.until_ended()
 
 
@@ -207,6 +215,22 @@ ROWS = (
         dag_id="fail_on_lost_response",
         inject=only_run,
         faults=("submit:lost",),
+        expected=Outcome(images=0, state="failed"),
+    ),
+    Row(
+        name="proxy_504_in_tunnel",
+        fault='proxy writes its own 504 into the TLS tunnel after the request; `on_lost_response="fail"`',
+        dag_id="fail_on_lost_response",
+        inject=break_tls,
+        network="tunnel",
+        expected=Outcome(images=0, state="failed"),
+    ),
+    Row(
+        name="tls_broken",
+        fault='TLS stream broken after the request; `on_lost_response="fail"`',
+        dag_id="fail_on_lost_response",
+        inject=break_tls,
+        network="tls",
         expected=Outcome(images=0, state="failed"),
     ),
     Row(
@@ -360,5 +384,13 @@ ROWS = (
         inject=only_run,
         faults=("poll:failed",),
         expected=Outcome(submissions=2),
+    ),
+    Row(
+        name="moderated",
+        fault="prompt moderated: generation FAILED with `DataInspectionFailed`; deferrable, two retries",
+        dag_id="deferred",
+        inject=only_run,
+        faults=("poll:moderated:always",),
+        expected=Outcome(images=0, state="failed"),
     ),
 )

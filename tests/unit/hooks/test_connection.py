@@ -465,7 +465,7 @@ def test_the_repr_of_an_account_shows_no_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_url", "hub_url", "settings_url"),
+    ("base_url", "hub_url", "token_url"),
     [
         (DEFAULT_BASE_URL, "https://modelscope.cn", "https://modelscope.cn/my/myaccesstoken"),
         (
@@ -476,6 +476,6 @@ def test_the_repr_of_an_account_shows_no_secret() -> None:
         ("http://127.0.0.1:8765", None, "https://modelscope.cn/my/myaccesstoken"),
     ],
 )
-def test_each_service_has_its_own_website(base_url: str, hub_url: str | None, settings_url: str) -> None:
+def test_each_service_has_its_own_website(base_url: str, hub_url: str | None, token_url: str) -> None:
     made = Account(token=TOKEN, base_url=base_url)
-    assert (made.hub_url, made.settings_url) == (hub_url, settings_url)
+    assert (made.hub_url, made.token_url) == (hub_url, token_url)

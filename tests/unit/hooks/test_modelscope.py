@@ -127,9 +127,9 @@ class TestSubmission:
             ("balance", "credit is used up.*balance"),
             (
                 "unbound",
-                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/myaccesstoken",
+                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/accountsettings",
             ),
-            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/myaccesstoken"),
+            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/accountsettings"),
             ("unknown-model", "has no provider supported"),
             ("401", "Authentication failed.*password"),
             ("422", "Unprocessable"),
@@ -295,7 +295,7 @@ class TestPauses:
         hook.submit_generation(REQUEST)
         [pause] = pauses
         assert pause >= 1.0
-        assert f"Queue full, retrying in {pause:.0f} s: The account's queue" in caplog.text
+        assert f"Queue full, retrying in {pause:.0f} s: The queue at ModelScope" in caplog.text
 
 
 class TestConnection:
@@ -350,7 +350,7 @@ class TestConnection:
         works, message = hook.test_connection()
         assert not works
         assert hint in message
-        assert "https://modelscope.cn/my/myaccesstoken" in message
+        assert "https://modelscope.cn/my/accountsettings" in message
 
     def test_a_service_without_a_website_need_not_confirm_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "https://proxy.example")
