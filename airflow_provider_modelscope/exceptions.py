@@ -18,7 +18,7 @@
     └── ModelScopeRetryableError        yes: Airflow retries the task as its Dag says
         ├── ServiceUnavailableError     no usable response: network error, 5xx, or not the API's JSON
         │   └── ServiceUnreachableError no connection, so nothing was sent
-        ├── RateLimitedError            too many requests (429); nothing was created
+        ├── RateLimitedError            too many requests, or overload; nothing was created
         │   └── QueueFullError          too many running generations; nothing was created
         ├── SubmissionLostError         no usable response to a submission: it may have been charged
         ├── SubmissionRecordError       the record of earlier submissions cannot be read or written
@@ -116,8 +116,8 @@ class InvalidConnectionError(ModelScopeFinalError):
 class InvalidDestinationError(ModelScopeFinalError):
     """The destination is invalid, or images cannot be written to it.
 
-    Most causes are found before the generation is submitted; a missing bucket or permission may only show
-    when an image is stored. Correct the destination or its permissions, then do what the message says. The
+    Most causes are found before the generation is submitted; a missing permission may only show when an image
+    is stored. Correct the destination or its permissions, then do what the message says. The
     folder of ``[modelscope] submission_records`` is checked in the same way.
     """
 
@@ -125,7 +125,7 @@ class InvalidDestinationError(ModelScopeFinalError):
 class RequestRejectedError(ModelScopeFinalError):
     """The service rejected the request; nothing was created.
 
-    The message contains its reason. Correct the parameters.
+    The message contains its reason. Correct the parameters or the prompt.
     """
 
 
@@ -137,7 +137,7 @@ class UnknownModelError(RequestRejectedError):
 
 
 class AuthenticationError(ModelScopeFinalError):
-    """The service rejected the token.
+    """The service rejected the token, or the token lacks a permission.
 
     Create a token on the page that the message names, and save it as the password of the connection.
     """
@@ -151,9 +151,10 @@ class AccountNotReadyError(ModelScopeFinalError):
 
 
 class QuotaExhaustedError(ModelScopeFinalError):
-    """The daily quota or the credit of the account is used up; nothing was created.
+    """The credit of the account or the daily quota is used up; nothing was created.
 
-    Use another model, check the credit on the account's page, or clear the task on the next day.
+    Do what the message says: get credit on the page that it names, use another model, or clear the task on
+    the next day.
     """
 
 
@@ -202,7 +203,7 @@ class ServiceUnreachableError(ServiceUnavailableError):
 
 
 class RateLimitedError(ModelScopeRetryableError):
-    """The service received too many requests until ``queue_timeout``; nothing was created.
+    """The service received too many requests, or was busy, until ``queue_timeout``; nothing was created.
 
     A retry submits again. Raise ``queue_timeout``, or let fewer tasks use the account at once.
     """
@@ -231,7 +232,7 @@ class SubmissionRecordError(ModelScopeRetryableError):
 
 
 class GenerationFailedError(ModelScopeRetryableError):
-    """The generation FAILED for a reason that a new one may not share.
+    """The generation FAILED, was canceled or expired, for a reason that a new one may not share.
 
     A retry submits a new generation.
     """
@@ -269,5 +270,6 @@ class ImageStorageError(ImageError):
     """An output image could not be stored: the disk or the object store is full or failed.
 
     No partial object remains. Free space in the worker's temporary folder (``TMPDIR``) or the store; a retry
-    stores the image without a new generation.
+    stores the image without a new generation. If the store failed before the submission, the message says
+    that nothing was sent.
     """

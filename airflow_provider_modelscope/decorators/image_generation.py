@@ -117,11 +117,11 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         return super()._request()
 
     def _submit(
-        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None
+        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None, *rest: Any
     ) -> Submission:
         if self.deferrable:  # another process may resume, without these attributes
             self._save(request, context)
-        return super()._submit(request, context, queue)
+        return super()._submit(request, context, queue, *rest)
 
     def _apply(self, parameters: Mapping[str, Any]) -> None:
         for name, value in parameters.items():
@@ -197,6 +197,7 @@ def modelscope_image_task(
     image_url: str | Sequence[str] | XComArg | None = None,
     loras: str | Mapping[str, float | str] | None = None,
     extra_parameters: Mapping[str, Any] | None = None,
+    check_ranges: bool = True,
     storage_conn_id: str | None = None,
     modelscope_conn_id: str = ModelScopeHook.default_conn_name,
     queue_timeout: float = 3600,
@@ -204,6 +205,7 @@ def modelscope_image_task(
     timeout: float = 900,
     deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
     defer_after: float = DEFER_AFTER,
+    preflight: str = "read",
     sidecar: bool = False,
     embed_metadata: bool = False,
     durable: bool = True,

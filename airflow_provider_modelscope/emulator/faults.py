@@ -12,11 +12,27 @@ if TYPE_CHECKING:
 FAULTS = {
     "submit": {
         "queue-full": "status 500, the queue of the account is full",
+        "image-queue-full": "status 503, the queue of the service is full",
+        "busy": "status 503, the service is overloaded",
+        "busy-200": "the same error with status 200",
+        "busy-400": "the same error with status 400",
+        "too-many": "status 429, too many concurrent requests for the model",
+        "too-fast": "status 429, too many requests, in Chinese",
         "quota": "status 429, the quota of the day is used up",
+        "quota-200": "the same error with status 200",
+        "quota-chinese": "the same error in Chinese",
         "balance": "status 402, no credit",
+        "no-credit": "status 403 with the code `QuotaLimitExceed`, no credit",
+        "no-credit-chinese": "status 429, no credit, in Chinese",
+        "retired-model": 'status 429 with the words "insufficient balance (1008)"',
         "unbound": "status 401, the account is not bound to Alibaba Cloud",
         "unverified": "status 403, the account is not verified",
+        "forbidden": "status 403 with the code `OperationNotAllowed`, the token lacks a permission",
         "unknown-model": "status 400, there is no such model",
+        "model-not-found": "status 404, there is no such model",
+        "moderated": "status 400 with the code `DataInspectionFailed`, the prompt is not allowed",
+        "nested-id": "the generation is created, its id is in an inner object",
+        "images": "the generation is created, the response contains its images and no id",
         "lost": "the generation is created, but the connection closes without a response",
         "reset": "the connection closes, nothing is created",
         "html": "status 200 with an HTML page, nothing is created",
@@ -25,6 +41,14 @@ FAULTS = {
     "poll": {
         "failed": "the generation is FAILED from now on, with code 500",
         "rejected": "the generation is FAILED from now on, with code 400: its content",
+        "moderated": "the generation is FAILED from now on, with the code `DataInspectionFailed`",
+        "moderated-40301": "the generation is FAILED from now on, with the code 40301",
+        "moderated-chinese": "the generation is FAILED from now on, with code 500 and a reason in Chinese",
+        "filtered": "SUCCEED without images from now on, filtered by the safety checker",
+        "canceled": "the generation is CANCELED from now on",
+        "expired": "the generation is EXPIRED from now on",
+        "other-words": "when it has finished, the generation is COMPLETED, its images are in another shape",
+        "busy": "status 200 with an error, the service is overloaded",
         "stall": "the generation never finishes",
         "not-found": 'FAILED with "task not found", for this response only',
         "no-images": "SUCCEED without images, for this response only",
@@ -107,5 +131,5 @@ def describe_faults() -> str:
         "A request that is rejected anyway uses up no fault. WHAT is an HTTP status from 400 to 599, or:",
     ]
     for where, names in FAULTS.items():
-        lines += ["", *(f"  {where + ':' + name:<22} {effect}" for name, effect in names.items())]
+        lines += ["", *(f"  {where + ':' + name:<26} {effect}" for name, effect in names.items())]
     return "\n".join(lines)

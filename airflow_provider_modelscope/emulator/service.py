@@ -22,31 +22,58 @@ NO_SYNCHRONOUS_CALLS = (
     "This model does not support synchronous calls, please set X-ModelScope-Async-Mode: true"
 )
 QUEUE_FULL = "enqueue failed: user queue is full"
+BUSY = "Server is busy, please try again later"
+QUOTA = "You have exceeded today's quota for model {model}, please try again tomorrow."
+INAPPROPRIATE = "Input data may contain inappropriate content."
 NOT_VERIFIED = "Your Alibaba Cloud account must be real name verified before use."
 
 STATUS_MESSAGES = {
     401: AUTHENTICATION_FAILED,
     403: NOT_VERIFIED,
+    404: "404 page not found",
     429: "Too many requests, please slow down and try again later.",
 }
 """Messages of faults that are an HTTP status. The default is the standard phrase of the status."""
 
 SUBMIT_ERRORS = {
-    "queue-full": (500, QUEUE_FULL),
-    "quota": (429, "You have exceeded today's quota for model {model}, please try again tomorrow."),
-    "balance": (402, "Insufficient balance, please top up your account."),
-    "unbound": (401, "Please bind your Alibaba Cloud account before use."),
-    "unverified": (403, NOT_VERIFIED),
-    "unknown-model": (400, "Model id : {model} , has no provider supported"),
+    "queue-full": (500, "", QUEUE_FULL),
+    "image-queue-full": (503, "", "image queue is full"),
+    "busy": (503, "", BUSY),
+    "busy-200": (200, "", BUSY),
+    "busy-400": (400, "", BUSY),
+    "too-many": (429, "", "Too many concurrent requests for model {model}, please slow down"),
+    "too-fast": (429, "too_many_requests", "AppId:123 达到使用量上限"),
+    "quota": (429, "", QUOTA),
+    "quota-200": (200, "", QUOTA),
+    "quota-chinese": (429, "", "今日额度已用完"),
+    "balance": (402, "", "Insufficient balance, please top up your account."),
+    "no-credit": (403, "QuotaLimitExceed", "magicube balance exhausted"),
+    "no-credit-chinese": (429, "", "魔粒不足，请获取魔粒后重试"),
+    "retired-model": (429, "", "insufficient balance (1008)"),
+    "unbound": (401, "", "Please bind your Alibaba Cloud account before use."),
+    "unverified": (403, "", NOT_VERIFIED),
+    "forbidden": (403, "OperationNotAllowed", "insufficient token permission"),
+    "unknown-model": (400, "", "Model id : {model} , has no provider supported"),
+    "model-not-found": (404, "", "Model not found"),
+    "moderated": (400, "DataInspectionFailed", INAPPROPRIATE),
 }
-"""HTTP status and message of the named faults of a submission that are an error response."""
+"""HTTP status, textual code and message of the named faults of a submission that are an error response."""
 
-FAILURES = {
-    "failed": {"code": 500, "message": "Image generation failed: internal error"},
-    "rejected": {"code": 400, "message": "The prompt may contain inappropriate content, please change it"},
-    "not-found": {"code": 500, "message": "task not found"},
+FAILURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "failed": ("FAILED", {"code": 500, "message": "Image generation failed: internal error"}),
+    "rejected": (
+        "FAILED",
+        {"code": 400, "message": "The prompt may contain inappropriate content, please change it"},
+    ),
+    "moderated": ("FAILED", {"code": "DataInspectionFailed", "message": INAPPROPRIATE}),
+    "moderated-40301": ("FAILED", {"code": 40301, "message": "the prompt was rejected"}),
+    "moderated-chinese": ("FAILED", {"code": 500, "message": "输入内容包含敏感信息，请修改后重试"}),
+    "filtered": ("SUCCEED", {"message": "image was filtered by safety checker"}),
+    "canceled": ("CANCELED", {"code": 500, "message": "task was cancelled by the system"}),
+    "expired": ("EXPIRED", {"code": 500, "message": "task has expired"}),
+    "not-found": ("FAILED", {"code": 500, "message": "task not found"}),
 }
-"""The ``errors`` of a generation that is FAILED. The HTTP status of that response is 200."""
+"""``task_status`` and ``errors`` of a generation without images. The HTTP status of that response is 200."""
 
 REQUESTS_A_DAY = 2000
 REQUESTS_A_DAY_PER_MODEL = 500
@@ -83,7 +110,7 @@ class Generation:
     finished_at: float
     image_path: str
     fault: str = ""
-    """The fault that decides on its status: ``failed``, ``rejected`` or ``stall``."""
+    """The fault that decides on its status: one of ``FAILURES``, ``stall`` or ``other-words``."""
 
     def status(self, now: float) -> str:
         """Return ModelScope's ``task_status``. It is PENDING for the first quarter of the duration."""
@@ -187,10 +214,12 @@ class Service:
             parameters = Parameters.from_body(body)
         except BadRequestError as error:
             return self._error(400, str(error))
-        response = self._enqueue(token, parameters, now)
+        response = self._enqueue(token, parameters, headers, now)
         return replace(response, headers=self._limits(token, parameters.model))
 
-    def _enqueue(self, token: str, parameters: Parameters, now: float) -> Response:
+    def _enqueue(
+        self, token: str, parameters: Parameters, headers: Mapping[str, str], now: float
+    ) -> Response:
         if sum(generation.is_running(now) for generation in self._of(token)) >= self._max_running:
             return self._error(500, QUEUE_FULL)
         fault = self.faults.take("submit")
@@ -200,9 +229,19 @@ class Service:
                 return replace(response, cut="before", note="accepted, fault lost") if fault else response
             case "no-id":
                 response = _json(200, {"task_status": "SUCCEED", "request_id": self._request_id()})
+            case "nested-id":
+                accepted = self._accept(token, parameters, now)
+                output = {"task_id": accepted.generation_id, "task_status": "PENDING"}
+                response = _json(200, {"output": output, "request_id": self._request_id()})
+            case "images":
+                accepted = self._accept(token, parameters, now)
+                finished = replace(self._generations[accepted.generation_id], finished_at=now)
+                self._generations[accepted.generation_id] = finished
+                images = [{"url": _image_url(finished, headers)}]
+                response = _json(200, {"images": images, "request_id": self._request_id()})
             case _ if fault in SUBMIT_ERRORS:
-                status, message = SUBMIT_ERRORS[fault]
-                response = self._error(status, message.format(model=parameters.model))
+                status, code, message = SUBMIT_ERRORS[fault]
+                response = self._error(status, message.format(model=parameters.model), code)
             case _:
                 response = self._faulty_response(fault)
         return replace(response, note=f"fault {fault}")
@@ -236,12 +275,14 @@ class Service:
         match fault:
             case "":
                 response = self._report(generation, headers, now)
-            case "failed" | "rejected" | "stall":
+            case "not-found":
+                response = self._failed(fault)
+            case _ if fault in FAILURES or fault in ("stall", "other-words"):
                 generation = replace(generation, fault=fault)
                 self._generations[generation_id] = generation
                 response = self._report(generation, headers, now)
-            case "not-found":
-                response = self._failed(fault)
+            case "busy":
+                response = self._error(200, BUSY)
             case "no-images":
                 response = _json(200, {"request_id": self._request_id(), "task_status": "SUCCEED"})
             case "empty":
@@ -258,6 +299,9 @@ class Service:
         if status != "SUCCEED":
             return _json(200, {"request_id": "", "task_id": "", "task_status": status, "outputs": {}})
         parameters = generation.parameters
+        url = _image_url(generation, headers)
+        if generation.fault == "other-words":
+            return _json(200, {"task_status": "COMPLETED", "output": {"results": [{"url": url}, None]}})
         return _json(
             200,
             {
@@ -271,7 +315,7 @@ class Service:
                     "prompt": parameters.prompt,
                     "negativePrompt": parameters.negative_prompt,
                 },
-                "output_images": [f"http://{headers.get('Host', 'localhost')}{generation.image_path}"],
+                "output_images": [url],
                 "request_id": self._request_id(),
                 "task_status": status,
                 "time_taken": round(1000 * (generation.finished_at - generation.accepted_at), 1),
@@ -337,20 +381,23 @@ class Service:
         status = int(fault)
         return self._error(status, STATUS_MESSAGES.get(status, _phrase(status)))
 
-    def _error(self, status: int, message: str) -> Response:
-        # ModelScope uses both envelopes.
+    def _error(self, status: int, message: str, code: str = "") -> Response:
+        # ModelScope uses two envelopes, and its hub another one.
         if status == 404:
-            return _plain(404, "404 page not found")
-        error = {"code": status, "message": message}
-        if status in (400, 401, 403):
-            response = _json(status, {"errors": error, "request_id": self._request_id()})
+            return _plain(404, message or STATUS_MESSAGES[404])
+        error = {"code": status, "message": message} if status >= 400 else {"message": message}
+        if code:
+            body = {"success": False, "code": code, "message": message, "request_id": self._request_id()}
+        elif status in (400, 401, 403):
+            body = {"errors": error, "request_id": self._request_id()}
         else:
-            response = _json(status, {"error": {**error, "request_id": self._request_id()}})
-        return replace(response, note=message)
+            body = {"error": {**error, "request_id": self._request_id()}}
+        return replace(_json(status, body), note=message)
 
     def _failed(self, failure: str) -> Response:
-        errors = FAILURES[failure]
-        return _json(200, {"task_status": "FAILED", "errors": errors, "request_id": self._request_id()})
+        status, errors = FAILURES[failure]
+        body = {"task_status": status, "errors": errors, "request_id": self._request_id()}
+        return _json(200, body | {"output_images": []} if status == "SUCCEED" else body)
 
     def _request_id(self) -> str:
         return str(uuid.uuid5(uuid.NAMESPACE_OID, str(next(self._request_numbers))))
@@ -360,6 +407,10 @@ class Service:
 
     def _of(self, token: str) -> list[Generation]:
         return [generation for generation in self._generations.values() if generation.token == token]
+
+
+def _image_url(generation: Generation, headers: Mapping[str, str]) -> str:
+    return f"http://{headers.get('Host', 'localhost')}{generation.image_path}"
 
 
 def _token(headers: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from airflow_provider_modelscope.protocol.account import DEFAULT_BASE_URL, DEFAULT_HUB_URL, Account
+from airflow_provider_modelscope.protocol.account import BASE_URLS, DEFAULT_BASE_URL, DEFAULT_HUB_URL, Account
 from airflow_provider_modelscope.redaction import preview
 
 if TYPE_CHECKING:
@@ -23,7 +23,21 @@ if TYPE_CHECKING:
 _CONN_TYPES = ("modelscope", "http", "https", "generic")
 
 _MASK = "***"  # what Airflow shows in place of a secret
+_BEARER = r"[A-Za-z0-9._~+/-]+=*"  # what may follow "Bearer", by RFC 6750
+_PLACEHOLDER = r"(?i).*\.\.\..*|(ms-)?x[x-]*|your[-_].*|modelscope_(sdk|api|access)_(token|key)"
 _USUAL_PORTS = {"http": 80, "https": 443}
+# Hosts that are not the API's: ModelScope's website, and other services with all their subdomains.
+_WEBSITES = ("modelscope.cn", "modelscope.ai")
+_OTHER_SERVICES = (
+    "dashscope.aliyuncs.com",
+    "dashscope-intl.aliyuncs.com",
+    "huggingface.co",
+    "openai.com",
+    "openrouter.ai",
+    "replicate.com",
+    "siliconflow.cn",
+    "siliconflow.com",
+)
 
 
 class ConnectionField(NamedTuple):
@@ -280,8 +294,15 @@ def _token(connection: Connection) -> str:
         )
     if not token:
         raise ValueError(f"password is empty: set it to an API token from {DEFAULT_HUB_URL}/my/myaccesstoken")
-    if not (token.isascii() and token.isprintable()):
-        raise ValueError("password contains characters that no API token has")
+    if not re.fullmatch(_BEARER, token):
+        raise ValueError(
+            "password contains characters that no API token has: enter the token alone, such as ms-..., "
+            "without quotes and without NAME="
+        )
+    if re.fullmatch(_PLACEHOLDER, token):
+        raise ValueError(
+            f"password is a placeholder: replace it with an API token from {DEFAULT_HUB_URL}/my/myaccesstoken"
+        )
     return token
 
 
@@ -311,17 +332,27 @@ def _base_url(connection: Connection, port: int | None, allow_http: bool) -> str
         raise ValueError("host is not a URL: its port must be from 1 to 65535, not 0")
     if port and own_port and port != own_port:
         raise ValueError(f"port must be empty or {own_port}, the port in host, not {port}")
-    if endpoint := re.search(r"/v1/(images|tasks|models|chat)\b.*", parts.path):
+    if name.removeprefix("www.") in _WEBSITES:
+        raise ValueError(f"host must be {' or '.join(BASE_URLS)}, not ModelScope's website: {preview(host)}")
+    if f".{name}".endswith(tuple(f".{service}" for service in _OTHER_SERVICES)):
+        raise ValueError(
+            f"host must be a URL such as {DEFAULT_BASE_URL}, not another service, which would get the token: "
+            f"{preview(host)}"
+        )
+    path = re.sub("/+", "/", parts.path).rstrip("/")
+    if endpoint := re.search(r"/v1/(images|tasks|models|chat)\b.*", path):
         raise ValueError(
             f"host must be a URL such as {DEFAULT_BASE_URL}, without the endpoint {preview(endpoint[0])}"
         )
+    path = path.removesuffix("/v1")
+    if path and name in (urlsplit(url).hostname for url in BASE_URLS):
+        raise ValueError(f"host must be a URL such as {DEFAULT_BASE_URL}, without the path {preview(path)}")
     if " " in host or not host.isprintable():
         raise ValueError(f"host must not contain spaces or control characters: {preview(host)}")
     if scheme == "http" and not (allow_http or is_loopback(name)):
         raise ValueError(
             f"host would send the token unencrypted to {name}: use https, or set allow_http in the extra"
         )
-    path = re.sub(r"(/v1)?/*$", "", parts.path.rstrip("/"))
     netloc = f"[{name}]" if ":" in name else name
     port = own_port or port
     if port and port != _USUAL_PORTS[scheme]:

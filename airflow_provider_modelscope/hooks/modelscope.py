@@ -50,6 +50,7 @@ class ModelScopeHook(BaseHook):
     def __init__(self, modelscope_conn_id: str = default_conn_name) -> None:
         super().__init__()
         self.modelscope_conn_id = modelscope_conn_id
+        self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -118,11 +119,16 @@ class ModelScopeHook(BaseHook):
         while True:
             try:
                 with sending():
-                    return self._submit(call, model=request.model)
+                    generation = self._submit(call, model=request.model)
             except (RateLimitedError, ServiceUnreachableError) as error:
                 self._wait_to_retry(error, backoff.next_delay(error, now=time.time()))
+            else:
+                if generation.is_finished:
+                    self.log.info("The response contains the images, and no id to poll")
+                    self._finished[generation.generation_id] = generation
+                return generation.generation_id
 
-    def _submit(self, call: HttpRequest, *, model: str) -> str:
+    def _submit(self, call: HttpRequest, *, model: str) -> Generation:
         from airflow_provider_modelscope.metrics import counted_submission, show_quota
         from airflow_provider_modelscope.protocol.messages import lost_submission, read_submission
 
@@ -136,7 +142,7 @@ class ModelScopeHook(BaseHook):
             if text := str(quota := response.quota):
                 self.log.info("Quota for today: %s", text)
                 show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=model)
-            return read_submission(response, account=self.account, model=model)
+            return read_submission(response, account=self.account)
 
     def get_generation(self, generation_id: str) -> Generation:
         """Return the generation as the service describes it now. Retries on errors that may pass.
@@ -147,6 +153,8 @@ class ModelScopeHook(BaseHook):
         from airflow_provider_modelscope.protocol.messages import read_status, status_request
 
         generation_id = checked_id(generation_id)
+        if generation_id in self._finished:
+            return self._finished[generation_id]
         call = status_request(self.account, generation_id)
         attempts = 0
         while True:

@@ -38,6 +38,8 @@ _CONTENT_TYPE_ARGUMENT = {
     "abfss": "content_settings",
 }
 LOCAL = ("file", "local")
+# The extra of this package that brings the filesystem of a scheme.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # Suffixes of image formats that images cannot be converted to. A fixed list, because the module mimetypes
 # reads files of the machine: a destination would be valid on one and invalid on the next.
 _OTHER_IMAGE_SUFFIXES = (
@@ -49,6 +51,17 @@ _PERMANENT_ERRORS = (
     FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError,
 )  # fmt: skip
 _PERMANENT_ERRNOS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+# Errors of botocore, google.auth and azure.identity, which may not be installed.
+_CREDENTIAL_ERRORS = {
+    "ClientAuthenticationError", "DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError",
+    "ProfileNotFound",
+}  # fmt: skip
+# What stores call credentials that they do not accept, and those that only time has made invalid.
+_REJECTED_CREDENTIALS = {
+    "AuthenticationFailed", "InvalidAccessKeyId", "InvalidToken", "NoAuthenticationInformation",
+    "PublicAccessNotPermitted", "SignatureDoesNotMatch",
+}  # fmt: skip
+_STALE_CREDENTIALS = {"ExpiredToken", "RequestTimeTooSkewed"}
 
 
 def check_destination(destination: str) -> None:
@@ -59,6 +72,13 @@ def check_destination(destination: str) -> None:
     """
     _check_uri(destination)
     name = PurePosixPath(destination.rpartition("/")[2])
+    # Meant as a folder, and every image would overwrite the one before. A date or a run id is no suffix.
+    if name.name and not re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]*", name.suffix):
+        raise _invalid(
+            destination,
+            "names an object without a suffix: end it with '/' to store into a folder, or add a suffix such "
+            "as .png",
+        )
     if name.suffix.lower() in _OTHER_IMAGE_SUFFIXES.split():
         raise _invalid(
             destination,
@@ -125,6 +145,12 @@ class Destination:
             if sidecar and name.name and (obstacle := _obstacle(beside, is_folder=False)):
                 raise _invalid(destination, f"its sidecar {preview(beside.name)}: {obstacle}")
         return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name), filesystem=path.fs)
+
+    def beside(self, name: str = "") -> ObjectStoragePath:
+        """Return the path of an object beside the images; by default that of their folder."""
+        from airflow.sdk import ObjectStoragePath
+
+        return ObjectStoragePath(f"{self.uri.rpartition('/')[0]}/{name}", conn_id=self.storage_conn_id)
 
     def store(self, image: Image, *, generation_id: str, number: int) -> str:
         """Store one image, and return its URI, which contains no connection.
@@ -245,11 +271,47 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
 
 def is_permanent(error: Exception) -> bool:
     """Return whether a store would raise the same error for the same call again."""
+    if _code_of(error) in _STALE_CREDENTIALS:
+        return False
     if isinstance(error, _PERMANENT_ERRORS) or getattr(error, "errno", None) in _PERMANENT_ERRNOS:
         return True
-    # Azure's and Google's errors have classes of their own; Google's 403 does not even have a number.
-    status = getattr(error, "status_code", None) or getattr(error, "code", None)
-    return str(status) in ("401", "403", "404") or str(error).startswith("Forbidden: ")
+    return is_missing(error) or is_forbidden(error) or _rejects_credentials(error)
+
+
+def is_missing(error: Exception) -> bool:
+    """Return whether an object, a folder or its bucket does not exist."""
+    return isinstance(error, FileNotFoundError) or _status_of(error) == "404"
+
+
+def is_forbidden(error: Exception) -> bool:
+    """Return whether a store accepts the credentials, but does not allow the call."""
+    if _code_of(error) in _STALE_CREDENTIALS or _rejects_credentials(error):
+        return False
+    if isinstance(error, PermissionError) or _status_of(error) == "403":
+        return True
+    return str(error).startswith("Forbidden: ")  # Google's, which has no number
+
+
+def _rejects_credentials(error: Exception) -> bool:
+    if _status_of(error) == "401" or _code_of(error) in _REJECTED_CREDENTIALS:
+        return True
+    if "Server failed to authenticate the request" in str(error):  # Azurite has another code for it
+        return True
+    return not _CREDENTIAL_ERRORS.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+
+
+def _status_of(error: Exception) -> str:
+    """Return the HTTP status of Azure's and Google's errors, which have classes of their own."""
+    return str(getattr(error, "status_code", None) or getattr(error, "code", None))
+
+
+def _code_of(error: Exception) -> str:
+    """Return the word of S3 or Azure for an error, such as ``NoSuchBucket``."""
+    response = getattr(error.__cause__, "response", None)  # s3fs raises its errors from those of botocore
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code"))
+    code = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code))
 
 
 def _obstacle(path: Path, *, is_folder: bool) -> str | None:
@@ -311,13 +373,14 @@ def _open(
             f"cannot be opened ({error}): define that connection, or name another in {connection_parameter}"
         )
         raise _invalid(uri, problem, parameter=parameter) from error
-    except (ValueError, ImportError, *_PERMANENT_ERRORS) as error:
+    except Exception as error:  # each store has errors of its own
+        if not (isinstance(error, ValueError | ImportError) or is_permanent(error)):
+            raise
         is_unknown = re.match("No filesystem registered|Unsupported filesystem", str(error))
         if is_unknown or isinstance(error, ImportError):
-            advice = (
-                "install this provider's extra for that store (s3, gcs or azure), or use s3://, gs://, "
-                "abfs:// or file://"
-            )
+            extra = _EXTRAS.get(urlsplit(uri).scheme)
+            install = f"run pip install 'airflow-provider-modelscope[{extra}]' on every worker"
+            advice = install if extra else "use s3://, gs://, abfs:// or file://"
         elif connection_id:
             advice = f"correct the connection {connection_id!r}"
         else:

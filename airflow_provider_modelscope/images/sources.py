@@ -40,8 +40,9 @@ def inline_images(request: GenerationRequest, *, storage_conn_id: str | None = N
 
     check_all(*(partial(inline, url) for url in request.stored_images))
     if isinstance(request.image_url, str):
-        return replace(request, image_url=inlined[request.image_url])
-    return replace(request, image_url=[inlined.get(url, url) for url in request.image_url or ()])
+        return replace(request, image_url=inlined[request.image_url], check_ranges=False)  # done already
+    images = [inlined.get(url, url) for url in request.image_url or ()]
+    return replace(request, image_url=images, check_ranges=False)
 
 
 def _data_uri(uri: str, storage_conn_id: str | None) -> str:

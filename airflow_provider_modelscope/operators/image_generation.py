@@ -70,7 +70,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
         1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
         is not checked.
-    :param seed: 0 to 2147483647.
+    :param seed: 0 to 2147483647. Without it, the seed is random.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
     :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
@@ -78,6 +78,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         most 10 MiB each, are sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
+        every model.
     :param storage_conn_id: The connection to the object storage of ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
     :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
@@ -106,6 +108,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         image_url: str | Sequence[str] | XComArg | None = None,
         loras: str | Mapping[str, float | str] | None = None,
         extra_parameters: Mapping[str, Any] | None = None,
+        check_ranges: bool = True,
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
         queue_timeout: float = 3600,
@@ -125,6 +128,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.image_url = image_url
         self.loras = loras
         self.extra_parameters = extra_parameters
+        self.check_ranges = check_ranges
         self.storage_conn_id = storage_conn_id
         self.modelscope_conn_id = modelscope_conn_id
         self.queue_timeout = queue_timeout
@@ -140,7 +144,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.protocol.request import check_parameters
         from airflow_provider_modelscope.tasks.parse_time import constants_of
 
-        errors = check_parameters(constants_of(self, *self._constant_parameters()))
+        constants = constants_of(self, *self._constant_parameters())
+        errors = check_parameters(constants, check_ranges=self.check_ranges)
         return [lambda: raise_invalid([*errors, *self._option_errors()])]
 
     def _constant_parameters(self) -> Sequence[str]:
@@ -155,7 +160,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     def _request(self) -> GenerationRequest:
         from airflow_provider_modelscope.protocol.request import GenerationRequest
 
-        return GenerationRequest(**{name: getattr(self, name) for name in REQUEST_PARAMETERS})
+        given = {name: getattr(self, name) for name in REQUEST_PARAMETERS}
+        return GenerationRequest(**given, check_ranges=self.check_ranges)
 
     @counts_failures
     def execute(self, context: Context) -> Any:
@@ -186,9 +192,16 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         return submission.generation_id
 
     def _submit(
-        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None
+        self,
+        request: GenerationRequest,
+        context: Context,
+        queue: SubmitBackoff | None,
+        check_store: Callable[[], None] = lambda: None,
     ) -> Submission:
-        """Submit a generation, or resume that of an earlier attempt; a deferrable task may defer."""
+        """Submit a generation, or resume that of an earlier attempt; a deferrable task may defer.
+
+        :param check_store: Called before a new generation is submitted.
+        """
         from airflow_provider_modelscope.images.sources import inline_images
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
@@ -205,6 +218,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         fingerprint = fingerprint_of(complete, self.hook.account)
         submission = self._resumable(record, fingerprint)
         if submission is None:
+            check_store()
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
                 id_ = submit_or_defer(self, complete, queue, self.hook, has_slot=has_slot, sending=sending)
@@ -274,7 +288,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
         1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
         is not checked.
-    :param seed: 0 to 2147483647.
+    :param seed: 0 to 2147483647. Without it, the seed is random.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
     :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
@@ -282,6 +296,8 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         most 10 MiB each, are sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
+        every model.
     :param storage_conn_id: The connection to the object storage of ``destination`` and ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
     :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
@@ -291,6 +307,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     :param defer_after: Age of the generation in seconds until which a deferrable task polls from its worker:
         a deferral takes about 11 s, in which a fast model has finished. 0 polls once, then frees the worker.
+    :param preflight: How to check, before a generation is paid for, that ``destination`` can be written:
+        ``"read"`` lists one object of the bucket, ``"write"`` writes an empty object and removes it,
+        ``"off"`` does nothing.
     :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
     :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images, with the IPTC's mark for
         AI-generated images. Pixels and the service's own label stay unchanged.
@@ -300,7 +319,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
     """
 
-    template_fields: Sequence[str] = (*ModelScopeSubmitImageGenerationOperator.template_fields, "destination")
+    template_fields: Sequence[str] = (
+        *ModelScopeSubmitImageGenerationOperator.template_fields,
+        "destination",
+        "preflight",
+    )
 
     def __init__(
         self,
@@ -316,6 +339,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         image_url: str | Sequence[str] | XComArg | None = None,
         loras: str | Mapping[str, float | str] | None = None,
         extra_parameters: Mapping[str, Any] | None = None,
+        check_ranges: bool = True,
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
         queue_timeout: float = 3600,
@@ -323,6 +347,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         timeout: float = 900,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after: float = DEFER_AFTER,
+        preflight: str = "read",
         sidecar: bool = False,
         embed_metadata: bool = False,
         durable: bool = True,
@@ -340,6 +365,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             image_url=image_url,
             loras=loras,
             extra_parameters=extra_parameters,
+            check_ranges=check_ranges,
             storage_conn_id=storage_conn_id,
             modelscope_conn_id=modelscope_conn_id,
             queue_timeout=queue_timeout,
@@ -352,15 +378,21 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.defer_after = defer_after
+        self.preflight = preflight
         self.sidecar = sidecar
         self.embed_metadata = embed_metadata
         self._check_constants(ModelScopeImageGenerationOperator)
 
     def _constant_checks(self) -> list[Callable[[], object]]:
         from airflow_provider_modelscope.images.object_storage import check_destination
+        from airflow_provider_modelscope.images.preflight import check_preflight
         from airflow_provider_modelscope.tasks.parse_time import constant_checks
 
-        return [*super()._constant_checks(), *constant_checks(self, "destination", check_destination)]
+        return [
+            *super()._constant_checks(),
+            *constant_checks(self, "destination", check_destination),
+            *constant_checks(self, "preflight", check_preflight),
+        ]
 
     def _option_errors(self) -> Iterator[str]:
         yield from super()._option_errors()
@@ -368,16 +400,18 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         yield from seconds_errors(poll_interval=self.poll_interval, defer_after=self.defer_after)
 
     def _run(self, context: Context, queue: SubmitBackoff | None = None) -> list[str]:
+        from airflow_provider_modelscope.images.preflight import check_preflight, check_store
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
         request, destination, *_ = check_all(
             self._request,
             self._parse_destination,
+            lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
             lambda: self.hook.account,
             lambda: self._record(context).check(),
         )
-        submission = self._submit(request, context, queue)
+        submission = self._submit(request, context, queue, lambda: check_store(destination, self.preflight))
         wait = PollSchedule(
             submission.generation_id,
             submitted_at=submission.submitted_at,

@@ -4,4 +4,5 @@
 ``account``     service, token and limits
 ``messages``    the HTTP requests to send, and what each response means
 ``generation``  what a response reports about one generation
+``errors``      what an error of the service means: one table
 """

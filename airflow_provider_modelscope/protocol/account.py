@@ -10,6 +10,7 @@ DEFAULT_HUB_URL = "https://modelscope.cn"
 
 # The site with the accounts, tokens and model pages of each API.
 _HUBS = {DEFAULT_BASE_URL: DEFAULT_HUB_URL, "https://api-inference.modelscope.ai": "https://modelscope.ai"}
+BASE_URLS = tuple(_HUBS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,19 @@ class Account:
         return _HUBS.get(self.base_url)
 
     @property
-    def settings_url(self) -> str:
-        """The page where users manage tokens and bind or verify their account."""
+    def token_url(self) -> str:
+        """The page where users create tokens."""
         return f"{self.hub_url or DEFAULT_HUB_URL}/my/myaccesstoken"
+
+    @property
+    def account_url(self) -> str:
+        """The page where users bind or verify their account."""
+        return f"{self.hub_url or DEFAULT_HUB_URL}/my/accountsettings"
+
+    @property
+    def credit_url(self) -> str:
+        """The page that shows the account's credit."""
+        return f"{self.hub_url or DEFAULT_HUB_URL}/magicube/usage"
 
     def model_url(self, model: str) -> str:
         """Return the page of a model; it shows whether the API serves the model."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationRejectedError,
     InvalidRequestError,
 )
+from airflow_provider_modelscope.protocol.errors import UNAVAILABLE, meaning_of, status_of
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line, preview
 
 SUCCEED = "SUCCEED"
@@ -26,16 +27,31 @@ NOT_FOUND_GRACE = 30.0  # seconds in which "task not found" may only mean "just 
 
 MAX_ID = 200  # characters; observed ids have 7
 
+# Words for the same, of sister services.
+_SUCCEEDED = frozenset(("SUCCEED", "SUCCEEDED", "SUCCESS", "COMPLETED", "COMPLETE", "DONE", "FINISHED"))
+_ENDED = frozenset(
+    ("FAILED", "FAILURE", "FAIL", "ERROR", "CANCELED", "CANCELLED", "CANCEL", "ABORTED", "EXPIRED", "TIMEOUT")
+)
+_PARTS = ("output", "data")  # objects, or lists of one, that may hold what is expected beside them
+_IMAGES = ("output_images", "outputs", "output", "data", "images", "results")
+_IMAGE_DEPTH = 4  # levels of objects and lists in which to search for URLs
+
 _DETAIL_KEYS = frozenset(("errors", "error", "message", "code"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorDetail:
-    """What the service reports about an error, in either of its envelopes."""
+    """What the service reports about an error, in any of its envelopes.
+
+    :param message: The message, after the textual code and a colon if there is one.
+    :param code: The numeric code.
+    :param is_error: Whether it reports an error, not only that all is well.
+    """
 
     message: str = ""
     code: int | None = None
     request_id: str | None = None
+    is_error: bool = field(default=False, compare=False)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], *, secret: str = "") -> Self:
@@ -54,10 +70,20 @@ class ErrorDetail:
         if isinstance(code, str) and code.strip() and _integer(code) is None:
             message = f"{one_line(code, MAX_NAME, secret=secret)}: {message}"  # a textual code explains too
         request_id = _text(envelope.get("request_id") or body.get("request_id") or "")
+        message, number = one_line(message, MAX_MESSAGE, secret=secret), _integer(code)
         return cls(
-            message=one_line(message, MAX_MESSAGE, secret=secret),
-            code=_integer(code),
+            message=message,
+            code=number,
             request_id=one_line(request_id, MAX_NAME, secret=secret) or None,
+            is_error=body.get("success") is False
+            or (
+                number not in (0, 200)
+                and (
+                    bool(inner and (message or number))
+                    or (number or 0) >= 400
+                    or meaning_of(0, message) is not UNAVAILABLE
+                )
+            ),
         )
 
 
@@ -66,8 +92,9 @@ class Generation:
     """The state of one generation, as one response reports it.
 
     :param generation_id: ModelScope's ``task_id``.
-    :param status: ModelScope's ``task_status`` in capitals. Only ``SUCCEED`` and ``FAILED`` are known to be
-        final; any other text, even an empty one, means that the generation is still running.
+    :param status: ModelScope's ``task_status`` in capitals. Words that mean the same as ``SUCCEED`` or
+        ``FAILED`` become these, and so does a ``SUCCEED`` with an error in place of images. Any other text,
+        even an empty one, means that the generation is still running.
     :param output_images: URLs of the images. Their lifetime is undocumented.
     :param parameters: The parameters that the service used (ModelScope's ``input``), such as a random seed.
     :param duration_ms: Duration of the generation, if reported.
@@ -87,14 +114,23 @@ class Generation:
 
         :param secret: Text to redact: the token.
         """
-        images, used = body.get("output_images"), body.get("input")
+        images, used = output_images(body), body.get("input")
+        error = ErrorDetail.from_json(body, secret=secret)
+        word = one_line(_text(first(body, "task_status") or ""), MAX_NAME, secret=secret).upper()
+        status = SUCCEED if word in _SUCCEEDED or (images and not has_status(body)) else word
+        if status == SUCCEED and not images and error.is_error:
+            status, word = FAILED, f"{word} without images"
+        elif word in _ENDED or (word == "UNKNOWN" and error.is_error):
+            status = FAILED
+        if status == FAILED and word != FAILED:
+            error = replace(error, message=f"{word}: {error.message}" if error.message else word)
         return cls(
             generation_id=generation_id,
-            status=one_line(_text(body.get("task_status") or ""), MAX_NAME, secret=secret).upper(),
-            output_images=tuple(images) if isinstance(images, list) and all(map(_is_url, images)) else (),
+            status=status,
+            output_images=images,
             parameters=used if isinstance(used, Mapping) else {},
             duration_ms=_finite(body.get("time_taken")),
-            error=ErrorDetail.from_json(body, secret=secret),
+            error=error,
         )
 
     @property
@@ -151,7 +187,8 @@ class Generation:
         """
         if self.status != FAILED:
             return
-        is_rejected = is_rejection(self.error.code) and not self.is_not_found
+        meaning = meaning_of(status_of(self.error.code, default=500), self.error.message)
+        is_rejected = meaning.is_final and not self.is_not_found
         kind = GenerationFailedError if retry_resubmits and not is_rejected else GenerationRejectedError
         message = f"Generation FAILED: {self.error.message or 'no reason given'}"
         if self.is_not_found:
@@ -187,9 +224,38 @@ def checked_id(generation_id: Any) -> str:
     return text
 
 
-def is_rejection(code: int | None) -> bool:
-    """Whether an error code means that the same request would fail again: 4xx, except 408 and 429."""
-    return code is not None and 400 <= code < 500 and code not in (408, 429)
+def has_status(body: Mapping[str, Any]) -> bool:
+    """Whether a response describes a generation."""
+    return any("task_status" in part for part in _parts(body))
+
+
+def first(body: Mapping[str, Any], name: str) -> Any:
+    """Return the first value of a name in a body, which may be in an inner object; None if there is none."""
+    return next((part[name] for part in _parts(body) if part.get(name) not in (None, "")), None)
+
+
+def output_images(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the URLs of the images in a body, in whatever shape; what is not a URL is left out."""
+    return next(filter(None, (tuple(_urls(body.get(name), _IMAGE_DEPTH)) for name in _IMAGES)), ())
+
+
+def _parts(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield body
+    for part in map(body.get, _PARTS):
+        inner = part[0] if isinstance(part, list) and part else part
+        if isinstance(inner, Mapping):
+            yield inner
+
+
+def _urls(value: Any, depth: int) -> Iterator[str]:
+    if _is_url(value):
+        yield value
+    elif isinstance(value, list) and depth:
+        for one in value:
+            yield from _urls(one, depth - 1)
+    elif isinstance(value, Mapping) and depth:
+        for name in ("url", *_IMAGES):
+            yield from _urls(value.get(name), depth - 1)
 
 
 _NOT_FOUND = re.compile(r"\btask\b.{0,99}not found|not found.{0,9}\btask\b")

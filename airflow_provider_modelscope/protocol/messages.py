@@ -6,6 +6,7 @@ triggerer (aiohttp) cannot differ.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,25 +18,24 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_provider_modelscope.exceptions import (
-    AccountNotReadyError,
-    AuthenticationError,
     InvalidRequestError,
     ModelScopeError,
     ModelScopeFinalError,
-    QueueFullError,
+    ModelScopeRetryableError,
     QuotaExhaustedError,
-    RateLimitedError,
-    RequestRejectedError,
     ServiceUnavailableError,
     SubmissionLostError,
-    UnknownModelError,
 )
+from airflow_provider_modelscope.protocol.errors import Meaning, meaning_of, status_of
 from airflow_provider_modelscope.protocol.generation import (
     FAILED,
+    SUCCEED,
     ErrorDetail,
     Generation,
     checked_id,
-    is_rejection,
+    first,
+    has_status,
+    output_images,
 )
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line, redacted
 
@@ -172,30 +172,54 @@ def user_request(account: Account, site: str) -> HttpRequest:
     return HttpRequest(method="GET", url=f"{site}/openapi/v1/users/me", headers=_authorization(account))
 
 
-def read_submission(response: HttpResponse, *, account: Account, model: str) -> str:
-    """Return the id of the accepted generation.
+def read_submission(response: HttpResponse, *, account: Account) -> Generation:
+    """Return the accepted generation. It is only finished if the response contains its images and no id.
 
     The ``task_status`` of this response is SUCCEED, which only means that the submission was accepted.
 
-    :raises SubmissionLostError: if the response does not tell whether a generation was created.
+    :raises SubmissionLostError: if the response does not say whether a generation was created: a success with
+        neither an id nor an error, a redirect, or a 5xx for another reason than overload.
     :raises ModelScopeError: the error that any other response means.
     """
+    body, detail = response.json or {}, response.error_detail(secret=account.token)
+    given = first(body, "task_id")
+    error = error_from(response, account=account)
     if 200 <= response.status_code < 300:
-        try:
-            generation_id = checked_id((response.json or {}).get("task_id"))
-        except InvalidRequestError:
-            generation_id = ""
-        if generation_id and redacted(generation_id, account.token) == generation_id:  # logs show the id
-            return generation_id
-        raise lost_submission(
-            f"ModelScope's response contains no generation id: {response.excerpt(secret=account.token)}",
-            response.status_code,
-            response.error_detail(secret=account.token).request_id,
-        )
-    error = error_from(response, account=account, model=model)
-    if isinstance(error, ServiceUnavailableError):
-        raise lost_submission(error.message, response.status_code, error.request_id)
-    raise error
+        if given is None:
+            if generation := _finished_at_once(body, secret=account.token):
+                return generation
+            if detail.is_error:
+                raise error
+            given = first(body, "id")
+        if generation_id := _usable_id(given, secret=account.token):
+            return Generation(generation_id=generation_id, status="")
+        excerpt = response.excerpt(secret=account.token)
+        error.message = f"ModelScope's response contains no generation id: {excerpt}"
+    elif not isinstance(error, ModelScopeRetryableError):
+        raise error
+    elif response.status_code >= 400 and (generation_id := _usable_id(given, secret=account.token)):
+        return Generation(generation_id=generation_id, status="")
+    elif not isinstance(error, ServiceUnavailableError):
+        raise error
+    raise lost_submission(error.message, error.code, error.request_id)
+
+
+def _usable_id(given: Any, *, secret: str) -> str | None:
+    try:
+        generation_id = checked_id(given)
+    except InvalidRequestError:
+        return None
+    return generation_id if redacted(generation_id, secret) == generation_id else None  # logs show the id
+
+
+def _finished_at_once(body: Mapping[str, Any], *, secret: str) -> Generation | None:
+    """Return the generation if a response to a submission contains its images: it has no id to poll."""
+    images = output_images(body)
+    if not images:
+        return None
+    generation_id = hashlib.sha256("\n".join(images).encode()).hexdigest()[:32]
+    generation = Generation.from_json(body, generation_id=generation_id, secret=secret)
+    return None if generation.status == FAILED else replace(generation, status=SUCCEED)
 
 
 def lost_submission(
@@ -222,7 +246,7 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
     """
     status, body = response.status_code, response.json
     is_success = 200 <= status < 300
-    if body is not None and "task_status" in body:
+    if body is not None and (has_status(body) or (is_success and output_images(body))):
         generation = Generation.from_json(body, generation_id=generation_id, secret=account.token)
         if not generation.is_finished:
             if is_success:
@@ -232,10 +256,13 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         ):
             return _with_evidence(generation, response, secret=account.token)
     error = error_from(response, account=account)
-    if isinstance(error, ModelScopeFinalError) and (body is None or status == 404):
+    is_from_api = body is not None and not is_success and status != 404
+    if isinstance(error, ModelScopeFinalError) and (
+        not is_from_api or isinstance(error, QuotaExhaustedError)  # a poll costs no credit
+    ):
         error = ServiceUnavailableError(
             f"Unexpected response to a poll: {response.excerpt(secret=account.token)}",
-            code=status,
+            code=error.code,
             request_id=error.request_id,
             retry_after=error.retry_after,
         )
@@ -245,57 +272,56 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
 
 def _with_evidence(generation: Generation, response: HttpResponse, *, secret: str) -> Generation:
     """Add the request id from the headers and, if a failure has no reason, the text of the response."""
-    detail = response.error_detail(secret=secret)
-    if generation.status == FAILED and not detail.message:
-        detail = replace(detail, message=f"no reason given, response: {response.excerpt(secret=secret)}")
-    return replace(generation, error=detail)
+    message = generation.error.message
+    if generation.status == FAILED and not message:
+        message = f"no reason given, response: {response.excerpt(secret=secret)}"
+    request_id = response.error_detail(secret=secret).request_id
+    return replace(generation, error=replace(generation.error, message=message, request_id=request_id))
 
 
-def error_from(response: HttpResponse, *, account: Account, model: str | None = None) -> ModelScopeError:
-    """Return the error that an unexpected response means. Its class depends on what the caller can do.
-
-    :param model: The requested model. A 429 that contains its name is about the daily quota.
-    """
-    text = response.text(secret=account.token)
+def error_from(response: HttpResponse, *, account: Account) -> ModelScopeError:
+    """Return the error that an unexpected response means. Its class depends on what the caller can do."""
+    status, detail = response.status_code, response.error_detail(secret=account.token)
     excerpt = response.excerpt(secret=account.token)
-    words = text.lower().replace("\u2019", "'")
-    kind: type[ModelScopeError] = ServiceUnavailableError
-    problem, advice = "ModelScope is unavailable", ""
-    match response.status_code:
-        case 401 | 403 if "bind" in words or "real name" in words or "real-name" in words:
-            kind, problem = AccountNotReadyError, "The ModelScope account is not ready"
-            advice = f"Bind or verify it at {account.settings_url}, then run the task again"
-        case 401 | 403:
-            kind, problem = AuthenticationError, "ModelScope rejected the token"
-            advice = f"Check the connection's password against the tokens at {account.settings_url}"
-        case 402 | 429 if response.status_code == 402 or _is_about_balance(words):
-            kind, problem = QuotaExhaustedError, "The account's credit is used up"
-            advice = f"See {account.settings_url}"
-        case 429 if "today's quota" in words or (model and model.lower() in words):
-            kind, problem = QuotaExhaustedError, "The daily quota is used up"
-            advice = "Use another model, or try again tomorrow"
-        case 429:
-            kind, problem = RateLimitedError, "ModelScope received too many requests"
-        case 400 if "has no provider supported" in words:
-            kind, problem = UnknownModelError, "ModelScope does not serve this model"
-            advice = "Choose a model that shows API-Inference on its page"
-        case 500 if "queue is full" in words:
-            kind, problem = QueueFullError, "The account's queue at ModelScope is full"
-        case code if is_rejection(code):
-            kind, problem = RequestRejectedError, "ModelScope rejected the request"
-        case code if 300 <= code < 400:
-            target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
-            problem, excerpt = f"Redirect from {account.base_url} not followed", target or "(no address)"
-            advice = "Check the connection's host"
-        case code if code < 300:
-            problem = f"{account.base_url} sent a response that is not from ModelScope's API"
-            advice = "Check the connection's host"
-    return kind(
+    is_page = response.body.lstrip()[:1] == b"<"  # of a proxy: its words are not those of the service
+    words = "" if is_page else response.text(secret=account.token)
+    if 200 <= status < 300 and detail.is_error:
+        meaning = meaning_of(status_of(detail.code, default=400), words)
+        status = status if detail.code is None else detail.code
+    elif status >= 400:
+        meaning = meaning_of(status, words)
+    elif status >= 300:
+        target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
+        meaning, excerpt = _REDIRECT, target or "(no address)"
+    else:
+        meaning = _OTHER_SERVICE
+    problem, advice = (
+        text.format(
+            base_url=account.base_url,
+            token_url=account.token_url,
+            account_url=account.account_url,
+            credit_url=account.credit_url,
+        )
+        for text in (meaning.problem, meaning.advice)
+    )
+    return meaning.kind(
         f"{problem}: {excerpt.rstrip('.')}. {advice}" if advice else f"{problem}: {excerpt}",
-        code=response.status_code,
-        request_id=response.error_detail(secret=account.token).request_id,
+        code=status,
+        request_id=detail.request_id,
         retry_after=response.retry_after,
     )
+
+
+_REDIRECT = Meaning(
+    kind=ServiceUnavailableError,
+    problem="Redirect from {base_url} not followed",
+    advice="Check the connection's host",
+)
+_OTHER_SERVICE = Meaning(
+    kind=ServiceUnavailableError,
+    problem="{base_url} sent a response that is not from ModelScope's API",
+    advice="Check the connection's host",
+)
 
 
 def _requests_left(remaining: int | None, limit: int | None) -> str:
@@ -311,9 +337,3 @@ def _requests_left(remaining: int | None, limit: int | None) -> str:
 
 def _authorization(account: Account) -> dict[str, str]:
     return {"Authorization": f"Bearer {account.token}"}
-
-
-def _is_about_balance(words: str) -> bool:
-    return bool(
-        re.search(r"insufficient|not enough|out of credit|no credit|balance (is|of) |余额|欠费", words)
-    )

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,10 +43,10 @@ class GenerationRequest:
     :param model: A ModelScope model id such as ``Qwen/Qwen-Image``. Any id is valid: models come and go.
     :param prompt: Description of the image, 1 to 1999 characters.
     :param negative_prompt: What the image should not show, at most 1999 characters.
-    :param size: Width and height in pixels, ``WxH``. The range is checked if the model's family is known:
-        Stable Diffusion 64x64 to 2048x2048, FLUX 64x64 to 1024x1024, Qwen-Image 64x64 to 1664x1664, Z-Image
-        512x512 to 2048x2048.
-    :param seed: 0 to 2147483647; the same seed gives the same image.
+    :param size: Width and height in pixels, ``WxH``, ``W*H`` or ``W×H``. The range is checked if the model's
+        family is known: Stable Diffusion 64x64 to 2048x2048, FLUX 64x64 to 1024x1024, Qwen-Image 64x64 to
+        1664x1664, Z-Image 512x512 to 2048x2048.
+    :param seed: 0 to 2147483647; the same seed gives the same image. Without it, the seed is random.
     :param steps: Denoising steps, 1 to 100.
     :param guidance: How closely to follow the prompt, 1.5 to 20.
     :param image_url: For image editing models: an image or a list of images. Each is an http(s) URL that
@@ -55,6 +55,8 @@ class GenerationRequest:
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further JSON values to send unchanged, for parameters that the service adds
         later. It must not contain any of the parameters above.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
+        every model. It is not sent, and not kept.
     :raises InvalidRequestError: with the name, the value and the range of every invalid parameter.
     """
 
@@ -68,9 +70,10 @@ class GenerationRequest:
     image_url: str | Sequence[str] | None = None
     loras: str | Mapping[str, float] | None = None
     extra_parameters: Mapping[str, Any] | None = None
+    check_ranges: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
-        values, errors = _checked(vars(self))
+    def __post_init__(self, check_ranges: bool) -> None:
+        values, errors = _checked(vars(self), check_ranges=check_ranges)
         raise_invalid(errors)
         vars(self).update(values)  # not by assignment: the request is frozen
 
@@ -113,27 +116,29 @@ class GenerationRequest:
         return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
 
 
-def check_parameters(given: Mapping[str, Any]) -> list[str]:
+def check_parameters(given: Mapping[str, Any], *, check_ranges: bool = True) -> list[str]:
     """Return the errors of some request parameters, each as ``name = value: must be ...``.
 
     Parameters that are not given are not checked, required ones included; the range of ``size`` is checked if
     ``model`` is given as well.
 
     :param given: Names of request parameters with their values, as a Dag gives them.
+    :param check_ranges: As for :class:`GenerationRequest`.
     """
-    return _checked(given)[1]
+    return _checked(given, check_ranges=check_ranges)[1]
 
 
-def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _checked(given: Mapping[str, Any], *, check_ranges: bool) -> tuple[dict[str, Any], list[str]]:
     """Return the values to send, and an error for each of the others."""
+    checks = _CHECKS if check_ranges else {**_CHECKS, "guidance": _optional(_number)}
     values: dict[str, Any] = {}
     errors = []
     for name, value in given.items():
         try:
-            values[name] = _CHECKS[name](value)
+            values[name] = checks[name](value)
         except ValueError as error:
             errors.append(f"{name} = {preview(value)}: {error}")
-    if size_error := _size_error(values.get("model"), values.get("size")):
+    if check_ranges and (size_error := _size_error(values.get("model"), values.get("size"))):
         errors.append(size_error)
     return values, errors
 
@@ -145,7 +150,8 @@ def _size_error(model: str | None, size: str | None) -> str | None:
     _, least, most = _SIZES[family]
     if all(least <= int(side) <= most for side in size.split("x")):
         return None
-    return f"size = {size!r}: must be from {least}x{least} to {most}x{most} for {family} models"
+    limits = f"{least}x{least} to {most}x{most} for {family} models"
+    return f"size = {size!r}: must be from {limits}, or any size with check_ranges=False"
 
 
 def _family(model: str | None) -> str | None:
@@ -231,9 +237,8 @@ def _negative_prompt(value: Any) -> str | None:
 
 
 def _size(value: Any) -> str:
-    matched = (
-        re.fullmatch(r"\s*([0-9]{1,5})\s*[xX]\s*([0-9]{1,5})\s*", value) if isinstance(value, str) else None
-    )
+    sides = r"\s*([0-9]{1,5})\s*[xX×*]\s*([0-9]{1,5})\s*"
+    matched = re.fullmatch(sides, value) if isinstance(value, str) else None
     if matched is None or not all(map(int, matched.groups())):
         raise ValueError("must be width x height in pixels, such as '1024x768'")
     return "x".join(str(int(side)) for side in matched.groups())
@@ -250,6 +255,13 @@ def _integer(least: int, most: int) -> Callable[[Any], int]:
         return int(number)
 
     return checked
+
+
+def _seed(value: Any) -> int:
+    try:
+        return _integer(0, MAX_SEED)(value)
+    except ValueError as error:
+        raise ValueError(f"{error}: leave seed out for a random one") from None
 
 
 def _number(value: Any) -> float:
@@ -271,7 +283,7 @@ def _guidance(value: Any) -> float:
     except ValueError:
         number = math.nan
     if not 1.5 <= number <= 20:
-        raise ValueError("must be a number from 1.5 to 20")
+        raise ValueError("must be a number from 1.5 to 20, or any number with check_ranges=False")
     return number
 
 
@@ -365,7 +377,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "prompt": _prompt,
     "negative_prompt": _negative_prompt,
     "size": _optional(_size),
-    "seed": _optional(_integer(0, MAX_SEED)),
+    "seed": _optional(_seed),
     "steps": _optional(_integer(1, 100)),
     "guidance": _optional(_guidance),
     "image_url": _optional(_image_url),

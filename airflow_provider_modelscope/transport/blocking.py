@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from concurrent.futures import Future
-from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_modelscope.exceptions import ServiceUnavailableError, ServiceUnreachableError
 from airflow_provider_modelscope.redaction import redacted
 from airflow_provider_modelscope.transport.egress import new_session, request_options
 
 if TYPE_CHECKING:
+    from requests.adapters import HTTPAdapter
+    from urllib3 import PoolManager
+    from urllib3.connectionpool import HTTPConnectionPool
+
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.messages import HttpRequest, HttpResponse
 
@@ -23,8 +26,28 @@ GRACE = 1.0  # seconds; the timeouts of requests come first, as their errors say
 Result = TypeVar("Result")
 
 
-class NotSentError(OSError):
-    """The request failed before a connection was attempted."""
+class _Departure:
+    """Whether a request may have been sent, decided once: by its connection, or by who gives up before."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._may_be_sent: bool | None = None
+
+    def connected(self) -> None:
+        """Allow sending: the connection is complete, with its TLS handshake and the tunnel of a proxy.
+
+        :raises ConnectionAbortedError: if the caller has given up, so that nothing may be sent any more.
+        """
+        with self._lock:
+            if self._may_be_sent is False:
+                raise ConnectionAbortedError("The connection was too late")
+            self._may_be_sent = True
+
+    def give_up(self) -> bool:
+        """Return whether the request may have been sent. If not, it never will be."""
+        with self._lock:
+            self._may_be_sent = bool(self._may_be_sent)
+            return self._may_be_sent
 
 
 def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpResponse:
@@ -37,15 +60,15 @@ def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpRe
     from urllib3.exceptions import HTTPError
 
     timeout = account.request_timeout + len(call.body or b"") / MIN_SPEED
+    departure = _Departure()
     try:
-        return run_within(timeout + grace, lambda: _exchange(call, account, timeout))
+        return run_within(timeout + grace, lambda: _exchange(call, account, timeout, departure))
     except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
         reason = redacted(str(error), account.token)  # it may repeat the response
-        was_not_sent = _was_not_sent(error)
     # Raised here, without its cause, which holds the headers, token included.
-    if was_not_sent:
-        raise ServiceUnreachableError(f"Cannot reach {account.base_url}: {reason}")
-    raise ServiceUnavailableError(f"No response from {account.base_url}: {reason}")
+    if departure.give_up():
+        raise ServiceUnavailableError(f"No response from {account.base_url}: {reason}")
+    raise ServiceUnreachableError(f"Cannot reach {account.base_url}: {reason}")
 
 
 def run_within(seconds: float, work: Callable[[], Result]) -> Result:
@@ -55,7 +78,7 @@ def run_within(seconds: float, work: Callable[[], Result]) -> Result:
     task forever. Python cannot stop a thread: after a timeout it runs on, at most until the process ends.
 
     :raises TimeoutError: if the work takes longer.
-    :raises NotSentError: if the thread cannot be started.
+    :raises OSError: if the thread cannot be started.
     """
     result: Future[Result] = Future()
 
@@ -68,20 +91,21 @@ def run_within(seconds: float, work: Callable[[], Result]) -> Result:
     try:
         Thread(target=run, name="modelscope-request", daemon=True).start()
     except RuntimeError as error:  # the machine's limit of threads
-        raise NotSentError(str(error)) from error
+        raise OSError(str(error)) from error
     try:
         return result.result(seconds)
     except TimeoutError:
         raise TimeoutError(f"timed out after {seconds:g} s") from None
 
 
-def _exchange(call: HttpRequest, account: Account, timeout: float) -> HttpResponse:
+def _exchange(call: HttpRequest, account: Account, timeout: float, departure: _Departure) -> HttpResponse:
     from airflow_provider_modelscope.protocol.messages import MAX_BODY, HttpResponse
 
     body = bytearray()
-    with (
-        new_session() as session,
-        session.request(
+    with new_session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _observing_adapter(departure))
+        with session.request(
             call.method,
             call.url,
             headers=dict(call.headers),
@@ -89,37 +113,39 @@ def _exchange(call: HttpRequest, account: Account, timeout: float) -> HttpRespon
             timeout=timeout,
             stream=True,
             **request_options(call.url, account),
-        ) as response,
-    ):
-        for chunk in response.iter_content(CHUNK):
-            body += chunk
-            if len(body) >= MAX_BODY:
-                break
+        ) as response:
+            for chunk in response.iter_content(CHUNK):
+                body += chunk
+                if len(body) >= MAX_BODY:
+                    break
     return HttpResponse(
         status_code=response.status_code, headers=response.headers, body=bytes(body[:MAX_BODY])
     )
 
 
-def _was_not_sent(error: Exception) -> bool:
-    """Whether no connection was made, so that a submission cannot have created anything."""
-    import requests
-    from urllib3.exceptions import (
-        ConnectTimeoutError,
-        LocationParseError,
-        NewConnectionError,
-        ProxyError,
-        SSLError,
-    )
+def _observing_adapter(departure: _Departure) -> HTTPAdapter:
+    """Return an adapter whose connections report when they are complete, before anything is sent."""
+    from requests.adapters import HTTPAdapter
 
-    no_address = requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | LocationParseError
-    if isinstance(error, NotSentError | requests.ConnectTimeout | no_address):
-        return True
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    if isinstance(reason, ProxyError):
-        # urllib3 also raises it if a request was sent through a proxy and no response came back.
-        reason = reason.original_error
-        if str(reason).startswith("Tunnel connection failed"):
-            return True
-    if isinstance(reason, SSLError):  # of the handshake, not of the encrypted stream after it
-        return bool(re.search("CERTIFICATE_VERIFY_FAILED|WRONG_VERSION|HANDSHAKE|PROTOCOL", str(reason)))
-    return isinstance(reason, NewConnectionError | ConnectTimeoutError)
+    def observed(pool_class: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+        class Connection(pool_class.ConnectionCls):  # type: ignore[misc, name-defined]
+            def connect(self) -> None:
+                super().connect()
+                departure.connected()
+
+        return type(pool_class.__name__, (pool_class,), {"ConnectionCls": Connection})
+
+    def observe(manager: PoolManager) -> PoolManager:
+        pools = manager.pool_classes_by_scheme
+        manager.pool_classes_by_scheme = {scheme: observed(pool) for scheme, pool in pools.items()}
+        return manager
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            observe(self.poolmanager)
+
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> PoolManager:
+            return observe(super().proxy_manager_for(*args, **kwargs))
+
+    return Adapter()

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_provider_modelscope import __version__
 from airflow_provider_modelscope.exceptions import ImageNotAllowedError, InvalidConnectionError
 from airflow_provider_modelscope.redaction import without_query
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.protocol.account import Account
 
+USER_AGENT = f"airflow-provider-modelscope/{__version__}"
 _NAT64 = IPv6Network("64:ff9b::/96")  # the last 32 bits of such an address are an IPv4 address
 
 
@@ -37,6 +39,7 @@ def new_session() -> requests.Session:
             """Return no target, so that requests neither follows a redirect nor reads its body."""
 
     session = Session()
+    session.headers["User-Agent"] = USER_AGENT
     session.auth = lambda prepared: prepared  # without an auth of its own, requests reads the .netrc
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     return session

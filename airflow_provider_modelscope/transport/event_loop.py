@@ -18,7 +18,7 @@ from airflow_provider_modelscope.protocol.messages import (
     status_request,
 )
 from airflow_provider_modelscope.redaction import redacted
-from airflow_provider_modelscope.transport.egress import proxy_for, tls_trust
+from airflow_provider_modelscope.transport.egress import USER_AGENT, proxy_for, tls_trust
 from airflow_provider_modelscope.waiting.backoff import Cooldown
 from airflow_provider_modelscope.waiting.intervals import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.waiting.submit_queue import SubmitQueue
@@ -61,6 +61,7 @@ class Client:
             ),
             timeout=aiohttp.ClientTimeout(total=account.request_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": USER_AGENT},
         )
 
     async def wait_until_finished(self, schedule: PollSchedule) -> None:

@@ -18,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeFinalError,
 )
 from airflow_provider_modelscope.protocol.generation import SUCCEED
+from airflow_provider_modelscope.redaction import one_line
 from airflow_provider_modelscope.validation import MAX_WAIT
 from airflow_provider_modelscope.waiting.backoff import MAX_RETRY_AFTER
 from airflow_provider_modelscope.waiting.intervals import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
 
 NOT_POLLED = "not polled yet"
+MAX_MESSAGE_SHOWN = 300  # characters of a message of the service
 DURATIONS = DurationHistory()  # of this process: many in a triggerer, none in a task's own process
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class PollSchedule:
         self.size = size
         self.fast_poll_until_age = fast_poll_until_age
         self.last_status = NOT_POLLED
+        self._last_message = ""  # of the service
         self._log_level = log_level
         self._is_unknown = True
         self._running_at: float | None = None  # the age at the last poll that found it running
@@ -110,6 +113,9 @@ class PollSchedule:
             self._running_at = age
             self._is_unknown = False
             suffix = " without images" if polled.status == SUCCEED else ""
+            if polled.error.message:
+                self._last_message = one_line(polled.error.message, MAX_MESSAGE_SHOWN)
+                suffix += f" ({self._last_message})"
             self._set_status((polled.status or "without a status") + suffix)
         if now >= self.end_time:
             raise self._timeout()
@@ -145,9 +151,10 @@ class PollSchedule:
     def _timeout(self) -> GenerationTimeoutError:
         deadline = datetime.fromtimestamp(self.end_time, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         kind = GenerationStatusUnknownError if self._is_unknown else GenerationTimeoutError
+        earlier = "" if self._last_message in self.last_status else f"; earlier: {self._last_message}"
         return kind(
-            f"The generation was {self.last_status} at its deadline, {deadline}. It may still finish: "
-            "wait for its id again, which is free of charge",
+            f"The generation was {self.last_status} at its deadline, {deadline}{earlier}. It may still "
+            "finish: wait for its id again, which is free of charge",
             generation_id=self.generation_id,
         )
 

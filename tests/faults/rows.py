@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests.faults.system import Outcome, Run
 
@@ -28,7 +28,9 @@ class Row:
         ``part``: waits until the tasks wait.
     :param part: The part of Airflow to kill and restart while the tasks of all rows with this part wait.
     :param in_s3: Whether the images are stored in S3, behind a proxy. Otherwise in a folder.
+    :param has_bucket: Whether the bucket of the images exists.
     :param faults: Faults of the emulator.
+    :param network: Between the task and the service: plain HTTP, TLS, or TLS in the tunnel of a proxy.
     """
 
     name: str
@@ -38,7 +40,9 @@ class Row:
     expected: Outcome = ONCE
     part: str = ""
     in_s3: bool = False
+    has_bucket: bool = True
     faults: tuple[str, ...] = ()
+    network: Literal["", "tls", "tunnel"] = ""
 
 
 def wait(run: Run) -> None:
@@ -64,6 +68,12 @@ def kill_before_response(run: Run) -> None:
     run.until_accepted()
     run.kill_worker()
     run.service_proxy.fault = ""
+    run.until_ended()
+
+
+def break_tls(run: Run) -> None:
+    run.service_proxy.fault = "plain-504"
+    run.start()
     run.until_ended()
 
 
@@ -98,12 +108,21 @@ def service_outage(run: Run) -> None:
 
 def store_outage(run: Run) -> None:
     assert run.store_proxy
-    run.store_proxy.down()
     wait(run)
+    run.store_proxy.down()
     run.emulator.finish()
     run.until_failed_once()
     run.store_proxy.up()
     run.expect_nothing_stored()
+    run.until_ended()
+
+
+def store_outage_before_submission(run: Run) -> None:
+    assert run.store_proxy
+    run.store_proxy.down()
+    run.start()
+    run.until_failed_once()
+    run.store_proxy.up()
     run.until_ended()
 
 
@@ -199,6 +218,22 @@ ROWS = (
         expected=Outcome(images=0, state="failed"),
     ),
     Row(
+        name="proxy_504_in_tunnel",
+        fault='proxy writes its own 504 into the TLS tunnel after the request; `on_lost_response="fail"`',
+        dag_id="fail_on_lost_response",
+        inject=break_tls,
+        network="tunnel",
+        expected=Outcome(images=0, state="failed"),
+    ),
+    Row(
+        name="tls_broken",
+        fault='TLS stream broken after the request; `on_lost_response="fail"`',
+        dag_id="fail_on_lost_response",
+        inject=break_tls,
+        network="tls",
+        expected=Outcome(images=0, state="failed"),
+    ),
+    Row(
         name="killed_while_polling",
         fault=KILLED + "while polling",
         dag_id="on_worker",
@@ -287,6 +322,22 @@ ROWS = (
         in_s3=True,
     ),
     Row(
+        name="store_outage_before_submission",
+        fault="object store refuses connections before the submission; deferrable",
+        dag_id="deferred",
+        inject=store_outage_before_submission,
+        in_s3=True,
+    ),
+    Row(
+        name="bucket_missing",
+        fault="bucket missing; deferrable",
+        dag_id="deferred",
+        inject=only_run,
+        in_s3=True,
+        has_bucket=False,
+        expected=Outcome(images=0, submissions=0, state="failed"),
+    ),
+    Row(
         name="store_rejects_in_chain",
         fault="object store responds with 503; transfer",
         dag_id="chain_on_worker",
@@ -333,5 +384,13 @@ ROWS = (
         inject=only_run,
         faults=("poll:failed",),
         expected=Outcome(submissions=2),
+    ),
+    Row(
+        name="moderated",
+        fault="prompt moderated: generation FAILED with `DataInspectionFailed`; deferrable, two retries",
+        dag_id="deferred",
+        inject=only_run,
+        faults=("poll:moderated:always",),
+        expected=Outcome(images=0, state="failed"),
     ),
 )

@@ -25,6 +25,7 @@ from tests.support.postgres import postgres
 from tests.support.proxy import Proxy
 from tests.support.real_airflow import Parts, RealAirflow, kill_tree
 from tests.support.servers import s3_client, s3_connection
+from tests.support.tls import HOST, server_context, write_certificate
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -128,7 +129,8 @@ class Run:
     def start(self) -> None:
         """Trigger the Dag run."""
         name = self.row.name
-        folder = f"s3://{BUCKET}/{name}/" if self.store_proxy else f"file://{self._folder}/"
+        bucket = BUCKET if self.row.has_bucket else f"no-{BUCKET}"
+        folder = f"s3://{bucket}/{name}/" if self.store_proxy else f"file://{self._folder}/"
         conf = {
             "modelscope_conn_id": name,
             "destination": folder,
@@ -365,11 +367,24 @@ def system_for(rows: list[Row], home: Path) -> Iterator[System]:
         store_url = "http://{}:{}".format(*store.get_host_and_port())
         s3_client(store_url).create_bucket(Bucket=BUCKET)
         connections = {"records": s3_connection(store_url)}
+        certificate = write_certificate(home.parent / "certificate.pem")
+        tls = server_context(certificate)
         connected = []
         for row in rows:
             emulator = stack.enter_context(Emulator(duration=DURATION, tokens=[TOKEN], faults=row.faults))
-            service_proxy = stack.enter_context(Proxy(emulator.base_url))
-            connections[row.name] = {"conn_type": "modelscope", "password": TOKEN, "host": service_proxy.url}
+            service_proxy = stack.enter_context(
+                Proxy(emulator.base_url, tls=tls if row.network else None, has_tunnel=row.network == "tunnel")
+            )
+            connections[row.name] = {
+                "conn_type": "modelscope",
+                "password": TOKEN,
+                "host": f"https://{HOST}" if row.network == "tunnel" else service_proxy.url,
+                "extra": {
+                    "": {},
+                    "tls": {"verify": str(certificate)},
+                    "tunnel": {"verify": str(certificate), "proxy": service_proxy.url},
+                }[row.network],
+            }
             store_proxy = None
             if row.in_s3:
                 store_proxy = stack.enter_context(Proxy(store_url))

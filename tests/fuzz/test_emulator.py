@@ -87,7 +87,18 @@ SUBMIT = {
 methods = st.sampled_from(
     ["GET", "POST", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "CONNECT", "get", "\0"]
 )
-FAULTS = ("submit:429", "submit:lost", "submit:html", "submit:no-id", "poll:stall", "poll:html", "poll:empty")
+FAULTS = (
+    "submit:429",
+    "submit:lost",
+    "submit:html",
+    "submit:no-id",
+    "submit:images",
+    "submit:quota-200",
+    "poll:filtered",
+    "poll:stall",
+    "poll:html",
+    "poll:empty",
+)
 
 
 def in_range(asked: Any) -> bool:

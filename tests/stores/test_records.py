@@ -20,10 +20,10 @@ in_remote_stores = pytest.mark.parametrize("store", REMOTE, indirect=True, ids=l
 pytestmark = pytest.mark.usefixtures("no_backoff")
 
 
-def draw(bucket: Bucket, store: Store) -> list[str]:
+def draw(bucket: Bucket, store: Store, **options: Any) -> list[str]:
     """Run one attempt without a task state store."""
     context: Any = {"ti": TaskInstance()}
-    uris: list[str] = one_step(bucket.uri("cats/"), store.storage_conn_id).execute(context)
+    uris: list[str] = one_step(bucket.uri("cats/"), store.storage_conn_id, **options).execute(context)
     return uris
 
 
@@ -54,5 +54,5 @@ def test_a_missing_bucket_stops_the_task_before_it_submits(
 ) -> None:
     set_folder(monkeypatch, missing_bucket, store)
     with pytest.raises(SubmissionRecordError, match=r"The record .* cannot be"):
-        draw(missing_bucket, store)
+        draw(missing_bucket, store, preflight="off")
     assert emulator.accepted == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -21,7 +22,9 @@ ERRORS = {
     "503": b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
 }
 
-Fault = Literal["", "403", "503", "cut", "hang", "hang-get", "lose-response"]
+PLAIN_504 = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"
+
+Fault = Literal["", "403", "503", "cut", "hang", "hang-get", "lose-response", "plain-504"]
 
 
 class Proxy:
@@ -29,6 +32,7 @@ class Proxy:
 
     :param url: URL of the service.
     :param tls: Certificate for TLS with the clients. The proxy speaks plain HTTP with the service.
+    :param has_tunnel: Whether clients use it as an HTTP proxy: they send CONNECT before they speak TLS.
     """
 
     url: str
@@ -37,7 +41,8 @@ class Proxy:
     fault: Fault = ""
     """The fault of requests that begin from now on. ``403``, ``503``: they are rejected with this status.
     ``cut``: the connection closes within the body of an upload (PUT, POST). ``hang``: the upload hangs there.
-    ``hang-get``: a GET hangs. ``lose-response``: a POST gets through, its response does not."""
+    ``hang-get``: a GET hangs. ``lose-response``: a POST gets through, its response does not. ``plain-504``:
+    the same, and the proxy writes its own response into the stream, without TLS."""
 
     caught = 0
     """How many requests had a fault."""
@@ -45,9 +50,10 @@ class Proxy:
     heads: list[bytes]
     """The first line and the headers of each request."""
 
-    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, has_tunnel: bool = False) -> None:
         service = urlsplit(url)
         self._tls = tls
+        self._has_tunnel = has_tunnel
         self.heads = []
         self._service = service.hostname, service.port
         self._port = 0
@@ -67,7 +73,8 @@ class Proxy:
     def __enter__(self) -> Proxy:
         self._thread.start()
         self.up()
-        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
+        scheme = "https" if self._tls and not self._has_tunnel else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._port}"
         return self
 
     def __exit__(
@@ -83,7 +90,8 @@ class Proxy:
         done.result()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._tls)
+        tls = None if self._has_tunnel else self._tls
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
@@ -101,6 +109,10 @@ class Proxy:
 
     async def _relay(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """Forward bytes both ways until one side closes, or a fault closes the connection."""
+        if self._has_tunnel and self._tls:
+            await client.readuntil(HEAD_END)
+            to_client.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await to_client.start_tls(self._tls)
         service, to_service = await asyncio.open_connection(*self._service)
         loses_response = False
 
@@ -123,7 +135,7 @@ class Proxy:
                     case "hang-get", b"GET":
                         self.caught += 1
                         return await _discard(client)
-                    case "lose-response", b"POST":
+                    case "lose-response" | "plain-504", b"POST":
                         self.caught += 1
                         loses_response = True
                 to_service.write(data[:left])
@@ -140,6 +152,9 @@ class Proxy:
                 if not loses_response:
                     to_client.write(data)
                     await to_client.drain()
+                elif self.fault == "plain-504":
+                    os.write(to_client.get_extra_info("socket").fileno(), PLAIN_504)
+                    return
 
         directions = [asyncio.create_task(forward_requests()), asyncio.create_task(forward_responses())]
         try:

@@ -21,13 +21,17 @@ class RawServer:
 
     :param replies: Bytes to send, or a function that is called with the connection.
     :param tls: Context of a TLS server.
+    :param reads_request: Whether to read a request first. Otherwise ``heads`` stays empty.
     """
 
-    def __init__(self, *replies: Reply, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, *replies: Reply, tls: ssl.SSLContext | None = None, reads_request: bool = True
+    ) -> None:
         self.replies = list(replies)
         self.heads: list[str] = []  # one for each connection, empty if it sent nothing
         self.closing = threading.Event()
         self._tls = tls
+        self._reads_request = reads_request
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
@@ -63,8 +67,10 @@ class RawServer:
             if self._tls:
                 connection = self._tls.wrap_socket(connection, server_side=True)
             with connection:
-                request = _request(connection)
-                self.heads.append(request.partition(b"\r\n\r\n")[0].decode("latin-1"))
+                request = b""
+                if self._reads_request:
+                    request = _request(connection)
+                    self.heads.append(request.partition(b"\r\n\r\n")[0].decode("latin-1"))
                 if callable(reply):
                     reply(connection)
                 elif request:

@@ -47,9 +47,9 @@ LONG = "must be shorter than 2000 characters, not "
 MODEL = "must be a ModelScope model id, such as 'Qwen/Qwen-Image'"
 UTF8 = "must be valid Unicode, without lone surrogates"
 SIZE = "must be width x height in pixels, such as '1024x768'"
-SEED = "must be an integer from 0 to 2147483647"
+SEED = "must be an integer from 0 to 2147483647: leave seed out for a random one"
 STEPS = "must be an integer from 1 to 100"
-GUIDANCE = "must be a number from 1.5 to 20"
+GUIDANCE = "must be a number from 1.5 to 20, or any number with check_ranges=False"
 IMAGE_URL = "must be one or a list of: an http(s) URL, a 'data:image/...;base64,' URI, an object storage path"
 LORAS = "must be a LoRA id, or a mapping of 1 to 6 ids to weights that sum to 1.0"
 EXTRA = "must be a mapping of names to JSON values"
@@ -86,7 +86,7 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("negative_prompt", HALF, UTF8),
     ("negative_prompt", 0, "must be text, not int"),
     ("size", "1024", SIZE),
-    ("size", "1024*768", SIZE),
+    ("size", "1024,768", SIZE),
     ("size", "0x64", SIZE),
     ("size", "-64x64", SIZE),
     ("size", "１０２４x７６８", SIZE),
@@ -220,6 +220,7 @@ DESTINATIONS: list[tuple[Any, str]] = [
     ("s3:///cats/", "contains no bucket"),
     ("s3://bucket", "end it with '/' to store into the bucket, or name an object"),
     ("s3://[bucket/cats/", "Invalid IPv6 URL"),
+    ("file:///data/cats", "names an object without a suffix: end it with '/' to store"),
     ("file:///data/cat.gif", "images cannot be converted to '.gif': use .png, .jpg or .webp, or a"),
 ]
 
@@ -227,14 +228,13 @@ DESTINATIONS: list[tuple[Any, str]] = [
 UNWRITABLE: list[tuple[str, str]] = [
     (
         "nowhere://bucket/cats/",
-        "install this provider's extra for that store (s3, gcs or azure)",
+        "cannot be opened (Unsupported filesystem: 'nowhere'): use s3://, gs://, abfs:// or file://",
     ),
     ("https://a.example/cats/", "No filesystem registered for scheme https"),
-    ("file://{folder}/folder", "that is a folder: end it with '/' to store into it"),
     ("file://{folder}/folder.png", "that is a folder: end it with '/' to store into it"),
     ("file://{folder}/page.png/", "/page.png' is a file: name a folder"),
     ("file://{folder}/page.png/deep/cat.png", "/page.png' is a file: name a folder"),
-    ("file://{folder}/pipe", "that is a device: name a file or a folder"),
+    ("file://{folder}/pipe.png", "that is a device: name a file or a folder"),
     ("file://{folder}/" + "x" * 300 + ".png", "it cannot be written to (File name too long)"),
 ]
 
@@ -264,6 +264,10 @@ CONNECTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"password": "Bearer"}, "password", "is empty"),
     ({"password": f"{TOKEN}猫"}, "password", "contains characters that no API token has"),
     ({"password": f"{TOKEN}\x00"}, "password", "contains characters that no API token has"),
+    ({"password": f"'{TOKEN}'"}, "password", "without quotes and without NAME="),
+    ({"password": "ms-..."}, "password", "is a placeholder: replace it with an API token from https://"),
+    ({"host": "https://modelscope.cn/models/a/b"}, "host", "not ModelScope's website: 'https://modelscope.cn"),
+    ({"host": "https://api.openai.com/v1"}, "host", f"{HOST}, not another service, which would"),
     ({"host": "ftp://a.example"}, "host", f"{HOST}, not 'ftp://a.example'"),
     ({"host": "https://"}, "host", f"{HOST}, not 'https://'"),
     ({"host": "a b.example"}, "host", f"{HOST}, not 'https://a b.example'"),
@@ -361,6 +365,7 @@ def folder(tmp_path: Path) -> Path:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(10 * 1024 * 1024 + 1)
     os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.png")
     return tmp_path
 
 
@@ -694,6 +699,7 @@ CONSTANTS: list[tuple[Any, str, Any]] = [
     *((task, "destination", value) for task in (one_step, transfer) for value, _ in DESTINATIONS),
     *((task, "generation_id", value) for task in (sensor, transfer) for value in GENERATION_IDS),
     *((task, "on_lost_response", "again") for task in (submitter, one_step)),
+    (one_step, "preflight", "none"),
 ]
 
 
@@ -727,7 +733,8 @@ def test_all_errors_of_a_dag_file_come_in_one_sentence() -> None:
         one_step(model="Qwen/Qwen-Image", size="2000x64", seed="abc", destination="cats", timeout=0)
     assert str(raised.value) == (
         f"{INVALID}seed = 'abc': {SEED}; size = '2000x64': must be from 64x64 to 1664x1664 for Qwen-Image "
-        f"models; timeout = 0: {SECONDS.format(1)}; destination = 'cats': {URI}."
+        f"models, or any size with check_ranges=False; timeout = 0: {SECONDS.format(1)}; "
+        f"destination = 'cats': {URI}."
     )
 
 

@@ -165,8 +165,11 @@ def test_every_connection_shown_can_be_read(
 ) -> None:
     monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", value)
     if conn_id == "MODELSCOPE_DEFAULT":
+        with pytest.raises(exceptions.InvalidConnectionError, match="password is a placeholder"):
+            _ = ModelScopeHook(conn_id.lower()).account
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", value.replace("ms-...", "ms-token"))
         account = ModelScopeHook(conn_id.lower()).account
-        assert (account.token, account.request_timeout) == ("ms-...", 60)
+        assert (account.token, account.request_timeout) == ("ms-token", 60)
     else:
         connection = BaseHook.get_connection(conn_id.lower())
         assert connection.conn_type in ("aws", "google_cloud_platform", "wasb")

@@ -57,7 +57,7 @@ def test_the_sensor_and_the_transfer_share_the_generation_id() -> None:
 def test_one_step_takes_all_parameters_of_its_parts() -> None:
     submit, sensor, transfer = map(parameters, CLASSES[1:])
     parts = submit | sensor | transfer
-    assert ONE_STEP.keys() - parts.keys() == {"poll_interval"}
+    assert ONE_STEP.keys() - parts.keys() == {"poll_interval", "preflight"}
     assert parts.keys() - ONE_STEP.keys() == {"generation_id", "poke_interval"}
     poll_interval, poke_interval = ONE_STEP["poll_interval"], sensor["poke_interval"]
     assert poll_interval == poke_interval.replace(name="poll_interval")
@@ -76,8 +76,8 @@ def test_the_decorator_takes_the_parameters_of_the_operator() -> None:
 
 def test_the_request_has_the_parameters_of_the_operators() -> None:
     request = inspect.signature(GenerationRequest).parameters
-    assert tuple(request) == REQUEST_PARAMETERS
-    for name in REQUEST_PARAMETERS:
+    assert tuple(request) == (*REQUEST_PARAMETERS, "check_ranges")
+    for name in request:
         assert ONE_STEP[name].default == request[name].default
 
 

@@ -55,7 +55,7 @@ def image_url(emulator: Emulator, **changes: Any) -> str:
 
 def message(response: requests.Response) -> str:
     content = response.json()
-    return str((content.get("errors") or content["error"])["message"])
+    return str((content.get("errors") or content.get("error") or content)["message"])
 
 
 def parameters(**changes: Any) -> Parameters:

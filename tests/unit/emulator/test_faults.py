@@ -29,7 +29,7 @@ def test_a_fault_can_stay_active(always: str) -> None:
         ("submit", "400 to 599"),
         ("submit:200", "at submit: an HTTP status from 400 to 599"),
         ("submit:0429", "400 to 599"),
-        ("submit:truncated", "queue-full, quota"),
+        ("submit:truncated", "queue-full, image-queue-full"),
         ("poll:lost", "failed, rejected"),
         ("image:stall", "truncated, garbage"),
         ("submit:429:", "from 1"),

@@ -359,11 +359,25 @@ def test_headers_of_submissions_count_down_the_quota(emulator: Emulator) -> None
 
 SUBMIT_FAULTS = [
     ("queue-full", 500, "enqueue failed: user queue is full"),
+    ("image-queue-full", 503, "image queue is full"),
+    ("busy", 503, "Server is busy, please try again later"),
+    ("busy-200", 200, "Server is busy, please try again later"),
+    ("busy-400", 400, "Server is busy, please try again later"),
+    ("too-many", 429, "Too many concurrent requests for model black-forest-labs/FLUX.1-Krea-dev"),
+    ("too-fast", 429, "达到使用量上限"),
     ("quota", 429, "today's quota for model black-forest-labs/FLUX.1-Krea-dev"),
+    ("quota-200", 200, "today's quota for model black-forest-labs/FLUX.1-Krea-dev"),
+    ("quota-chinese", 429, "今日额度已用完"),
     ("balance", 402, "balance"),
+    ("no-credit", 403, "magicube balance exhausted"),
+    ("no-credit-chinese", 429, "魔粒不足"),
+    ("retired-model", 429, "insufficient balance (1008)"),
     ("unbound", 401, "Please bind your Alibaba Cloud account before use."),
     ("unverified", 403, "real name verified"),
+    ("forbidden", 403, "insufficient token permission"),
     ("unknown-model", 400, "Model id : black-forest-labs/FLUX.1-Krea-dev , has no provider supported"),
+    ("model-not-found", 404, "Model not found"),
+    ("moderated", 400, "inappropriate content"),
     ("400", 400, "Bad Request"),
     ("401", 401, "Authentication failed, "),
     ("403", 403, "real name verified"),
@@ -380,9 +394,45 @@ def test_a_submission_can_be_rejected(emulator: Emulator, what: str, status: int
     emulator.fail(f"submit:{what}")
     response = submit(emulator)
     assert response.status_code == status
-    assert text in message(response)
+    assert text in (response.text if status == 404 else message(response))
     assert emulator.accepted == 0
-    assert submit(emulator).status_code == 200
+    assert "task_id" in submit(emulator).json()
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("no-credit", "QuotaLimitExceed"),
+        ("forbidden", "OperationNotAllowed"),
+        ("moderated", "DataInspectionFailed"),
+        ("too-fast", "too_many_requests"),
+    ],
+)
+def test_an_error_with_a_textual_code_has_the_hubs_envelope(emulator: Emulator, what: str, code: str) -> None:
+    emulator.fail(f"submit:{what}")
+    content = submit(emulator).json()
+    assert content.keys() == {"success", "code", "message", "request_id"}
+    assert (content["success"], content["code"]) == (False, code)
+
+
+def test_an_error_with_status_200_has_no_id(emulator: Emulator) -> None:
+    emulator.fail("submit:quota-200")
+    assert submit(emulator).json()["error"].keys() == {"message", "request_id"}
+
+
+def test_the_id_can_be_in_an_inner_object(emulator: Emulator) -> None:
+    emulator.fail("submit:nested-id")
+    content = submit(emulator).json()
+    assert content.keys() == {"output", "request_id"}
+    assert poll(emulator, content["output"]["task_id"]).json()["task_status"] == "SUCCEED"
+
+
+def test_a_submission_can_return_its_images_at_once() -> None:
+    with Emulator(duration=3600, faults=["submit:images"]) as emulator:
+        content = submit(emulator).json()
+        assert content.keys() == {"images", "request_id"}
+        assert requests.get(content["images"][0]["url"], timeout=5).status_code == 200
+        assert emulator.accepted == 1
 
 
 def test_both_error_envelopes_occur(emulator: Emulator) -> None:
@@ -453,8 +503,17 @@ def test_a_poll_can_get_a_broken_response_once(emulator: Emulator) -> None:
     assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
 
 
-@pytest.mark.parametrize(("what", "code", "word"), [("failed", 500, "failed"), ("rejected", 400, "content")])
-def test_a_generation_can_fail_for_good(emulator: Emulator, what: str, code: int, word: str) -> None:
+POLL_FAILURES = [
+    ("failed", 500, "failed"),
+    ("rejected", 400, "content"),
+    ("moderated", "DataInspectionFailed", "inappropriate content"),
+    ("moderated-40301", 40301, "rejected"),
+    ("moderated-chinese", 500, "敏感"),
+]
+
+
+@pytest.mark.parametrize(("what", "code", "word"), POLL_FAILURES)
+def test_a_generation_can_fail_for_good(emulator: Emulator, what: str, code: int | str, word: str) -> None:
     generation_id = accepted_id(emulator)
     emulator.fail(f"poll:{what}")
     for _ in range(2):
@@ -465,6 +524,41 @@ def test_a_generation_can_fail_for_good(emulator: Emulator, what: str, code: int
         assert response.json()["errors"]["code"] == code
         assert word in response.json()["errors"]["message"]
     assert poll(emulator, accepted_id(emulator)).json()["task_status"] == "SUCCEED"
+
+
+ENDS = [
+    ("canceled", "CANCELED", "cancelled"),
+    ("expired", "EXPIRED", "expired"),
+    ("filtered", "SUCCEED", "safety"),
+]
+
+
+@pytest.mark.parametrize(("what", "status", "word"), ENDS)
+def test_a_generation_can_end_without_images(emulator: Emulator, what: str, status: str, word: str) -> None:
+    generation_id = accepted_id(emulator)
+    emulator.fail(f"poll:{what}")
+    for _ in range(2):
+        content = poll(emulator, generation_id).json()
+        assert content["task_status"] == status
+        assert not content.get("output_images")
+        assert word in content["errors"]["message"]
+
+
+def test_a_generation_can_finish_under_other_words() -> None:
+    service = Service(duration=8, faults=["poll:other-words"])
+    generation_id = submit_to(service, 0)["task_id"]
+    assert poll_of(service, generation_id, 1)["task_status"] == "PENDING"
+    done = poll_of(service, generation_id, 8)
+    assert done["task_status"] == "COMPLETED"
+    assert done["output"]["results"][0]["url"].startswith("http://api/images/")
+    assert done["output"]["results"][1] is None
+
+
+def test_a_poll_can_report_overload_once(emulator: Emulator) -> None:
+    generation_id = accepted_id(emulator)
+    emulator.fail("poll:busy")
+    assert message(poll(emulator, generation_id)).startswith("Server is busy")
+    assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
 
 
 def test_failed_and_stalled_generations_leave_the_queue_in_time() -> None:
@@ -532,8 +626,9 @@ def test_every_named_fault_is_tested_in_this_file() -> None:
     tested = {where: {what for what in names if not what.isdigit()} for where, names in FAULTS.items()}
     assert tested == {
         "submit": {what for what, _, _ in SUBMIT_FAULTS if not what.isdigit()}
-        | {"lost", "reset", "html", "no-id"},
-        "poll": {"failed", "rejected", "stall", "not-found", "no-images", "empty", "reset", "html"},
+        | {"lost", "reset", "html", "no-id", "nested-id", "images"},
+        "poll": {what for what, _, _ in (*POLL_FAILURES, *ENDS)}
+        | {"stall", "other-words", "busy", "not-found", "no-images", "empty", "reset", "html"},
         "image": {"truncated", "garbage", "wrong-suffix", "reset", "html"},
     }
 

@@ -103,10 +103,57 @@ def test_a_missing_token_is_an_error_with_the_url_of_tokens(password: str | None
     assert "https://modelscope.cn/my/myaccesstoken" in message
 
 
-@pytest.mark.parametrize("password", ["ms-猫", "ms-\x00", "\ufeffms-1", "ms-\x7f", "ms-1\u200b"], ids=ascii)
+@pytest.mark.parametrize(
+    "password",
+    [
+        "ms-猫",
+        "ms-\x00",
+        "\ufeffms-1",
+        "ms-\x7f",
+        "ms-1\u200b",
+        f'"{TOKEN}"',
+        f"'{TOKEN}'",
+        f"`{TOKEN}`",
+        f"“{TOKEN}”",
+        f"<{TOKEN}>",
+        f"MODELSCOPE_API_TOKEN={TOKEN}",
+        f"export TOKEN='{TOKEN}'",
+        f"Authorization: Bearer {TOKEN}",
+        f"{TOKEN},{TOKEN}",
+        "${MODELSCOPE_API_TOKEN}",
+        "{{ var.value.token }}",
+        "<MODELSCOPE_SDK_TOKEN>",
+    ],
+    ids=ascii,
+)
 def test_an_invalid_token_is_an_error_that_does_not_show_it(password: str) -> None:
     message = problem(password=password)
-    assert message == "password contains characters that no API token has."
+    assert message == (
+        "password contains characters that no API token has: enter the token alone, such as ms-..., without "
+        "quotes and without NAME=."
+    )
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "ms-...",
+        "Bearer ms-...",
+        "ms-xxxxxxxx-xxxx-XXXX-xxxx-xxxxxxxxxxxx",
+        "YOUR_TOKEN",
+        "MODELSCOPE_SDK_TOKEN",
+    ],
+)
+def test_a_placeholder_is_an_error_with_the_url_of_tokens(password: str) -> None:
+    message = problem(password=password)
+    assert message == (
+        "password is a placeholder: replace it with an API token from https://modelscope.cn/my/myaccesstoken."
+    )
+
+
+@pytest.mark.parametrize("token", ["ms_oauth.eyJ0-A_b.c~d/e+f==", "sk-or-v1-0123", "ms-yours", "any-token"])
+def test_a_token_may_be_of_any_bearer_scheme(token: str) -> None:
+    assert account(password=token).token == token
 
 
 @pytest.mark.parametrize(
@@ -121,6 +168,10 @@ def test_an_invalid_token_is_an_error_that_does_not_show_it(password: str) -> No
         ({"host": "https://api.example/v1/"}, "https://api.example"),
         ({"host": "https://api.example/v1//"}, "https://api.example"),
         ({"host": "https://api.example//"}, "https://api.example"),
+        ({"host": "https://api.example//v1//"}, "https://api.example"),
+        ({"host": "https://api.example//prefix//v1"}, "https://api.example/prefix"),
+        ({"host": f"{DEFAULT_BASE_URL}//v1//"}, DEFAULT_BASE_URL),
+        ({"host": "notopenai.com"}, "https://notopenai.com"),
         ({"host": "api.example/v1"}, "https://api.example"),
         ({"host": "HTTPS://API.Example/Prefix/v1"}, "https://api.example/Prefix"),
         ({"host": "https://api.example/prefix"}, "https://api.example/prefix"),
@@ -191,6 +242,27 @@ def test_the_base_url_is_made_of_host_schema_and_port(given: dict[str, Any], bas
         ({"host": "https://"}, "must be a URL"),
         ({"host": "https:///v1"}, ", not 'https:///v1'"),
         ({"host": "//api.example"}, "must be a URL"),
+        (
+            {"host": "https://modelscope.cn/models/Qwen/Qwen-Image"},
+            "must be https://api-inference.modelscope.cn or https://api-inference.modelscope.ai, not "
+            "ModelScope's website: 'https://modelscope.cn/models/Qwen/Qwen-Image'",
+        ),
+        ({"host": "www.modelscope.cn"}, "not ModelScope's website"),
+        ({"host": "https://www.modelscope.ai/my/myaccesstoken"}, "not ModelScope's website"),
+        (
+            {"host": "https://dashscope.aliyuncs.com/api/v1"},
+            f"must be a URL such as {DEFAULT_BASE_URL}, not another service, which would get the token: "
+            "'https://dashscope.aliyuncs.com/api/v1'",
+        ),
+        ({"host": "api.openai.com/v1"}, "not another service"),
+        ({"host": "huggingface.co"}, "not another service"),
+        ({"host": f"{DEFAULT_BASE_URL}/api/v1/"}, "without the path '/api'"),
+        (
+            {"host": f"{DEFAULT_BASE_URL}/models/Qwen/Qwen-Image"},
+            "without the path '/models/Qwen/Qwen-Image'",
+        ),
+        ({"host": "https://api.example//v1//tasks/5"}, "without the endpoint '/v1/tasks/5'"),
+        ({"host": f"'{DEFAULT_BASE_URL}'"}, "must be a URL"),
         ({"host": "https://[::1"}, "is not a URL"),
         ({"host": "https://api.example:https"}, "is not a URL"),
         ({"host": "api.example:99999"}, "is not a URL"),
@@ -393,7 +465,7 @@ def test_the_repr_of_an_account_shows_no_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_url", "hub_url", "settings_url"),
+    ("base_url", "hub_url", "token_url"),
     [
         (DEFAULT_BASE_URL, "https://modelscope.cn", "https://modelscope.cn/my/myaccesstoken"),
         (
@@ -404,6 +476,6 @@ def test_the_repr_of_an_account_shows_no_secret() -> None:
         ("http://127.0.0.1:8765", None, "https://modelscope.cn/my/myaccesstoken"),
     ],
 )
-def test_each_service_has_its_own_website(base_url: str, hub_url: str | None, settings_url: str) -> None:
+def test_each_service_has_its_own_website(base_url: str, hub_url: str | None, token_url: str) -> None:
     made = Account(token=TOKEN, base_url=base_url)
-    assert (made.hub_url, made.settings_url) == (hub_url, settings_url)
+    assert (made.hub_url, made.token_url) == (hub_url, token_url)

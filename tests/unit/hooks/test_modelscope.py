@@ -5,12 +5,13 @@ import logging
 import socket
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
 from requests_mock import Mocker
 
+from airflow_provider_modelscope import __version__
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
@@ -29,7 +30,11 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.request import GenerationRequest
+from tests.unit.builders import one_step, run
 from tests.unit.conftest import TOKEN, connect
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REQUEST = GenerationRequest(model="Qwen/Qwen-Image", prompt="一只猫 and a “dog”", size="64x64", seed=3)
 BASE = "https://api-inference.modelscope.cn"
@@ -122,9 +127,9 @@ class TestSubmission:
             ("balance", "credit is used up.*balance"),
             (
                 "unbound",
-                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/myaccesstoken",
+                "bind your Alibaba Cloud.*Bind or verify it at https://modelscope.cn/my/accountsettings",
             ),
-            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/myaccesstoken"),
+            ("unverified", "real name.*Bind or verify it at https://modelscope.cn/my/accountsettings"),
             ("unknown-model", "has no provider supported"),
             ("401", "Authentication failed.*password"),
             ("422", "Unprocessable"),
@@ -290,7 +295,7 @@ class TestPauses:
         hook.submit_generation(REQUEST)
         [pause] = pauses
         assert pause >= 1.0
-        assert f"Queue full, retrying in {pause:.0f} s: The account's queue" in caplog.text
+        assert f"Queue full, retrying in {pause:.0f} s: The queue at ModelScope" in caplog.text
 
 
 class TestConnection:
@@ -345,7 +350,7 @@ class TestConnection:
         works, message = hook.test_connection()
         assert not works
         assert hint in message
-        assert "https://modelscope.cn/my/myaccesstoken" in message
+        assert "https://modelscope.cn/my/accountsettings" in message
 
     def test_a_service_without_a_website_need_not_confirm_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "https://proxy.example")
@@ -417,3 +422,13 @@ def test_the_bare_token_is_masked_however_it_was_pasted(monkeypatch: pytest.Monk
     )
     assert ModelScopeHook().account.token == "ms-pasted-with-care"
     assert "ms-pasted" not in str(masker.redact("the token is ms-pasted-with-care, is it not"))
+
+
+def test_every_request_names_the_provider_and_its_version(
+    emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    emulator.fail("poll:no-images")  # so that the triggerer polls as well
+    run(one_step(tmp_path, deferrable=True, defer_after=0), context)
+    assert {request.method for request in emulator.requests} == {"POST", "GET"}
+    agents = {request.headers["User-Agent"] for request in emulator.requests}
+    assert agents == {f"airflow-provider-modelscope/{__version__}"}

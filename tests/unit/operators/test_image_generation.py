@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk import DAG
 
 from airflow_provider_modelscope.compat import AirflowFailException, TaskDeferred
 from airflow_provider_modelscope.exceptions import (
@@ -16,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
     InvalidDestinationError,
     InvalidRequestError,
+    RequestRejectedError,
 )
 from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.operators.image_generation import (
@@ -26,6 +29,7 @@ from airflow_provider_modelscope.operators.image_generation import (
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from tests.unit.builders import REQUEST, Context, one_step, overdue, rendered, run, submitter
 from tests.unit.conftest import TaskInstance
+from tests.unit.images.conftest import encoded
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -78,8 +82,23 @@ class TestSubmit:
         assert emulator.requests[-1].json["image_url"].startswith("data:image/png;base64,")
         assert context["ti"].pushed["request"]["image_url"] == source
 
+    @pytest.mark.parametrize("task", [submitter, one_step])
+    def test_without_check_ranges_the_service_decides(
+        self, task: Any, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        (tmp_path / "cat.png").write_bytes(encoded())
+        given = {"size": "2560*1440", "guidance": 0, "image_url": f"file://{tmp_path}/cat.png"}
+        with DAG("a_dag", schedule=None), pytest.raises(InvalidRequestError, match="check_ranges=False"):
+            task(**given)
+        with DAG("a_dag", schedule=None):
+            unchecked = task(**given, check_ranges=False)
+        with pytest.raises(RequestRejectedError):  # as the emulator does
+            unchecked.execute(context)
+        [sent] = emulator.requests
+        assert (sent.json["size"], sent.json["guidance"]) == ("2560x1440", 0)
+
     def test_all_parameters_of_the_request_are_templated(self) -> None:
-        assert set(REQUEST_PARAMETERS) == GenerationRequest.__dataclass_fields__.keys()
+        assert list(REQUEST_PARAMETERS) == [field.name for field in fields(GenerationRequest)]
         templated = {*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id"}
         for operator in (ModelScopeSubmitImageGenerationOperator, ModelScopeImageGenerationOperator):
             assert templated <= set(operator.template_fields)
@@ -158,9 +177,9 @@ class TestOneLeg:
         parsed = []
         build, parse = GenerationRequest.__post_init__, Destination.parse
 
-        def count_request(self: GenerationRequest) -> None:
+        def count_request(self: GenerationRequest, *args: Any) -> None:
             parsed.append("request")
-            build(self)
+            build(self, *args)
 
         def count_destination(*args: Any, **kwargs: Any) -> Destination:
             parsed.append("destination")

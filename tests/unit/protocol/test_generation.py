@@ -17,15 +17,14 @@ from airflow_provider_modelscope.protocol.generation import (
     ErrorDetail,
     Generation,
     checked_id,
-    is_rejection,
 )
 
 URL = "https://muse-ai.oss-cn-hangzhou.aliyuncs.com/img/0f.jpeg"
 USED = {"seed": 212259417, "width": 960, "height": 1280, "guidanceScale": 7.5, "prompt": "猫"}
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", " ", "text", URL, [], [1], [None],
-    [[URL]], [URL, 5], [URL, ""], ["ftp://a.example/b.png"], ["/img/0f.jpeg"], {}, {"0": URL},
+    None, True, False, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", " ", "text", [], [1], [None],
+    [[[[[URL]]]]], ["ftp://a.example/b.png"], ["/img/0f.jpeg"], {}, {"0": URL}, {"image_url": URL},
     {"message": None}, {"code": "E500"}, {"code": 10**400}, {"code": 1e400}, {"code": []}, {"seed": "x"},
     {"seed": {}}, {"request_id": []},
 ]  # fmt: skip
@@ -62,6 +61,13 @@ def read(body: Any) -> Generation:
         ],
         ({"task_status": "\x1b[2J" + "x" * 5000}, "�[2J" + "X" * 96, 0, 0),
         ({"task_status": "PROCESSING", "output_images": [URL]}, "PROCESSING", 0, 0),
+        ({"task_status": "PROCESSING", "errors": {"message": "slow"}}, "PROCESSING", 0, 0),
+        ({"task_status": "UNKNOWN"}, "UNKNOWN", 0, 0),
+        ({"task_status": "SUCCEED", "message": "ok"}, "SUCCEED", 0, 0),
+        ({"task_status": "SUCCEED", "errors": {"code": 0, "message": "ok"}}, "SUCCEED", 0, 0),
+        ({"output": {"task_status": "SUCCEEDED", "results": [{"url": URL}]}}, "SUCCEED", 1, 0),
+        ({"data": [{"task_status": "FAILED"}]}, "FAILED", 1, 0),
+        ({"images": [{"url": URL}]}, "SUCCEED", 1, 0),
         ({"task_status": "FAILED", "errors": {"code": 500, "message": "boom"}}, "FAILED", 1, 0),
         ({"task_status": "failed"}, "FAILED", 1, 0),
         ({"task_status": "FAILED", "errors": {"message": "Task Not Found"}}, "FAILED", 1, 1),
@@ -187,37 +193,123 @@ def test_error_details_are_read_from_any_envelope(
     assert ErrorDetail.from_json(body) == ErrorDetail(message=message, code=code, request_id=request_id)
 
 
+OTHER = "https://b.example/2.png"
+SHAPES: dict[str, Any] = {
+    "list": {"output_images": [URL, OTHER]},
+    "objects": {"output_images": [{"url": URL}, {"url": OTHER, "seed": 7}]},
+    "gaps": {"output_images": [None, URL, "", {}, OTHER, 5]},
+    "inner list": {"outputs": {"output_images": [URL, OTHER]}},
+    "outputs": {"output_images": None, "outputs": [URL, OTHER]},
+    "results": {"output": {"results": [{"url": URL}, {"url": OTHER}]}},
+    "data": {"data": [{"url": URL}, {"url": OTHER}]},
+    "images": {"output_images": [], "images": [{"url": URL}, {"url": OTHER}]},
+    "deep": {"data": {"output": {"images": [URL, OTHER]}}},
+}
+
+
 @pytest.mark.parametrize(
-    ("code", "would_fail_again"),
-    [
-        (None, False),
-        (399, False),
-        (400, True),
-        (407, True),
-        (408, False),
-        (409, True),
-        (428, True),
-        (429, False),
-        (430, True),
-        (499, True),
-        (500, False),
-        (503, False),
-    ],
+    "word", ["SUCCEED", "succeeded", "Success", "COMPLETED", "complete", "DONE", "FINISHED"]
 )
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_images_are_found_in_every_shape_and_order(shape: Any, word: str) -> None:
+    generation = read({"task_status": word, **shape})
+    assert (generation.status, generation.is_finished) == ("SUCCEED", True)
+    assert generation.output_images == (URL, OTHER)
+
+
+def test_a_single_url_is_one_image() -> None:
+    for value in (URL, {"url": URL}, [[URL]]):
+        assert read({"task_status": "SUCCEED", "output_images": value}).output_images == (URL,)
+
+
+ENDED: dict[str, tuple[Any, str]] = {
+    **{
+        word: ({"task_status": word, "errors": {"message": "out of time"}}, f"{word.upper()}: out of time")
+        for word in (
+            "CANCELED", "Cancelled", "CANCEL", "ABORTED", "expired", "ERROR", "FAILURE", "TIMEOUT", "UNKNOWN",
+        )
+    },
+    "no reason": ({"task_status": "CANCELED"}, "CANCELED"),
+    "with images": ({"task_status": "EXPIRED", "output_images": [URL]}, "EXPIRED"),
+    "filtered": (
+        {"task_status": "SUCCEED", "output_images": [], "errors": {"message": "filtered by safety checker"}},
+        "SUCCEED without images: filtered by safety checker",
+    ),
+    "filtered, no list": (
+        {"task_status": "Completed", "error": "Potential NSFW content detected"},
+        "COMPLETED without images: Potential NSFW content detected",
+    ),
+    "filtered, hub": (
+        {"task_status": "SUCCEED", "success": False, "code": "DataInspectionFailed", "message": "no"},
+        "SUCCEED without images: DataInspectionFailed: no",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "reason"), ENDED.values(), ids=ENDED)
+def test_an_end_without_images_is_a_failure_with_its_reason(body: Any, reason: str) -> None:
+    generation = read(body)
+    assert (generation.status, generation.is_finished) == ("FAILED", True)
+    with pytest.raises(ModelScopeError) as caught:
+        generation.raise_for_failure(retry_resubmits=True)
+    assert caught.value.message == f"Generation FAILED: {reason}"
+
+
+# Each row: the code and the message of a failure, and whether the same request would fail again.
+FAILURES: list[tuple[Any, str, bool]] = [
+    *[(code, "boom", True) for code in (400, 407, 409, 428, 430, 499, "400", 40301, 40212, "40301")],
+    *[(code, "boom", False) for code in (None, 399, 408, 429, 500, 503, 4000, 50000, 403010, "Internal")],
+    (500, "task not found", False),
+    (404, "task not found", False),
+    ("DataInspectionFailed", "Input data may contain inappropriate content.", True),
+    ("data_inspection_failed", "no", True),
+    (None, "DataInspectionFailed", True),
+    ("InvalidParameter", "The size is not match the allowed size", True),
+    ("InvalidParameter.Size", "no", True),
+    (500, "Potential NSFW content detected", True),
+    (500, "content moderation failed", True),
+    (500, "Rejected by Content  Review", True),
+    (500, "filtered by safety checker", True),
+    (None, "The image has been filtered", True),
+    (500, "输入内容包含敏感信息，请修改后重试", True),
+    (500, "提示词违规", True),
+    (500, "model is not supported", True),
+    (500, "magicube balance exhausted", True),
+    (500, "Server is busy, please try again later", False),
+    (400, "Server is busy, please try again later", False),
+    ("Throttling", "slow down", False),
+    (500, "content moderation service timeout", False),
+    (500, "Model UnfilteredAI/NSFW-gen-v2 crashed", False),
+    (500, "CUDA error: invalid argument", False),
+    (500, "CUDA out of memory", False),
+]
+
+
+@pytest.mark.parametrize("envelope", ["errors", "error", "hub"])
+@pytest.mark.parametrize(("code", "message", "is_final"), FAILURES, ids=str)
 def test_a_failure_is_final_if_the_same_request_would_fail_again(
-    code: int | None, would_fail_again: bool
+    code: Any, message: str, is_final: bool, envelope: str
 ) -> None:
-    assert is_rejection(code) is would_fail_again
-    failed = Generation(
-        generation_id="42", status="FAILED", error=ErrorDetail(message="boom", code=code, request_id="r-1")
-    )
+    detail = {"code": code, "message": message}
+    body = {"success": False, **detail} if envelope == "hub" else {envelope: detail}
+    failed = read({"task_status": "FAILED", **body, "request_id": "r-1"})
     with pytest.raises(ModelScopeError) as caught:
         failed.raise_for_failure(retry_resubmits=True)
-    assert type(caught.value) is (GenerationRejectedError if would_fail_again else GenerationFailedError)
-    assert caught.value.message == "Generation FAILED: boom"
-    assert (caught.value.code, caught.value.request_id, caught.value.generation_id) == (code, "r-1", "42")
-    with pytest.raises(GenerationRejectedError, match="boom"):
+    assert type(caught.value) is (GenerationRejectedError if is_final else GenerationFailedError)
+    assert message in caught.value.message
+    assert (caught.value.request_id, caught.value.generation_id) == ("r-1", "42")
+    with pytest.raises(GenerationRejectedError):
         failed.raise_for_failure(retry_resubmits=False)
+
+
+def test_a_code_behind_the_word_for_the_end_counts() -> None:
+    for body in (
+        {"task_status": "CANCELED", "errors": {"code": "DataInspectionFailed", "message": "no"}},
+        {"task_status": "SUCCEED", "success": False, "code": "DataInspectionFailed", "message": "no"},
+        {"task_status": "FAILED", "errors": "Error: DataInspectionFailed: no"},
+    ):
+        with pytest.raises(GenerationRejectedError):
+            read(body).raise_for_failure(retry_resubmits=True)
 
 
 def test_an_invalid_time_taken_is_none() -> None:

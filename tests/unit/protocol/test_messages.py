@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from requests.structures import CaseInsensitiveDict
 
-from airflow_provider_modelscope.compat import AirflowFailException
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,
     ModelScopeError,
+    ModelScopeRetryableError,
     QueueFullError,
     QuotaExhaustedError,
     RateLimitedError,
@@ -40,17 +40,17 @@ def response(status: int, body: Any = b"", **headers: str) -> HttpResponse:
     return HttpResponse(status_code=status, headers=CaseInsensitiveDict(named), body=raw)
 
 
-def submitted(given: HttpResponse, account: Account = ACCOUNT, model: str = MODEL) -> str:
-    return messages.read_submission(given, account=account, model=model)
+def submitted(given: HttpResponse, account: Account = ACCOUNT) -> Generation:
+    return messages.read_submission(given, account=account)
 
 
 def polled(given: HttpResponse) -> Generation:
     return messages.read_status(given, account=ACCOUNT, generation_id="42")
 
 
-def submission_error(given: HttpResponse, account: Account = ACCOUNT, model: str = MODEL) -> ModelScopeError:
+def submission_error(given: HttpResponse, account: Account = ACCOUNT) -> ModelScopeError:
     with pytest.raises(ModelScopeError) as caught:
-        submitted(given, account, model)
+        submitted(given, account)
     return caught.value
 
 
@@ -126,17 +126,67 @@ def test_the_repr_of_a_request_hides_token_and_prompt() -> None:
 @pytest.mark.parametrize("status", [200, 201, 202])
 def test_an_accepted_submission_returns_an_opaque_id(status: int, task_id: Any, generation_id: str) -> None:
     body = {"task_status": "SUCCEED", "task_id": task_id, "request_id": "008f"}
-    assert submitted(response(status, body)) == generation_id
+    assert submitted(response(status, body)) == Generation(generation_id=generation_id, status="")
+
+
+IDS: dict[str, Any] = {
+    "id": {"id": "7", "task_status": "PENDING"},
+    "output": {"output": {"task_id": "7", "task_status": "PENDING"}},
+    "data": {"data": {"task_id": 7}},
+    "list": {"data": [{"task_id": "7"}]},
+    "after an empty one": {"task_id": "", "output": {"task_id": "7"}},
+    "no status": {"task_id": "7"},
+    "beside an error": {"task_id": "7", "errors": {"message": "Server is busy, please try again later"}},
+    "beside images": {"task_id": "7", "output_images": [URL]},
+    "failed": {"task_id": "7", "task_status": "FAILED"},
+}
+
+
+@pytest.mark.parametrize("body", IDS.values(), ids=IDS)
+def test_the_id_is_found_in_every_shape(body: Any) -> None:
+    assert submitted(response(200, body)) == Generation(generation_id="7", status="")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_an_id_beside_a_passing_error_is_accepted(status: int) -> None:
+    body = {"task_id": "7", "errors": {"message": "Server is busy, please try again later"}}
+    assert submitted(response(status, body)).generation_id == "7"
+    assert (
+        type(submission_error(response(400, {**body, "errors": {"message": "No"}}))) is RequestRejectedError
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"images": [{"url": URL}]},
+        {"data": [{"url": URL, "id": "7"}], "created": 1},
+        {"output_images": [URL], "task_status": "SUCCEED", "task_id": ""},
+        {"output": {"results": [{"url": URL}, None]}, "id": "7"},
+    ],
+    ids=str,
+)
+def test_a_submission_with_its_images_is_finished(body: Any) -> None:
+    generation = submitted(response(200, body))
+    assert (generation.is_finished, generation.output_images) == (True, (URL,))
+    assert generation.generation_id == submitted(response(200, body)).generation_id
+    assert len(generation.generation_id) == 32
+
+
+def test_a_failed_submission_is_not_finished_by_its_images() -> None:
+    body = {"task_status": "FAILED", "images": [URL]}
+    assert type(submission_error(response(200, body))) is SubmissionLostError
+    assert type(submission_error(response(200, {**body, "errors": "No cats"}))) is RequestRejectedError
 
 
 NO_IDS: list[Any] = [
-    "", " ", None, True, False, 1.5, [], ["7"], {"id": "7"},
+    " ", True, False, 1.5, [], ["7"], {"id": "7"},
     "None", "..", "7\n8", "7  8", "7\0", "7" * 201, int("7" * 201), TOKEN, f"7?key={TOKEN}",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("task_id", NO_IDS, ids=range(len(NO_IDS)))
-def test_a_response_without_an_id_is_a_lost_submission(task_id: Any) -> None:
+def test_an_unusable_id_is_a_lost_submission(task_id: Any) -> None:
     body = {"task_id": task_id, "errors": {"message": "odd"}, "request_id": "r-1"}
     error = submission_error(response(200, body))
     assert type(error) is SubmissionLostError
@@ -147,73 +197,144 @@ def test_a_response_without_an_id_is_a_lost_submission(task_id: Any) -> None:
     assert "may have started and charged a generation" in error.message
 
 
-# Each row: status, message, whether the error is final, the error of a submission and of a poll (None: the
+NO_ERRORS: list[Any] = [
+    {}, {"task_status": "SUCCEED"}, {"task_id": ""}, {"task_id": None, "request_id": "r-1"}, {"errors": {}},
+    {"error": None}, {"success": True, "code": 200, "message": "ok"}, {"code": "Success", "message": "ok"},
+    {"errors": {"code": 0, "message": ""}}, {"task_status": "FAILED"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NO_ERRORS, ids=str)
+def test_neither_id_nor_error_is_a_lost_submission(body: Any) -> None:
+    error = submission_error(response(200, body))
+    assert type(error) is SubmissionLostError
+    assert "contains no generation id" in error.message
+
+
+TOKENS, SETTINGS, CREDIT = (
+    f"https://modelscope.cn/{path}" for path in ("my/myaccesstoken", "my/accountsettings", "magicube/usage")
+)
+QUOTA = f"You have exceeded today's quota for model {MODEL}, please try again tomorrow"
+BUSY = "Server is busy, please try again later"
+FULL = "enqueue failed: user queue is full"
+
+# What the service says: the textual code, the message, the error that it means at every status, and a part of
+# its text that says what to do.
+WORDS: list[tuple[str, str, type[ModelScopeError], str]] = [
+    ("QuotaLimitExceed", "magicube balance exhausted", QuotaExhaustedError, CREDIT),
+    ("QuotaLimitExceed", "no", QuotaExhaustedError, CREDIT),
+    ("quota_limit_exceeded", "no", QuotaExhaustedError, CREDIT),
+    ("", "Magicube  Balance\nExhausted", QuotaExhaustedError, CREDIT),
+    ("", "魔粒不足，请获取魔粒后重试", QuotaExhaustedError, CREDIT),
+    ("", "魔粒余额不足", QuotaExhaustedError, CREDIT),
+    ("", "您的魔粒已用完", QuotaExhaustedError, CREDIT),
+    ("", "账户余额不足", QuotaExhaustedError, CREDIT),
+    ("", "账户已欠费", QuotaExhaustedError, CREDIT),
+    ("", "Your balance is 0", QuotaExhaustedError, CREDIT),
+    ("", "Insufficient funds", QuotaExhaustedError, CREDIT),
+    ("", "Not enough credits", QuotaExhaustedError, CREDIT),
+    ("", "Out of credit", QuotaExhaustedError, CREDIT),
+    ("", "insufficient balance (1008)", QuotaExhaustedError, "model is no longer served"),
+    ("", "Insufficient Balance（1008）", QuotaExhaustedError, "model is no longer served"),
+    ("", QUOTA, QuotaExhaustedError, "tomorrow"),
+    ("", QUOTA.replace("'", "’").upper(), QuotaExhaustedError, "tomorrow"),
+    ("", "Today’s quota has run out", QuotaExhaustedError, "tomorrow"),
+    ("", "今日额度已用完", QuotaExhaustedError, "tomorrow"),
+    ("", "该模型的额度已用尽", QuotaExhaustedError, "tomorrow"),
+    ("", "exceeded your current quota, please check your plan", QuotaExhaustedError, "tomorrow"),
+    ("", f"Quota exceeded for model {MODEL}", QuotaExhaustedError, "tomorrow"),
+    ("Throttling.RateQuota", "Requests rate limit exceeded", RateLimitedError, ""),
+    ("RateLimitExceed", "no", RateLimitedError, ""),
+    ("RateLimitExceed", QUOTA, RateLimitedError, ""),
+    ("QuotaLimitExceed", BUSY, QuotaExhaustedError, CREDIT),
+    ("too_many_requests", "AppId:123 达到使用量上限", RateLimitedError, ""),
+    ("", f"Model id : {MODEL} , has no provider supported", UnknownModelError, "shows API-Inference"),
+    ("", "Model does not exist", UnknownModelError, "shows API-Inference"),
+    ("", f"Model {MODEL} not found", UnknownModelError, "shows API-Inference"),
+    ("ModelNotFound", "no", UnknownModelError, "shows API-Inference"),
+    ("", "模型不存在", UnknownModelError, "shows API-Inference"),
+    ("InvalidAuthentication", "no", AuthenticationError, TOKENS),
+    ("OperationNotAllowed", "insufficient token permission", AuthenticationError, "lacks a permission"),
+    ("", "Please bind your Alibaba Cloud account before use.", AccountNotReadyError, SETTINGS),
+    ("", "Your account must be real name verified first", AccountNotReadyError, SETTINGS),
+    ("", "Needs Real-Name check", AccountNotReadyError, SETTINGS),
+    ("", "请先绑定阿里云账号", AccountNotReadyError, SETTINGS),
+    ("", FULL, QueueFullError, ""),
+    ("", "image queue is full, please retry later", QueueFullError, ""),
+    ("", "task queue is full, please wait", QueueFullError, ""),
+    ("", "队列已满", QueueFullError, ""),
+    ("", BUSY, RateLimitedError, "is busy"),
+    ("", "The model is currently overloaded", RateLimitedError, "is busy"),
+    ("", "系统繁忙，请稍后再试", RateLimitedError, "is busy"),
+    ("DataInspectionFailed", "Input data may contain inappropriate content.", RequestRejectedError, ""),
+    ("InputParameterError", "no", RequestRejectedError, ""),
+    ("", "输入内容包含敏感信息，请修改后重试", RequestRejectedError, ""),
+]
+
+# Words that count only where nothing can have been created, so at no 5xx.
+WORDS_BELOW_500: list[tuple[str, str, type[ModelScopeError], str]] = [
+    ("", "rpm exhausted", RateLimitedError, ""),
+    ("", "AppId:123 达到使用量上限", RateLimitedError, ""),
+    ("", f"Too many concurrent requests for model {MODEL}, please slow down", RateLimitedError, ""),
+    ("", "quota exceeded: 20 requests per minute", RateLimitedError, ""),
+    ("", "请求过于频繁", RateLimitedError, ""),
+    ("", "insufficient token permission", AuthenticationError, "lacks a permission"),
+    ("", "Authentication failed, please supply a valid token", AuthenticationError, TOKENS),
+]
+
+# The status decides if neither code nor words are known: the error of a submission and of a poll (None: the
 # same), and a part of its text.
-REFUSALS: dict[str, tuple[int, str, bool, type[ModelScopeError], type[ModelScopeError] | None, str]] = {
-    "no such model": (
-        400, f"Model id : {MODEL} , has no provider supported", True,
-        UnknownModelError, None, "Choose a model that shows API-Inference",
-    ),
-    "parameters": (400, "image_url is required", True, RequestRejectedError, None, ""),
-    "our bug": (
-        400, f"{MODEL} does not support synchronous calls, set async", True, RequestRejectedError, None, "",
-    ),
-    "too large": (413, "Payload too large", True, RequestRejectedError, None, ""),
-    "unprocessable": (422, "No", True, RequestRejectedError, None, ""),
-    "bad token": (
-        401, "Authentication failed, please make sure that a valid token is supplied", True,
-        AuthenticationError, None, "https://modelscope.cn/my/myaccesstoken",
-    ),
-    "forbidden": (403, "No", True, AuthenticationError, None, "Check the connection's password"),
-    "not bound": (
-        401, "Please bind your Alibaba Cloud account before use.", True, AccountNotReadyError, None,
-        "Bind or verify it at https://modelscope.cn/my/myaccesstoken",
-    ),
-    "not verified": (
-        403, "Your account must be real name verified first", True, AccountNotReadyError, None,
-        "Bind or verify",
-    ),
-    "not verified, hyphen": (
-        401, "Needs Real-Name check", True, AccountNotReadyError, None, "Bind or verify",
-    ),
-    "day's quota": (
-        429, "You have exceeded today's quota for a model", True, QuotaExhaustedError, None, "tomorrow",
-    ),
-    "day's quota, curly": (429, "You exceeded Today’s Quota", True, QuotaExhaustedError, None, "tomorrow"),
-    "day's quota of a model": (
-        429, "Too many calls of qwen/QWEN-IMAGE", True, QuotaExhaustedError, RateLimitedError, "",
-    ),
-    "no balance": (402, "Payment required", True, QuotaExhaustedError, None, "credit is used up"),
-    **{
-        f"no balance, {said}": (429, said, True, QuotaExhaustedError, None, "credit is used up")
-        for said in ("Your balance is 0", "Insufficient funds", "Out of credit", "账户余额不足", "账户已欠费")
-    },
-    "too fast": (429, "Request limit exceeded, slow down", False, RateLimitedError, None, ""),
-    "queue full": (500, "enqueue failed: user queue is full", False, QueueFullError, None, ""),
-    **{
-        str(status): (status, "Sorry", False, SubmissionLostError, ServiceUnavailableError, "")
+STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | None, str]] = [
+    (400, "image_url is required", RequestRejectedError, None, ""),
+    (400, f"{MODEL} does not support synchronous calls, set async", RequestRejectedError, None, ""),
+    (400, "prompt not allowed: a busy street, a queue full of people", RequestRejectedError, None, ""),
+    (400, "Invalid token in the prompt", RequestRejectedError, None, ""),
+    (413, "Payload too large", RequestRejectedError, None, ""),
+    (422, "No", RequestRejectedError, None, ""),
+    (401, "No", AuthenticationError, None, TOKENS),
+    (403, "No", AuthenticationError, None, "Check the connection's password"),
+    (402, "Payment required", QuotaExhaustedError, ServiceUnavailableError, CREDIT),
+    (429, "Request limit exceeded", RateLimitedError, None, ""),
+    (429, f"Too many calls of {MODEL}", RateLimitedError, None, ""),
+    *[
+        (status, said, SubmissionLostError, ServiceUnavailableError, "")
         for status in (408, 500, 502, 503, 504, 599)
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "envelope",
-    [
-        lambda said, code: {"errors": {"message": said, "code": code}, "request_id": "r-1"},
-        lambda said, code: {"error": {"message": said, "code": code, "request_id": "r-1"}},
-        lambda said, code: {"errors": said, "request_id": "r-1"},
+        for said in ("Sorry", "enqueue failed: redis timeout", "rate limit", "disk quota exceeded")
+        if (status, said) != (408, "rate limit")
     ],
-    ids=["errors", "error", "text"],
-)
-@pytest.mark.parametrize(
-    ("status", "said", "final", "submit", "poll", "advice"), REFUSALS.values(), ids=REFUSALS
-)
-def test_each_refusal_is_the_error_that_says_what_to_do(
+]  # fmt: skip
+
+ENVELOPES = {
+    "errors": lambda said, code: {"errors": {"message": said, "code": code}, "request_id": "r-1"},
+    "error": lambda said, code: {"error": {"message": said, "code": code, "request_id": "r-1"}},
+    "hub": lambda said, code: {"success": False, "message": said, "code": code, "request_id": "r-1"},
+    "list": lambda said, code: {"errors": [{"message": said, "code": code}], "request_id": "r-1"},
+}
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
+@pytest.mark.parametrize(("code", "said", "kind", "advice"), [*WORDS, *WORDS_BELOW_500], ids=str)
+def test_code_and_words_mean_the_same_at_every_status(
+    envelope: Any, code: str, said: str, kind: type[ModelScopeError], advice: str
+) -> None:
+    for status in (200, 400, 401, 403, 404, 429, 500, 503):
+        if status >= 500 and (code, said, kind, advice) in WORDS_BELOW_500:
+            kind = SubmissionLostError
+            advice = ""
+        error = submission_error(response(status, envelope(said, code or None), retry_after="7"))
+        assert type(error) is kind, status
+        assert " ".join(said.split()) in error.message
+        assert advice in error.message
+        assert (error.code, error.request_id) == (status, "r-1")
+        assert error.retry_after == (None if kind is SubmissionLostError else 7)
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
+@pytest.mark.parametrize(("status", "said", "submit", "poll", "advice"), STATUSES, ids=str)
+def test_the_status_decides_if_the_words_are_unknown(
     envelope: Any,
     status: int,
     said: str,
-    final: bool,
     submit: type[ModelScopeError],
     poll: type[ModelScopeError] | None,
     advice: str,
@@ -222,23 +343,89 @@ def test_each_refusal_is_the_error_that_says_what_to_do(
     for error, kind in ((submission_error(given), submit), (poll_error(given), poll or submit)):
         assert type(error) is kind
         assert said in error.message
-        assert advice in error.message
+        assert advice in error.message or kind is ServiceUnavailableError
         assert (error.code, error.request_id) == (status, "r-1")
         assert "request id r-1" in str(error)
         assert error.retry_after == (None if kind is SubmissionLostError else 7)
-    assert issubclass(submit, AirflowFailException) is final
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "shown"),
+    [
+        (None, RequestRejectedError, 200),
+        (429, RateLimitedError, 429),
+        ("429", RateLimitedError, 429),
+        (40301, RequestRejectedError, 40301),
+        (401, AuthenticationError, 401),
+        (500, ServiceUnavailableError, 500),
+        (20012, RequestRejectedError, 20012),
+    ],
+)
+def test_a_200_with_an_error_is_a_refusal_by_its_code(
+    code: Any, kind: type[ModelScopeError], shown: int
+) -> None:
+    error = submission_error(response(200, {"errors": {"message": "No cats", "code": code}}))
+    assert (type(error), error.code) == (kind, shown)
+    assert "No cats" in error.message
+    assert "charged" not in error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"errors": {"message": "No cats"}},
+        {"error": "No cats"},
+        {"errors": [{"message": "No cats"}]},
+        {"success": False, "message": "No cats"},
+        {"success": False, "code": 200, "message": "No cats"},
+        {"code": 422, "message": "No cats"},
+        {"code": "InputParameterError", "message": "No cats"},
+        {"message": "No cats: invalid parameter"},
+        {"task_status": "FAILED", "task_id": "", "errors": {"message": "No cats"}},
+    ],
+    ids=str,
+)
+def test_a_200_with_an_error_in_any_envelope_is_a_refusal(body: Any) -> None:
+    error = submission_error(response(200, body))
+    assert type(error) is RequestRejectedError
+    assert "No cats" in error.message
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 429, 500])
+@pytest.mark.parametrize("said", [QUOTA, "magicube balance exhausted", BUSY, FULL])
+def test_an_account_without_credit_still_polls(status: int, said: str) -> None:
+    error = poll_error(response(status, {"errors": {"message": said}}))
+    assert isinstance(error, ModelScopeRetryableError)
+    assert said in error.message
+
+
+@pytest.mark.parametrize("said", ["No cats", "NSFW", "Model not found", "Authentication failed"])
+def test_a_200_without_a_status_is_not_a_verdict_on_a_generation(said: str) -> None:
+    error = poll_error(response(200, {"errors": {"message": said}}))
+    assert type(error) is ServiceUnavailableError
+    assert said in error.message
+
+
+@pytest.mark.parametrize("said", [QUOTA, BUSY, FULL, "Model not found", "NSFW"])
+def test_the_words_on_a_proxys_page_mean_nothing(said: str) -> None:
+    for status, kind in ((503, SubmissionLostError), (200, SubmissionLostError), (429, RateLimitedError)):
+        assert type(submission_error(response(status, f"\n<html>{said}</html>".encode()))) is kind
+
+
+def test_the_services_words_may_be_plain_text() -> None:
+    assert type(submission_error(response(503, BUSY.encode()))) is RateLimitedError
+    assert type(submission_error(response(500, FULL.encode()))) is QueueFullError
 
 
 def test_an_error_links_to_the_site_of_the_connection() -> None:
     international = Account(token=TOKEN, base_url="https://api-inference.modelscope.ai")
-    for said in ("Authentication failed", "Please bind your Alibaba Cloud account before use."):
+    for said, path in (
+        ("Authentication failed", "my/myaccesstoken"),
+        ("Please bind your Alibaba Cloud account before use.", "my/accountsettings"),
+        ("magicube balance exhausted", "magicube/usage"),
+    ):
         error = submission_error(response(401, {"errors": {"message": said}}), international)
-        assert "https://modelscope.ai/my/myaccesstoken" in error.message
-
-
-def test_a_429_about_another_model_is_only_a_rate_limit() -> None:
-    given = response(429, {"errors": {"message": "Slow down, black-forest-labs/FLUX.1-dev"}})
-    assert type(submission_error(given)) is RateLimitedError
+        assert f"https://modelscope.ai/{path}" in error.message
 
 
 def test_an_error_is_classified_by_all_of_its_text() -> None:
@@ -409,10 +596,6 @@ def test_http_requests_and_responses_are_frozen() -> None:
         for field in fields(value):
             with pytest.raises(FrozenInstanceError):
                 setattr(value, field.name, None)
-
-
-def test_an_empty_model_name_never_means_a_used_up_quota() -> None:
-    assert type(submission_error(response(429, b"Too many"), model="")) is RateLimitedError
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ HALF = "\ud83d"  # half of an emoji: a lone surrogate
 SIXTH = 1 / 6
 
 LEAD = "Invalid parameters, nothing was sent: "
-SEED = "must be an integer from 0 to 2147483647"
+SEED = "must be an integer from 0 to 2147483647: leave seed out for a random one"
 STEPS = "must be an integer from 1 to 100"
-GUIDANCE = "must be a number from 1.5 to 20"
+GUIDANCE = "must be a number from 1.5 to 20, or any number with check_ranges=False"
 SIZE = "must be width x height in pixels, such as '1024x768'"
 MODEL = "must be a ModelScope model id"
 IMAGE_URL = "must be one or a list of: an http(s) URL"
@@ -55,7 +55,8 @@ BAD: list[tuple[str, Any, str]] = [
     *[
         ("size", size, SIZE)
         for size in (
-            "1024", "1024x", "x1024", "1024*1024", "1024×1024", "1024x1024x3", "-64x64", "64.0x64", "1e3x64",
+            "1024", "1024x", "x1024", "1024**768", "1024,768", "1024 768", "1024x1024x3", "-64x64",
+            "64.0x64", "1e3x64",
             "１０２４x１０２４", "0x64", "64x0", "100000x64", "9" * 5000 + "x64", " ", 1024, (64, 64), True,
         )
     ],
@@ -128,7 +129,10 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("prompt", " a cat\r\n", " a cat\r\n"),
     ("prompt", "a\x1b\x7f\u2028\u202ecat", "a\x1b\x7f\u2028\u202ecat"),
     ("size", "1024x768", "1024x768"),
-    ("size", " 1024 X 0768 ", "1024x768"),
+    *[
+        ("size", size, "1024x768")
+        for size in (" 1024 X 0768 ", "1024X768", "1024*768", "1024×768", " 1024 * 768\n", "1024 × 768")
+    ],
     *[("seed", seed, 42) for seed in (42, 42.0, "42", " 42 ", "42.0", "42.", "+42")],
     *[("seed", seed, 0) for seed in (0, "0", "-0", 0.0)],
     *[("seed", seed, 2147483647) for seed in (2147483647, "2147483647", 2147483647.0)],
@@ -302,9 +306,8 @@ def test_size_is_checked_against_the_range_of_the_model_family(
         assert a_request(model=model, size=size).size == size
     for size in (f"{least - 1}x{most}", f"{least}x{most + 1}", f"{most}x{least - 1}", f"{most + 1}x{least}"):
         message = error_of(model=model, size=size)
-        assert (
-            f"size = {size!r}: must be from {least}x{least} to {most}x{most} for {family} models" in message
-        )
+        limits = f"must be from {least}x{least} to {most}x{most} for {family} models"
+        assert f"size = {size!r}: {limits}, or any size with check_ranges=False" in message
 
 
 @pytest.mark.parametrize(
@@ -330,6 +333,32 @@ def test_size_is_checked_against_the_range_of_the_model_family(
 )
 def test_any_size_is_valid_if_the_model_family_is_unknown(model: str) -> None:
     assert a_request(model=model, size="1x99999").size == "1x99999"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "sent"),
+    [
+        ("size", "2560*1440", "2560x1440"),
+        ("guidance", 0, 0),
+        ("guidance", "1.0", 1.0),
+        ("guidance", 30.5, 30.5),
+    ],
+)
+def test_ranges_of_size_and_guidance_need_not_be_checked(parameter: str, value: Any, sent: Any) -> None:
+    given = {"model": "MusePublic/flux-high-res", parameter: value}
+    assert error_of(**given)
+    assert check_parameters(given)
+    request = a_request(**given, check_ranges=False)
+    assert request.to_json()[parameter] == sent
+    assert "check_ranges" not in request.to_json() | request.summary()
+    assert check_parameters(given, check_ranges=False) == []
+
+
+@pytest.mark.parametrize(("parameter", "value", "problem"), BAD, ids=ids(BAD))
+def test_everything_else_is_always_checked(parameter: str, value: Any, problem: str) -> None:
+    if parameter == "guidance":
+        value = {"guidance": value}  # never a number
+    assert check_parameters({parameter: value}, check_ranges=False)
 
 
 def test_a_request_with_all_parameters_is_sent_unchanged() -> None:

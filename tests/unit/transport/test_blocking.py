@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import ipaddress
 import json
 import socket
 import ssl
 import struct
+import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from packaging.version import Version
 
 from airflow_provider_modelscope.emulator import Emulator
@@ -37,6 +33,7 @@ from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.transport.blocking import send
 from airflow_provider_modelscope.triggers.clients import shared_client
 from tests.support.raw_server import RawServer, http
+from tests.support.tls import HOST, server_context, write_certificate
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -75,10 +72,17 @@ def poll_from_the_triggerer(host: str, request_timeout: float = 30.0) -> Generat
 POLLS: tuple[Call, ...] = (poll_from_a_worker, poll_from_the_triggerer)
 
 
+def submit(host: str) -> str | ModelScopeError:
+    try:
+        return hook_of(account_at(host)).submit_generation(REQUEST)
+    except ModelScopeError as error:
+        return error
+
+
 def submission_error(host: str) -> ModelScopeError:
-    with pytest.raises(ModelScopeError) as caught:
-        hook_of(account_at(host)).submit_generation(REQUEST)
-    return caught.value
+    error = submit(host)
+    assert isinstance(error, ModelScopeError)
+    return error
 
 
 def length(number: int) -> bytes:
@@ -145,10 +149,10 @@ def test_garbage_is_a_typed_error_and_never_sent_twice(garbage: bytes) -> None:
             assert str(result).isprintable()
             assert TOKEN not in str(result)
         server.heads.clear()
-        error = submission_error(server.host)
-        assert type(error) is SubmissionLostError
-        assert str(error).isprintable()
-        assert TOKEN not in str(error)
+        submitted = submit(server.host)
+        assert isinstance(submitted, str | SubmissionLostError)  # an id: the images are legible
+        assert str(submitted).isprintable()
+        assert TOKEN not in str(submitted)
         assert len(server.heads) == 1
 
 
@@ -300,60 +304,95 @@ def test_nothing_was_sent_to_a_host_without_tls(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a self-signed certificate for 127.0.0.1 and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    file.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return file
+    return write_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
-def tls_server(certificate: Path, reply: Callable[[socket.socket], None]) -> RawServer:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return RawServer(reply, tls=context)
+# What may stand in a TLS stream after the request, and is not encrypted.
+BREAKS = {
+    "504 of a proxy": http(b"", length(0), status="504 Gateway Timeout"),
+    "record": b"\x17\x03\x03\x00\x20" + bytes(32),
+    "handshake alert": b"\x15\x03\x03\x00\x02\x02\x28",
+    "protocol alert": b"\x15\x03\x03\x00\x02\x02\x46",
+    "another version": b"\x80\x2e\x01\x03\x01" + bytes(50),
+    "nothing": b"",
+}
 
 
-def test_a_tls_stream_that_breaks_may_have_been_charged(certificate: Path) -> None:
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("in_tunnel", [False, True], ids=["direct", "tunnel"])
+@pytest.mark.parametrize("bare", BREAKS.values(), ids=BREAKS)
+def test_a_broken_tls_stream_may_have_been_charged(
+    certificate: Path, bare: bytes, in_tunnel: bool, version: ssl.TLSVersion
+) -> None:
+    posts = []
+
     def break_stream(connection: socket.socket) -> None:
-        record = b"\x17\x03\x03\x00\x20" + bytes(32)  # of the right form, and not encrypted
-        with socket.socket(fileno=connection.detach()) as bare:
-            bare.settimeout(5)
-            bare.sendall(record)
-            while bare.recv(65536):  # until the client has gone
+        if in_tunnel:
+            connection.sendall(http(status="200 Connection established"))
+        stream = server_context(certificate, version).wrap_socket(connection, server_side=True)
+        posts.append(stream.recv(65536).split(b" ")[0])
+        with socket.socket(fileno=stream.detach()) as plain:
+            plain.sendall(bare)
+            plain.shutdown(socket.SHUT_WR)
+            plain.settimeout(0.5)
+            while plain.recv(65536):  # until the client has gone
                 pass
 
-    with tls_server(certificate, break_stream) as server:
-        account = Account(token=TOKEN, base_url=f"https://{server.host}", verify=str(certificate))
-        with pytest.raises(ServiceUnavailableError, match="SSL") as caught:
-            send(submission_request(account, REQUEST), account)
-        assert type(caught.value) is ServiceUnavailableError
-    assert server.heads[0].startswith("POST /v1/images/generations ")
+    with RawServer(break_stream, reads_request=in_tunnel) as server:
+        hook = hook_of(
+            Account(
+                token=TOKEN,
+                base_url=f"https://{HOST}" if in_tunnel else f"https://{server.host}",
+                proxy=f"http://{server.host}" if in_tunnel else None,
+                verify=str(certificate),
+            )
+        )
+        with pytest.raises(SubmissionLostError, match="may have started and charged"):
+            hook.submit_generation(REQUEST)
+    assert posts == [b"POST"]
+
+
+def test_nothing_was_sent_if_the_tls_handshake_does_not_end() -> None:
+    hello = []
+
+    def read_hello(connection: socket.socket) -> None:
+        hello.append(connection.recv(65536)[:1])
+        server.closing.wait(5)
+
+    with RawServer(read_hello, reads_request=False) as server:
+        hook = hook_of(Account(token=TOKEN, base_url=f"https://{server.host}", request_timeout=0.1))
+        with pytest.raises(ServiceUnreachableError, match="timed out"):
+            hook.submit_generation(REQUEST, queue_timeout=0)
+    assert set(hello) == {b"\x16"}  # a TLS handshake, and no request
+
+
+def test_a_connection_that_comes_too_late_sends_nothing(certificate: Path) -> None:
+    given_up = threading.Event()
+    received = []
+
+    def reply(connection: socket.socket) -> None:
+        for byte in http(status="200 Connection established"):  # each byte within the timeout of a read
+            given_up.wait(0.05)
+            connection.sendall(bytes([byte]))
+        with server_context(certificate).wrap_socket(connection, server_side=True) as stream:
+            received.append(stream.recv(65536))
+
+    with RawServer(reply) as proxy:
+        account = Account(
+            token=TOKEN,
+            base_url=f"https://{HOST}",
+            proxy=f"http://{proxy.host}",
+            verify=str(certificate),
+            request_timeout=0.3,
+        )
+        with pytest.raises(ServiceUnreachableError, match="timed out"):
+            send(submission_request(account, REQUEST), account, grace=0.0)
+        given_up.set()
+    assert received == [b""]
 
 
 def test_nothing_was_sent_to_an_untrusted_certificate(certificate: Path) -> None:
-    with tls_server(certificate, lambda connection: None) as server:
+    with RawServer(b"", tls=server_context(certificate)) as server:
         account = Account(token=TOKEN, base_url=f"https://{server.host}")
         with pytest.raises(ServiceUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
             send(submission_request(account, REQUEST), account)

@@ -217,11 +217,13 @@ def test_retry_after_is_honoured_up_to_5_minutes(retry_after: float | None, age:
     [
         (RUNNING, "PROCESSING"),
         (EMPTY, "SUCCEED without images"),
+        (generation("QUEUED", "no GPU\n is free"), "QUEUED (no GPU  is free)"),
+        (generation("QUEUED", "x" * 5000), f"QUEUED ({'x' * 300})"),
         (generation(""), "without a status"),
         (MISSING, "not found"),
         (ServiceUnavailableError("gone", code=502), "unreachable (gone (code 502))"),
     ],
-    ids=["running", "no images", "no status", "not found", "error"],
+    ids=["running", "no images", "message", "long message", "no status", "not found", "error"],
 )
 def test_timeout_names_generation_status_and_deadline(polled: Any, status: str) -> None:
     schedule = schedule_of(seconds=10)
@@ -237,6 +239,18 @@ def test_timeout_names_generation_status_and_deadline(polled: Any, status: str) 
     )
     assert caught.value.generation_id == "42"
     assert isinstance(caught.value, ModelScopeRetryableError)
+
+
+@pytest.mark.parametrize(("last", "status"), [(RUNNING, "PROCESSING"), (GONE, "unreachable (gone)")])
+def test_timeout_shows_the_last_message_seen(last: Any, status: str) -> None:
+    schedule = schedule_of(seconds=10)
+    for age, message in enumerate(("no GPU is free", "second in the queue", "")):
+        schedule.observe(generation("QUEUED", message), now=START + age)
+    with pytest.raises(GenerationTimeoutError) as caught:
+        schedule.observe(last, now=START + 10)
+    assert caught.value.message.startswith(
+        f"The generation was {status} at its deadline, 2023-11-14 22:13:30 UTC; earlier: second in the queue."
+    )
 
 
 @pytest.mark.parametrize(
