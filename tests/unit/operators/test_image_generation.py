@@ -24,7 +24,17 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeSubmitImageGenerationOperator,
 )
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from tests.unit.builders import REQUEST, Context, one_step, overdue, rendered, run, submitter
+from tests.unit.builders import (
+    DEFERRED,
+    REQUEST,
+    SLOT_FREE,
+    Context,
+    one_step,
+    overdue,
+    rendered,
+    run,
+    submitter,
+)
 from tests.unit.conftest import TaskInstance
 
 if TYPE_CHECKING:
@@ -185,12 +195,11 @@ class TestOneLeg:
         with pytest.raises(TaskDeferred):
             task.execute(context)
         assert parsed == ["request", "destination"]
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
         with pytest.raises(TaskDeferred) as deferred:
-            task.resume_execution("execute_queued", {"event": event}, context)
+            task.resume_execution("execute_queued", {"event": SLOT_FREE}, context)
         assert parsed == ["request", "destination"] * 2
         generation_id = deferred.value.trigger.serialize()[1]["generation_id"]
-        event = {"status": "finished", "generation_id": generation_id}
+        event = {"status": "finished", "generation_id": generation_id, "deferred_task": DEFERRED}
         task.resume_execution("execute_complete", {"event": event}, context)
         assert parsed == ["request", "destination"] * 2 + ["destination"]
 
@@ -198,7 +207,6 @@ class TestOneLeg:
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
         (tmp_path / "cats").touch()
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
         with pytest.raises(InvalidDestinationError, match="is a file"):
-            one_step(tmp_path / "cats").resume_execution("execute_queued", {"event": event}, context)
+            one_step(tmp_path / "cats").resume_execution("execute_queued", {"event": SLOT_FREE}, context)
         assert not emulator.requests
