@@ -15,12 +15,22 @@ def submission_records() -> str:
 
 def how_to_store_again() -> str:
     """Return what a person can do on this Airflow to store a finished generation without a second charge."""
-    from airflow import __version__
-
-    version = tuple(int(part) for part in __version__.split(".")[:2])
     operator = "use ModelScopeImageToObjectStorageOperator"
-    if version >= (3, 4):
+    if _version() >= (3, 4):
         return f"clear the task with 'Keep task state and resume', which resumes it, or {operator}"
-    if version >= (3, 3) or submission_records():
+    if _version() >= (3, 3) or submission_records():
         return f"clear the task, which resumes it, or {operator}"
     return f"{operator}. Clearing a task that submits would submit again, because {SETTING} is not set"
+
+
+def how_to_submit_again() -> str:
+    """Return what a person can do on this Airflow if a generation never gives a usable image."""
+    if _version() < (3, 4):
+        return "clear the task, which tries once more and then submits a new generation, which is charged"
+    return "clear the task, which submits a new generation, which is charged"
+
+
+def _version() -> tuple[int, ...]:
+    from airflow import __version__
+
+    return tuple(int(part) for part in __version__.split(".")[:2])

@@ -229,7 +229,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             record.check,
         )
         submission = self._submit(request, context, record, queue)
-        record.finish()
+        record.finish(submission.generation_id)
         return submission.generation_id
 
     def _submit(
@@ -276,6 +276,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             ModelScopeError,
             ModelScopeFinalError,
             RequestRejectedError,
+            ServiceUnavailableError,
         )
 
         earlier = record.recall(fingerprint)
@@ -283,6 +284,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             return None
         id_, age = earlier.generation_id, time.time() - earlier.submitted_at
         polled = self.hook.poll(id_)
+        if record.is_dead_end and isinstance(polled, ServiceUnavailableError) and polled.code is not None:
+            record.warn_of_new_generation(id_)
+            return None
         if isinstance(polled, RequestRejectedError):
             self.log.warning("Submitting again: the service rejects the id of generation %s: %s", id_, polled)
             return None
@@ -481,24 +485,15 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         destination: Destination | None = None,
     ) -> list[str]:
         """Store the generation that ``wait`` returns, and update the record of the submission."""
-        from airflow_provider_modelscope.exceptions import (
-            GenerationStatusUnknownError,
-            GenerationTimeoutError,
-            ImageGoneError,
-        )
+        from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageError
 
         try:
             generation = wait()
             generation.raise_for_failure(retry_resubmits=True)
             uris = self._store(generation, destination or self._parse_destination(), submission, context)
-        except GenerationStatusUnknownError:
-            raise
-        except GenerationTimeoutError:
-            record.note_failure()
-            raise
-        except ImageGoneError:
-            if not record.note_failure():
+        except (GenerationTimeoutError, ImageError) as error:
+            if not record.note_failure(error):
                 raise
             return self._run(context, record)
-        record.finish()
+        record.finish(generation.generation_id)
         return uris
