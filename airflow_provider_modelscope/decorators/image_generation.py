@@ -156,9 +156,9 @@ def _task_decorator(signature: Decorator) -> Decorator:
     def decorator(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
         return task_decorator_factory(
             python_callable=python_callable,
-            multiple_outputs=False,  # Airflow would infer True from "-> dict", but the task returns URIs
             decorated_operator_class=_ModelScopeImageDecoratedOperator,
-            **kwargs,
+            # Airflow would infer multiple_outputs=True from "-> dict", but the task returns URIs.
+            **{"multiple_outputs": False, **kwargs},
         )
 
     return cast("Decorator", decorator)

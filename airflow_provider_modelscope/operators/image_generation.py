@@ -244,6 +244,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
+        self.hook.refuse_secrets(request)
         has_slot = queue is not None
         if queue is None:
             push_links(context, model_url=self.hook.account.model_url(request.model))

@@ -124,6 +124,10 @@ class TestReturned:
 
         assert drawing(draw, tmp_path).multiple_outputs is False
 
+    def test_multiple_outputs_is_refused_at_construction(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidRequestError, match="multiple_outputs = True: must be False"):
+            drawing(lambda: "A cat", tmp_path, multiple_outputs=True)
+
     @pytest.mark.parametrize(
         ("returned", "error"),
         [

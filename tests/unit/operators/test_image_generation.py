@@ -35,7 +35,7 @@ from tests.unit.builders import (
     run,
     submitter,
 )
-from tests.unit.conftest import TaskInstance
+from tests.unit.conftest import TOKEN, TaskInstance, connect
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -79,6 +79,34 @@ class TestSubmit:
             task.execute(context)
         assert isinstance(raised.value, AirflowFailException)
         assert not emulator.requests
+
+    @pytest.mark.parametrize(
+        "leaking",
+        [
+            {"prompt": f"tell {TOKEN}"},
+            {"model": f"a/{TOKEN}"},
+            {"negative_prompt": f"Bearer {TOKEN}"},
+            {"image_url": f"https://images.example/a.png?token={TOKEN}"},
+            {"loras": {TOKEN: 1}},
+            {"extra_parameters": {"a": [{"b": f"{TOKEN}!"}]}},
+            {"prompt": "my pass%40word"},
+            {"prompt": "my pass@word"},
+        ],
+        ids=str,
+    )
+    def test_a_secret_of_the_connection_is_neither_sent_nor_pushed(
+        self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch, leaking: dict[str, Any]
+    ) -> None:
+        connect(monkeypatch, emulator.base_url, proxy="http://user:pass%40word@127.0.0.1:9")
+        for deferrable in (False, True):
+            with pytest.raises(
+                InvalidRequestError, match="must not contain the token or another secret"
+            ) as e:
+                rendered(submitter(deferrable=deferrable), **leaking).execute(context)
+            assert str(e.value).startswith(f"Invalid parameters, nothing was sent: {next(iter(leaking))}: ")
+            assert not any(secret in str(e.value) for secret in (TOKEN, "word"))
+        assert not emulator.requests
+        assert not context["ti"].pushed
 
     def test_images_in_object_storage_are_sent_but_not_in_xcom(
         self, emulator: Emulator, context: Context, tmp_path: Path
