@@ -520,6 +520,8 @@ class TestSeveralRequests:
         assert not {*self.draw_all(tmp_path, store, max_tries=5)} & {*first}
         assert emulator.accepted == 12
         assert len(store.entries) == 6
+        submitter(prompt="A horse").execute(store.attempt(RealTaskInstance(8)))
+        assert len(store.entries) == 1
 
     def test_the_record_has_a_limit(
         self,
@@ -605,14 +607,21 @@ class TestDeadEnd:
         assert all("If this persists, clear the task, which tries once more" in error for error in errors)
 
     @pytest.mark.parametrize("fault", ["image:garbage:always", "poll:404:always", "poll:500:always"])
+    @pytest.mark.parametrize("retries", [0, 1])
     def test_each_clear_submits_once(
-        self, emulator: Emulator, store: Store, tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
+        self,
+        emulator: Emulator,
+        store: Store,
+        tmp_path: Path,
+        retries: int,
+        fault: str,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         emulator.fail(fault)
         given: dict[str, Any] = (
             {"execution_timeout": timedelta(minutes=1)} if fault.startswith("poll") else {}
         )
-        self.ends(store, tmp_path, clears=2, **given)
+        self.ends(store, tmp_path, clears=2, retries=retries, **given)
         assert emulator.accepted == 3
         assert caplog.text.count("Giving up generation") == 2
 
@@ -641,6 +650,20 @@ class TestDeadEnd:
             one_step(tmp_path).execute(store.attempt())
         assert one_step(tmp_path).execute(store.attempt())
         assert emulator.accepted == 1
+
+    def test_clear_after_a_success_may_replace_once_more(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        for max_tries in (3, 7):
+            emulator.fail("image:404:4")
+            with pytest.raises(ImageGoneError):
+                one_step(tmp_path).execute(store.attempt(RealTaskInstance(max_tries)))
+            assert one_step(tmp_path).execute(store.attempt(RealTaskInstance(max_tries)))
+        emulator.fail("image:404:4")
+        with pytest.raises(ImageGoneError):
+            one_step(tmp_path).execute(store.attempt(RealTaskInstance(9)))
+        assert one_step(tmp_path).execute(store.attempt(RealTaskInstance(9)))
+        assert emulator.accepted == 6
 
     def test_a_replacement_outlasts_a_full_queue(
         self, emulator: Emulator, store: Store, tmp_path: Path
