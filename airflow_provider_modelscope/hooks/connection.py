@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from airflow_provider_modelscope.protocol.account import BASE_URLS, DEFAULT_BASE_URL, DEFAULT_HUB_URL, Account
-from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.redaction import MIN_SECRET, preview
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -259,6 +259,20 @@ def account_from_connection(connection: Connection) -> Account:
     if errors:
         raise InvalidConnectionError(f"Airflow connection {connection.conn_id!r}: {'; '.join(errors)}.")
     return Account(**values)
+
+
+def secrets_of(connection: Connection, account: Account) -> list[str]:
+    """Return what no request may contain: the token, the password of the proxy, and secret headers."""
+    known = [field.name for field in CONNECTION_FIELDS]
+    headers = [
+        word
+        for name, value in _extra(connection).items()
+        if name not in known and re.search("auth|token|key|secret|passw|cookie", name, re.IGNORECASE)
+        for word in str(value).split()
+    ]
+    password = urlsplit(account.proxy or "").password or ""
+    secrets = [account.token, (connection.password or "").strip(), password, unquote(password), *headers]
+    return [secret for secret in secrets if len(secret) >= MIN_SECRET]
 
 
 # Each check returns what a part of the connection means, and raises ValueError with what is allowed.

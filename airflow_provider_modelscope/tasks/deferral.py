@@ -5,11 +5,15 @@ Triggers are imported when a task defers, not when a Dag file is parsed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
@@ -20,18 +24,67 @@ from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from airflow.sdk import BaseOperator
+    from airflow.sdk import BaseOperator, Context
 
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
+    from airflow_provider_modelscope.triggers.events import DeferredTask
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 POLL_INTERVAL = 15.0  # seconds; most polls are closer, see ``waiting.intervals``
 DEFER_AFTER = 8.0  # seconds of a generation's age to poll from a worker; fast models take 1 to 6
 MIN_QUEUE_DEFERRAL = 15.0  # seconds; a shorter wait for a slot stays on the worker: a deferral takes as long
 EARLY_SLOT_RETRY = 6.0  # seconds to retry from the worker if the slot was granted a little too early
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def resumes(method: Method) -> Method:
+    """Decorate a method that resumes a deferred task: the event of an earlier attempt runs ``execute``.
+
+    Airflow 3.0 resumes every retry with the event of the attempt that deferred.
+    """
+
+    @wraps(method)
+    def resuming(self: BaseOperator, context: Context, event: Any = None) -> Any:
+        from airflow_provider_modelscope.triggers.events import DeferredTask
+
+        attempt = DeferredTask.from_event(event).attempt
+        if attempt != context["ti"].try_number:
+            self.log.info("Starting again: the trigger event belongs to attempt %d", attempt)
+            return self.execute(context)
+        return method(self, context, event)
+
+    return cast("Method", resuming)
+
+
+def deferred_task(
+    task: BaseOperator, request: GenerationRequest, context: Context, names: Iterable[str]
+) -> DeferredTask:
+    """Return a task that submits as it is now, to resume with this request in another process.
+
+    Signed URLs and image data are left out: Airflow stores and logs what a deferral contains.
+
+    :param names: Its parameters beside those of the request.
+    """
+    from airflow_provider_modelscope.protocol.request import redacted_json
+    from airflow_provider_modelscope.triggers.events import DeferredTask
+
+    given = {name: getattr(task, name) for name in names} | vars(request)
+    public = {name: redacted_json(value) for name, value in given.items()} | request.summary()
+    return DeferredTask(
+        attempt=context["ti"].try_number,
+        parameters={name: value for name, value in given.items() if value == public[name]},
+        digests={name: digest_of(value) for name, value in given.items() if value != public[name]},
+    )
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a parameter, without the queries of URLs: a template may sign a URL again."""
+    text = re.sub(r'(https?://[^"?]*)\?[^"]*', r"\1", json.dumps(value, sort_keys=True))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def min_deferral_seconds() -> float:
@@ -55,6 +108,7 @@ def submit_or_defer(
     *,
     has_slot: bool,
     sending: Callable[[], AbstractContextManager[object]],
+    left: DeferredTask,
 ) -> str:
     """Submit and return the ``generation_id``, or defer if the account's queue is full.
 
@@ -64,6 +118,7 @@ def submit_or_defer(
     :param queue: The task's wait for a free slot.
     :param has_slot: Whether the task was granted a slot, which may not be free yet.
     :param sending: Returns the context for one submission.
+    :param left: What the task resumes with.
     :raises ModelScopeError: if it cannot be submitted, or not before the queue's deadline.
     """
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
@@ -84,12 +139,18 @@ def submit_or_defer(
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
         min_deferral_seconds=min_deferral_seconds(),
+        deferred_task=left.to_json(),
     )
     _defer(task, trigger, hook, "execute_queued")
 
 
 def wait_or_defer(
-    task: BaseOperator, wait: PollSchedule, hook: ModelScopeHook, *, defer_after: float | None
+    task: BaseOperator,
+    wait: PollSchedule,
+    hook: ModelScopeHook,
+    *,
+    defer_after: float | None,
+    left: DeferredTask,
 ) -> Generation:
     """Return the finished generation, or defer if it takes long.
 
@@ -97,6 +158,7 @@ def wait_or_defer(
     worker. The task resumes in its method ``execute_complete``.
 
     :param defer_after: Age of the generation in seconds at which to defer; 0 polls once, None never defers.
+    :param left: What the task resumes with.
     :raises ModelScopeError: if the wait ends without a finished generation.
     """
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
@@ -115,6 +177,7 @@ def wait_or_defer(
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=wait.end_time,
         min_deferral_seconds=min_deferral_seconds(),
+        deferred_task=left.to_json(),
     )
     _defer(task, trigger, hook, "execute_complete")
 

@@ -393,4 +393,20 @@ ROWS = (
         faults=("poll:moderated:always",),
         expected=Outcome(images=0, state="failed"),
     ),
+    Row(
+        name="image_gone",
+        fault="the URL of each image answers 404 for ever; deferrable",
+        dag_id="deferred",
+        inject=only_run,
+        faults=("image:404:always",),
+        expected=Outcome(images=0, submissions=2, state="failed"),
+    ),
+    Row(
+        name="image_gone_on_worker",
+        fault="the URL of each image answers 404 for ever",
+        dag_id="on_worker",
+        inject=only_run,
+        faults=("image:404:always",),
+        expected=Outcome(images=0, submissions=2, state="failed"),
+    ),
 )

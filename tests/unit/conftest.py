@@ -20,7 +20,7 @@ TOKEN = "ms-0b1c2d3e-test"
 class TaskInstance:
     """The part of Airflow's task instance that our tasks use, in memory."""
 
-    dag_id, run_id, task_id, map_index = "a_dag", "a_run", "a_task", -1
+    dag_id, run_id, task_id, map_index, try_number = "a_dag", "a_run", "a_task", -1, 1
 
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}

@@ -84,7 +84,7 @@ REQUESTS: list[tuple[str, Any, str]] = [
     ("prompt", b"a cat", "must be text, not bytes"),
     ("negative_prompt", "x" * 2000, LONG + "2000"),
     ("negative_prompt", HALF, UTF8),
-    ("negative_prompt", 0, "must be text, not int"),
+    ("negative_prompt", True, "must be text, not bool"),
     ("size", "1024", SIZE),
     ("size", "1024,768", SIZE),
     ("size", "0x64", SIZE),

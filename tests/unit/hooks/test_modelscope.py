@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ImageNotAllowedError,
     InvalidConnectionError,
+    InvalidRequestError,
     ModelScopeFinalError,
     QueueFullError,
     RateLimitedError,
@@ -103,6 +105,21 @@ class TestSubmission:
         with pytest.raises(SubmissionLostError, match="may have started and charged a generation"):
             hook.submit_generation(REQUEST)
         assert len(emulator.requests) == 1
+
+    @pytest.mark.parametrize("header", ["Authorization", "X-Api-Key"])
+    def test_a_secret_of_the_connection_is_not_sent(
+        self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, header: str
+    ) -> None:
+        headers = json.dumps({header: "Basic c2VjcmV0", "X-Purpose": "photographs"})
+        connection = {"conn_type": "http", "password": TOKEN, "host": emulator.base_url, "extra": headers}
+        monkeypatch.setenv("AIRFLOW_CONN_HEADERS", json.dumps(connection))
+        hook = ModelScopeHook("headers")
+        for secret in (TOKEN, "c2VjcmV0"):
+            with pytest.raises(InvalidRequestError, match="prompt: must not contain") as raised:
+                hook.submit_generation(replace(REQUEST, prompt=f"a sign that says {secret}"))
+            assert secret not in str(raised.value)
+        assert not emulator.requests
+        assert hook.submit_generation(replace(REQUEST, prompt="basic photographs"))
 
     def test_a_submission_that_times_out_may_have_been_accepted(self, hook: ModelScopeHook) -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:

@@ -221,7 +221,8 @@ class TestTask:
         with pytest.raises(Exception, match="Cannot download"):
             one_step(tmp_path).execute(context)
         [record] = folder.iterdir()
-        generation_id = json.loads(record.read_text())[KEY]["generation_id"]
+        [entry] = json.loads(record.read_text())[KEY].values()
+        generation_id = entry["generation_id"]
         context["ti"] = TaskInstance()
         [uri] = one_step(tmp_path).execute(context)
         assert generation_id in uri

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image as Pillow
 
 from airflow_provider_modelscope.exceptions import (
+    BrokenImageError,
     ImageError,
     ImageGoneError,
     ImageNotAllowedError,
@@ -162,7 +163,7 @@ class TestBody:
         self, content: bytes, content_type: str, evidence: str
     ) -> None:
         error = failed(http_with_length(content, f"Content-Type: {content_type}"))
-        assert type(error) is ImageError
+        assert type(error) is BrokenImageError
         assert f"(HTTP 200, content type {content_type!r}): Not a complete image" in str(error)
         assert evidence in str(error)
 
@@ -170,7 +171,7 @@ class TestBody:
         file = BytesIO()
         Pillow.new("1", (9000, 9000)).save(file, "PNG")
         error = failed(http_with_length(file.getvalue(), "Content-Type: image/png"))
-        assert type(error) is ImageError
+        assert type(error) is BrokenImageError
         assert "(HTTP 200, content type 'image/png'): The image has 9000x9000 pixels, more than" in str(error)
 
     def test_a_broken_connection_is_an_error(self) -> None:

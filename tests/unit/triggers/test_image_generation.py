@@ -56,6 +56,7 @@ def test_serialization_keeps_every_argument() -> None:
         "model": "Qwen/Qwen-Image",
         "size": "64x64",
         "min_deferral_seconds": 0.5,
+        "deferred_task": {"attempt": 3},
     }
     path, serialized = ModelScopeImageGenerationTrigger(**arguments).serialize()
     assert path == "airflow_provider_modelscope.triggers.image_generation.ModelScopeImageGenerationTrigger"

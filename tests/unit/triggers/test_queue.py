@@ -51,6 +51,7 @@ def test_serialization_keeps_every_argument() -> None:
         "modelscope_conn_id": "other",
         "end_time": 12.25,
         "min_deferral_seconds": 0.5,
+        "deferred_task": {"attempt": 3},
     }
     path, serialized = ModelScopeQueueTrigger(**arguments).serialize()
     assert path == "airflow_provider_modelscope.triggers.queue.ModelScopeQueueTrigger"
