@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.protocol.request import GenerationRequest
-    from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 POLL_INTERVAL = 15.0  # seconds; most polls are closer, see ``waiting.intervals``
@@ -85,7 +84,8 @@ def submit_or_defer(
         end_time=queue.end_time,
         min_deferral_seconds=min_deferral_seconds(),
     )
-    _defer(task, trigger, hook, "execute_queued")
+    # Without a timeout of Airflow's, which would end it before the last attempt if no triggerer runs.
+    task.defer(trigger=trigger, method_name="execute_queued")
 
 
 def wait_or_defer(
@@ -116,10 +116,6 @@ def wait_or_defer(
         end_time=wait.end_time,
         min_deferral_seconds=min_deferral_seconds(),
     )
-    _defer(task, trigger, hook, "execute_complete")
-
-
-def _defer(task: BaseOperator, trigger: ModelScopeTrigger, hook: ModelScopeHook, method: str) -> NoReturn:
     # Airflow's own timeout is a little later, so that the error of the trigger, which says more, comes first.
     seconds = max(0.0, trigger.end_time - time.time()) + hook.account.request_timeout + 60
-    task.defer(trigger=trigger, method_name=method, timeout=timedelta(seconds=seconds))
+    task.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=seconds))

@@ -64,6 +64,25 @@ def test_the_queue_timeout_limits_the_wait(emulator: Emulator, context: Context)
     assert kwargs["end_time"] == pytest.approx(kwargs["queued_at"] + 100)
 
 
+@pytest.mark.parametrize("is_full", [False, True])
+def test_after_the_queue_timeout_a_worker_makes_one_last_attempt(
+    emulator: Emulator, context: Context, is_full: bool
+) -> None:
+    emulator.fail("submit:queue-full")
+    task = submitter(deferrable=True)
+    deferral = deferred(task, context)
+    assert deferral.timeout is None  # Airflow does not end the wait before
+    deferral.trigger.queued_at -= 7200
+    deferral.trigger.end_time -= 7200
+    if is_full:
+        emulator.fail("submit:queue-full")
+        with pytest.raises(QueueFullError, match=r"queue is full.* Nothing was created within 3600 s"):
+            resume(task, deferral, context)
+    else:
+        assert resume(task, deferral, context)
+    assert len(submissions(emulator)) == 2
+
+
 def test_the_execution_timeout_limits_the_wait(emulator: Emulator, context: Context) -> None:
     emulator.fail("submit:queue-full:always")
     task = submitter(deferrable=True, execution_timeout=timedelta(seconds=50))
