@@ -168,7 +168,12 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.triggers.events import SlotFree, read_event
 
         slot = read_event(event, SlotFree)
-        return self._run(context, queue=SubmitBackoff(queued_at=slot.queued_at, end_time=slot.end_time))
+        queue = SubmitBackoff(
+            queued_at=slot.queued_at,
+            end_time=slot.end_time,
+            start_seconds=max(0.0, time.time() - slot.granted_at),
+        )
+        return self._run(context, queue=queue)
 
     def _run(self, context: Context, queue: SubmitBackoff | None = None) -> Any:
         """Run one leg of the task: validate, submit, then do the rest.
@@ -193,7 +198,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        has_slot = queue is not None
         if queue is None:
             push_links(context, model_url=self.hook.account.model_url(request.model))
             now = time.time()
@@ -207,7 +211,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         if submission is None:
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
-                id_ = submit_or_defer(self, complete, queue, self.hook, has_slot=has_slot, sending=sending)
+                id_ = submit_or_defer(self, complete, queue, self.hook, sending=sending)
             else:
                 id_ = self.hook.submit_with_backoff(complete, queue, sending=sending)
             self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)

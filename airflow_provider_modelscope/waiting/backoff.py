@@ -25,6 +25,7 @@ class SubmitBackoff:
 
     :param queued_at: When the task began to wait, in epoch seconds: first come, first served.
     :param end_time: When it gives up, in epoch seconds.
+    :param start_seconds: If it was granted a slot, the seconds from then until it was on a worker.
     :param rejected: Whether the service has rejected a submission before. A service that never responded is
         given up after a few attempts; later it is waited for as well.
     :param max_delay: Longest delay between attempts, in seconds.
@@ -35,11 +36,13 @@ class SubmitBackoff:
         *,
         queued_at: float,
         end_time: float,
+        start_seconds: float | None = None,
         rejected: bool = False,
         max_delay: float = MAX_QUEUE_DELAY,
     ) -> None:
         self.queued_at = queued_at
         self.end_time = end_time
+        self.start_seconds = start_seconds
         self._rejected = rejected
         self._max_delay = max_delay
         self._attempts = 0

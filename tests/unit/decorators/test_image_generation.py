@@ -175,7 +175,7 @@ class TestDeferred:
         assert deferred.value.method_name == "execute_queued"
         again = drawing(function, tmp_path, deferrable=True)  # another process
         again.render_template_fields(context)
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
+        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
         [uri] = again.resume_execution("execute_queued", {"event": event}, context)
         assert uri.startswith("file://")
         sent = [request.json["prompt"] for request in emulator.requests if request.json]
@@ -200,7 +200,7 @@ class TestDeferred:
         self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
     ) -> None:
         again = drawing(function, tmp_path, deferrable=True)
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
+        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
         with pytest.raises(ModelScopeRetryableError, match="missing from XCom 'modelscope_parameters'"):
             again.resume_execution("execute_queued", {"event": event}, context)
         assert not emulator.requests

@@ -185,7 +185,7 @@ class TestOneLeg:
         with pytest.raises(TaskDeferred):
             task.execute(context)
         assert parsed == ["request", "destination"]
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
+        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
         with pytest.raises(TaskDeferred) as deferred:
             task.resume_execution("execute_queued", {"event": event}, context)
         assert parsed == ["request", "destination"] * 2
@@ -198,7 +198,7 @@ class TestOneLeg:
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
         (tmp_path / "cats").touch()
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
+        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
         with pytest.raises(InvalidDestinationError, match="is a file"):
             one_step(tmp_path / "cats").resume_execution("execute_queued", {"event": event}, context)
         assert not emulator.requests

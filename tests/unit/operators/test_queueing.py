@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +126,9 @@ def test_a_rejected_submission_keeps_its_position(
     first = deferred(task, context)
     with pytest.raises(TaskDeferred) as raised:  # the submission is rejected once more
         resume(task, first, context)
-    recorded = {**first.trigger.serialize()[1], "slot_rejected": True}
-    assert raised.value.trigger.serialize()[1] == recorded
+    recorded = raised.value.trigger.serialize()[1]
+    assert recorded == {**first.trigger.serialize()[1], "start_seconds": recorded["start_seconds"]}
+    assert recorded["start_seconds"] >= 0
     assert resume(task, raised.value, context)
 
 
@@ -136,6 +138,23 @@ def test_a_slot_granted_early_is_retried_from_the_worker(emulator: Emulator, con
     task = submitter(deferrable=True)
     assert resume(task, deferred(task, context), context)
     assert (len(submissions(emulator)), emulator.accepted) == (5, 1)
+
+
+@pytest.mark.parametrize(("start_seconds", "reported"), [(100, 100), (-100, 0)])
+def test_a_rejected_task_reports_how_slowly_its_worker_started(
+    emulator: Emulator,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    start_seconds: float,
+    reported: float,
+) -> None:
+    monkeypatch.setattr(deferral_module, "early_slot_retry", lambda start_seconds: 0.0)
+    emulator.fail("submit:queue-full:always")
+    now = time.time()
+    event = {"status": "slot_free", "queued_at": now, "end_time": now + 3600}
+    with pytest.raises(TaskDeferred) as raised:
+        submitter(deferrable=True).execute_queued(context, {**event, "granted_at": now - start_seconds})
+    assert reported <= raised.value.trigger.serialize()[1]["start_seconds"] < reported + 60
 
 
 def test_an_unreachable_service_is_waited_for_after_a_slot(

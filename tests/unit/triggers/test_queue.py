@@ -12,6 +12,7 @@ import pytest
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.triggers.clients import shared_client
+from airflow_provider_modelscope.triggers.events import SlotFree, read_event
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 from airflow_provider_modelscope.waiting import poll
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
@@ -41,7 +42,7 @@ def running(generation_id: str, **kwargs: Any) -> PollSchedule:
 def test_serialization_keeps_every_argument() -> None:
     arguments: dict[str, Any] = {
         "queued_at": 3.5,
-        "slot_rejected": True,
+        "start_seconds": 2.5,
         "modelscope_conn_id": "other",
         "end_time": 12.25,
         "min_deferral_seconds": 0.5,
@@ -55,7 +56,13 @@ def test_serialization_keeps_every_argument() -> None:
 def test_it_sends_nothing(emulator: Emulator) -> None:
     queued = trigger()
     event = asyncio.run(event_of(queued))
-    assert event == {"status": "slot_free", "queued_at": queued.queued_at, "end_time": queued.end_time}
+    assert event == {
+        "status": "slot_free",
+        "queued_at": queued.queued_at,
+        "end_time": queued.end_time,
+        "granted_at": event["granted_at"],
+    }
+    assert queued.queued_at <= event["granted_at"] <= time.time()
     assert not emulator.requests
 
 
@@ -119,8 +126,8 @@ def test_after_the_deadline_all_tasks_make_a_last_attempt(emulator: Emulator) ->
             await event_of(trigger())  # takes the first slot
             return await asyncio.gather(*(event_of(trigger(queued_at=1.0, end_time=2.0)) for _ in range(3)))
 
-    last = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0}
-    assert asyncio.run(three()) == [last] * 3
+    for event in asyncio.run(three()):
+        assert read_event(event, SlotFree).end_time == 2.0
 
 
 def test_a_connection_that_stays_unreadable_allows_a_last_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,21 +135,21 @@ def test_a_connection_that_stays_unreadable_allows_a_last_attempt(monkeypatch: p
     assert asyncio.run(event_of(trigger(end_time=2.0)))["status"] == "slot_free"
 
 
-@pytest.mark.parametrize("slot_rejected", [True, False])
-def test_rejection_is_reported_to_the_queue(emulator: Emulator, slot_rejected: bool) -> None:
+@pytest.mark.parametrize("start_seconds", [0.0, 3.0, None])
+def test_rejection_is_reported_to_the_queue(emulator: Emulator, start_seconds: float | None) -> None:
     async def run() -> bool:
         async with shared_client(ModelScopeHook().account) as client:
             await event_of(trigger())  # takes the first slot
             with client.queue.track("42", submitted_at=time.time() - 20, usual_seconds=20):
                 await event_of(trigger())  # is granted the slot ahead
-                queued = asyncio.create_task(event_of(trigger(slot_rejected=slot_rejected)))
+                queued = asyncio.create_task(event_of(trigger(start_seconds=start_seconds)))
                 while len(client.queue) < 1:
                     await asyncio.sleep(0.01)
             granted, _ = await asyncio.wait([queued], timeout=0.5)
             queued.cancel()
             return bool(granted)  # if the slot was given back
 
-    assert asyncio.run(run()) is slot_rejected
+    assert asyncio.run(run()) is (start_seconds is not None)
 
 
 def test_events_and_arguments_contain_no_token(emulator: Emulator) -> None:
