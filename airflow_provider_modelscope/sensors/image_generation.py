@@ -122,8 +122,13 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         submission = Submission.find(generation_id, task=self, context=context)
         model = submission.model if submission else None
         push_links(context, model_url=account.model_url(model) if model else None, has_images=False)
-        started_at = context["ti"].start_date.timestamp()
-        since = submission.submitted_at if submission else started_at
+        ti = context["ti"]
+        started_at = ti.start_date.timestamp()
+        if submission:
+            since = submission.submitted_at
+        else:  # in mode reschedule, each poll has a start of its own
+            first = ti.get_first_reschedule_date(context) if self.reschedule else None
+            since = first.timestamp() if first else started_at
         return PollSchedule(
             generation_id,
             submitted_at=since,
