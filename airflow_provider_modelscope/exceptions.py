@@ -111,7 +111,7 @@ class InvalidRequestError(ModelScopeFinalError):
 class InvalidConnectionError(ModelScopeFinalError):
     """The Airflow connection is invalid, and nothing was sent.
 
-    Correct the field that the message names.
+    Correct the field or the environment variable that the message names.
     """
 
 

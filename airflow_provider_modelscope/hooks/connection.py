@@ -106,13 +106,10 @@ def _verify(given: Any) -> bool | str:
 
 
 def _proxy(given: Any) -> str:
-    from airflow_provider_modelscope.transport.egress import is_host_name
+    from airflow_provider_modelscope.transport.egress import is_proxy
 
-    if isinstance(given, str) and re.match(r"https?://\S+$", given):
-        with suppress(ValueError):  # of an invalid port, or of an unclosed [ of an IPv6 address
-            parts = urlsplit(given)
-            if parts.port != 0 and is_host_name(parts.hostname or ""):
-                return given
+    if isinstance(given, str) and is_proxy(given):
+        return given
     raise ValueError(given)
 
 

@@ -220,7 +220,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
         with self._leg(context, event) as record:
             slot = read_event(event, SlotFree)
-            queue = SubmitBackoff(queued_at=slot.queued_at, end_time=slot.end_time)
+            queue = SubmitBackoff(
+                queued_at=slot.queued_at,
+                end_time=slot.end_time,
+                start_seconds=max(0.0, time.time() - slot.granted_at),
+            )
             return self._run(context, record, queue)
 
     def _run(self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None) -> Any:
@@ -255,7 +259,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.xcoms import Submission
 
         self.hook.refuse_secrets(request)
-        has_slot = queue is not None
         if queue is None:
             push_links(self, context)
             now = time.time()
@@ -270,9 +273,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
                 left = self._deferred(request, context)
-                id_ = submit_or_defer(
-                    self, complete, queue, self.hook, has_slot=has_slot, sending=sending, left=left
-                )
+                id_ = submit_or_defer(self, complete, queue, self.hook, sending=sending, left=left)
             else:
                 id_ = self.hook.submit_with_backoff(complete, queue, sending=sending)
             self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)

@@ -124,8 +124,13 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             lambda: raise_invalid(self._option_errors()),
         )
         submission = self._find_submission(generation_id, context)
-        started_at = context["ti"].start_date.timestamp()
-        since = submission.submitted_at if submission else started_at
+        ti = context["ti"]
+        started_at = ti.start_date.timestamp()
+        if submission:
+            since = submission.submitted_at
+        else:  # in mode reschedule, each poll has a start of its own
+            first = ti.get_first_reschedule_date(context) if self.reschedule else None
+            since = first.timestamp() if first else started_at
         return PollSchedule(
             generation_id,
             submitted_at=since,

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import airflow.sdk
+
 from airflow_provider_modelscope.exceptions import (
     BrokenImageError,
     GenerationTimeoutError,
@@ -59,16 +61,17 @@ class SubmissionRecord:
     """
 
     def __init__(self, context: Context, *, durable: bool = True, on_lost_response: str = "resubmit") -> None:
+        self._ti = context["ti"]
         self._store: Any = context.get("task_state_store") if durable else None
         self._name = f"{KEY!r} in this task's state store"
         self._in_object_storage: RecordStore | None = None
         if durable and self._store is None and (folder := submission_records()):
             from airflow_provider_modelscope.tasks.record_store import RecordStore
 
-            self._store = self._in_object_storage = RecordStore(folder, context["ti"])
+            self._store = self._in_object_storage = RecordStore(folder, self._ti)
             self._name = repr(str(self._store))
         # Grows when the task is cleared, and only then: this distinguishes Clear from a retry.
-        self._max_tries: int | None = getattr(context["ti"], "max_tries", None)
+        self._max_tries: int | None = getattr(self._ti, "max_tries", None)
         self._lacks_store = durable and self._store is None and bool(self._max_tries)
         self._on_lost_response = on_lost_response
         self._entries: dict[str, dict[str, Any]] = {}  # of each request, by its fingerprint
@@ -229,6 +232,7 @@ class SubmissionRecord:
         """Record that the task has what it wants of a generation.
 
         Until Airflow has recorded the success, a retry resumes the generation, while Clear submits a new one.
+        This mark alone decides. That the record is deleted later is tidiness.
         """
         try:
             fingerprint, entry = self._find(generation_id)
@@ -243,17 +247,26 @@ class SubmissionRecord:
     def forget_if_success_is_recorded(self) -> None:
         """Delete the record, unless Airflow does not know of the success and may retry the task.
 
-        Object storage lets an attempt that Airflow has given up delete it as well, so the task asks for its
-        state first.
+        The callback runs even if Airflow did not learn of the success, so the task asks for its state.
         """
+        if self._store is None:
+            return
         try:
-            if self._in_object_storage and not self._in_object_storage.success_is_recorded():
+            if not self._success_is_recorded():
                 log.warning("Keeping the record %s: Airflow did not record the success", self._name)
                 return
         except Exception as error:  # Airflow cannot be reached
             log.warning("Keeping the record %s: the state of the task is unknown: %r", self._name, error)
             return
         self.forget()
+
+    def _success_is_recorded(self) -> bool:
+        """Return whether Airflow has this task instance as successful now."""
+        ti = self._ti
+        states = ti.get_task_states(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        return "success" in states.get(ti.run_id, {}).values()
 
     def forget(self) -> None:
         """Delete the record: there is nothing to resume."""
@@ -312,10 +325,12 @@ class SubmissionRecord:
             del entries[oldest]
         self._entries = entries
         try:
-            if entries:
-                self._store.set(KEY, entries)
-            else:
+            if not entries:
                 self._store.delete(KEY)
+            elif self._in_object_storage:
+                self._in_object_storage.set(KEY, entries)
+            else:
+                self._store.set(KEY, entries, retention=getattr(airflow.sdk, "NEVER_EXPIRE", None))
         except Exception as error:  # any backend
             raise SubmissionRecordError(f"The record {self._name} cannot be written: {error!r}") from error
 

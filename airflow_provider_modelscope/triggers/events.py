@@ -27,14 +27,16 @@ class SlotFree:
 
     :param queued_at: When the task began to wait, in epoch seconds.
     :param end_time: When the task gives up, in epoch seconds.
+    :param granted_at: When the slot was granted, in epoch seconds.
     """
 
     queued_at: float
     end_time: float
+    granted_at: float
 
     def to_json(self) -> dict[str, Any]:
         """Return the payload of the event."""
-        return {"status": "slot_free", "queued_at": self.queued_at, "end_time": self.end_time}
+        return {"status": "slot_free", **vars(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,9 @@ def read_event(payload: Any, expected: type[Expected]) -> Expected:
             "status": "slot_free",
             "queued_at": float() | int() as queued_at,
             "end_time": float() | int() as end_time,
+            "granted_at": float() | int() as granted_at,
         }:
-            event = SlotFree(queued_at=queued_at, end_time=end_time)
+            event = SlotFree(queued_at=queued_at, end_time=end_time, granted_at=granted_at)
         case {"status": "error", "error": {"kind": str(), "message": str()} as error}:
             raise ModelScopeError.from_json(error)
     if isinstance(event, expected):

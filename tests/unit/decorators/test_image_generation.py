@@ -228,7 +228,7 @@ class TestDeferred:
         self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
     ) -> None:
         again = drawing(function, tmp_path, deferrable=True)
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
+        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
         with pytest.raises(ModelScopeFinalError, match="Unexpected trigger event"):
             again.resume_execution("execute_queued", {"event": event}, context)
         assert not emulator.requests

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -415,12 +416,12 @@ def test_an_unknown_model_is_named(service: Mocker, hook: ModelScopeHook) -> Non
 
 
 @pytest.mark.parametrize(
-    ("verify", "used"), [(False, False), ("false", False), (__file__, __file__), (True, "/env.pem")]
+    ("verify", "used"), [(False, False), ("false", False), (__file__, __file__), (True, os.devnull)]
 )
 def test_the_connections_verify_wins_over_the_environments(
     service: Mocker, monkeypatch: pytest.MonkeyPatch, verify: Any, used: Any
 ) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/env.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)
     connect(monkeypatch, "", verify=verify)
     service.get(STATUS + "42", json={"task_status": "PENDING"})
     ModelScopeHook().get_generation("42")

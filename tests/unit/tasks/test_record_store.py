@@ -126,7 +126,7 @@ class TestSetting:
         self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class TaskStateStore(dict[str, Any]):
-            def set(self, key: str, value: Any) -> None:
+            def set(self, key: str, value: Any, *, retention: Any = None) -> None:
                 self[key] = value
 
         set_folder(monkeypatch, "invalid")

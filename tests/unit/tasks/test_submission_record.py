@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import airflow.sdk
 import pytest
 
 from airflow_provider_modelscope.compat import TaskDeferred
@@ -102,6 +103,7 @@ class TaskStateStore(Store):
     """Airflow's task state store as a task sees it, in memory."""
 
     text: str | None = None
+    retention: Any = None
 
     def attempt(self, ti: TaskInstance | None = None) -> Context:
         return {"ti": ti or TaskInstance(), "task_state_store": self}
@@ -114,7 +116,7 @@ class TaskStateStore(Store):
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
         assert key == KEY
         self.fail_if_broken("set")
-        self.text = json.dumps(value)
+        self.text, self.retention = json.dumps(value), retention
 
     def delete(self, key: str) -> None:
         assert key == KEY
@@ -348,7 +350,6 @@ class TestRecord:
                 callback(cleared)
             assert store.text is None
 
-    @pytest.mark.parametrize("store", ["object storage"], indirect=True)
     @pytest.mark.parametrize("state", ["running", "up_for_retry", None], ids=str)
     def test_a_success_that_airflow_did_not_record_keeps_it(
         self, emulator: Emulator, store: Store, state: str | None
@@ -366,6 +367,11 @@ class TestRecord:
 
         for given, kept in ((None, []), (own, [own]), ([own, own], [own, own])):
             assert submitter(on_success_callback=given).on_success_callback[:-1] == kept
+
+    @pytest.mark.parametrize("store", ["task state store"], indirect=True)
+    def test_it_never_expires(self, emulator: Emulator, store: TaskStateStore) -> None:
+        die(submitter(), store)
+        assert store.retention is getattr(airflow.sdk, "NEVER_EXPIRE", None)
 
     def test_it_contains_neither_the_token_nor_the_prompt(self, emulator: Emulator, store: Store) -> None:
         die(submitter(prompt="a secret plan"), store)

@@ -210,12 +210,6 @@ class TestBody:
         error = failed(http_with_length(b"no", status=f"{status} No"))
         assert (type(error), error.code) == (kind, status)
 
-    def test_a_missing_ca_bundle_is_named(self) -> None:
-        with pytest.raises(
-            ImageError, match=r"^Cannot download https://images.example/a.png: .*/nowhere\.pem"
-        ):
-            download("https://images.example/a.png", account(verify="/nowhere.pem"))
-
     def test_a_host_that_is_down_is_an_error_without_signature(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
