@@ -17,7 +17,7 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.tasks import deferral as deferral_module
-from tests.unit.builders import REQUEST, Context, one_step, overdue, resume, submitter
+from tests.unit.builders import REQUEST, SLOT_FREE, Context, one_step, overdue, resume, submitter
 from tests.unit.conftest import connect
 
 if TYPE_CHECKING:
@@ -151,9 +151,9 @@ def test_a_rejected_task_reports_how_slowly_its_worker_started(
     monkeypatch.setattr(deferral_module, "early_slot_retry", lambda start_seconds: 0.0)
     emulator.fail("submit:queue-full:always")
     now = time.time()
-    event = {"status": "slot_free", "queued_at": now, "end_time": now + 3600}
+    slot = {"queued_at": now, "end_time": now + 3600, "granted_at": now - start_seconds}
     with pytest.raises(TaskDeferred) as raised:
-        submitter(deferrable=True).execute_queued(context, {**event, "granted_at": now - start_seconds})
+        submitter(deferrable=True).execute_queued(context, SLOT_FREE | slot)
     assert reported <= raised.value.trigger.serialize()[1]["start_seconds"] < reported + 60
 
 
