@@ -7,8 +7,8 @@ STORES := $(VENV)/stores
 AZURITE := $(VENV)/azurite
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo ui check test test-fuzz test-integration test-browser test-stores test-faults test-cluster proof \
-	test-matrix bench screenshots clean
+.PHONY: help demo ui check test test-fuzz test-integration test-browser test-stores test-faults test-records \
+	test-form test-cluster proof test-matrix bench screenshots clean
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -60,13 +60,19 @@ test-stores: $(STORES)/.ready $(AZURITE)/.ready ## Images in servers of S3, Azur
 test-faults: $(READY) ## Kill and disconnect parts of a real Airflow on PostgreSQL and count images and submissions; six minutes
 	@$(BIN)/python -m pytest tests/faults
 
+test-records: $(READY) ## The kills of test-faults on Airflow 3.2, with the records in object storage; three minutes
+	@$(BIN)/nox --session records
+
+test-form: $(READY) ## The connection form of Airflow 3.4 in a real browser; two minutes
+	@$(BIN)/nox --session form
+
 test-cluster: $(READY) ## Sixty images on an Airflow of seven machines, two of which are killed; needs Redis; six minutes
 	@$(BIN)/python -m pytest tests/cluster -s
 
 proof: $(READY) ## Promises that only a busy Airflow on PostgreSQL can show; ten minutes
 	@$(BIN)/python -m pytest tests/proof -rA --durations=0 --durations-min=1
 
-test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest dependencies; half an hour
+test-matrix: $(READY) ## The tests on the built wheel, with each Airflow and Python, oldest and newest dependencies; an hour
 	@$(BIN)/nox --parallel 2
 
 bench: $(READY) ## The cost of a wait beside other ways to wait, and what polling and the submit queue save; eight minutes

@@ -1,7 +1,10 @@
-"""``make test-matrix``: tests the built wheel with each Airflow and Python, newest and lowest dependencies.
+"""``make test-matrix``: tests the built wheel with each Airflow and Python, and different dependencies.
 
-``wheel`` builds the wheel and checks its contents, ``cell(...)`` runs the tests in one environment, and
-``table`` prints the results as docs/compatibility.md shows them. ``nox --list`` lists the cells.
+``wheel`` builds the wheel and checks its contents, ``cell(...)`` runs the tests in one environment,
+``resolve(...)`` has pip choose the versions of one extra, and ``table`` prints the results as
+docs/compatibility.md shows them. ``nox --list`` lists all of them.
+
+``records`` is ``make test-records`` and ``form`` is ``make test-form``: other suites, each on one Airflow.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -25,12 +29,14 @@ DIST = ROOT / ".nox" / "dist"
 RESULTS = ROOT / ".nox" / "results"
 PINS = ROOT / "tests" / "pins"
 
-AIRFLOWS = ("3.0", "3.1", "3.2", "3.3")
+AIRFLOWS = ("3.0", "3.1", "3.2", "3.3", "3.4")
+CONSTRAINED = ("3.0.6", "3.1.6", "3.2.1", "3.2.2")  # with Airflow's own constraints, in tests/pins
 PYTHONS = ("3.11", "3.12", "3.13")
 LEFT_OUT = {("3.0", "3.13")}  # not supported by Airflow; the cells compare this with its metadata
 CELLS = [
     *((airflow, python, "newest") for airflow in AIRFLOWS for python in PYTHONS),
     *((airflow, PYTHONS[0], "lowest") for airflow in AIRFLOWS),
+    *((airflow, "3.12", "constraints") for airflow in CONSTRAINED),
 ]
 TESTED = [cell for cell in CELLS if cell[:2] not in LEFT_OUT]
 
@@ -43,6 +49,11 @@ PROBE = "import airflow_provider_modelscope as it, platform; print(platform.pyth
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 DEPENDENCIES = [re.split("[^a-z-]", dependency)[0] for dependency in PYPROJECT["project"]["dependencies"]]
+
+EXTRAS = tuple(PYPROJECT["project"]["optional-dependencies"])
+PIPS = {"23.2.1": "pip==23.2.1", "newest": "pip"}  # the oldest comes with Python 3.12
+UNCONSTRAINED = ("3.2.2", "3.3.2")
+STEP_LIMIT = 600  # seconds, for a pip that searches without end
 
 nox.options.error_on_missing_interpreters = True
 if pyenv := shutil.which("pyenv"):
@@ -71,13 +82,17 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
     python = str(session.python)
     environment = Path(session.virtualenv.location)
     constraints = [f"--constraint={pins}" for pins in _pins(airflow, dependencies)]
-    session.install(
-        f"apache-airflow=={airflow}.*",
-        str(_built("whl")),
-        "--requirement=pyproject.toml",  # makes the dependencies direct ones, for --resolution
-        f"--resolution={'lowest-direct' if dependencies == 'lowest' else 'highest'}",
-        *constraints,
-    )
+    if dependencies == "constraints":
+        session.install("pip")  # uv creates environments without it
+        session.run("python", "-m", "pip", "install", "--quiet", *_command(airflow), *constraints)
+    else:
+        session.install(
+            f"apache-airflow=={airflow}.*",
+            str(_built("whl")),
+            "--requirement=pyproject.toml",  # makes the dependencies direct ones, for --resolution
+            f"--resolution={'lowest-direct' if dependencies == 'lowest' else 'highest'}",
+            *constraints,
+        )
     session.install(*nox.project.dependency_groups(PYPROJECT, "test"), *constraints)
     shutil.unpack_archive(_built("tar.gz"), environment, filter="data")
     [sources] = environment.glob("airflow_provider_modelscope-*")
@@ -93,7 +108,7 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
     classifiers = installed["apache-airflow"].metadata.get_all("Classifier") or []
     for version in PYTHONS:
         is_supported = f"Programming Language :: Python :: {version}" in classifiers
-        if is_supported == ((airflow, version) in LEFT_OUT):
+        if is_supported == ((airflow[:3], version) in LEFT_OUT):
             session.error(
                 f"LEFT_OUT is wrong for Airflow {airflow} and Python {version}: compare its metadata"
             )
@@ -118,15 +133,54 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
         _result(airflow, python, dependencies).write_text(json.dumps(result))
 
 
+@nox.session(python=INTEGRATION_PYTHON, venv_backend="uv", requires=["wheel"], allow_parallel=True)
+@nox.parametrize("pip", list(PIPS), ids=list(PIPS))
+@nox.parametrize("extra", EXTRAS, ids=EXTRAS)
+def resolve(session: nox.Session, extra: str, pip: str) -> None:
+    """Have pip choose the versions of an extra and everything below it, without installing them."""
+    oldest, existing = CONSTRAINED[0], CONSTRAINED[-1]
+    pins = {airflow: f"--constraint={_pins(airflow, 'constraints')[0]}" for airflow in (oldest, existing)}
+    session.install(PIPS[pip])
+    times = {f"{airflow}, no constraints": _resolve(session, airflow, extra) for airflow in UNCONSTRAINED}
+    for airflow, constraint in pins.items():
+        times[f"{airflow}, constraints"] = _resolve(session, airflow, extra, constraint)
+    session.install(f"apache-airflow=={existing}", pins[existing])
+    times[f"{existing}, installed before"] = _resolve(session, existing, extra)
+    version = str(session.run("python", "-m", "pip", "--version", silent=True)).split()[1]
+    _resolved(extra, pip).write_text(json.dumps({"extra": f"`{extra}`", "pip": version, **times}))
+
+
+@nox.session(venv_backend="uv", default=False)
+def records(session: nox.Session) -> None:
+    """Kill parts of an Airflow without a task state store, which keeps its records in object storage."""
+    _install_sources(session, CONSTRAINED[-1], "constraints", "faults")
+    session.run("python", "-m", "pytest", "tests/faults", "-m", "kill")
+
+
+@nox.session(venv_backend="uv", default=False)
+def form(session: nox.Session) -> None:
+    """Use the connection form of the newest Airflow."""
+    _install_sources(session, AIRFLOWS[-1], "newest", "browser")
+    session.run("python", "-m", "pytest", "tests/browser/test_connection_form.py")
+
+
 @nox.session(python=False)
 def table(session: nox.Session) -> None:
-    """Print the results of the cells. It is the last session."""
+    """Print the results of the cells, and the times of pip. It is the last session."""
     versions = [
         name.removeprefix("apache-airflow-providers-").replace("apache-airflow", "Airflow")
         for name in DEPENDENCIES
     ]
     columns = ("Python", "dependencies", *versions, "passed", "skipped", "failed", "minutes")
-    for row in (columns, ["---"] * len(columns), *(_row(*cell) for cell in CELLS)):
+    _print(columns, [_row(*cell) for cell in CELLS])
+    files = [_resolved(extra, pip) for extra in EXTRAS for pip in PIPS]
+    if times := [json.loads(file.read_text()) for file in files if file.exists()]:
+        print()
+        _print(list(times[0]), [[str(value) for value in row.values()] for row in times])
+
+
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for row in (columns, ["---"] * len(columns), *rows):
         print(f"| {' | '.join(row)} |")
 
 
@@ -139,6 +193,32 @@ def _row(airflow: str, python: str, dependencies: str) -> Sequence[str]:
     return [str(value) for value in json.loads(result.read_text()).values()]
 
 
+def _install_sources(session: nox.Session, airflow: str, dependencies: str, group: str) -> None:
+    """Install the sources, beside one Airflow and what a group of tests needs."""
+    session.install(
+        f"apache-airflow=={airflow}.*",
+        "--editable=.",
+        *nox.project.dependency_groups(PYPROJECT, group),
+        *(f"--constraint={pins}" for pins in _pins(airflow, dependencies)),
+    )
+
+
+def _command(airflow: str, extra: str = "") -> tuple[str, str]:
+    """Return what the documentation tells to install beside each other."""
+    return f"apache-airflow=={airflow}", f"{_built('whl')}{extra and f'[{extra}]'}"
+
+
+def _resolve(session: nox.Session, airflow: str, extra: str, *constraints: str) -> str:
+    """Return the seconds that pip needs, and in brackets those of the processor, whatever else runs."""
+    python = Path(session.bin) / "python"
+    pip = (python, "-m", "pip", "install", "--dry-run", "--quiet", "--no-cache-dir")
+    before, started_at = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    subprocess.run((*pip, *_command(airflow, extra), *constraints), check=True, timeout=STEP_LIMIT)
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - started_at
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{seconds:.0f} ({processor:.0f})"
+
+
 def _built(suffix: str) -> Path:
     [built] = DIST.glob(f"*.{suffix}")
     return built
@@ -146,9 +226,13 @@ def _built(suffix: str) -> Path:
 
 def _pins(airflow: str, dependencies: str) -> list[Path]:
     """Return the files that pin packages which do not work with this environment."""
-    names = (f"airflow-{airflow}", dependencies, f"airflow-{airflow}-{dependencies}")
+    names = (f"airflow-{airflow}", f"airflow-{airflow}-{dependencies}")
     return [pins for name in names if (pins := PINS / f"{name}.txt").exists()]
 
 
 def _result(airflow: str, python: str, dependencies: str) -> Path:
     return RESULTS / f"{airflow}-{python}-{dependencies}.json"
+
+
+def _resolved(extra: str, pip: str) -> Path:
+    return RESULTS / f"resolve-{extra}-{pip}.json"

@@ -44,13 +44,15 @@ class RecordStore:
 
     @cached_property
     def _object(self) -> ObjectStoragePath:
+        from airflow.sdk import ObjectStoragePath
+
         folder = open_folder(self._folder, parameter=SETTING)
         if folder.protocol in LOCAL and not Path(folder.path).is_dir():
             raise SubmissionRecordError(
                 f"{SETTING} = {self._folder!r}: the folder does not exist on this worker, nothing was sent. "
                 "Mount or create it"
             )
-        return folder / self._name
+        return ObjectStoragePath(str(self))  # folder / name warns with Airflow 3.0
 
     def get(self, key: str) -> Any:
         """Return the record, or None if there is none; the text of the object if it holds no record."""

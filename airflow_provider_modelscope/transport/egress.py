@@ -69,7 +69,7 @@ def proxy_for(url: str, account: Account, *, no_socks: str) -> str | None:
     :param no_socks: Why a SOCKS proxy cannot be used; empty if it can.
     :raises InvalidConnectionError: if the environment's proxy cannot be used.
     """
-    from requests.utils import get_environ_proxies, prepend_scheme_if_needed
+    from requests.utils import get_environ_proxies
 
     host = urlsplit(url).hostname or ""
     if is_loopback(host):
@@ -80,7 +80,7 @@ def proxy_for(url: str, account: Account, *, no_socks: str) -> str | None:
     kind = next((kind for kind in (urlsplit(url).scheme, "all") if proxies.get(kind)), None)
     if kind is None:
         return None
-    proxy = str(prepend_scheme_if_needed(proxies[kind], "http"))  # type: ignore[no-untyped-call]
+    proxy = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}"
     reason = no_socks if proxy.startswith("socks") else ""
     if not reason and is_proxy(proxy, "https?|socks4a?|socks5h?"):
         return proxy

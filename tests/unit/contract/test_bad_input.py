@@ -228,7 +228,7 @@ DESTINATIONS: list[tuple[Any, str]] = [
 UNWRITABLE: list[tuple[str, str]] = [
     (
         "nowhere://bucket/cats/",
-        "cannot be opened (Unsupported filesystem: 'nowhere'): use s3://, gs://, abfs:// or file://",
+        "): use s3://, gs://, abfs:// or file://",
     ),
     ("https://a.example/cats/", "No filesystem registered for scheme https"),
     ("file://{folder}/folder.png", "that is a folder: end it with '/' to store into it"),

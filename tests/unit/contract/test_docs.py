@@ -381,6 +381,15 @@ def test_every_extra_of_the_package_is_listed() -> None:
     assert {word for row in rows for word in words(row[0])} == set(PROJECT["optional-dependencies"])
 
 
+def test_the_constraints_shown_are_those_of_a_cell() -> None:
+    for page in PAGES.values():
+        for airflow, constraints in re.findall(
+            r'"apache-airflow==([\d.]+)".* --constraint .*constraints-([\d.]+)/', page
+        ):
+            assert airflow == constraints
+            assert (ROOT / "tests" / "pins" / f"airflow-{airflow}-constraints.txt").exists()
+
+
 def test_the_table_of_versions_has_every_cell_without_failure() -> None:
     pytest.importorskip("nox", reason="a cell has no nox")
     listed = subprocess.run(
@@ -394,6 +403,8 @@ def test_the_table_of_versions_has_every_cell_without_failure() -> None:
     shown = {}
     for python, dependencies, airflow, *others in table("docs/compatibility.md", "Tested versions"):
         if len(others) > 1:  # not a Python that Airflow does not support
-            minors = (".".join(version.split(".")[:2]) for version in (airflow, python))
+            minors = [".".join(version.split(".")[:2]) for version in (airflow, python)]
+            if dependencies == "constraints":  # those of one release
+                minors[0] = airflow
             shown[f"cell({'-'.join([*minors, dependencies])})"] = others[-2]
     assert shown == dict.fromkeys(cells, "0")

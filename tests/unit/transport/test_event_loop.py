@@ -8,7 +8,7 @@ import re
 import time
 import traceback
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from typing import Any
 
 import aiohttp
@@ -53,7 +53,7 @@ class Service:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
-        with suppress(asyncio.IncompleteReadError):  # until the client closes the connection
+        with closing(writer), suppress(asyncio.IncompleteReadError):  # until the client closes the connection
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 self.heads.append(head)
@@ -66,7 +66,6 @@ class Service:
                     writer.write(http(LARGE[generation_id], f"Content-Length: {2 * MAX_POLL_BODY}"))
                 else:
                     writer.write(http(RUNNING, f"Content-Length: {len(RUNNING)}", "Set-Cookie: a=b"))
-        writer.close()
 
 
 @asynccontextmanager
