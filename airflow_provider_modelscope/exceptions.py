@@ -14,7 +14,8 @@
     │   ├── QuotaExhaustedError         the daily quota or the credit is used up
     │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
     │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
-    │   └── ImageNotAllowedError        an output image is too large, or its address is not allowed
+    │   ├── ImageNotAllowedError        an output image is too large, or its address is not allowed
+    │   └── ImageUnavailableError       the images of a generation and of its replacement are gone
     └── ModelScopeRetryableError        yes: Airflow retries the task as its Dag says
         ├── ServiceUnavailableError     no usable response: network error, 5xx, or not the API's JSON
         │   └── ServiceUnreachableError no connection, so nothing was sent
@@ -26,6 +27,7 @@
         ├── GenerationTimeoutError      the generation did not finish before its deadline
         │   └── GenerationStatusUnknownError   or its status at the deadline is unknown
         └── ImageError                  an output image could not be downloaded, decoded or stored
+            ├── BrokenImageError        its bytes are complete, but no image
             ├── ImageGoneError          its URL has expired
             └── ImageStorageError       the disk is full, or the object store failed
 """
@@ -109,7 +111,7 @@ class InvalidRequestError(ModelScopeFinalError):
 class InvalidConnectionError(ModelScopeFinalError):
     """The Airflow connection is invalid, and nothing was sent.
 
-    Correct the field that the message names.
+    Correct the field or the environment variable that the message names.
     """
 
 
@@ -180,6 +182,13 @@ class ImageNotAllowedError(ModelScopeFinalError):
     The limits are ``max_image_bytes`` and ``allowed_image_hosts`` in the connection's extra, https, and three
     redirects. Correct the connection, then store the generation without a second charge, see
     ``docs/charged-once.md``.
+    """
+
+
+class ImageUnavailableError(ModelScopeFinalError):
+    """The images of a generation could not be downloaded, nor those of the one that replaced it.
+
+    Retries submit no third generation. Check what blocks the images' host, then clear the task.
     """
 
 
@@ -256,6 +265,13 @@ class ImageError(ModelScopeRetryableError):
     """An output image could not be downloaded completely or decoded, and was not stored.
 
     A retry downloads it again, without a new generation.
+    """
+
+
+class BrokenImageError(ImageError):
+    """The service delivered an output image that is not a complete image of a known format.
+
+    A retry downloads it again. If it stays broken, clear the task to get a new generation.
     """
 
 

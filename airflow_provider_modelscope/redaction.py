@@ -16,7 +16,7 @@ _LOGIN = re.compile(
     r"|(?<=https://)[^\s/@?#'\"<>]+@|(?<=http://)[^\s/@?#'\"<>]+@",
     re.IGNORECASE,
 )
-_QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]+", re.IGNORECASE)
+_URL = re.compile(r"https?://[^\s'\"<>]+", re.IGNORECASE)  # whole: to search for "?" is quadratic
 
 
 def redacted(text: str, secret: str) -> str:
@@ -37,13 +37,18 @@ def one_line(text: str, most: int, *, secret: str = "") -> str:
     """
     text = redacted(text, secret)[: 2 * most]
     if "//" in text:  # else it contains no URL
-        text = _QUERY.sub(r"\1?...", without_login(text))
+        text = _URL.sub(_without_query, without_login(text))
     text = text[:most]
     if not text.isprintable():
         # Terminals execute escape sequences; PostgreSQL rejects NUL, and UTF-8 rejects lone surrogates.
         odd = {letter for letter in text if not letter.isprintable()}
         text = text.translate({ord(letter): " " if letter.isspace() else "\ufffd" for letter in odd})
     return text.strip()
+
+
+def _without_query(url: re.Match[str]) -> str:
+    address, mark, query = url[0].partition("?")
+    return f"{address}?..." if query else address + mark
 
 
 def without_query(url: str) -> str:

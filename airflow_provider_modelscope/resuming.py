@@ -23,3 +23,12 @@ def how_to_store_again() -> str:
     if AIRFLOW_VERSION >= (3, 3) or submission_records():
         return f"clear the task, which resumes it, or {operator}"
     return f"{operator}. Clearing a task that submits would submit again, because {SETTING} is not set"
+
+
+def how_to_submit_again() -> str:
+    """Return what a person can do on this Airflow if a generation never gives a usable image."""
+    from airflow_provider_modelscope.compat import AIRFLOW_VERSION
+
+    if AIRFLOW_VERSION < (3, 4):
+        return "clear the task, which tries once more and then submits a new generation, which is charged"
+    return "clear the task, which submits a new generation, which is charged"

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -144,12 +145,17 @@ class Submission:
     @classmethod
     def find(cls, generation_id: str, *, task: BaseOperator, context: Context) -> Self | None:
         """Return what an upstream submit task of this Dag run recorded, or None if none did."""
-        for upstream in task.get_flat_relatives(upstream=True):
+        ti = context["ti"]
+        submitters = [
+            upstream.task_id
+            for upstream in task.get_flat_relatives(upstream=True)
             # A mapped task has another class, which names the operator's class.
-            kind = getattr(upstream, "operator_class", type(upstream))
-            if not getattr(kind, "records_submission", False):
-                continue
-            found = context["ti"].xcom_pull(task_ids=upstream.task_id, key=REQUEST)
+            if getattr(getattr(upstream, "operator_class", type(upstream)), "records_submission", False)
+        ]
+        # Almost always that of the same map index. A thousand tasks that each read a thousand are too many.
+        own: list[dict[str, Any]] = [] if ti.map_index in (None, -1) else [{"map_indexes": ti.map_index}]
+        for which, task_id in product([*own, {}], submitters):
+            found = ti.xcom_pull(task_ids=task_id, key=REQUEST, **which)
             for value in [found] if isinstance(found, dict) else found or []:
                 submission = cls.from_json(value)
                 if submission and submission.generation_id == generation_id:

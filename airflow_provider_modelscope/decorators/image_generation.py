@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
 from airflow_provider_modelscope.compat import conf, context_merge, determine_kwargs
-from airflow_provider_modelscope.exceptions import ModelScopeRetryableError
+from airflow_provider_modelscope.exceptions import ModelScopeError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.metrics import counts_failures
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
@@ -20,17 +20,16 @@ from airflow_provider_modelscope.operators.image_generation import (
 from airflow_provider_modelscope.redaction import preview
 from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL
 from airflow_provider_modelscope.validation import raise_invalid
-from airflow_provider_modelscope.xcoms import own_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
     from airflow.sdk.bases.decorator import TaskDecorator
 
     from airflow_provider_modelscope.protocol.request import GenerationRequest
+    from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
     from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
     from airflow_provider_modelscope.xcoms import Submission
 
-XCOM_KEY = "modelscope_parameters"
 DYNAMIC = "DYNAMIC (set during execution)"  # what Airflow shows of a field that a function sets
 
 Decorator = TypeVar("Decorator", bound=Callable[..., Any])
@@ -63,7 +62,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         **DecoratedOperator.template_fields_renderers,
         **ModelScopeImageGenerationOperator.template_fields_renderers,
     }
-    _has_result = False
+    _returned: Set[str] = frozenset()  # the names of the parameters that the function returned
 
     def __init__(
         self,
@@ -89,62 +88,46 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
         # The function may return the model, which decides the sizes, and the prompt.
         return [name for name in REQUEST_PARAMETERS if name not in ("model", "prompt")]
 
-    @counts_failures
     def execute(self, context: Context) -> Any:
         """Call the function, then run as the one-step operator."""
-        context_merge(context, self.op_kwargs)
-        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        returned = _parameters_of(self.python_callable(*self.op_args, **kwargs))
-        self._apply({"prompt": None, **returned} if self.prompt == DYNAMIC else returned)
-        return self._run(context)  # not by the execute of DecoratedOperator, which fails on Airflow 3.0
+        with self._leg(context) as record:
+            context_merge(context, self.op_kwargs)
+            kwargs = determine_kwargs(self.python_callable, self.op_args, context)
+            returned = _parameters_of(self.python_callable(*self.op_args, **kwargs))
+            self._returned = returned.keys()
+            self._set({"prompt": None, **returned} if self.prompt == DYNAMIC else returned)
+            # Not by the execute of DecoratedOperator, which fails on Airflow 3.0.
+            return self._run(context, record)
 
-    def execute_queued(self, context: Context, event: Any = None) -> Any:
-        """Resume after waiting in the triggerer for a free slot."""
-        self._restore(context)
-        return super().execute_queued(context, event)
-
-    def execute_complete(self, context: Context, event: Any = None) -> list[str]:
-        """Resume after waiting in the triggerer for the generation."""
-        self._restore(context)  # needed only if the images are gone, to submit again
-        return super().execute_complete(context, event)
-
-    def _request(self) -> GenerationRequest:
-        if not self._has_result:
-            raise ModelScopeRetryableError(
-                f"The parameters that the function returned are missing from XCom {XCOM_KEY!r}, nothing was "
-                "sent. A retry calls the function again"
-            )
-        return super()._request()
+    @contextmanager
+    def _leg(self, context: Context, event: Any = None) -> Iterator[SubmissionRecord]:
+        try:
+            with super()._leg(context, event) as record:
+                yield record
+        finally:
+            self._hide_secrets()
 
     def _submit(
-        self, request: GenerationRequest, context: Context, queue: SubmitBackoff | None, *rest: Any
+        self,
+        request: GenerationRequest,
+        context: Context,
+        record: SubmissionRecord,
+        queue: SubmitBackoff | None,
+        *rest: Any,
     ) -> Submission:
-        if self.deferrable:  # another process may resume, without these attributes
-            self._save(request, context)
-        return super()._submit(request, context, queue, *rest)
-
-    def _apply(self, parameters: Mapping[str, Any]) -> None:
-        for name, value in parameters.items():
-            setattr(self, name, value)
-        self._has_result = True
-
-    def _save(self, request: GenerationRequest, context: Context) -> None:
-        """Save the request for the process that resumes, or wait on this worker.
-
-        An XCom is plain text in the database: it must not contain a signed URL, nor the bytes of an image.
-        """
-        if request.summary() == {name: value for name, value in vars(request).items() if value is not None}:
-            context["ti"].xcom_push(key=XCOM_KEY, value=request.summary())
-        else:
-            log.info(
-                "Not deferring: the function returned a signed URL or image data, which XComs must not hold"
-            )
+        if self.deferrable and not self._returned.isdisjoint(self._deferred(request, context).digests):
+            log.info("Not deferring: the function returned a signed URL or image data, which is not stored")
             self.deferrable = False
+        return super()._submit(request, context, record, queue, *rest)
 
-    def _restore(self, context: Context) -> None:
-        saved = own_xcom(context, XCOM_KEY)
-        if isinstance(saved, Mapping):
-            self._apply({**dict.fromkeys(REQUEST_PARAMETERS), **saved})
+    def _hide_secrets(self) -> None:
+        """Leave only what may be shown in the template fields: Airflow stores them after each leg."""
+        try:
+            public = self._request().summary()
+        except ModelScopeError:
+            public = {name: getattr(self, name) for name in REQUEST_PARAMETERS}
+            del public["image_url"], public["extra_parameters"]
+        self._set(dict.fromkeys(REQUEST_PARAMETERS) | public)
 
 
 def _parameters_of(returned: Any) -> dict[str, Any]:
@@ -174,9 +157,9 @@ def _task_decorator(signature: Decorator) -> Decorator:
     def decorator(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
         return task_decorator_factory(
             python_callable=python_callable,
-            multiple_outputs=False,  # Airflow would infer True from "-> dict", but the task returns URIs
             decorated_operator_class=_ModelScopeImageDecoratedOperator,
-            **kwargs,
+            # Airflow would infer multiple_outputs=True from "-> dict", but the task returns URIs.
+            **{"multiple_outputs": False, **kwargs},
         )
 
     return cast("Decorator", decorator)

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from airflow_provider_modelscope.protocol.account import BASE_URLS, DEFAULT_BASE_URL, DEFAULT_HUB_URL, Account
-from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.redaction import MIN_SECRET, preview
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -106,13 +106,10 @@ def _verify(given: Any) -> bool | str:
 
 
 def _proxy(given: Any) -> str:
-    from airflow_provider_modelscope.transport.egress import is_host_name
+    from airflow_provider_modelscope.transport.egress import is_proxy
 
-    if isinstance(given, str) and re.match(r"https?://\S+$", given):
-        with suppress(ValueError):  # of an invalid port, or of an unclosed [ of an IPv6 address
-            parts = urlsplit(given)
-            if parts.port != 0 and is_host_name(parts.hostname or ""):
-                return given
+    if isinstance(given, str) and is_proxy(given):
+        return given
     raise ValueError(given)
 
 
@@ -259,6 +256,20 @@ def account_from_connection(connection: Connection) -> Account:
     if errors:
         raise InvalidConnectionError(f"Airflow connection {connection.conn_id!r}: {'; '.join(errors)}.")
     return Account(**values)
+
+
+def secrets_of(connection: Connection, account: Account) -> list[str]:
+    """Return what no request may contain: the token, the password of the proxy, and secret headers."""
+    known = [field.name for field in CONNECTION_FIELDS]
+    headers = [
+        word
+        for name, value in _extra(connection).items()
+        if name not in known and re.search("auth|token|key|secret|passw|cookie", name, re.IGNORECASE)
+        for word in str(value).split()
+    ]
+    password = urlsplit(account.proxy or "").password or ""
+    secrets = [account.token, (connection.password or "").strip(), password, unquote(password), *headers]
+    return [secret for secret in secrets if len(secret) >= MIN_SECRET]
 
 
 # Each check returns what a part of the connection means, and raises ValueError with what is allowed.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ class ModelScopeHook(BaseHook):
         super().__init__()
         self.modelscope_conn_id = modelscope_conn_id
         self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
+        self._secrets: Sequence[str] = ()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -82,12 +84,30 @@ class ModelScopeHook(BaseHook):
         """
         from airflow.sdk.log import mask_secret
 
-        from airflow_provider_modelscope.hooks.connection import account_from_connection
+        from airflow_provider_modelscope.hooks.connection import account_from_connection, secrets_of
 
-        account = account_from_connection(self.get_connection(self.modelscope_conn_id))
+        connection = self.get_connection(self.modelscope_conn_id)
+        account = account_from_connection(connection)
+        self._secrets = secrets_of(connection, account)
         # Airflow masks the password as it was pasted, which may differ from the bare token.
         mask_secret(account.token)
         return account
+
+    def refuse_secrets(self, request: GenerationRequest) -> None:
+        """Raise an error if a request contains a secret of the connection, where a template may have put it.
+
+        :raises InvalidRequestError: with the names of the parameters, without their values.
+        """
+        from airflow_provider_modelscope.validation import raise_invalid
+
+        _ = self.account
+        secrets = [json.dumps(secret)[1:-1] for secret in self._secrets]
+        raise_invalid(
+            f"{name}: must not contain the token or another secret of connection "
+            f"{self.modelscope_conn_id!r}, which a template such as {{{{ conn... }}}} may have put there"
+            for name, value in vars(request).items()
+            if any(secret in json.dumps(value) for secret in secrets)
+        )
 
     def submit_generation(self, request: GenerationRequest, *, queue_timeout: float = 60.0) -> str:
         """Submit a generation and return its id.
@@ -95,9 +115,11 @@ class ModelScopeHook(BaseHook):
         Retries only if no generation can have been created: no connection, a rate limit, a full queue.
 
         :param queue_timeout: Seconds to retry in those cases.
+        :raises InvalidRequestError: if the request contains a secret of the connection.
         :raises SubmissionLostError: if the request was sent, and a generation may have been created.
         :raises ModelScopeError: if the service rejects the request.
         """
+        self.refuse_secrets(request)
         now = time.time()
         return self.submit_with_backoff(request, SubmitBackoff(queued_at=now, end_time=now + queue_timeout))
 

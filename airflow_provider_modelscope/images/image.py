@@ -17,7 +17,7 @@ from hashlib import file_digest
 from io import SEEK_END, BytesIO
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from airflow_provider_modelscope.exceptions import ImageError, ImageStorageError
+from airflow_provider_modelscope.exceptions import BrokenImageError, ImageError, ImageStorageError
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -211,7 +211,7 @@ def _open(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pillow.I
     try:
         with Pillow.open(file, formats=formats) as opened:
             if opened.width * opened.height > max_pixels:
-                raise ImageError(
+                raise BrokenImageError(
                     f"The image has {opened.width}x{opened.height} pixels, more than {max_pixels}"
                 )
             yield opened
@@ -219,7 +219,7 @@ def _open(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pillow.I
         raise
     except Exception as error:
         file.seek(0)
-        raise ImageError(
+        raise BrokenImageError(
             f"Not a complete image ({error}); {length} bytes that start with {file.read(16)!r}"
         ) from error
 

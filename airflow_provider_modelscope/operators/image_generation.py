@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.compat import conf
+from airflow_provider_modelscope.exceptions import ModelScopeRetryableError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import counts_failures
+from airflow_provider_modelscope.metrics import count_failure
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
+    deferred_task,
+    digest_of,
+    resumes,
     submit_or_defer,
     wait_or_defer,
 )
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
+    from airflow_provider_modelscope.triggers.events import DeferredTask
     from airflow_provider_modelscope.xcoms import Submission
 
 # The parameters of a request. The operators have attributes of the same names.
@@ -94,6 +101,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     records_submission = True  # tasks downstream read its XCom "request", see ``Submission.find``
     template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
+    _digests: Mapping[str, str] = {}  # of the parameters that the task deferred with and could not store
 
     def __init__(
         self,
@@ -158,25 +166,68 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         yield from choice_errors(ON_LOST_RESPONSE, on_lost_response=self.on_lost_response)
 
     def _request(self) -> GenerationRequest:
+        """Return the request.
+
+        :raises ModelScopeRetryableError: if the task deferred with another one, which cannot be restored.
+        """
         from airflow_provider_modelscope.protocol.request import GenerationRequest
 
         given = {name: getattr(self, name) for name in REQUEST_PARAMETERS}
-        return GenerationRequest(**given, check_ranges=self.check_ranges)
+        request = GenerationRequest(**given, check_ranges=self.check_ranges)
+        if changed := [
+            name
+            for name, digest in self._digests.items()
+            if digest_of(getattr(request, name, getattr(self, name))) != digest
+        ]:
+            raise ModelScopeRetryableError(
+                f"{', '.join(changed)} was set in execute() and is lost since the task deferred, nothing was "
+                "sent: a deferral keeps no signed URL and no image data. Set it in pre_execute(), which runs "
+                "before each part of the task"
+            )
+        return request
 
-    @counts_failures
+    @contextmanager
+    def _leg(self, context: Context, event: Any = None) -> Iterator[SubmissionRecord]:
+        """Enter a leg of the task, the part that runs in one process, and return its record.
+
+        :param event: The event that it resumes with.
+        """
+        from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
+        from airflow_provider_modelscope.triggers.events import DeferredTask
+
+        if event is not None:
+            deferred = DeferredTask.from_event(event)
+            self._set(deferred.parameters)
+            self._digests = deferred.digests
+        if not hasattr(context.get("task", self), "execute_queued"):
+            self.deferrable = False  # called by another task, which Airflow could not resume
+        with count_failure(self):
+            yield SubmissionRecord(context, durable=self.durable, on_lost_response=self.on_lost_response)
+
+    def _set(self, parameters: Mapping[str, Any]) -> None:
+        for name, value in parameters.items():
+            setattr(self, name, value)
+
     def execute(self, context: Context) -> Any:
         """Submit, or resume what an earlier attempt submitted, and return the ``generation_id``."""
-        return self._run(context)
+        with self._leg(context) as record:
+            return self._run(context, record)
 
-    @counts_failures
+    @resumes
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Resume after waiting in the triggerer for a free slot."""
         from airflow_provider_modelscope.triggers.events import SlotFree, read_event
 
-        slot = read_event(event, SlotFree)
-        return self._run(context, queue=SubmitBackoff(queued_at=slot.queued_at, end_time=slot.end_time))
+        with self._leg(context, event) as record:
+            slot = read_event(event, SlotFree)
+            queue = SubmitBackoff(
+                queued_at=slot.queued_at,
+                end_time=slot.end_time,
+                start_seconds=max(0.0, time.time() - slot.granted_at),
+            )
+            return self._run(context, record, queue)
 
-    def _run(self, context: Context, queue: SubmitBackoff | None = None) -> Any:
+    def _run(self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None) -> Any:
         """Run one leg of the task: validate, submit, then do the rest.
 
         :param queue: The wait for a free slot, if the task resumes from it.
@@ -185,16 +236,17 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             self._request,
             lambda: raise_invalid(self._option_errors()),
             lambda: self.hook.account,
-            lambda: self._record(context).check(),
+            record.check,
         )
-        submission = self._submit(request, context, queue)
-        self._record(context).finish()
+        submission = self._submit(request, context, record, queue)
+        record.finish(submission.generation_id)
         return submission.generation_id
 
     def _submit(
         self,
         request: GenerationRequest,
         context: Context,
+        record: SubmissionRecord,
         queue: SubmitBackoff | None,
         check_store: Callable[[], None] = lambda: None,
     ) -> Submission:
@@ -206,7 +258,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        has_slot = queue is not None
+        self.hook.refuse_secrets(request)
         if queue is None:
             push_links(self, context)
             now = time.time()
@@ -214,14 +266,14 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
                 queued_at=now, end_time=self._end_time(self.queue_timeout, context, since=now)
             )
         complete = inline_images(request, storage_conn_id=self.storage_conn_id)
-        record = self._record(context)
         fingerprint = fingerprint_of(complete, self.hook.account)
         submission = self._resumable(record, fingerprint)
         if submission is None:
             check_store()
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
-                id_ = submit_or_defer(self, complete, queue, self.hook, has_slot=has_slot, sending=sending)
+                left = self._deferred(request, context)
+                id_ = submit_or_defer(self, complete, queue, self.hook, sending=sending, left=left)
             else:
                 id_ = self.hook.submit_with_backoff(complete, queue, sending=sending)
             self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
@@ -237,6 +289,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             ModelScopeError,
             ModelScopeFinalError,
             RequestRejectedError,
+            ServiceUnavailableError,
         )
 
         earlier = record.recall(fingerprint)
@@ -244,6 +297,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             return None
         id_, age = earlier.generation_id, time.time() - earlier.submitted_at
         polled = self.hook.poll(id_)
+        if record.is_dead_end and isinstance(polled, ServiceUnavailableError) and polled.code is not None:
+            record.warn_of_new_generation(id_)
+            return None
         if isinstance(polled, RequestRejectedError):
             self.log.warning("Submitting again: the service rejects the id of generation %s: %s", id_, polled)
             return None
@@ -255,10 +311,12 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.log.info("Resuming generation %s, submitted by an earlier attempt", id_)
         return earlier
 
-    def _record(self, context: Context) -> SubmissionRecord:
-        from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
-
-        return SubmissionRecord(context, durable=self.durable, on_lost_response=self.on_lost_response)
+    def _deferred(self, request: GenerationRequest, context: Context) -> DeferredTask:
+        """Return the task as it is to resume: with the values that its parameters have now."""
+        own = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
+        given = inspect.signature(own).parameters.values()
+        names = [parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY]
+        return deferred_task(self, request, context, names)
 
     def _end_time(self, timeout: float, context: Context, *, since: float) -> float:
         from airflow_provider_modelscope.waiting.poll import end_of_wait
@@ -399,7 +457,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         yield from seconds_errors(least=1, timeout=self.timeout)
         yield from seconds_errors(poll_interval=self.poll_interval, defer_after=self.defer_after)
 
-    def _run(self, context: Context, queue: SubmitBackoff | None = None) -> list[str]:
+    def _run(
+        self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None
+    ) -> list[str]:
         from airflow_provider_modelscope.images.preflight import check_preflight, check_store
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
@@ -409,9 +469,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
             lambda: self.hook.account,
-            lambda: self._record(context).check(),
+            record.check,
         )
-        submission = self._submit(request, context, queue, lambda: check_store(destination, self.preflight))
+        submission = self._submit(
+            request, context, record, queue, lambda: check_store(destination, self.preflight)
+        )
         wait = PollSchedule(
             submission.generation_id,
             submitted_at=submission.submitted_at,
@@ -422,54 +484,51 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             fast_poll_until_age=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None
+        left = self._deferred(request, context)
         return self._finish(
-            lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after),
+            lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after, left=left),
             context,
+            record,
             submission=submission,
             destination=destination,
         )
 
-    @counts_failures
+    @resumes
     def execute_complete(self, context: Context, event: Any = None) -> list[str]:
         """Resume after waiting in the triggerer for the generation."""
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
         from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
         from airflow_provider_modelscope.xcoms import Submission
 
-        return self._finish(
-            lambda: fetch_finished_generation(self.hook, read_event(event, GenerationFinished).generation_id),
-            context,
-            submission=Submission.own(context),
-        )
+        with self._leg(context, event) as record:
+            return self._finish(
+                lambda: fetch_finished_generation(
+                    self.hook, read_event(event, GenerationFinished).generation_id
+                ),
+                context,
+                record,
+                submission=Submission.own(context),
+            )
 
     def _finish(
         self,
         wait: Callable[[], Generation],
         context: Context,
+        record: SubmissionRecord,
         *,
         submission: Submission | None,
         destination: Destination | None = None,
     ) -> list[str]:
         """Store the generation that ``wait`` returns, and update the record of the submission."""
-        from airflow_provider_modelscope.exceptions import (
-            GenerationStatusUnknownError,
-            GenerationTimeoutError,
-            ImageGoneError,
-        )
+        from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageError
 
-        record = self._record(context)
         try:
             generation = wait()
             generation.raise_for_failure(retry_resubmits=True)
             uris = self._store(generation, destination or self._parse_destination(), submission, context)
-        except GenerationStatusUnknownError:
-            raise
-        except GenerationTimeoutError:
-            record.note_failure()
-            raise
-        except ImageGoneError:
-            if not record.note_failure():
+        except (GenerationTimeoutError, ImageError) as error:
+            if not record.note_failure(error):
                 raise
-            return self._run(context)
-        record.finish()
+            return self._run(context, record)
+        record.finish(generation.generation_id)
         return uris

@@ -197,6 +197,11 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _sendable_text(value: Any) -> str:
+    if isinstance(value, list | tuple | set | Mapping):
+        raise ValueError(
+            f"must be text, not {type(value).__name__}. If a template rendered it, the Dag sets "
+            "render_template_as_native_obj=True"
+        )
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {type(value).__name__}")
     try:
@@ -221,15 +226,18 @@ def _may_be_id(text: str) -> bool:
 
 
 def _short_text(value: Any) -> str:
-    if len(_sendable_text(value)) >= MAX_TEXT:
-        raise ValueError(f"must be shorter than {MAX_TEXT} characters, not {len(value)}")
-    return str(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = _sendable_text(str(value) if is_number else value)  # render_template_as_native_obj makes numbers
+    if len(text) >= MAX_TEXT:
+        raise ValueError(f"must be shorter than {MAX_TEXT} characters, not {len(text)}")
+    return text
 
 
 def _prompt(value: Any) -> str:
-    if _sendable_text(value).strip() in ("", "None", "null"):  # as templates render None
+    text = _short_text(value)
+    if text.strip() in ("", "None", "null"):  # as templates render None
         raise ValueError(f"must describe the image, in 1 to {MAX_TEXT - 1} characters")
-    return _short_text(value)
+    return text
 
 
 def _negative_prompt(value: Any) -> str | None:

@@ -19,7 +19,7 @@ from airflow_provider_modelscope.compat import (
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.metrics import count_failure
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL, wait_or_defer
+from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL, resumes, wait_or_defer
 from airflow_provider_modelscope.tasks.task import ModelScopeTask
 from airflow_provider_modelscope.validation import check_all, raise_invalid, seconds_errors
 
@@ -83,12 +83,15 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Poll until the generation has succeeded, and return the ``generation_id``."""
+        from airflow_provider_modelscope.triggers.events import DeferredTask
+
         if not self.deferrable and (self.reschedule or self.exponential_backoff):
             return super().execute(context)  # Airflow's own loop: the author of the Dag says when to poll
         with self._sensor_errors():
             defer_after = self.defer_after if self.deferrable else None
             wait = self._begin(context)
-            return self._succeeded(wait_or_defer(self, wait, self.hook, defer_after=defer_after))
+            left = DeferredTask(attempt=context["ti"].try_number)
+            return self._succeeded(wait_or_defer(self, wait, self.hook, defer_after=defer_after, left=left))
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Poll once."""
@@ -99,6 +102,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
                 return False
             return PokeReturnValue(is_done=True, xcom_value=self._succeeded(outcome))
 
+    @resumes
     def execute_complete(self, context: Context, event: Any = None) -> str:
         """Resume after waiting in the triggerer."""
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
@@ -120,8 +124,13 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             lambda: raise_invalid(self._option_errors()),
         )
         submission = self._find_submission(generation_id, context)
-        started_at = context["ti"].start_date.timestamp()
-        since = submission.submitted_at if submission else started_at
+        ti = context["ti"]
+        started_at = ti.start_date.timestamp()
+        if submission:
+            since = submission.submitted_at
+        else:  # in mode reschedule, each poll has a start of its own
+            first = ti.get_first_reschedule_date(context) if self.reschedule else None
+            since = first.timestamp() if first else started_at
         return PollSchedule(
             generation_id,
             submitted_at=since,

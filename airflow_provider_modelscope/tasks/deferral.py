@@ -5,11 +5,15 @@ Triggers are imported when a task defers, not when a Dag file is parsed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
@@ -20,18 +24,67 @@ from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from airflow.sdk import BaseOperator
+    from airflow.sdk import BaseOperator, Context
 
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.protocol.request import GenerationRequest
-    from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
+    from airflow_provider_modelscope.triggers.events import DeferredTask
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 POLL_INTERVAL = 15.0  # seconds; most polls are closer, see ``waiting.intervals``
 DEFER_AFTER = 8.0  # seconds of a generation's age to poll from a worker; fast models take 1 to 6
 MIN_QUEUE_DEFERRAL = 15.0  # seconds; a shorter wait for a slot stays on the worker: a deferral takes as long
-EARLY_SLOT_RETRY = 6.0  # seconds to retry from the worker if the slot was granted a little too early
+EARLY_SLOT_RETRY = 6.0  # seconds to retry from the worker if the slot was granted a little too early; or
+EARLY_SLOT_RETRY_OF_START = 2 / 3  # of the time that the worker needed to start, if that is longer
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def resumes(method: Method) -> Method:
+    """Decorate a method that resumes a deferred task: the event of an earlier attempt runs ``execute``.
+
+    Airflow 3.0 resumes every retry with the event of the attempt that deferred.
+    """
+
+    @wraps(method)
+    def resuming(self: BaseOperator, context: Context, event: Any = None) -> Any:
+        from airflow_provider_modelscope.triggers.events import DeferredTask
+
+        attempt = DeferredTask.from_event(event).attempt
+        if attempt != context["ti"].try_number:
+            self.log.info("Starting again: the trigger event belongs to attempt %d", attempt)
+            return self.execute(context)
+        return method(self, context, event)
+
+    return cast("Method", resuming)
+
+
+def deferred_task(
+    task: BaseOperator, request: GenerationRequest, context: Context, names: Iterable[str]
+) -> DeferredTask:
+    """Return a task that submits as it is now, to resume with this request in another process.
+
+    Signed URLs and image data are left out: Airflow stores and logs what a deferral contains.
+
+    :param names: Its parameters beside those of the request.
+    """
+    from airflow_provider_modelscope.protocol.request import redacted_json
+    from airflow_provider_modelscope.triggers.events import DeferredTask
+
+    given = {name: getattr(task, name) for name in names} | vars(request)
+    public = {name: redacted_json(value) for name, value in given.items()} | request.summary()
+    return DeferredTask(
+        attempt=context["ti"].try_number,
+        parameters={name: value for name, value in given.items() if value == public[name]},
+        digests={name: digest_of(value) for name, value in given.items() if value != public[name]},
+    )
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a parameter, without the queries of URLs: a template may sign a URL again."""
+    text = re.sub(r'(https?://[^"?]*)\?[^"]*', r"\1", json.dumps(value, sort_keys=True))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def min_deferral_seconds() -> float:
@@ -47,28 +100,37 @@ def min_deferral_seconds() -> float:
     return float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)) + 3.0
 
 
+def early_slot_retry(start_seconds: float) -> float:
+    """Return for how many seconds a task with a slot retries from its worker, before it defers again.
+
+    :param start_seconds: Seconds from the grant until the task was on the worker.
+    """
+    return max(EARLY_SLOT_RETRY, EARLY_SLOT_RETRY_OF_START * start_seconds)
+
+
 def submit_or_defer(
     task: BaseOperator,
     request: GenerationRequest,
     queue: SubmitBackoff,
     hook: ModelScopeHook,
     *,
-    has_slot: bool,
     sending: Callable[[], AbstractContextManager[object]],
+    left: DeferredTask,
 ) -> str:
     """Submit and return the ``generation_id``, or defer if the account's queue is full.
 
     The task resumes in its method ``execute_queued``.
 
     :param request: The request, with its images inlined.
-    :param queue: The task's wait for a free slot.
-    :param has_slot: Whether the task was granted a slot, which may not be free yet.
+    :param queue: The task's wait for a free slot. A slot that was granted may not be free yet.
     :param sending: Returns the context for one submission.
+    :param left: What the task resumes with.
     :raises ModelScopeError: if it cannot be submitted, or not before the queue's deadline.
     """
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 
-    until = time.time() + (EARLY_SLOT_RETRY if has_slot else 0)
+    has_slot = queue.start_seconds is not None
+    until = time.time() + (0.0 if queue.start_seconds is None else early_slot_retry(queue.start_seconds))
     if queue.end_time < until + MIN_QUEUE_DEFERRAL:
         return hook.submit_with_backoff(request, queue, sending=sending)
     on_worker = SubmitBackoff(queued_at=until, end_time=until, rejected=has_slot, max_delay=1.0)
@@ -80,16 +142,23 @@ def submit_or_defer(
         task.log.info("Deferring until a slot is free: %s", error)
     trigger = ModelScopeQueueTrigger(
         queued_at=queue.queued_at,
-        slot_rejected=has_slot,
+        start_seconds=queue.start_seconds,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
         min_deferral_seconds=min_deferral_seconds(),
+        deferred_task=left.to_json(),
     )
-    _defer(task, trigger, hook, "execute_queued")
+    # Without a timeout of Airflow's, which would end it before the last attempt if no triggerer runs.
+    task.defer(trigger=trigger, method_name="execute_queued")
 
 
 def wait_or_defer(
-    task: BaseOperator, wait: PollSchedule, hook: ModelScopeHook, *, defer_after: float | None
+    task: BaseOperator,
+    wait: PollSchedule,
+    hook: ModelScopeHook,
+    *,
+    defer_after: float | None,
+    left: DeferredTask,
 ) -> Generation:
     """Return the finished generation, or defer if it takes long.
 
@@ -97,6 +166,7 @@ def wait_or_defer(
     worker. The task resumes in its method ``execute_complete``.
 
     :param defer_after: Age of the generation in seconds at which to defer; 0 polls once, None never defers.
+    :param left: What the task resumes with.
     :raises ModelScopeError: if the wait ends without a finished generation.
     """
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
@@ -115,11 +185,8 @@ def wait_or_defer(
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=wait.end_time,
         min_deferral_seconds=min_deferral_seconds(),
+        deferred_task=left.to_json(),
     )
-    _defer(task, trigger, hook, "execute_complete")
-
-
-def _defer(task: BaseOperator, trigger: ModelScopeTrigger, hook: ModelScopeHook, method: str) -> NoReturn:
     # Airflow's own timeout is a little later, so that the error of the trigger, which says more, comes first.
     seconds = max(0.0, trigger.end_time - time.time()) + hook.account.request_timeout + 60
-    task.defer(trigger=trigger, method_name=method, timeout=timedelta(seconds=seconds))
+    task.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=seconds))

@@ -28,7 +28,6 @@ class RecordStore:
         parts = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index]
         readable = re.sub(r"[^A-Za-z0-9_.-]", "_", ".".join(map(str, parts)))[:150]
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        self._ti = ti
         self._folder = folder
         self._name = f"{readable}-{digest}.json"
 
@@ -42,14 +41,6 @@ class RecordStore:
         :raises SubmissionRecordError: if its folder is a local one and missing, perhaps not mounted.
         """
         _ = self._object
-
-    def success_is_recorded(self) -> bool:
-        """Return whether Airflow has this task instance as successful now."""
-        ti = self._ti
-        states = ti.get_task_states(
-            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-        )
-        return "success" in states.get(ti.run_id, {}).values()
 
     @cached_property
     def _object(self) -> ObjectStoragePath:

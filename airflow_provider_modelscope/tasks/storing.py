@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from airflow_provider_modelscope.exceptions import (
     GenerationStatusUnknownError,
     GenerationTimeoutError,
+    ImageError,
     ImageGoneError,
     ModelScopeError,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.xcoms import Submission
 
+NEW_SECONDS = 60.0  # after its generation the URL of an image cannot have expired yet
 RECHECK_SECONDS = 90.0  # for how long to poll again when the service contradicts an earlier "finished"
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def store_images(
     provenance = Provenance(generation=generation, submission=submission)
     stored: list[StoredImage] = []
     with _generation_in_errors(generation), ExitStack() as opened:
-        images = _download(generation, hook, opened)
+        images = _download(generation, hook, opened, submission)
         if destination.format:
             images = [opened.enter_context(image.converted(destination.format)) for image in images]
         for number, downloaded in enumerate(images, start=1):
@@ -121,7 +123,9 @@ def store_images(
     return stored
 
 
-def _download(generation: Generation, hook: ModelScopeHook, opened: ExitStack) -> list[Image]:
+def _download(
+    generation: Generation, hook: ModelScopeHook, opened: ExitStack, submission: Submission | None
+) -> list[Image]:
     """Download every image; if a URL has expired, request fresh ones, once."""
     log.info(
         "Downloading the images of generation %s: %d", generation.generation_id, len(generation.output_images)
@@ -137,6 +141,13 @@ def _download(generation: Generation, hook: ModelScopeHook, opened: ExitStack) -
     try:
         return [opened.enter_context(hook.download_image(url)) for url in fresh.output_images]
     except ImageGoneError as error:
+        taken = (generation.duration_ms or 0.0) / 1000
+        if error.code == 403 and submission and time.time() - submission.submitted_at - taken < NEW_SECONDS:
+            raise ImageError(
+                f"Blocked, not expired: {error.message}. The image is less than a minute old: check the "
+                "egress rules, the proxy and the firewall between this worker and the image's host",
+                code=403,
+            ) from None
         error.message += ". This URL was already the second one from the service: the image is gone"
         raise
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import LINKS, push_links
-from airflow_provider_modelscope.validation import check_all
+from airflow_provider_modelscope.validation import check_all, raise_invalid
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -50,10 +50,13 @@ class ModelScopeTask:
         """Raise an error for a constant argument that can never be valid: an import error of the Dag file.
 
         Not in a subclass, which may set attributes later, and not in a mapped task, which is created when
-        it runs. Both are checked when they run, as is everything that is not constant.
+        it runs. Both are checked when they run, as is everything that is not constant. ``multiple_outputs``
+        would fail a task after its images are stored, so it is an error wherever our ``execute`` runs.
 
         :param own_class: The class whose ``__init__`` calls this as its last statement.
         """
+        if getattr(self, "multiple_outputs", False) and type(self).execute is own_class.execute:  # type: ignore[attr-defined]
+            raise_invalid(["multiple_outputs = True: must be False, because the task returns no mapping"])
         if type(self) is own_class and not getattr(self, "_BaseOperator__from_mapped", False):
             check_all(*self._constant_checks())
 

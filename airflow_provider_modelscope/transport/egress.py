@@ -9,6 +9,7 @@ import ssl
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from http.cookiejar import DefaultCookiePolicy
+from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
 
 USER_AGENT = f"airflow-provider-modelscope/{__version__}"
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # the first that is set counts
+
 _NAT64 = IPv6Network("64:ff9b::/96")  # the last 32 bits of such an address are an IPv4 address
 
 
@@ -50,39 +53,93 @@ def request_options(url: str, account: Account) -> dict[str, Any]:
 
     Pass them with each request: the environment's settings would override those of a session.
     """
-    proxy = proxy_for(url, account) or ""
-    return {"proxies": {"http": proxy, "https": proxy}, "verify": account.verify}
+    no_socks = "" if find_spec("socks") else "SOCKS needs the package PySocks, which is not installed"
+    proxy = proxy_for(url, account, no_socks=no_socks) or ""
+    bundle, source = _ca_bundle(account)
+    if bundle and not os.path.exists(bundle):  # noqa: PTH110 - as requests decides
+        raise _unreadable_bundle(bundle, source, "it does not exist")
+    return {"proxies": {"http": proxy, "https": proxy}, "verify": bundle or False}
 
 
-def proxy_for(url: str, account: Account) -> str | None:
+def proxy_for(url: str, account: Account, *, no_socks: str) -> str | None:
     """Return the proxy to reach a URL through: the connection's own, or else the environment's.
 
     URLs of this machine have none: through a proxy, the token would leave the machine unencrypted.
-    """
-    from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
 
-    if is_loopback(urlsplit(url).hostname or ""):
+    :param no_socks: Why a SOCKS proxy cannot be used; empty if it can.
+    :raises InvalidConnectionError: if the environment's proxy cannot be used.
+    """
+    from requests.utils import get_environ_proxies
+
+    host = urlsplit(url).hostname or ""
+    if is_loopback(host):
         return None
-    proxy = account.proxy or select_proxy(url, get_environ_proxies(url))
-    return str(prepend_scheme_if_needed(proxy, "http")) if proxy else None  # type: ignore[no-untyped-call]
+    if account.proxy:
+        return account.proxy
+    proxies = get_environ_proxies(url)
+    kind = next((kind for kind in (urlsplit(url).scheme, "all") if proxies.get(kind)), None)
+    if kind is None:
+        return None
+    proxy = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}"
+    reason = no_socks if proxy.startswith("socks") else ""
+    if not reason and is_proxy(proxy, "https?|socks4a?|socks5h?"):
+        return proxy
+    variable = f"{kind}_proxy" if f"{kind}_proxy" in os.environ else f"{kind}_proxy".upper()
+    problem = f"{without_query(proxy)}: {reason or 'not the URL of a proxy'}"
+    raise InvalidConnectionError(
+        f"Cannot use the proxy of {variable}, {problem}. Set {variable}, or proxy in the connection's extra, "
+        f"to the URL of an HTTP proxy such as http://proxy.example:3128, or add {host} to NO_PROXY"
+    )
+
+
+def is_proxy(url: str, schemes: str = "https?") -> bool:
+    """Whether a URL names a proxy, with a scheme that the regular expression ``schemes`` allows."""
+    with suppress(ValueError):  # of an invalid port, or of an unclosed [ of an IPv6 address
+        parts = urlsplit(url)
+        is_allowed = re.fullmatch(schemes, parts.scheme) and not re.search(r"\s", url)
+        return bool(is_allowed) and parts.port != 0 and is_host_name(parts.hostname or "")
+    return False
 
 
 def tls_trust(account: Account) -> ssl.SSLContext | bool:
-    """Return which TLS certificates to trust, as aiohttp's ``ssl`` argument.
+    """Return which TLS certificates to trust, as aiohttp's ``ssl`` argument: the same as on workers.
 
-    :raises InvalidConnectionError: if the connection's CA bundle cannot be read.
+    :raises InvalidConnectionError: if the CA bundle cannot be read.
     """
-    if isinstance(account.verify, bool):
-        return account.verify
+    from urllib3.util.ssl_ import create_urllib3_context
+
+    bundle, source = _ca_bundle(account)
+    if not bundle:
+        return False
+    context = create_urllib3_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.check_hostname = True
     try:
-        if os.path.isdir(account.verify):  # noqa: PTH112 - as requests decides
-            return ssl.create_default_context(capath=account.verify)
-        return ssl.create_default_context(cafile=account.verify)
+        if os.path.isdir(bundle):  # noqa: PTH112 - as requests decides
+            context.load_verify_locations(capath=bundle)
+        else:
+            context.load_verify_locations(cafile=bundle)
     except OSError as error:
-        raise InvalidConnectionError(
-            f"Cannot read the CA bundle of the connection's verify, {account.verify!r}: {error}. "
-            "It must exist on workers and triggerers"
-        ) from error
+        raise _unreadable_bundle(bundle, source, error) from error
+    return context
+
+
+def _ca_bundle(account: Account) -> tuple[str, str]:
+    """Return the file or folder of CA certificates to trust, and what names it; empty to verify nothing."""
+    from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+    if not isinstance(account.verify, bool):
+        return account.verify, "the connection's verify"
+    if not account.verify:
+        return "", ""
+    variable = next(filter(os.environ.get, CA_VARIABLES), None)
+    return (os.environ[variable], variable) if variable else (DEFAULT_CA_BUNDLE_PATH, "requests")
+
+
+def _unreadable_bundle(bundle: str, source: str, reason: object) -> InvalidConnectionError:
+    return InvalidConnectionError(
+        f"Cannot read the CA bundle of {source}, {bundle!r}: {reason}. Workers and triggerers need it"
+    )
 
 
 def checked_url(url: str, account: Account) -> str:

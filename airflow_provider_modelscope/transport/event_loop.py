@@ -12,7 +12,6 @@ from yarl import URL
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, ServiceUnavailableError
 from airflow_provider_modelscope.protocol.messages import (
-    MAX_BODY,
     HttpResponse,
     read_status,
     status_request,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 POOL_SIZE = 64  # connections per account, for any number of waits: 200 polls a second at 0.3 s each
 KEEPALIVE_SECONDS = 60.0  # of an idle connection: longer than the usual time between polls
 DNS_CACHE_SECONDS = 300
+MAX_POLL_BODY = 2**16  # bytes of a response to read: the event loop stands still while they are parsed
 MAX_COOLDOWN_JITTER = 5.0  # seconds, so that the waits of an account do not resume together
 TICK = 0.25  # seconds: polls that are due within one tick wake the event loop once, for a third less CPU
 
@@ -40,19 +40,19 @@ TICK = 0.25  # seconds: polls that are due within one tick wake the event loop o
 class Client:
     """Polls as one account in one event loop.
 
-    All waits of the account share its connections, its cooldown, and its ``queue`` of tasks that wait for a
-    slot. ``users`` is their number.
+    All waits of the account share its free ``connections``, its cooldown, and its ``queue`` of tasks that
+    wait for a slot. ``users`` is their number.
     """
 
     def __init__(self, account: Account) -> None:
         self.users = 0
         self.queue = SubmitQueue()
         self._account = account
-        self._proxy = proxy_for(account.base_url, account)
+        self._proxy = proxy_for(account.base_url, account, no_socks="a triggerer supports no SOCKS")
         self._cooldown = Cooldown()
         # Waits without a connection queue here, which costs nothing. In aiohttp the requests of all waits
         # that begin together would be built in one step of the event loop, and their timeouts would run.
-        self._connections = asyncio.Semaphore(POOL_SIZE)
+        self.connections = asyncio.Semaphore(POOL_SIZE)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=tls_trust(account),
@@ -65,7 +65,7 @@ class Client:
         )
 
     async def wait_until_finished(self, schedule: PollSchedule) -> None:
-        """Poll until the generation has finished.
+        """Poll until the generation has finished. The last poll begins at the deadline.
 
         :raises ModelScopeError: if the schedule gives up.
         """
@@ -78,15 +78,20 @@ class Client:
         ):
             while True:
                 polled = await self._poll(call, end_time=schedule.end_time)
+                if polled is None:
+                    return
                 outcome = schedule.observe(polled, now=time.time())
                 if not isinstance(outcome, float):
                     return
                 await asyncio.sleep(align_to_tick(outcome, now=clock()))
 
-    async def poll(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError:
-        """Return the generation, or the error of the poll.
+    async def poll(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError | None:
+        """Return the generation, the error of the poll, or None if only a worker can read the response.
 
-        :param end_time: In epoch seconds. A cooldown of the account delays the poll, but not beyond this.
+        A large response repeats the source images of its request, so the generation has finished.
+
+        :param end_time: In epoch seconds. A cooldown of the account delays the poll, but not beyond this; a
+            wait for a free connection ends one request timeout later.
         """
         return await self._poll(self._status_call(generation_id), end_time=end_time)
 
@@ -98,13 +103,15 @@ class Client:
         request = status_request(self._account, generation_id)
         return _StatusCall(generation_id, URL(request.url, encoded=True), request.headers)
 
-    async def _poll(self, call: _StatusCall, *, end_time: float) -> Generation | ModelScopeError:
+    async def _poll(self, call: _StatusCall, *, end_time: float) -> Generation | ModelScopeError | None:
         if seconds := self._cooldown.seconds(now := time.time()):
             seconds += random.uniform(0, min(seconds, MAX_COOLDOWN_JITTER))  # noqa: S311 - no security
             await asyncio.sleep(min(seconds, end_time - now))
+        limit = max(0.0, end_time - time.time()) + self._account.request_timeout
         try:
             async with (
-                self._connections,
+                asyncio.timeout(limit),  # includes the wait for a free connection
+                self.connections,
                 self._session.get(
                     call.url,
                     headers=call.headers,
@@ -113,6 +120,8 @@ class Client:
                 ) as response,
             ):
                 body = await _read_body(response.content)
+                if len(body) == MAX_POLL_BODY and response.status == 200 and body.startswith(b"{"):
+                    return None
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError includes timeouts
             return self._no_response(call, error)
         received = HttpResponse(status_code=response.status, headers=response.headers, body=body)
@@ -140,15 +149,15 @@ class _StatusCall(NamedTuple):
 
 
 async def _read_body(content: aiohttp.StreamReader) -> bytes:
-    """Return the decompressed body, at most ``MAX_BODY`` bytes. An unread rest closes the connection."""
+    """Return the decompressed body, at most ``MAX_POLL_BODY`` bytes. An unread rest closes the connection."""
     body = await content.readany()
     if content.at_eof():  # as usual
-        return body[:MAX_BODY]
+        return body[:MAX_POLL_BODY]
     chunks, size = [body], len(body)
-    while size < MAX_BODY and not content.at_eof():
+    while size < MAX_POLL_BODY and not content.at_eof():
         chunks.append(await content.readany())
         size += len(chunks[-1])
-    return b"".join(chunks)[:MAX_BODY]
+    return b"".join(chunks)[:MAX_POLL_BODY]
 
 
 def align_to_tick(seconds: float, *, now: float) -> float:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from airflow_provider_modelscope.exceptions import ModelScopeError, ServiceUnavailableError
 from airflow_provider_modelscope.hooks.connection import account_from_connection
 
 if TYPE_CHECKING:
@@ -16,19 +17,30 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
 
 CACHE_SECONDS = 60.0  # for which an account is not read again
-RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds: many paid generations may depend on one read
+RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds after a failed read; the last is repeated
 
 log = logging.getLogger(__name__)
 
 
-async def account_of(connection_id: str, *, rejected: Account | None = None) -> Account:
-    """Return the account of a connection.
+async def account_of(connection_id: str, *, end_time: float, rejected: Account | None = None) -> Account:
+    """Return the account of a connection. A failed read is repeated: a paid generation may depend on it.
 
+    :param end_time: In epoch seconds. A read that fails later is the last.
     :param rejected: An account whose token the service rejected: it is not taken from the cache.
     :raises InvalidConnectionError: if the connection cannot be used.
+    :raises ServiceUnavailableError: if it cannot be read.
     """
     cache = _caches.setdefault(asyncio.get_running_loop(), _Cache())
-    return await cache.get(connection_id, rejected=rejected)
+    while True:
+        try:
+            return await cache.get(connection_id, rejected=rejected)
+        except ModelScopeError:
+            raise
+        except Exception as error:  # of any secrets backend
+            if time.time() >= end_time:
+                raise ServiceUnavailableError(
+                    f"The triggerer cannot read Airflow connection {connection_id!r}: {error!r}"
+                ) from error
 
 
 class _Cache:
@@ -37,6 +49,7 @@ class _Cache:
     def __init__(self) -> None:
         self._accounts: dict[str, tuple[float, Account]] = {}
         self._reads: dict[str, asyncio.Task[Account]] = {}
+        self._failures: dict[str, int] = {}  # failed reads since the last one that succeeded
 
     async def get(self, connection_id: str, *, rejected: Account | None) -> Account:
         read_at, account = self._accounts.get(connection_id, (0.0, None))
@@ -48,18 +61,18 @@ class _Cache:
 
     async def _read(self, connection_id: str) -> Account:
         try:
-            for delay in (*RETRY_DELAYS, None):
-                try:
-                    connection = await _connection(connection_id)
-                    break
-                except Exception as error:  # of any secrets backend
-                    if delay is None:
-                        raise
-                    log.warning("Retrying to read connection %r in %g s: %r", connection_id, delay, error)
-                await asyncio.sleep(delay)
-            account = account_from_connection(connection)
+            connection = await _connection(connection_id)
+        except Exception as error:
+            failures = self._failures.get(connection_id, 0)
+            self._failures[connection_id] = failures + 1
+            delay = RETRY_DELAYS[min(failures, len(RETRY_DELAYS) - 1)]
+            log.warning("Connection %r cannot be read, retrying in %g s: %r", connection_id, delay, error)
+            await asyncio.sleep(delay)  # here, so that all waits repeat the read together
+            raise
         finally:
             del self._reads[connection_id]
+        self._failures.pop(connection_id, None)
+        account = account_from_connection(connection)
         self._accounts[connection_id] = time.monotonic(), account
         return account
 

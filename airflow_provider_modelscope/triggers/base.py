@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -26,15 +26,22 @@ class ModelScopeTrigger(BaseTrigger):
     :param end_time: When to give up, in epoch seconds: it survives a restart of the triggerer.
     :param min_deferral_seconds: Seconds from the start of the trigger before which it emits no event; tasks
         pass :func:`airflow_provider_modelscope.tasks.deferral.min_deferral_seconds`.
+    :param deferred_task: JSON that the event returns unchanged; tasks pass an ``events.DeferredTask``.
     """
 
     def __init__(
-        self, *, modelscope_conn_id: str, end_time: float, min_deferral_seconds: float = 8.0
+        self,
+        *,
+        modelscope_conn_id: str,
+        end_time: float,
+        min_deferral_seconds: float = 8.0,
+        deferred_task: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modelscope_conn_id = modelscope_conn_id
         self.end_time = end_time
         self.min_deferral_seconds = min_deferral_seconds
+        self.deferred_task = deferred_task
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
@@ -56,6 +63,7 @@ class ModelScopeTrigger(BaseTrigger):
                 "modelscope_conn_id": self.modelscope_conn_id,
                 "end_time": self.end_time,
                 "min_deferral_seconds": self.min_deferral_seconds,
+                "deferred_task": self.deferred_task,
             },
         )
 
@@ -68,4 +76,5 @@ class ModelScopeTrigger(BaseTrigger):
         except ModelScopeError as error:
             event = WaitFailed(error=error)
         await asyncio.sleep(not_before - time.monotonic())
-        yield TriggerEvent(event.to_json())
+        returned = {} if self.deferred_task is None else {"deferred_task": self.deferred_task}
+        yield TriggerEvent({**event.to_json(), **returned})

@@ -21,13 +21,17 @@ Result = TypeVar("Result")
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Account, Client]] = WeakKeyDictionary()
 
 
-async def with_client(connection_id: str, work: Callable[[Client], Awaitable[Result]]) -> Result:
+async def with_client(
+    connection_id: str, work: Callable[[Client], Awaitable[Result]], *, end_time: float
+) -> Result:
     """Return the result of work with the client of a connection's account.
 
     If the service rejects the token, the connection is read again, because the token may have been rotated
     during the wait. With another token the work is repeated.
+
+    :param end_time: Until when the connection is read again if that fails, in epoch seconds.
     """
-    account = await account_of(connection_id)
+    account = await account_of(connection_id, end_time=end_time)
     rejected = set()
     while True:
         try:
@@ -35,7 +39,7 @@ async def with_client(connection_id: str, work: Callable[[Client], Awaitable[Res
                 return await work(client)
         except AuthenticationError:
             rejected.add(account)
-            account = await account_of(connection_id, rejected=account)
+            account = await account_of(connection_id, end_time=end_time, rejected=account)
             if account in rejected:
                 raise
 

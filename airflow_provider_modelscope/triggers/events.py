@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError
 from airflow_provider_modelscope.redaction import preview
@@ -26,14 +27,16 @@ class SlotFree:
 
     :param queued_at: When the task began to wait, in epoch seconds.
     :param end_time: When the task gives up, in epoch seconds.
+    :param granted_at: When the slot was granted, in epoch seconds.
     """
 
     queued_at: float
     end_time: float
+    granted_at: float
 
     def to_json(self) -> dict[str, Any]:
         """Return the payload of the event."""
-        return {"status": "slot_free", "queued_at": self.queued_at, "end_time": self.end_time}
+        return {"status": "slot_free", **vars(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,41 @@ class WaitFailed:
     def to_json(self) -> dict[str, Any]:
         """Return the payload of the event."""
         return {"status": "error", "error": self.error.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeferredTask:
+    """A task when it deferred: its trigger takes it along, and every event returns it.
+
+    :param attempt: The attempt that deferred. Airflow 3.0 gives its event to later attempts as well.
+    :param parameters: The parameters to resume with. Attributes that were set in ``execute`` are lost.
+    :param digests: Digests of the parameters that must not be stored.
+    """
+
+    attempt: int
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the argument of the trigger."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_event(cls, payload: Any) -> Self:
+        """Return the task that the payload of an event contains.
+
+        :raises ModelScopeFinalError: if it contains none.
+        """
+        match payload:
+            case {
+                "deferred_task": {
+                    "attempt": int(attempt),
+                    "parameters": dict(values),
+                    "digests": dict(digests),
+                }
+            }:
+                return cls(attempt=attempt, parameters=values, digests=digests)
+        raise _unexpected(payload)
 
 
 Expected = TypeVar("Expected", GenerationFinished, SlotFree)
@@ -65,12 +103,17 @@ def read_event(payload: Any, expected: type[Expected]) -> Expected:
             "status": "slot_free",
             "queued_at": float() | int() as queued_at,
             "end_time": float() | int() as end_time,
+            "granted_at": float() | int() as granted_at,
         }:
-            event = SlotFree(queued_at=queued_at, end_time=end_time)
+            event = SlotFree(queued_at=queued_at, end_time=end_time, granted_at=granted_at)
         case {"status": "error", "error": {"kind": str(), "message": str()} as error}:
             raise ModelScopeError.from_json(error)
     if isinstance(event, expected):
         return event
-    raise ModelScopeFinalError(
+    raise _unexpected(payload)
+
+
+def _unexpected(payload: Any) -> ModelScopeFinalError:
+    return ModelScopeFinalError(
         f"Unexpected trigger event: {preview(payload, 400)}. Clear the task to run it again"
     )

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from airflow_provider_modelscope.exceptions import ServiceUnavailableError
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.triggers.events import GenerationFinished
 from airflow_provider_modelscope.waiting.poll import PollSchedule
@@ -61,5 +62,12 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             size=self.size,
             log_level=logging.DEBUG,  # the task logs both, and Airflow logs the event
         )
-        await with_client(self.modelscope_conn_id, lambda client: client.wait_until_finished(schedule))
+        try:
+            await with_client(
+                self.modelscope_conn_id,
+                lambda client: client.wait_until_finished(schedule),
+                end_time=self.end_time,
+            )
+        except ServiceUnavailableError as error:  # the connection could not be read until the deadline
+            schedule.observe(error, now=time.time())
         return GenerationFinished(generation_id=self.generation_id)

@@ -3,52 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modelscope.exceptions import QueueFullError
+from airflow_provider_modelscope.exceptions import ServiceUnavailableError
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.triggers.events import SlotFree
-from airflow_provider_modelscope.waiting.backoff import give_up
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.transport.event_loop import Client
 
 
 class ModelScopeQueueTrigger(ModelScopeTrigger):
-    """Emits ``events.SlotFree`` when the task may submit, or the error of the wait.
+    """Emits ``events.SlotFree`` when the task may submit: when a slot is free, or at the deadline.
+
+    At the deadline the task makes one last attempt, even if no triggerer was running until then.
 
     All tasks that wait in one triggerer as the same account share one queue: first come, first served. The
     trigger does not submit, because a submission is recorded before and after, which only a worker can do.
 
     :param queued_at: When the task began to wait, in epoch seconds. The earliest is served first.
-    :param slot_rejected: Whether the task had a slot before, and the service rejected its submission.
+    :param start_seconds: If the task had a slot before, and the service rejected its submission: the seconds
+        from the grant until the task was on a worker.
     """
 
-    def __init__(self, *, queued_at: float, slot_rejected: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, queued_at: float, start_seconds: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.queued_at = queued_at
-        self.slot_rejected = slot_rejected
+        self.start_seconds = start_seconds
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that the other trigger does not have."""
-        return {"queued_at": self.queued_at, "slot_rejected": self.slot_rejected}
+        return {"queued_at": self.queued_at, "start_seconds": self.start_seconds}
 
     async def wait(self) -> SlotFree:
         """Wait in the account's queue."""
         from airflow_provider_modelscope.triggers.clients import with_client
 
-        return await with_client(self.modelscope_conn_id, self._wait_for_slot)
+        try:
+            await with_client(self.modelscope_conn_id, self._wait_for_slot, end_time=self.end_time)
+        except ServiceUnavailableError as error:  # the connection could not be read until the deadline
+            self.log.warning("Making the last attempt without waiting for a slot: %s", error)
+        return SlotFree(queued_at=self.queued_at, end_time=self.end_time, granted_at=time.time())
 
-    async def _wait_for_slot(self, client: Client) -> SlotFree:
+    async def _wait_for_slot(self, client: Client) -> None:
         queue = client.queue
-        if self.slot_rejected:
-            queue.reject()
+        if self.start_seconds is not None:
+            queue.reject(self.start_seconds)
         await asyncio.sleep(self.min_deferral_seconds)  # a task that may not resume yet must not get a slot
         self.log.info("Waiting for a free slot, tasks of this account in the queue: %d", len(queue) + 1)
         if not await queue.wait_for_slot(queued_at=self.queued_at, deadline=self.end_time):
-            give_up(
-                QueueFullError("No slot of the account became free"),
-                waited=self.end_time - self.queued_at,
-                waiting=len(queue) + 1,
+            self.log.info(
+                "No slot became free until queue_timeout, making the last attempt. Other tasks of this "
+                "account in the queue: %d",
+                len(queue),
             )
-        return SlotFree(queued_at=self.queued_at, end_time=self.end_time)

@@ -25,6 +25,7 @@ class SubmitBackoff:
 
     :param queued_at: When the task began to wait, in epoch seconds: first come, first served.
     :param end_time: When it gives up, in epoch seconds.
+    :param start_seconds: If it was granted a slot, the seconds from then until it was on a worker.
     :param rejected: Whether the service has rejected a submission before. A service that never responded is
         given up after a few attempts; later it is waited for as well.
     :param max_delay: Longest delay between attempts, in seconds.
@@ -35,11 +36,13 @@ class SubmitBackoff:
         *,
         queued_at: float,
         end_time: float,
+        start_seconds: float | None = None,
         rejected: bool = False,
         max_delay: float = MAX_QUEUE_DELAY,
     ) -> None:
         self.queued_at = queued_at
         self.end_time = end_time
+        self.start_seconds = start_seconds
         self._rejected = rejected
         self._max_delay = max_delay
         self._attempts = 0
@@ -60,28 +63,20 @@ class SubmitBackoff:
                 raise error
             return RETRY_DELAY
         if now >= self.end_time:
-            give_up(error, waited=self.end_time - self.queued_at)
+            self._give_up(error)
         delay = min(self._max_delay, MIN_QUEUE_DELAY * 2.0 ** min(self._attempts - 1, 10))
         delay *= random.uniform(0.75, 1.25)  # noqa: S311 - it spreads load, no security
         delay = max(delay, min(error.retry_after or 0.0, MAX_RETRY_AFTER))
         return min(delay, self.end_time - now)
 
-
-def give_up(
-    error: RateLimitedError | ServiceUnreachableError, *, waited: float, waiting: int = 1
-) -> NoReturn:
-    """Raise the error that ended a wait for a slot, and add how long the wait was.
-
-    :param waited: In seconds.
-    :param waiting: Number of tasks in the queue, this one included.
-    """
-    if waited > 0:
-        others = f", with {waiting - 1} more in the account's queue" if waiting > 1 else ""
-        error.message = (
-            f"{error.message.rstrip('.')}. Nothing was created within {waited:.0f} s{others}. "
-            "Increase queue_timeout to wait longer"
-        )
-    raise error
+    def _give_up(self, error: RateLimitedError | ServiceUnreachableError) -> NoReturn:
+        """Raise the error of the last attempt, and add how long the wait was."""
+        if (waited := self.end_time - self.queued_at) > 0:
+            error.message = (
+                f"{error.message.rstrip('.')}. Nothing was created within {waited:.0f} s. "
+                "Increase queue_timeout to wait longer"
+            )
+        raise error
 
 
 class Cooldown:

@@ -41,9 +41,12 @@ class SubmitQueue:
             self._waiting.remove(me)
             self._wake_first()
 
-    def reject(self) -> None:
-        """Report that a task which was granted a slot was rejected by the service."""
-        self._forecast.reject()
+    def reject(self, start_seconds: float) -> None:
+        """Report that a task which was granted a slot was rejected by the service.
+
+        :param start_seconds: Seconds from the grant until the task was on a worker.
+        """
+        self._forecast.reject(start_seconds)
 
     @contextmanager
     def track(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -71,5 +72,6 @@ def _kill_and_restart(part: str, system: System, runs: list[Run]) -> None:
     system.parts.kill(part)
     for run in runs:
         run.emulator.finish()
+    time.sleep(max(run.row.outage for run in runs))
     system.parts.start(part)
     system.parts.await_health()

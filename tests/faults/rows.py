@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.support.proxy import Fault
 
 OUTAGE = 60.0  # seconds
+LONG_OUTAGE = 130.0  # longer than queue_timeout, and than Airflow's timeout of other deferred tasks would be
 ONCE = Outcome()
 TWICE = Outcome(submissions=2, warned=True)
 ON_PURPOSE = Outcome(images=2, submissions=2)
@@ -27,6 +28,7 @@ class Row:
     :param inject: Starts the Dag run, injects the fault and waits for the end of the run. For a row with
         ``part``: waits until the tasks wait.
     :param part: The part of Airflow to kill and restart while the tasks of all rows with this part wait.
+    :param outage: Seconds for which the part is away.
     :param in_s3: Whether the images are stored in S3, behind a proxy. Otherwise in a folder.
     :param has_bucket: Whether the bucket of the images exists.
     :param faults: Faults of the emulator.
@@ -39,6 +41,7 @@ class Row:
     inject: Callable[[Run], None]
     expected: Outcome = ONCE
     part: str = ""
+    outage: float = 0.0
     in_s3: bool = False
     has_bucket: bool = True
     faults: tuple[str, ...] = ()
@@ -275,6 +278,15 @@ ROWS = (
         expected=Outcome(images=5, submissions=5),
     ),
     Row(
+        name="triggerer_outlasts_queue",
+        fault="triggerer killed (-9) and restarted after the `queue_timeout` of a queued task",
+        dag_id="queue_deferred",
+        inject=wait,
+        part="triggerer",
+        outage=LONG_OUTAGE,
+        expected=Outcome(images=2, submissions=2),
+    ),
+    Row(
         name="triggerer_in_chain",
         fault="triggerer killed (-9) and restarted; sensor",
         dag_id="chain_deferred",
@@ -392,5 +404,21 @@ ROWS = (
         inject=only_run,
         faults=("poll:moderated:always",),
         expected=Outcome(images=0, state="failed"),
+    ),
+    Row(
+        name="image_gone",
+        fault="the URL of each image answers 404 for ever; deferrable",
+        dag_id="deferred",
+        inject=only_run,
+        faults=("image:404:always",),
+        expected=Outcome(images=0, submissions=2, state="failed"),
+    ),
+    Row(
+        name="image_gone_on_worker",
+        fault="the URL of each image answers 404 for ever",
+        dag_id="on_worker",
+        inject=only_run,
+        faults=("image:404:always",),
+        expected=Outcome(images=0, submissions=2, state="failed"),
     ),
 )

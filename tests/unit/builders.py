@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
 Context = Any  # a mapping with a fake task instance
+DEFERRED = {"attempt": 1, "parameters": {}, "digests": {}}  # a task that left nothing with its trigger
+SLOT_FREE = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
+SLOT_FREE |= {"deferred_task": DEFERRED}
 FOLDER = Path(gettempdir(), "cats")
 REQUEST: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "一只猫", "size": "64x64", "seed": 5}
 IMAGE = StoredImage(

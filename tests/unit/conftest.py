@@ -13,6 +13,7 @@ from asgiref.sync import async_to_sync
 from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.triggers import accounts
 
 TOKEN = "ms-0b1c2d3e-test"
 
@@ -20,7 +21,7 @@ TOKEN = "ms-0b1c2d3e-test"
 class TaskInstance:
     """The part of Airflow's task instance that our tasks use, in memory."""
 
-    dag_id, run_id, task_id, map_index = "a_dag", "a_run", "a_task", -1
+    dag_id, run_id, task_id, map_index, try_number = "a_dag", "a_run", "a_task", -1, 1
 
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
@@ -79,6 +80,16 @@ def serve_connections(monkeypatch: pytest.MonkeyPatch, read: Callable[[str], Awa
     """Let a triggerer read its connections from a function, as from a secrets backend."""
     monkeypatch.setattr(BaseHook, "aget_connection", staticmethod(read), raising=False)
     monkeypatch.setattr(BaseHook, "get_connection", staticmethod(async_to_sync(read)))
+
+
+def unreadable_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a triggerer read connections from a secrets backend that is away, without pauses."""
+
+    async def read(connection_id: str) -> Any:
+        raise OSError("the secrets backend is away")
+
+    serve_connections(monkeypatch, read)
+    monkeypatch.setattr(accounts, "RETRY_DELAYS", (0.0,))
 
 
 def connect(

@@ -22,6 +22,7 @@ from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
 )
 from airflow_provider_modelscope.triggers.events import GenerationFinished
+from tests.unit.builders import DEFERRED
 from tests.unit.conftest import TaskInstance
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def test_a_sensor_that_resumes_links_to_its_model(emulator: Emulator, context: A
         wait = ModelScopeImageGenerationSensor(task_id="wait", generation_id=submit.execute(context))
         submit >> wait
     context["ti"].upstream = context["ti"].pushed["request"]
-    wait.execute_complete(context, GenerationFinished(generation_id=str(wait.generation_id)).to_json())
+    finished = GenerationFinished(generation_id=str(wait.generation_id)).to_json()
+    wait.execute_complete(context, finished | {"deferred_task": DEFERRED})
     assert ModelLink().get_link(wait, ti_key=context["ti"]) == "https://modelscope.cn/models/a/b"
 
 

@@ -186,6 +186,25 @@ class TestFind:
         context["ti"].upstream = found
         assert Submission.find("42", task=task, context=context) is None
 
+    @pytest.mark.parametrize(
+        ("own", "pulls"),
+        [(RECORDED, [1]), (OTHER, [1, None]), (None, [1, None])],
+        ids=["same index", "another order", "not mapped"],
+    )
+    def test_a_mapped_task_reads_the_record_of_its_own_index_first(
+        self, task: Any, context: Any, own: Any, pulls: list[int | None]
+    ) -> None:
+        pulled: list[int | None] = []
+
+        def xcom_pull(task_ids: str, key: str, map_indexes: int | None = None) -> Any:
+            pulled.append(map_indexes)
+            return [OTHER, RECORDED] if map_indexes is None else own
+
+        context["ti"].map_index = 1
+        context["ti"].xcom_pull = xcom_pull
+        assert Submission.find("42", task=task, context=context) == SUBMISSION
+        assert pulled == pulls
+
     def test_without_an_upstream_submit_task_no_xcom_is_read(self, context: Any) -> None:
         context["ti"].upstream = RECORDED
         with DAG("alone", schedule=None):

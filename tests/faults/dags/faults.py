@@ -28,6 +28,7 @@ STORE: dict[str, Any] = {
 REQUEST: dict[str, Any] = {"model": "Qwen/Qwen-Image", "size": "512x512"}
 PROMPT = "a postcard from {{ run_id }}"
 FIVE = 5
+QUEUE_TIMEOUT = 20  # seconds, of a task that must not need a retry
 
 
 def one_step(dag_id: str, **parameters: Any) -> None:
@@ -67,6 +68,18 @@ one_step("on_worker", deferrable=False)
 one_step("fail_on_lost_response", deferrable=True, on_lost_response="fail")
 chain("chain_deferred", deferrable=True)
 chain("chain_on_worker", deferrable=False)
+
+with DAG("queue_deferred", schedule=None):
+    ModelScopeImageGenerationOperator.partial(
+        task_id="draw",
+        deferrable=True,
+        poll_interval=2,
+        defer_after=0,
+        queue_timeout=QUEUE_TIMEOUT,
+        **REQUEST,
+        **SERVICE,
+        **STORE,
+    ).expand(prompt=["a postcard", "a postcard that waits in the queue"])
 
 with DAG("five_deferred", schedule=None, default_args=RETRIES):
     ModelScopeImageGenerationOperator.partial(

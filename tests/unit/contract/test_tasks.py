@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_modelscope.exceptions import InvalidRequestError
+from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from tests.unit.builders import REQUEST, Context, one_step, run, sensor, submitter, transfer
 from tests.unit.conftest import TaskInstance
 
@@ -14,6 +16,20 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
+
+
+@pytest.mark.parametrize("make", [submitter, one_step, sensor, transfer])
+def test_multiple_outputs_is_refused_at_construction(make: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="multiple_outputs = True: must be False"):
+        make(multiple_outputs=True)
+
+
+def test_a_subclass_that_returns_a_mapping_may_split_it() -> None:
+    class Mapping(ModelScopeSubmitImageGenerationOperator):
+        def execute(self, context: Context) -> Any:
+            return {"id": super().execute(context)}
+
+    assert Mapping(task_id="submit", **REQUEST, multiple_outputs=True).multiple_outputs
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])

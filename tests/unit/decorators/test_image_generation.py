@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +14,15 @@ from airflow.sdk import DAG
 
 from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.decorators.image_generation import modelscope_image_task
-from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeRetryableError
-from tests.unit.builders import resume, submitter
+from airflow_provider_modelscope.exceptions import (
+    ImageGoneError,
+    InvalidRequestError,
+    ModelScopeError,
+    ModelScopeFinalError,
+)
+from tests.unit.builders import resume
 from tests.unit.conftest import TaskInstance
+from tests.unit.tasks.test_submission_record import TaskStateStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +124,10 @@ class TestReturned:
 
         assert drawing(draw, tmp_path).multiple_outputs is False
 
+    def test_multiple_outputs_is_refused_at_construction(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidRequestError, match="multiple_outputs = True: must be False"):
+            drawing(lambda: "A cat", tmp_path, multiple_outputs=True)
+
     @pytest.mark.parametrize(
         ("returned", "error"),
         [
@@ -175,8 +187,7 @@ class TestDeferred:
         assert deferred.value.method_name == "execute_queued"
         again = drawing(function, tmp_path, deferrable=True)  # another process
         again.render_template_fields(context)
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
-        [uri] = again.resume_execution("execute_queued", {"event": event}, context)
+        [uri] = resume(again, deferred.value, context)
         assert uri.startswith("file://")
         sent = [request.json["prompt"] for request in emulator.requests if request.json]
         assert sent == ["Cat number 1: {{ ds }}"] * 2
@@ -186,35 +197,40 @@ class TestDeferred:
     def test_a_parameter_that_the_function_removed_stays_removed(
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
+        given = {"size": "64x64", "negative_prompt": "blurry", "seed": 42, "loras": "a/b"}
+
         def draw() -> dict[str, Any]:
-            return {"prompt": "A cat", "size": None}
+            return {"prompt": "A cat", **dict.fromkeys(given)}
 
         emulator.fail("submit:queue-full")
         with pytest.raises(TaskDeferred) as deferred:
-            execute(drawing(draw, tmp_path, deferrable=True), context)
-        resume(drawing(draw, tmp_path, deferrable=True), deferred.value, context)
+            execute(drawing(draw, tmp_path, deferrable=True, **given), context)
+        resume(drawing(draw, tmp_path, deferrable=True, **given), deferred.value, context)
         sent = [request.json for request in emulator.requests if request.json]
         assert sent == [{"model": "Qwen/Qwen-Image", "prompt": "A cat"}] * 2
 
-    def test_a_lost_result_is_left_to_a_retry(
+    def test_images_that_are_gone_are_replaced_by_the_same_request(
+        self, emulator: Emulator, tmp_path: Path, function: Callable[[], str], calls: list[int]
+    ) -> None:
+        store, given = TaskStateStore(), {"deferrable": True, "defer_after": 0}
+        emulator.fail("image:404:4")
+        with pytest.raises(ImageGoneError):
+            execute(drawing(lambda: "A cat", tmp_path, **given), store.attempt())
+        emulator.fail("poll:no-images:2")
+        context = store.attempt()
+        with pytest.raises(TaskDeferred) as deferred:
+            execute(drawing(lambda: "A cat", tmp_path, **given), context)
+        assert resume(drawing(function, tmp_path, **given), deferred.value, context)
+        sent = [request.json["prompt"] for request in emulator.requests if request.json]
+        assert (sent, calls) == (["A cat"] * 2, [])
+
+    def test_a_foreign_event_sends_nothing(
         self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
     ) -> None:
         again = drawing(function, tmp_path, deferrable=True)
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
-        with pytest.raises(ModelScopeRetryableError, match="missing from XCom 'modelscope_parameters'"):
+        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
+        with pytest.raises(ModelScopeFinalError, match="Unexpected trigger event"):
             again.resume_execution("execute_queued", {"event": event}, context)
-        assert not emulator.requests
-
-    def test_nothing_is_sent_if_the_result_cannot_be_kept(
-        self, emulator: Emulator, tmp_path: Path, function: Callable[[], str]
-    ) -> None:
-        class Failing(TaskInstance):
-            def xcom_push(self, key: str, value: Any) -> None:
-                if key == "modelscope_parameters":
-                    raise OSError("no room")
-
-        with pytest.raises(OSError, match="no room"):
-            execute(drawing(function, tmp_path, deferrable=True), {"ti": Failing()})
         assert not emulator.requests
 
     @pytest.mark.parametrize(
@@ -233,38 +249,76 @@ class TestDeferred:
         task = drawing(lambda: {"prompt": "A cat", **private}, tmp_path, deferrable=True)
         assert execute(task, context)
         kept = json.dumps(context["ti"].pushed)
-        assert "modelscope_parameters" not in kept
         assert not re.search("Signature|user:secret|A{400}", kept)
 
-    def test_images_are_stored_even_if_the_kept_result_is_lost(
+    def test_a_secret_of_the_decorator_does_not_prevent_deferring(
         self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
     ) -> None:
-        elsewhere: Any = {"ti": TaskInstance()}
-        generation_id = submitter().execute(elsewhere)
-        event = {"status": "finished", "generation_id": generation_id}
-        again = drawing(function, tmp_path, deferrable=True)
-        [uri] = again.resume_execution("execute_complete", {"event": event}, context)
-        assert uri.endswith(f"{generation_id}-1.png")
+        emulator.fail("submit:queue-full")
+        given = {"deferrable": True, "image_url": "https://images.example/a.png?Signature=secret"}
+        with pytest.raises(TaskDeferred) as deferred:
+            execute(drawing(function, tmp_path, **given), context)
+        assert "Signature" not in json.dumps(deferred.value.trigger.serialize())
+        assert resume(drawing(function, tmp_path, **given), deferred.value, context)
+        assert emulator.requests[-4].json["image_url"] == given["image_url"]
 
-    def test_images_that_are_gone_are_not_replaced_by_a_lost_result(
-        self, emulator: Emulator, context: Any, tmp_path: Path, function: Callable[[], str]
+
+class TestShown:
+    """What Airflow stores of the template fields after each leg."""
+
+    SECRETS = {
+        "image_url": ["https://images.example/a.png?Signature=secret", f"data:image/png;base64,{'A' * 1000}"],
+        "extra_parameters": {"mask": "https://user:secret@images.example/a.png"},
+    }
+
+    def shown(self, task: Any) -> str:
+        fields = {name: str(getattr(task, name)) for name in task.template_fields}
+        return json.dumps(fields)
+
+    def draw(self) -> dict[str, Any]:
+        return {"prompt": "A cat", **self.SECRETS}
+
+    @pytest.mark.parametrize("fault", [None, "submit:401", "poll:failed", "image:404:always"], ids=str)
+    def test_no_secret_is_left_at_any_end(
+        self, emulator: Emulator, context: Any, tmp_path: Path, fault: str | None
     ) -> None:
-        class Store(dict[str, Any]):
-            set = dict.__setitem__
+        if fault:
+            emulator.fail(fault)
+        task = drawing(self.draw, tmp_path, seed=5)
+        with nullcontext() if fault is None else pytest.raises(ModelScopeError):
+            execute(task, context)
+        assert "https://images.example/a.png?..." in self.shown(task)
+        assert not re.search("Signature|user:secret|A{400}", self.shown(task))
+        assert (task.model, task.prompt, task.seed) == ("Qwen/Qwen-Image", "A cat", 5)
 
-            def delete(self, key: str) -> None:
-                self.pop(key, None)
+    def test_no_secret_of_an_invalid_request_is_left(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        task = drawing(lambda: {**self.draw(), "steps": 0}, tmp_path)
+        with pytest.raises(InvalidRequestError, match="steps = 0"):
+            execute(task, context)
+        assert not re.search("Signature|user:secret|A{400}", self.shown(task))
 
-        elsewhere: Any = {"ti": TaskInstance()}
-        generation_id = submitter().execute(elsewhere)
-        record = {"generation_id": generation_id, "failed_once": True}
-        context["task_state_store"] = Store(modelscope_submission=record)
-        emulator.fail("image:404:always")
-        event = {"status": "finished", "generation_id": generation_id}
-        again = drawing(function, tmp_path, deferrable=True)
-        with pytest.raises(ModelScopeRetryableError, match="missing from XCom"):
-            again.resume_execution("execute_complete", {"event": event}, context)
-        assert emulator.accepted == 1
+    @pytest.mark.parametrize("fault", [None, "image:404:always"], ids=str)
+    def test_no_secret_is_left_after_a_deferral(
+        self, emulator: Emulator, context: Any, tmp_path: Path, fault: str | None
+    ) -> None:
+        for wait in ("submit:queue-full", "poll:no-images"):
+            emulator.fail(wait)
+        if fault:
+            emulator.fail(fault)
+        given = {"deferrable": True, "defer_after": 0, **self.SECRETS}
+        task = drawing(lambda: "A cat", tmp_path, **given)
+        leg: Callable[[], Any] = partial(execute, task, context)
+        for _ in range(2):
+            with pytest.raises(TaskDeferred) as deferred:
+                leg()
+            assert not re.search("Signature|user:secret|A{400}", self.shown(task))
+            task = drawing(lambda: "A cat", tmp_path, **given)
+            leg = partial(resume, task, deferred.value, context)
+        with nullcontext() if fault is None else pytest.raises(ImageGoneError):
+            leg()
+        assert not re.search("Signature|user:secret|A{400}", self.shown(task))
 
 
 def test_it_maps() -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ImageNotAllowedError,
     InvalidConnectionError,
+    InvalidRequestError,
     ModelScopeFinalError,
     QueueFullError,
     RateLimitedError,
@@ -103,6 +106,21 @@ class TestSubmission:
         with pytest.raises(SubmissionLostError, match="may have started and charged a generation"):
             hook.submit_generation(REQUEST)
         assert len(emulator.requests) == 1
+
+    @pytest.mark.parametrize("header", ["Authorization", "X-Api-Key"])
+    def test_a_secret_of_the_connection_is_not_sent(
+        self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, header: str
+    ) -> None:
+        headers = json.dumps({header: "Basic c2VjcmV0", "X-Purpose": "photographs"})
+        connection = {"conn_type": "http", "password": TOKEN, "host": emulator.base_url, "extra": headers}
+        monkeypatch.setenv("AIRFLOW_CONN_HEADERS", json.dumps(connection))
+        hook = ModelScopeHook("headers")
+        for secret in (TOKEN, "c2VjcmV0"):
+            with pytest.raises(InvalidRequestError, match="prompt: must not contain") as raised:
+                hook.submit_generation(replace(REQUEST, prompt=f"a sign that says {secret}"))
+            assert secret not in str(raised.value)
+        assert not emulator.requests
+        assert hook.submit_generation(replace(REQUEST, prompt="basic photographs"))
 
     def test_a_submission_that_times_out_may_have_been_accepted(self, hook: ModelScopeHook) -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -398,12 +416,12 @@ def test_an_unknown_model_is_named(service: Mocker, hook: ModelScopeHook) -> Non
 
 
 @pytest.mark.parametrize(
-    ("verify", "used"), [(False, False), ("false", False), (__file__, __file__), (True, "/env.pem")]
+    ("verify", "used"), [(False, False), ("false", False), (__file__, __file__), (True, os.devnull)]
 )
 def test_the_connections_verify_wins_over_the_environments(
     service: Mocker, monkeypatch: pytest.MonkeyPatch, verify: Any, used: Any
 ) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/env.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)
     connect(monkeypatch, "", verify=verify)
     service.get(STATUS + "42", json={"task_status": "PENDING"})
     ModelScopeHook().get_generation("42")

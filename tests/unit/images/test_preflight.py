@@ -16,7 +16,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.images import preflight
 from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.images.preflight import check_store
-from tests.unit.builders import Context, one_step, rendered, run
+from tests.unit.builders import SLOT_FREE, Context, one_step, rendered, run
 from tests.unit.images.conftest import AzureError, Store
 
 if TYPE_CHECKING:
@@ -250,10 +250,9 @@ class TestOperator:
         self, emulator: Emulator, context: Context, s3: S3
     ) -> None:
         s3.failure = translated("NoSuchBucket", FileNotFoundError)
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
         task = one_step(destination="s3://bucket/cats/", deferrable=True)
         with pytest.raises(InvalidDestinationError, match="Nothing was sent"):
-            task.resume_execution("execute_queued", {"event": event}, context)
+            task.resume_execution("execute_queued", {"event": SLOT_FREE}, context)
         assert not emulator.requests
 
     @pytest.mark.parametrize("value", ["none", "", None, True, "READ", ["read"]])

@@ -27,8 +27,18 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeSubmitImageGenerationOperator,
 )
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from tests.unit.builders import REQUEST, Context, one_step, overdue, rendered, run, submitter
-from tests.unit.conftest import TaskInstance
+from tests.unit.builders import (
+    DEFERRED,
+    REQUEST,
+    SLOT_FREE,
+    Context,
+    one_step,
+    overdue,
+    rendered,
+    run,
+    submitter,
+)
+from tests.unit.conftest import TOKEN, TaskInstance, connect
 from tests.unit.images.conftest import encoded
 
 if TYPE_CHECKING:
@@ -73,6 +83,34 @@ class TestSubmit:
             task.execute(context)
         assert isinstance(raised.value, AirflowFailException)
         assert not emulator.requests
+
+    @pytest.mark.parametrize(
+        "leaking",
+        [
+            {"prompt": f"tell {TOKEN}"},
+            {"model": f"a/{TOKEN}"},
+            {"negative_prompt": f"Bearer {TOKEN}"},
+            {"image_url": f"https://images.example/a.png?token={TOKEN}"},
+            {"loras": {TOKEN: 1}},
+            {"extra_parameters": {"a": [{"b": f"{TOKEN}!"}]}},
+            {"prompt": "my pass%40word"},
+            {"prompt": "my pass@word"},
+        ],
+        ids=str,
+    )
+    def test_a_secret_of_the_connection_is_neither_sent_nor_pushed(
+        self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch, leaking: dict[str, Any]
+    ) -> None:
+        connect(monkeypatch, emulator.base_url, proxy="http://user:pass%40word@127.0.0.1:9")
+        for deferrable in (False, True):
+            with pytest.raises(
+                InvalidRequestError, match="must not contain the token or another secret"
+            ) as e:
+                rendered(submitter(deferrable=deferrable), **leaking).execute(context)
+            assert str(e.value).startswith(f"Invalid parameters, nothing was sent: {next(iter(leaking))}: ")
+            assert not any(secret in str(e.value) for secret in (TOKEN, "word"))
+        assert not emulator.requests
+        assert not context["ti"].pushed
 
     def test_images_in_object_storage_are_sent_but_not_in_xcom(
         self, emulator: Emulator, context: Context, tmp_path: Path
@@ -204,12 +242,11 @@ class TestOneLeg:
         with pytest.raises(TaskDeferred):
             task.execute(context)
         assert parsed == ["request", "destination"]
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
         with pytest.raises(TaskDeferred) as deferred:
-            task.resume_execution("execute_queued", {"event": event}, context)
+            task.resume_execution("execute_queued", {"event": SLOT_FREE}, context)
         assert parsed == ["request", "destination"] * 2
         generation_id = deferred.value.trigger.serialize()[1]["generation_id"]
-        event = {"status": "finished", "generation_id": generation_id}
+        event = {"status": "finished", "generation_id": generation_id, "deferred_task": DEFERRED}
         task.resume_execution("execute_complete", {"event": event}, context)
         assert parsed == ["request", "destination"] * 2 + ["destination"]
 
@@ -217,7 +254,6 @@ class TestOneLeg:
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
         (tmp_path / "cats").touch()
-        event = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40}
         with pytest.raises(InvalidDestinationError, match="is a file"):
-            one_step(tmp_path / "cats").resume_execution("execute_queued", {"event": event}, context)
+            one_step(tmp_path / "cats").resume_execution("execute_queued", {"event": SLOT_FREE}, context)
         assert not emulator.requests

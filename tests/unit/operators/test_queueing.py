@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.tasks import deferral as deferral_module
-from tests.unit.builders import REQUEST, Context, one_step, overdue, resume, submitter
+from tests.unit.builders import REQUEST, SLOT_FREE, Context, one_step, overdue, resume, submitter
 from tests.unit.conftest import connect
 
 if TYPE_CHECKING:
@@ -64,6 +65,25 @@ def test_the_queue_timeout_limits_the_wait(emulator: Emulator, context: Context)
     assert kwargs["end_time"] == pytest.approx(kwargs["queued_at"] + 100)
 
 
+@pytest.mark.parametrize("is_full", [False, True])
+def test_after_the_queue_timeout_a_worker_makes_one_last_attempt(
+    emulator: Emulator, context: Context, is_full: bool
+) -> None:
+    emulator.fail("submit:queue-full")
+    task = submitter(deferrable=True)
+    deferral = deferred(task, context)
+    assert deferral.timeout is None  # Airflow does not end the wait before
+    deferral.trigger.queued_at -= 7200
+    deferral.trigger.end_time -= 7200
+    if is_full:
+        emulator.fail("submit:queue-full")
+        with pytest.raises(QueueFullError, match=r"queue is full.* Nothing was created within 3600 s"):
+            resume(task, deferral, context)
+    else:
+        assert resume(task, deferral, context)
+    assert len(submissions(emulator)) == 2
+
+
 def test_the_execution_timeout_limits_the_wait(emulator: Emulator, context: Context) -> None:
     emulator.fail("submit:queue-full:always")
     task = submitter(deferrable=True, execution_timeout=timedelta(seconds=50))
@@ -106,8 +126,9 @@ def test_a_rejected_submission_keeps_its_position(
     first = deferred(task, context)
     with pytest.raises(TaskDeferred) as raised:  # the submission is rejected once more
         resume(task, first, context)
-    recorded = {**first.trigger.serialize()[1], "slot_rejected": True}
-    assert raised.value.trigger.serialize()[1] == recorded
+    recorded = raised.value.trigger.serialize()[1]
+    assert recorded == {**first.trigger.serialize()[1], "start_seconds": recorded["start_seconds"]}
+    assert recorded["start_seconds"] >= 0
     assert resume(task, raised.value, context)
 
 
@@ -117,6 +138,23 @@ def test_a_slot_granted_early_is_retried_from_the_worker(emulator: Emulator, con
     task = submitter(deferrable=True)
     assert resume(task, deferred(task, context), context)
     assert (len(submissions(emulator)), emulator.accepted) == (5, 1)
+
+
+@pytest.mark.parametrize(("start_seconds", "reported"), [(100, 100), (-100, 0)])
+def test_a_rejected_task_reports_how_slowly_its_worker_started(
+    emulator: Emulator,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    start_seconds: float,
+    reported: float,
+) -> None:
+    monkeypatch.setattr(deferral_module, "early_slot_retry", lambda start_seconds: 0.0)
+    emulator.fail("submit:queue-full:always")
+    now = time.time()
+    slot = {"queued_at": now, "end_time": now + 3600, "granted_at": now - start_seconds}
+    with pytest.raises(TaskDeferred) as raised:
+        submitter(deferrable=True).execute_queued(context, SLOT_FREE | slot)
+    assert reported <= raised.value.trigger.serialize()[1]["start_seconds"] < reported + 60
 
 
 def test_an_unreachable_service_is_waited_for_after_a_slot(

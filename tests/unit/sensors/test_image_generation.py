@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -146,6 +147,27 @@ def test_the_trigger_gets_what_the_submit_task_recorded(emulator: Emulator, cont
 
 
 class TestModeReschedule:
+    @pytest.mark.parametrize("seconds", [0, 40])
+    def test_an_unknown_id_fails_it_after_a_while(
+        self, emulator: Emulator, rescheduled: Context, seconds: float
+    ) -> None:
+        first = datetime.now(UTC) - timedelta(seconds=seconds)
+        rescheduled["ti"].get_first_reschedule_date = lambda context: first
+        waiting = sensor("99999999", mode="reschedule")
+        if seconds:
+            with pytest.raises(GenerationRejectedError, match="The id may be wrong"):
+                waiting.poke(rescheduled)
+        else:
+            assert waiting.poke(rescheduled) is False
+
+    def test_its_timeout_counts_from_the_first_poll(self, emulator: Emulator, rescheduled: Context) -> None:
+        emulator.fail("poll:stall:always")
+        first = datetime.now(UTC) - timedelta(seconds=100)
+        rescheduled["ti"].get_first_reschedule_date = lambda context: first
+        waiting = sensor(submitter().execute(rescheduled), mode="reschedule", timeout=90)
+        with pytest.raises(AirflowSensorTimeout, match="PROCESSING at its deadline"):
+            waiting.poke(rescheduled)
+
     @pytest.mark.parametrize("soft_fail", [False, True])
     def test_it_frees_its_worker_between_polls(
         self, emulator: Emulator, rescheduled: Context, soft_fail: bool

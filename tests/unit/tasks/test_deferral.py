@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_modelscope.compat import TaskDeferred
+from airflow_provider_modelscope.tasks.deferral import early_slot_retry
 from tests.unit.builders import REQUEST, Context, one_step, run, sensor, submitter
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def test_the_trigger_gets_the_model_and_size_of_the_request(
     task = one_step(tmp_path, deferrable=True, defer_after=0)
     kwargs = deferred(task, context).trigger.serialize()[1]
     assert (kwargs["model"], kwargs["size"]) == (REQUEST["model"], REQUEST["size"])
+
+
+@pytest.mark.parametrize(("start_seconds", "seconds"), [(0, 6), (3, 6), (15, 10), (60, 40)])
+def test_a_worker_that_started_slowly_retries_for_longer(start_seconds: float, seconds: float) -> None:
+    assert early_slot_retry(start_seconds) == seconds
 
 
 def test_triggers_wait_until_the_deferral_is_reported(

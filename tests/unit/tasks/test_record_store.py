@@ -126,7 +126,7 @@ class TestSetting:
         self, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class TaskStateStore(dict[str, Any]):
-            def set(self, key: str, value: Any) -> None:
+            def set(self, key: str, value: Any, *, retention: Any = None) -> None:
                 self[key] = value
 
         set_folder(monkeypatch, "invalid")
@@ -221,7 +221,8 @@ class TestTask:
         with pytest.raises(Exception, match="Cannot download"):
             one_step(tmp_path).execute(context)
         [record] = folder.iterdir()
-        generation_id = json.loads(record.read_text())[KEY]["generation_id"]
+        [entry] = json.loads(record.read_text())[KEY].values()
+        generation_id = entry["generation_id"]
         context["ti"] = TaskInstance()
         [uri] = one_step(tmp_path).execute(context)
         assert generation_id in uri

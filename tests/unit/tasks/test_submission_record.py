@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import airflow.sdk
 import pytest
 
 from airflow_provider_modelscope.compat import TaskDeferred
@@ -14,13 +15,17 @@ from airflow_provider_modelscope.exceptions import (
     GenerationFailedError,
     GenerationStatusUnknownError,
     GenerationTimeoutError,
+    ImageError,
     ImageGoneError,
+    ImageUnavailableError,
     ModelScopeError,
     ModelScopeFinalError,
     SubmissionLostError,
     SubmissionRecordError,
     SubmissionUnresolvedError,
 )
+from airflow_provider_modelscope.images.object_storage import open_folder
+from airflow_provider_modelscope.tasks import storing, submission_record
 from airflow_provider_modelscope.tasks.submission_record import KEY
 from tests.unit.builders import Context, one_step, overdue, submitter
 from tests.unit.conftest import TOKEN, TaskInstance, connect
@@ -73,13 +78,20 @@ class Store:
         raise NotImplementedError
 
     @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        entries: dict[str, dict[str, Any]] = json.loads(self.text or "{}")
+        return entries
+
+    @property
     def record(self) -> dict[str, Any]:
-        assert self.text is not None
-        record: dict[str, Any] = json.loads(self.text)
-        return record
+        """The entry of the only request."""
+        [entry] = self.entries.values()
+        return entry
 
     def change(self, **changes: Any) -> None:
-        self.text = json.dumps({**self.record, **changes})
+        """Change the entry of the only request."""
+        [(fingerprint, entry)] = self.entries.items()
+        self.text = json.dumps({fingerprint: {**entry, **changes}})
 
     def fail_if_broken(self, what: str) -> None:
         self.calls.append(what)
@@ -91,6 +103,7 @@ class TaskStateStore(Store):
     """Airflow's task state store as a task sees it, in memory."""
 
     text: str | None = None
+    retention: Any = None
 
     def attempt(self, ti: TaskInstance | None = None) -> Context:
         return {"ti": ti or TaskInstance(), "task_state_store": self}
@@ -98,12 +111,12 @@ class TaskStateStore(Store):
     def get(self, key: str, default: Any = None) -> Any:
         assert key == KEY
         self.fail_if_broken("get")
-        return default if self.text is None else self.record
+        return default if self.text is None else json.loads(self.text)
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
         assert key == KEY
         self.fail_if_broken("set")
-        self.text = json.dumps(value)
+        self.text, self.retention = json.dumps(value), retention
 
     def delete(self, key: str) -> None:
         assert key == KEY
@@ -337,7 +350,6 @@ class TestRecord:
                 callback(cleared)
             assert store.text is None
 
-    @pytest.mark.parametrize("store", ["object storage"], indirect=True)
     @pytest.mark.parametrize("state", ["running", "up_for_retry", None], ids=str)
     def test_a_success_that_airflow_did_not_record_keeps_it(
         self, emulator: Emulator, store: Store, state: str | None
@@ -356,10 +368,15 @@ class TestRecord:
         for given, kept in ((None, []), (own, [own]), ([own, own], [own, own])):
             assert submitter(on_success_callback=given).on_success_callback[:-1] == kept
 
+    @pytest.mark.parametrize("store", ["task state store"], indirect=True)
+    def test_it_never_expires(self, emulator: Emulator, store: TaskStateStore) -> None:
+        die(submitter(), store)
+        assert store.retention is getattr(airflow.sdk, "NEVER_EXPIRE", None)
+
     def test_it_contains_neither_the_token_nor_the_prompt(self, emulator: Emulator, store: Store) -> None:
         die(submitter(prompt="a secret plan"), store)
-        assert TOKEN not in str(store.record)
-        assert "secret plan" not in str(store.record)
+        assert TOKEN not in str(store.text)
+        assert "secret plan" not in str(store.text)
 
     @pytest.mark.parametrize("fault", ["queue-full", "429", "401", "unknown-model", "balance"])
     def test_a_rejected_submission_leaves_no_record(
@@ -430,7 +447,30 @@ class TestRecord:
     ) -> None:
         store.broken = {"delete"}
         assert one_step(tmp_path).execute(store.attempt())
-        assert "was not deleted" in caplog.text
+        assert "cannot be written: RuntimeError('delete failed')" in caplog.text
+
+    def test_a_record_that_cannot_be_changed_ends_the_attempt(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        emulator.fail("image:404:always")
+        for _ in range(2):
+            with pytest.raises(ImageGoneError):
+                one_step(tmp_path).execute(store.attempt())
+            store.broken = {"set"}
+        assert emulator.accepted == 1
+
+    def test_the_store_is_opened_once_in_each_attempt(
+        self, emulator: Emulator, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, opened = ObjectStorage(register, monkeypatch), []
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            opened.append(args)
+            return open_folder(*args, **kwargs)
+
+        monkeypatch.setattr("airflow_provider_modelscope.tasks.record_store.open_folder", count)
+        one_step(tmp_path).execute(store.attempt())
+        assert len(opened) == 1
 
     def test_an_unknown_status_keeps_the_record(
         self, emulator: Emulator, store: Store, tmp_path: Path
@@ -448,6 +488,204 @@ class TestRecord:
         generation_id = die(submitter(), store)
         emulator.fail("poll:410")
         assert submitter().execute(store.attempt()) != generation_id
+
+
+class TestSeveralRequests:
+    """A task may call several operators, each with a request of its own."""
+
+    PROMPTS = ("A cat", "A dog", "A bird")
+
+    def draw_all(self, folder: Path, store: Store, *, max_tries: int = 2) -> list[str]:
+        uris = []
+        for prompt in self.PROMPTS:
+            context = store.attempt(RealTaskInstance(max_tries))
+            uris += one_step(folder, prompt=prompt).execute(context)
+            submitter(prompt=prompt, seed=6).execute(context)
+        return uris
+
+    def test_a_retry_pays_for_none_again(
+        self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first = self.draw_all(tmp_path, store)
+        assert self.draw_all(tmp_path, store) == first
+        assert emulator.accepted == 6
+        assert "Submitting again" not in caplog.text
+
+    def test_a_retry_resumes_what_an_error_interrupted(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        first = one_step(tmp_path, prompt=self.PROMPTS[0]).execute(store.attempt(RealTaskInstance(2)))
+        emulator.fail("image:500:5")
+        with pytest.raises(ImageError):
+            one_step(tmp_path, prompt=self.PROMPTS[1]).execute(store.attempt(RealTaskInstance(2)))
+        assert self.draw_all(tmp_path, store)[:1] == first
+        assert emulator.accepted == 6
+
+    def test_clear_pays_for_all_again(self, emulator: Emulator, store: Store, tmp_path: Path) -> None:
+        first = self.draw_all(tmp_path, store)
+        assert not {*self.draw_all(tmp_path, store, max_tries=5)} & {*first}
+        assert emulator.accepted == 12
+        assert len(store.entries) == 6
+        submitter(prompt="A horse").execute(store.attempt(RealTaskInstance(8)))
+        assert len(store.entries) == 1
+
+    def test_the_record_has_a_limit(
+        self,
+        emulator: Emulator,
+        store: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(submission_record, "MAX_ENTRIES", 2)
+        for _ in range(2):
+            for seed in (1, 2, 3):
+                submitter(seed=seed).execute(store.attempt(RealTaskInstance(2)))
+        assert len(store.entries) == 2
+        assert "is full" in caplog.text
+
+
+class TestDeadEnd:
+    """A generation that never gives an image: what retries and a person who clears the task get."""
+
+    def ends(self, store: Store, folder: Path, *, clears: int, retries: int = 1, **given: Any) -> list[str]:
+        """Run the task, clear it so many times, and return the errors of all attempts."""
+        errors = []
+        for clear in range(clears + 1):
+            for _ in range(retries + 1):
+                context = store.attempt(RealTaskInstance(retries + clear * (retries + 1)))
+                try:
+                    one_step(folder, **given).execute(overdue(context))
+                except ModelScopeError as error:
+                    errors.append(error)
+                    if isinstance(error, ModelScopeFinalError):
+                        break
+                else:
+                    return [*map(str, errors), "success"]
+        return [*map(str, errors)]
+
+    @pytest.mark.parametrize("status", [404, 410])
+    def test_urls_that_never_work_cost_one_more_generation(
+        self, emulator: Emulator, store: Store, tmp_path: Path, status: int
+    ) -> None:
+        emulator.fail(f"image:{status}:always")
+        errors = self.ends(store, tmp_path, clears=0, retries=6)
+        assert len(errors) == 3
+        assert "and its replacement gave no image, and no third one was submitted" in errors[-1]
+        assert "To go on, clear the task, which tries once more and then submits" in errors[-1]
+        assert emulator.accepted == 2
+
+    def test_clear_after_that_pays_for_one_more(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        emulator.fail("image:404:10")
+        assert self.ends(store, tmp_path, clears=1, retries=6)[3:] == ["success"]
+        assert emulator.accepted == 3
+
+    def test_a_new_image_that_is_forbidden_is_blocked_not_gone(
+        self, emulator: Emulator, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        emulator.fail("image:403:always")
+        errors = self.ends(store, tmp_path, clears=0, retries=3)
+        assert all("Blocked, not expired" in error and "egress rules" in error for error in errors)
+        monkeypatch.setattr(storing, "NEW_SECONDS", 0.0)  # the next attempts are later
+        errors = self.ends(store, tmp_path, clears=2, retries=3)
+        assert all("blocked from the start" in error for error in errors)
+        assert (len(errors), emulator.accepted) == (12, 1)
+
+    def test_an_old_image_that_is_forbidden_is_gone(
+        self, emulator: Emulator, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(storing, "NEW_SECONDS", 0.0)
+        emulator.fail("image:403:4")
+        assert len(self.ends(store, tmp_path, clears=0)) == 2
+        assert emulator.accepted == 2
+
+    @pytest.mark.parametrize("fault", ["image:garbage:always", "poll:404:always", "poll:500:always"])
+    def test_retries_submit_nothing_and_say_what_clear_does(
+        self, emulator: Emulator, store: Store, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail(fault)
+        given: dict[str, Any] = (
+            {"execution_timeout": timedelta(minutes=1)} if fault.startswith("poll") else {}
+        )
+        errors = self.ends(store, tmp_path, clears=0, retries=3, **given)
+        assert (len(errors), emulator.accepted) == (4, 1)
+        assert all("If this persists, clear the task, which tries once more" in error for error in errors)
+
+    @pytest.mark.parametrize("fault", ["image:garbage:always", "poll:404:always", "poll:500:always"])
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_each_clear_submits_once(
+        self,
+        emulator: Emulator,
+        store: Store,
+        tmp_path: Path,
+        retries: int,
+        fault: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        emulator.fail(fault)
+        given: dict[str, Any] = (
+            {"execution_timeout": timedelta(minutes=1)} if fault.startswith("poll") else {}
+        )
+        self.ends(store, tmp_path, clears=2, retries=retries, **given)
+        assert emulator.accepted == 3
+        assert caplog.text.count("Giving up generation") == 2
+
+    def test_clear_resumes_a_generation_that_is_well_again(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        emulator.fail("image:garbage:10")
+        assert len(self.ends(store, tmp_path, clears=1)) == 3
+        assert emulator.accepted == 1
+
+    def test_clear_after_a_broken_network_resumes(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        emulator.fail("image:reset:always")
+        assert len(self.ends(store, tmp_path, clears=2)) == 6
+        assert emulator.accepted == 1
+
+    def test_timeouts_and_dead_urls_are_counted_apart(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        emulator.fail("poll:no-images")
+        with pytest.raises(GenerationTimeoutError):
+            one_step(tmp_path, execution_timeout=timedelta(minutes=1)).execute(overdue(store.attempt()))
+        emulator.fail("image:404:2")
+        with pytest.raises(ImageGoneError):
+            one_step(tmp_path).execute(store.attempt())
+        assert one_step(tmp_path).execute(store.attempt())
+        assert emulator.accepted == 1
+
+    def test_clear_after_a_success_may_replace_once_more(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        for max_tries in (3, 7):
+            emulator.fail("image:404:4")
+            with pytest.raises(ImageGoneError):
+                one_step(tmp_path).execute(store.attempt(RealTaskInstance(max_tries)))
+            assert one_step(tmp_path).execute(store.attempt(RealTaskInstance(max_tries)))
+        emulator.fail("image:404:4")
+        with pytest.raises(ImageGoneError):
+            one_step(tmp_path).execute(store.attempt(RealTaskInstance(9)))
+        assert one_step(tmp_path).execute(store.attempt(RealTaskInstance(9)))
+        assert emulator.accepted == 6
+
+    def test_a_replacement_outlasts_a_full_queue(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        emulator.fail("image:404:always")
+        ti = RealTaskInstance(9)
+        with pytest.raises(ImageGoneError):
+            one_step(tmp_path).execute(store.attempt(ti))
+        emulator.fail("submit:queue-full")
+        with pytest.raises(TaskDeferred):
+            one_step(tmp_path, deferrable=True).execute(store.attempt(ti))
+        with pytest.raises(ImageGoneError):
+            one_step(tmp_path).execute(store.attempt(ti))
+        with pytest.raises(ImageUnavailableError):
+            one_step(tmp_path).execute(store.attempt(ti))
+        assert emulator.accepted == 2
 
 
 class TestLostResponse:
@@ -476,7 +714,8 @@ class TestLostResponse:
         self, emulator: Emulator, store: Store, caplog: pytest.LogCaptureFixture
     ) -> None:
         die(submitter(), store)
-        intent = json.dumps({"fingerprint": store.record["fingerprint"], "sent_at": 1.5})
+        [fingerprint] = store.entries
+        intent = json.dumps({fingerprint: {"sent_at": 1.5}})
         store.text = intent
         with pytest.raises(SubmissionUnresolvedError, match="ended while submitting"):
             submitter(on_lost_response="fail").execute(store.attempt())

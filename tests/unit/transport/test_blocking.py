@@ -64,7 +64,9 @@ def poll_from_a_worker(host: str) -> Generation | ModelScopeError:
 def poll_from_the_triggerer(host: str, request_timeout: float = 30.0) -> Generation | ModelScopeError:
     async def poll() -> Generation | ModelScopeError:
         async with shared_client(account_at(host, request_timeout=request_timeout)) as client:
-            return await client.poll("42", end_time=time.time())
+            polled = await client.poll("42", end_time=time.time())
+            assert polled is not None
+            return polled
 
     return asyncio.run(poll())
 

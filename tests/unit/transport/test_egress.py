@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +23,7 @@ from airflow_provider_modelscope.transport.egress import (
     may_fetch,
     non_public_kind,
     proxy_for,
+    request_options,
     tls_trust,
 )
 from tests.support.raw_server import RawServer, http_with_length
@@ -36,6 +38,7 @@ def png() -> bytes:
 
 
 IMAGE = png()
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # in this order
 
 
 def account(base_url: str = "http://api.example", **given: Any) -> Account:
@@ -78,8 +81,40 @@ class TestProxies:
     ) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        assert proxy_for(url, account()) == proxy
-        assert proxy_for(url, account(proxy="http://own:1")) == "http://own:1"
+        assert proxy_for(url, account(), no_socks="") == proxy
+        assert proxy_for(url, account(proxy="http://own:1"), no_socks="") == "http://own:1"
+
+    @pytest.mark.parametrize(
+        ("variables", "named"),
+        [
+            ({"ALL_PROXY": "socks5://bob:secret@p:1"}, "ALL_PROXY, socks5://p:1: no SOCKS. Set ALL_PROXY"),
+            ({"https_proxy": "socks4a://p:1"}, "https_proxy, socks4a://p:1: no SOCKS"),
+            ({"HTTPS_PROXY": "ftp://p:1"}, "HTTPS_PROXY, ftp://p:1: not the URL of a proxy"),
+            ({"https_proxy": "http://p:0"}, "https_proxy, http://p:0: not the URL of a proxy"),
+        ],
+        ids=str,
+    )
+    def test_an_unusable_proxy_is_an_error_that_names_its_variable(
+        self, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], named: str
+    ) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InvalidConnectionError) as raised:
+            proxy_for("https://api.example/v1", account(), no_socks="no SOCKS")
+        assert str(raised.value).startswith(f"Cannot use the proxy of {named}")
+        assert "secret" not in str(raised.value)
+        assert "add api.example to NO_PROXY" in str(raised.value)
+
+    @pytest.mark.parametrize("scheme", ["socks4", "socks4a", "socks5", "socks5h"])
+    def test_a_socks_proxy_is_used_if_it_can_be(self, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://p:1")
+        assert proxy_for("https://api.example", account(), no_socks="") == f"{scheme}://p:1"
+
+    def test_a_worker_without_pysocks_rejects_a_socks_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ALL_PROXY", "socks5://p:1")
+        monkeypatch.setitem(sys.modules, "socks", None)
+        with pytest.raises(InvalidConnectionError, match=r"^Cannot .* ALL_PROXY, .*: SOCKS needs"):
+            request_options("https://api.example", account())
 
     def test_a_download_goes_through_the_connections_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -95,9 +130,39 @@ class TestProxies:
 
 
 class TestTlsTrust:
-    @pytest.mark.parametrize("verify", [True, False])
-    def test_without_a_bundle_the_default_is_on_or_off(self, verify: bool) -> None:
-        assert tls_trust(account(verify=verify)) is verify
+    @pytest.fixture(autouse=True)
+    def no_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in CA_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+
+    def test_without_verification_nothing_is_trusted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
+        assert tls_trust(account(verify=False)) is False
+        assert request_options("https://api.example", account(verify=False))["verify"] is False
+
+    @pytest.mark.parametrize("in_front", range(len(CA_VARIABLES) + 1))
+    def test_workers_and_triggerers_trust_the_same(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, in_front: int
+    ) -> None:
+        for variable in CA_VARIABLES[in_front:]:
+            (tmp_path / variable).mkdir()
+            monkeypatch.setenv(variable, str(tmp_path / variable))
+        bundle = str(tmp_path / CA_VARIABLES[in_front]) if in_front < len(CA_VARIABLES) else certifi.where()
+        assert request_options("https://api.example", account())["verify"] == bundle
+        trust = tls_trust(account())
+        assert isinstance(trust, ssl.SSLContext)
+        assert trust.check_hostname
+        assert trust.verify_mode is ssl.CERT_REQUIRED
+        assert bool(trust.cert_store_stats()["x509_ca"]) is (bundle == certifi.where())
+
+    @pytest.mark.parametrize("variable", CA_VARIABLES)
+    def test_a_missing_bundle_is_an_error_that_names_its_variable(
+        self, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        monkeypatch.setenv(variable, "/no/such/bundle.pem")
+        for use in (tls_trust, lambda for_account: request_options("https://api.example", for_account)):
+            with pytest.raises(InvalidConnectionError, match=f"{variable}, '/no/such/bundle.pem'"):
+                use(account())
 
     def test_a_bundle_is_a_file_with_all_that_is_trusted(self) -> None:
         trust = tls_trust(account(verify=certifi.where()))

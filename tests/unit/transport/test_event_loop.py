@@ -8,7 +8,7 @@ import re
 import time
 import traceback
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from typing import Any
 
 import aiohttp
@@ -21,17 +21,28 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
-from airflow_provider_modelscope.transport.event_loop import POOL_SIZE, TICK, Client, align_to_tick
+from airflow_provider_modelscope.transport.event_loop import (
+    MAX_POLL_BODY,
+    POOL_SIZE,
+    TICK,
+    Client,
+    align_to_tick,
+)
+from airflow_provider_modelscope.waiting.poll import PollSchedule
 from tests.support.raw_server import http
 from tests.unit.conftest import TOKEN
 
 WAITS = 4 * POOL_SIZE
+LARGE = {"json": b'{"' + 2 * MAX_POLL_BODY * b"A", "html": b"<html>" + 2 * MAX_POLL_BODY * b"A"}
 RUNNING = json.dumps({"task_status": "PROCESSING", "outputs": {}}).encode()
 LATER = time.time() + 3600
 
 
 class Service:
-    """A service in the event loop of the test. It rejects polls of the id "429" for five minutes."""
+    """A service in the event loop of the test. It rejects polls of the id "429" for five minutes.
+
+    Its response to "json" and to "html" is larger than a poll reads.
+    """
 
     def __init__(self) -> None:
         self.opened = 0  # connections
@@ -51,15 +62,18 @@ class Service:
                 await self.may_respond.wait()
                 if generation_id == "429":
                     writer.write(http(b"{}", "Retry-After: 300", "Content-Length: 2", status="429 Slow"))
+                elif generation_id in LARGE:
+                    writer.write(http(LARGE[generation_id], f"Content-Length: {2 * MAX_POLL_BODY}"))
                 else:
                     writer.write(http(RUNNING, f"Content-Length: {len(RUNNING)}", "Set-Cookie: a=b"))
 
 
 @asynccontextmanager
-async def client_and_service() -> AsyncIterator[tuple[Client, Service]]:
+async def client_and_service(request_timeout: float = 30.0) -> AsyncIterator[tuple[Client, Service]]:
     service = Service()
     server = await asyncio.start_server(service.serve, "127.0.0.1", 0)
-    account = Account(token=TOKEN, base_url=f"http://localhost:{server.sockets[0].getsockname()[1]}")
+    url = f"http://localhost:{server.sockets[0].getsockname()[1]}"
+    account = Account(token=TOKEN, base_url=url, request_timeout=request_timeout)
     async with server:
         client = Client(account)
         try:
@@ -106,6 +120,29 @@ def test_a_request_starts_only_when_a_connection_is_free(monkeypatch: pytest.Mon
             service.may_respond.set()
             await polls
         assert started == WAITS
+
+    asyncio.run(run())
+
+
+def test_a_wait_for_a_connection_ends_after_its_deadline() -> None:
+    async def run() -> None:
+        async with client_and_service(request_timeout=0.01) as (client, service), AsyncExitStack() as others:
+            for _ in range(POOL_SIZE):
+                await others.enter_async_context(client.connections)
+            async with asyncio.timeout(60):
+                assert isinstance(await client.poll("1", end_time=0), ServiceUnavailableError)
+            assert service.polled == []
+
+    asyncio.run(run())
+
+
+def test_a_large_response_is_left_to_a_worker_unless_it_is_a_page() -> None:
+    async def run() -> None:
+        async with client_and_service() as (client, _):
+            schedule = PollSchedule("json", submitted_at=0, end_time=LATER, poll_interval=1)
+            await client.wait_until_finished(schedule)
+            assert await client.poll("json", end_time=0) is None
+            assert isinstance(await client.poll("html", end_time=0), ServiceUnavailableError)
 
     asyncio.run(run())
 

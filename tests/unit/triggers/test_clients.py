@@ -72,7 +72,7 @@ def test_each_event_loop_has_its_own_client() -> None:
 def test_a_token_that_is_rotated_during_the_wait_is_used(use_tokens: UseTokens) -> None:
     with Emulator(tokens=["ms-rotated"]) as emulator:
         use_tokens(emulator.base_url, ["ms-expired-1", "ms-rotated"])
-        asyncio.run(with_client("modelscope_default", poll))
+        asyncio.run(with_client("modelscope_default", poll, end_time=0))
         assert [exchange.status for exchange in emulator.requests] == [401, 200]
 
 
@@ -80,5 +80,5 @@ def test_tokens_that_are_all_rejected_end_the_wait(use_tokens: UseTokens) -> Non
     with Emulator(tokens=["ms-another"]) as emulator:
         use_tokens(emulator.base_url, cycle(["ms-one", "ms-two"]))  # of two replicas of a secrets backend
         with pytest.raises(AuthenticationError):
-            asyncio.run(asyncio.wait_for(with_client("modelscope_default", poll), 30))
+            asyncio.run(asyncio.wait_for(with_client("modelscope_default", poll, end_time=0), 30))
         assert len(emulator.requests) == 2

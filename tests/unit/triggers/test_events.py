@@ -16,7 +16,7 @@ from airflow_provider_modelscope.triggers.events import (
 )
 
 FINISHED = GenerationFinished(generation_id="42")
-SLOT = SlotFree(queued_at=3.5, end_time=12.25)
+SLOT = SlotFree(queued_at=3.5, end_time=12.25, granted_at=7.0)
 ERROR = QueueFullError("full", code=500, request_id="r", generation_id="42", retry_after=2.5)
 
 
@@ -31,7 +31,12 @@ def test_event_survives_the_database(event: Any) -> None:
 
 def test_names_in_the_database() -> None:
     assert FINISHED.to_json() == {"status": "finished", "generation_id": "42"}
-    assert SLOT.to_json() == {"status": "slot_free", "queued_at": 3.5, "end_time": 12.25}
+    assert SLOT.to_json() == {
+        "status": "slot_free",
+        "queued_at": 3.5,
+        "end_time": 12.25,
+        "granted_at": 7.0,
+    }
     assert WaitFailed(error=ERROR).to_json() == {"status": "error", "error": ERROR.to_json()}
 
 
@@ -61,7 +66,9 @@ def test_error_of_an_unknown_kind_is_raised() -> None:
         {"generation_id": "1"},
         {"status": "slot_free"},
         {"status": "slot_free", "queued_at": 1.0},
-        {"status": "slot_free", "queued_at": "1", "end_time": "2"},
+        {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0},
+        {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0, "granted_at": "3"},
+        {"status": "slot_free", "queued_at": "1", "end_time": "2", "granted_at": 3.0},
         {"status": "x", "queued_at": 1.0, "end_time": 2.0},
         {"status": "error"},
         {"status": "error", "error": "no"},

@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
-from airflow_provider_modelscope.exceptions import AuthenticationError, GenerationTimeoutError
+from airflow_provider_modelscope.exceptions import (
+    AuthenticationError,
+    GenerationStatusUnknownError,
+    GenerationTimeoutError,
+)
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from tests.unit.builders import event_of
-from tests.unit.conftest import TOKEN, connect
+from tests.unit.conftest import TOKEN, connect, unreadable_connections
 
 REQUEST = GenerationRequest(model="Qwen/Qwen-Image", prompt="A cat", size="64x64")
 
@@ -56,6 +60,7 @@ def test_serialization_keeps_every_argument() -> None:
         "model": "Qwen/Qwen-Image",
         "size": "64x64",
         "min_deferral_seconds": 0.5,
+        "deferred_task": {"attempt": 3},
     }
     path, serialized = ModelScopeImageGenerationTrigger(**arguments).serialize()
     assert path == "airflow_provider_modelscope.triggers.image_generation.ModelScopeImageGenerationTrigger"
@@ -120,6 +125,14 @@ def test_it_polls_once_at_its_deadline_and_then_gives_up(emulator: Emulator) -> 
 def test_an_unreachable_service_is_polled_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, "http://127.0.0.1:9")  # the discard port is closed
     with pytest.raises(GenerationTimeoutError, match=r"unreachable \(No response from .*127\.0\.0\.1"):
+        read_event(event(trigger("42", end_time=0.0)), GenerationFinished)
+
+
+def test_a_connection_that_stays_unreadable_ends_as_an_unknown_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unreadable_connections(monkeypatch)
+    with pytest.raises(GenerationStatusUnknownError, match=r"cannot read Airflow connection .* at its deadl"):
         read_event(event(trigger("42", end_time=0.0)), GenerationFinished)
 
 

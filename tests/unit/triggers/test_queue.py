@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_modelscope.exceptions import ModelScopeError, QueueFullError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.triggers.clients import shared_client
+from airflow_provider_modelscope.triggers.events import SlotFree, read_event
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 from airflow_provider_modelscope.waiting import poll
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.poll import PollSchedule
 from tests.unit.builders import REQUEST, event_of, submitter
-from tests.unit.conftest import TOKEN
+from tests.unit.conftest import TOKEN, unreadable_connections
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -34,11 +34,6 @@ def trigger(**kwargs: Any) -> ModelScopeQueueTrigger:
     return ModelScopeQueueTrigger(**{**arguments, **kwargs})
 
 
-def error_in(event: Any) -> ModelScopeError:
-    assert event["status"] == "error"
-    return ModelScopeError.from_json(event["error"])
-
-
 def running(generation_id: str, **kwargs: Any) -> PollSchedule:
     now = time.time()
     return PollSchedule(generation_id, submitted_at=now, end_time=now + 60, poll_interval=1, **kwargs)
@@ -47,10 +42,11 @@ def running(generation_id: str, **kwargs: Any) -> PollSchedule:
 def test_serialization_keeps_every_argument() -> None:
     arguments: dict[str, Any] = {
         "queued_at": 3.5,
-        "slot_rejected": True,
+        "start_seconds": 2.5,
         "modelscope_conn_id": "other",
         "end_time": 12.25,
         "min_deferral_seconds": 0.5,
+        "deferred_task": {"attempt": 3},
     }
     path, serialized = ModelScopeQueueTrigger(**arguments).serialize()
     assert path == "airflow_provider_modelscope.triggers.queue.ModelScopeQueueTrigger"
@@ -61,7 +57,13 @@ def test_serialization_keeps_every_argument() -> None:
 def test_it_sends_nothing(emulator: Emulator) -> None:
     queued = trigger()
     event = asyncio.run(event_of(queued))
-    assert event == {"status": "slot_free", "queued_at": queued.queued_at, "end_time": queued.end_time}
+    assert event == {
+        "status": "slot_free",
+        "queued_at": queued.queued_at,
+        "end_time": queued.end_time,
+        "granted_at": event["granted_at"],
+    }
+    assert queued.queued_at <= event["granted_at"] <= time.time()
     assert not emulator.requests
 
 
@@ -93,9 +95,9 @@ def test_queue_is_served_in_order_as_generations_end(emulator: Emulator) -> None
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("size", "status"), [("8x8", "slot_free"), ("64x64", "error")])
+@pytest.mark.parametrize(("size", "is_granted"), [("8x8", True), ("64x64", False)])
 def test_slot_follows_the_durations_of_model_and_size(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, size: str, status: str
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, size: str, is_granted: bool
 ) -> None:
     durations = DurationHistory()
     durations.record("a/b", "8x8", 1)
@@ -104,7 +106,7 @@ def test_slot_follows_the_durations_of_model_and_size(
     emulator.fail("poll:stall")
     generation_id = submitter().hook.submit_generation(GenerationRequest(**REQUEST))
 
-    async def run() -> Any:
+    async def run() -> bool:
         async with shared_client(ModelScopeHook().account) as client:
             await event_of(trigger())  # takes the first slot
             waiting = asyncio.create_task(
@@ -112,44 +114,43 @@ def test_slot_follows_the_durations_of_model_and_size(
             )
             while not any(exchange.method == "GET" for exchange in emulator.requests):
                 await asyncio.sleep(0.01)  # else it would be cancelled while it connects
-            queued = await event_of(trigger(end_time=time.time() + 0.3))
+            granted = await client.queue.wait_for_slot(queued_at=1.0, deadline=time.time() + 0.3)
             waiting.cancel()
-            return queued
+            return granted
 
-    assert asyncio.run(run())["status"] == status
+    assert asyncio.run(run()) is is_granted
 
 
-def test_the_error_at_the_deadline_says_how_many_waited(emulator: Emulator) -> None:
+def test_after_the_deadline_all_tasks_make_a_last_attempt(emulator: Emulator) -> None:
     async def three() -> list[Any]:
         async with shared_client(ModelScopeHook().account):
             await event_of(trigger())  # takes the first slot
-            end_time = time.time() + 0.3
-            return await asyncio.gather(*(event_of(trigger(end_time=end_time)) for _ in range(3)))
+            return await asyncio.gather(*(event_of(trigger(queued_at=1.0, end_time=2.0)) for _ in range(3)))
 
-    errors = [error_in(one) for one in asyncio.run(three())]
-    assert all(type(error) is QueueFullError for error in errors)
-    assert any("with 2 more in the account's queue" in str(error) for error in errors)
+    for event in asyncio.run(three()):
+        assert read_event(event, SlotFree).end_time == 2.0
 
 
-def test_no_slot_is_granted_after_the_deadline(emulator: Emulator) -> None:
-    late = trigger(queued_at=time.time() - 7200, end_time=time.time() - 3600)
-    assert isinstance(error_in(asyncio.run(event_of(late))), QueueFullError)
+def test_a_connection_that_stays_unreadable_allows_a_last_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    unreadable_connections(monkeypatch)
+    assert asyncio.run(event_of(trigger(end_time=2.0)))["status"] == "slot_free"
 
 
-@pytest.mark.parametrize(("slot_rejected", "status"), [(True, "slot_free"), (False, "error")])
-def test_rejection_is_reported_to_the_queue(emulator: Emulator, slot_rejected: bool, status: str) -> None:
-    async def run() -> Any:
+@pytest.mark.parametrize("start_seconds", [0.0, 3.0, None])
+def test_rejection_is_reported_to_the_queue(emulator: Emulator, start_seconds: float | None) -> None:
+    async def run() -> bool:
         async with shared_client(ModelScopeHook().account) as client:
             await event_of(trigger())  # takes the first slot
             with client.queue.track("42", submitted_at=time.time() - 20, usual_seconds=20):
                 await event_of(trigger())  # is granted the slot ahead
-                other = trigger(slot_rejected=slot_rejected, end_time=time.time() + 0.5)
-                queued = asyncio.create_task(event_of(other))
+                queued = asyncio.create_task(event_of(trigger(start_seconds=start_seconds)))
                 while len(client.queue) < 1:
                     await asyncio.sleep(0.01)
-            return await queued  # gets the slot if it was given back
+            granted, _ = await asyncio.wait([queued], timeout=0.5)
+            queued.cancel()
+            return bool(granted)  # if the slot was given back
 
-    assert asyncio.run(run())["status"] == status
+    assert asyncio.run(run()) is (start_seconds is not None)
 
 
 def test_events_and_arguments_contain_no_token(emulator: Emulator) -> None:

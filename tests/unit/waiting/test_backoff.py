@@ -11,7 +11,6 @@ from airflow_provider_modelscope.waiting.backoff import (
     MAX_RETRY_AFTER,
     Cooldown,
     SubmitBackoff,
-    give_up,
 )
 
 NOW = 1_700_000_000.0
@@ -44,18 +43,9 @@ def test_last_attempt_is_at_the_deadline() -> None:
         backoff.next_delay(FULL, now=NOW + 100)
 
 
-def test_giving_up_says_how_long_and_how_many_tasks_waited() -> None:
-    with pytest.raises(QueueFullError) as caught:
-        give_up(QueueFullError("Queue full."), waited=100, waiting=7)
-    assert str(caught.value) == (
-        "Queue full. Nothing was created within 100 s, with 6 more in the account's queue. "
-        "Increase queue_timeout to wait longer"
-    )
-
-
 def test_giving_up_without_a_wait_keeps_the_message() -> None:
     with pytest.raises(QueueFullError, match=r"^Queue full\.$"):
-        give_up(QueueFullError("Queue full."), waited=0)
+        backoff_for(seconds=0).next_delay(QueueFullError("Queue full."), now=NOW)
 
 
 def test_only_a_service_that_responded_before_is_waited_for() -> None:

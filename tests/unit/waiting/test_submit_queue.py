@@ -126,7 +126,7 @@ def test_rejected_slot_is_granted_again_at_the_end() -> None:
         with account.generation("a", age=20, usual=20):
             await account.enqueue(1, 2)
             assert account.granted == [1]
-            account.queue.reject()
+            account.queue.reject(3.0)
             await settle()
             assert account.granted == [1]
         await settle()
