@@ -272,8 +272,10 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             check_store()
             sending = partial(record.sending, fingerprint)
             if self.deferrable:
-                left = self._deferred(request, context)
-                id_ = submit_or_defer(self, complete, queue, self.hook, sending=sending, left=left)
+                resume_with = self._deferred(request, context)
+                id_ = submit_or_defer(
+                    self, complete, queue, self.hook, sending=sending, resume_with=resume_with
+                )
             else:
                 id_ = self.hook.submit_with_backoff(complete, queue, sending=sending)
             self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
@@ -484,9 +486,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             fast_poll_until_age=DEFER_AFTER,
         )
         defer_after = self.defer_after if self.deferrable else None
-        left = self._deferred(request, context)
+        resume_with = self._deferred(request, context)
         return self._finish(
-            lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after, left=left),
+            lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with),
             context,
             record,
             submission=submission,

@@ -90,8 +90,10 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         with self._sensor_errors():
             defer_after = self.defer_after if self.deferrable else None
             wait = self._begin(context)
-            left = DeferredTask(attempt=context["ti"].try_number)
-            return self._succeeded(wait_or_defer(self, wait, self.hook, defer_after=defer_after, left=left))
+            resume_with = DeferredTask(attempt=context["ti"].try_number)
+            return self._succeeded(
+                wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with)
+            )
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Poll once."""

@@ -115,7 +115,7 @@ def submit_or_defer(
     hook: ModelScopeHook,
     *,
     sending: Callable[[], AbstractContextManager[object]],
-    left: DeferredTask,
+    resume_with: DeferredTask,
 ) -> str:
     """Submit and return the ``generation_id``, or defer if the account's queue is full.
 
@@ -124,7 +124,7 @@ def submit_or_defer(
     :param request: The request, with its images inlined.
     :param queue: The task's wait for a free slot. A slot that was granted may not be free yet.
     :param sending: Returns the context for one submission.
-    :param left: What the task resumes with.
+    :param resume_with: What the task resumes with.
     :raises ModelScopeError: if it cannot be submitted, or not before the queue's deadline.
     """
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
@@ -146,7 +146,7 @@ def submit_or_defer(
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
         min_deferral_seconds=min_deferral_seconds(),
-        deferred_task=left.to_json(),
+        deferred_task=resume_with.to_json(),
     )
     # Without a timeout of Airflow's, which would end it before the last attempt if no triggerer runs.
     task.defer(trigger=trigger, method_name="execute_queued")
@@ -158,7 +158,7 @@ def wait_or_defer(
     hook: ModelScopeHook,
     *,
     defer_after: float | None,
-    left: DeferredTask,
+    resume_with: DeferredTask,
 ) -> Generation:
     """Return the finished generation, or defer if it takes long.
 
@@ -166,7 +166,7 @@ def wait_or_defer(
     worker. The task resumes in its method ``execute_complete``.
 
     :param defer_after: Age of the generation in seconds at which to defer; 0 polls once, None never defers.
-    :param left: What the task resumes with.
+    :param resume_with: What the task resumes with.
     :raises ModelScopeError: if the wait ends without a finished generation.
     """
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
@@ -185,7 +185,7 @@ def wait_or_defer(
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=wait.end_time,
         min_deferral_seconds=min_deferral_seconds(),
-        deferred_task=left.to_json(),
+        deferred_task=resume_with.to_json(),
     )
     # Airflow's own timeout is a little later, so that the error of the trigger, which says more, comes first.
     seconds = max(0.0, trigger.end_time - time.time()) + hook.account.request_timeout + 60
