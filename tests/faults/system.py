@@ -143,7 +143,7 @@ class Run:
         """Return the Dag run's task instances."""
         rows = self._system.query(
             "select task_id, coalesce(state, 'none'), try_number, pid from task_instance "
-            "where run_id = :run_id order by task_id, map_index",
+            "where run_id = :run_id order by task_id, start_date",
             run_id=self.row.name,
         )
         return [Task(*row) for row in rows]
