@@ -195,14 +195,19 @@ class SubmissionRecord:
         if entry is None:
             return False
         is_gone, is_timeout = isinstance(error, ImageGoneError), type(error) is GenerationTimeoutError
-        if error.code == 403 and (not is_gone or "blocked" in entry):
-            if is_gone:
-                error.message += ". It was blocked from the start, so a new image would be blocked as well"
+        kind, was_cleared = type(error).__name__, self._was_cleared(entry)
+        if error.code == 403 and not is_gone:
             self._try_to_write(fingerprint, {**entry, "blocked": True})
+            return False
+        if error.code == 403 and "blocked" in entry and not was_cleared:
+            error.message += (
+                ". It was blocked from the start, so a new image may be blocked as well. Once its host is "
+                f"allowed, {how_to_submit_again()}"
+            )
+            self._try_to_write(fingerprint, {**entry, "ended": self._max_tries})
             return False
         if not isinstance(error, GenerationTimeoutError | ImageGoneError | BrokenImageError):
             return False
-        kind, was_cleared = type(error).__name__, self._was_cleared(entry)
         failures = {**entry.get("failures", {}), kind: entry.get("failures", {}).get(kind, 0) + 1}
         is_last = failures[kind] > 1 and (is_gone or is_timeout)
         if not is_last and (is_timeout or not was_cleared):

@@ -588,9 +588,20 @@ class TestDeadEnd:
         errors = self.ends(store, tmp_path, clears=0, retries=3)
         assert all("Blocked, not expired" in error and "egress rules" in error for error in errors)
         monkeypatch.setattr(storing, "NEW_SECONDS", 0.0)  # the next attempts are later
-        errors = self.ends(store, tmp_path, clears=2, retries=3)
-        assert all("blocked from the start" in error for error in errors)
-        assert (len(errors), emulator.accepted) == (12, 1)
+        errors = self.ends(store, tmp_path, clears=0, retries=3)
+        assert all("blocked from the start" in error and "clear the task" in error for error in errors)
+        assert (len(errors), emulator.accepted) == (4, 1)
+
+    def test_each_clear_of_a_blocked_image_submits_once(
+        self, emulator: Emulator, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        emulator.fail("image:403:always")
+        for clear in range(3):
+            for new_seconds in (60.0, 0.0):  # the second attempt is later
+                monkeypatch.setattr(storing, "NEW_SECONDS", new_seconds)
+                with pytest.raises(ImageError):
+                    one_step(tmp_path).execute(store.attempt(RealTaskInstance(clear)))
+        assert emulator.accepted == 3
 
     def test_an_old_image_that_is_forbidden_is_gone(
         self, emulator: Emulator, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
