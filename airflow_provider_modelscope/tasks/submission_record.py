@@ -185,7 +185,8 @@ class SubmissionRecord:
         submits a new generation, after the second failure of the URLs this attempt does so, but only once.
         If a person clears the task after it ended without a usable image, it tries once more.
 
-        :raises ImageUnavailableError: if the URLs of that new generation do not work either.
+        :raises ImageUnavailableError: if the URLs of that new generation do not work either, or those of one
+            that has no entry, so that nothing could count how often it is replaced.
         """
         try:
             fingerprint, entry = self._find(error.generation_id)
@@ -193,6 +194,14 @@ class SubmissionRecord:
             log.warning("%s", problem)
             return False
         if entry is None:
+            if isinstance(error, ImageGoneError) or error.code == 403:
+                raise ImageUnavailableError(
+                    f"{error.message}. No record of this generation is kept, so a retry would only pay for "
+                    "another one. Store it with ModelScopeImageToObjectStorageOperator once its host is "
+                    "allowed, or clear the task, which submits a new generation, which is charged",
+                    code=error.code,
+                    generation_id=error.generation_id,
+                ) from None
             return False
         is_gone, is_timeout = isinstance(error, ImageGoneError), type(error) is GenerationTimeoutError
         kind, was_cleared = type(error).__name__, self._was_cleared(entry)

@@ -574,6 +574,15 @@ class TestDeadEnd:
         assert "To go on, clear the task, which tries once more and then submits" in errors[-1]
         assert emulator.accepted == 2
 
+    @pytest.mark.parametrize(("durable", "status"), [(True, 404), (False, 404), (True, 403)])
+    def test_without_a_record_images_that_are_gone_are_not_replaced(
+        self, emulator: Emulator, tmp_path: Path, durable: bool, status: int
+    ) -> None:
+        emulator.fail(f"image:{status}:always")
+        with pytest.raises(ImageUnavailableError, match=r"only pay for another .*ToObjectStorageOperator"):
+            one_step(tmp_path, durable=durable).execute({"ti": RealTaskInstance(3)})
+        assert emulator.accepted == 1
+
     def test_clear_after_that_pays_for_one_more(
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:
