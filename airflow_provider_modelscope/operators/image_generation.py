@@ -180,9 +180,10 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             if digest_of(getattr(request, name, getattr(self, name))) != digest
         ]:
             raise ModelScopeRetryableError(
-                f"{', '.join(changed)} was set in execute() and is lost since the task deferred, nothing was "
-                "sent: a deferral keeps no signed URL and no image data. Set it in pre_execute(), which runs "
-                "before each part of the task"
+                f"{', '.join(changed)} was set in execute() and is lost since the task deferred, or its "
+                "template gives another value each time. Nothing was sent: a deferral keeps no signed URL "
+                "and no image data. Set it in pre_execute(), which runs before each part of the task, or use "
+                "a value that stays the same"
             )
         return request
 
