@@ -469,6 +469,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         request, destination, *_ = check_all(
             self._request,
             self._parse_destination,
+            lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
             lambda: self.hook.account,

@@ -579,8 +579,9 @@ class TestDeadEnd:
         self, emulator: Emulator, tmp_path: Path, durable: bool, status: int
     ) -> None:
         emulator.fail(f"image:{status}:always")
+        context: Context = {"ti": RealTaskInstance(3)}
         with pytest.raises(ImageUnavailableError, match=r"only pay for another .*ToObjectStorageOperator"):
-            one_step(tmp_path, durable=durable).execute({"ti": RealTaskInstance(3)})
+            one_step(tmp_path, durable=durable).execute(context)
         assert emulator.accepted == 1
 
     def test_clear_after_that_pays_for_one_more(
