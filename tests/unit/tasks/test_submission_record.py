@@ -709,6 +709,30 @@ class TestDeadEnd:
         assert emulator.accepted == 2
 
 
+class TestImagesAtOnce:
+    """The response to the submission contains the images and no id, so that only this process knows them."""
+
+    def test_the_submit_operator_refers_to_the_other_one(self, emulator: Emulator, store: Store) -> None:
+        emulator.fail("submit:images:*")
+        url = rf"{emulator.base_url}/images/\w+\.png"
+        with pytest.raises(
+            ImageUnavailableError, match=rf"{url}\. Use ModelScopeImageGenerationOperator"
+        ) as raised:
+            submitter().execute(store.attempt(RealTaskInstance(1)))
+        assert isinstance(raised.value, ModelScopeFinalError)
+
+    @pytest.mark.parametrize("fault", ["image:500:5", "image:404:2", "image:garbage:5"])
+    def test_a_failure_to_store_is_final_until_a_clear(
+        self, emulator: Emulator, store: Store, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail("submit:images")
+        emulator.fail(fault)
+        with pytest.raises(ImageUnavailableError, match=r"no retry can fetch them.*Clear the task to pay"):
+            one_step(tmp_path).execute(store.attempt(RealTaskInstance(1)))
+        assert one_step(tmp_path).execute(store.attempt(RealTaskInstance(3)))
+        assert emulator.accepted == 2
+
+
 class TestLostResponse:
     @pytest.mark.parametrize("fault", ["lost", "reset", "500", "no-id", "html"])
     def test_a_retry_submits_again_and_warns_of_the_cost(
