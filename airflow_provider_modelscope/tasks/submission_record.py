@@ -116,6 +116,12 @@ class SubmissionRecord:
                 "model": str(model),
                 "submitted_at": float() | int() as submitted_at,
             }:
+                if "done" in entry:
+                    log.warning(
+                        "Using generation %s again: this task has had it for an equal request. Give equal "
+                        "requests different seeds to get different images",
+                        generation_id,
+                    )
                 return Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
             case {"sent_at": float() | int() as sent_at}:
                 problem = f"An earlier attempt ended while submitting, {time.time() - sent_at:.0f} s ago"

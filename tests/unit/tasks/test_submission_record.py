@@ -521,6 +521,16 @@ class TestSeveralRequests:
         assert self.draw_all(tmp_path, store)[:1] == first
         assert emulator.accepted == 6
 
+    def test_equal_requests_are_one_generation_with_a_warning(
+        self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        context = store.attempt(RealTaskInstance(1))
+        first = one_step(tmp_path).execute(context)
+        assert "different seeds" not in caplog.text
+        assert one_step(tmp_path).execute(context) == first
+        assert caplog.text.count("Give equal requests different seeds") == 1
+        assert emulator.accepted == 1
+
     def test_clear_pays_for_all_again(self, emulator: Emulator, store: Store, tmp_path: Path) -> None:
         first = self.draw_all(tmp_path, store)
         assert not {*self.draw_all(tmp_path, store, max_tries=5)} & {*first}
