@@ -244,8 +244,16 @@ class TestMapped:
     ) -> None:
         assert self.mapped(context, f"file://{tmp_path}/{name}", by="destination").execute(context)
 
-    def test_a_template_is_not_refused(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
-        task = self.mapped(context, f"file://{tmp_path}/{{{{ ti.map_index }}}}.png")
+    @pytest.mark.parametrize("is_group", [False, True], ids=["mapped task", "mapped group"])
+    def test_a_template_is_not_refused(
+        self, emulator: Emulator, context: Context, tmp_path: Path, is_group: bool
+    ) -> None:
+        destination = f"file://{tmp_path}/{{{{ ti.map_index }}}}.png"
+        if is_group:
+            with DAG("a_dag", schedule=None) as context["dag"]:
+                task = one_step(destination=destination).prepare_for_execution()
+        else:
+            task = self.mapped(context, destination)
         task.render_template_fields(context)
         assert task.execute(context) == [f"file://{tmp_path}/2.png"]
 
