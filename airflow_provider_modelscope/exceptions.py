@@ -15,7 +15,7 @@
     │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
     │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
     │   ├── ImageNotAllowedError        an output image is too large, or its address is not allowed
-    │   └── ImageUnavailableError       the images of a generation and of its replacement are gone
+    │   └── ImageUnavailableError       the images are gone, and a retry could only pay for others
     └── ModelScopeRetryableError        yes: Airflow retries the task as its Dag says
         ├── ServiceUnavailableError     no usable response: network error, 5xx, or not the API's JSON
         │   └── ServiceUnreachableError no connection, so nothing was sent
@@ -186,9 +186,10 @@ class ImageNotAllowedError(ModelScopeFinalError):
 
 
 class ImageUnavailableError(ModelScopeFinalError):
-    """The images of a generation could not be downloaded, nor those of the one that replaced it.
+    """The images of a generation cannot be stored, and a retry could only pay for another one.
 
-    Retries submit no third generation. Check what blocks the images' host, then clear the task.
+    Either those of its replacement could not be downloaded as well, or there is nothing that a retry could
+    resume. Check what blocks the images' host, then do what the message says.
     """
 
 

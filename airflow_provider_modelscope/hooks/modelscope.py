@@ -166,6 +166,13 @@ class ModelScopeHook(BaseHook):
                 show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=model)
             return read_submission(response, account=self.account)
 
+    def finished_at_once(self, generation_id: str) -> Generation | None:
+        """Return the generation if the response to its submission contained its images, and no id to poll.
+
+        Only this hook knows them: no other process can fetch them.
+        """
+        return self._finished.get(generation_id)
+
     def get_generation(self, generation_id: str) -> Generation:
         """Return the generation as the service describes it now. Retries on errors that may pass.
 

@@ -20,7 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images.image import FORMAT_OF_SUFFIX, Image
+from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
 from airflow_provider_modelscope.redaction import preview
 from airflow_provider_modelscope.resuming import how_to_store_again
 
@@ -40,13 +40,6 @@ _CONTENT_TYPE_ARGUMENT = {
 LOCAL = ("file", "local")
 # The extra of this package that brings the filesystem of a scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
-# Suffixes of image formats that images cannot be converted to. A fixed list, because the module mimetypes
-# reads files of the machine: a destination would be valid on one and invalid on the next.
-_OTHER_IMAGE_SUFFIXES = (
-    ".apng .avif .bmp .cur .dds .djvu .emf .eps .exr .fits .g3 .gif .hdr .heic .heif .icns .ico .ief .j2k "
-    ".jp2 .jpm .jpx .jxl .jxr .pbm .pct .pcx .pgm .pic .pict .pnm .ppm .psd .ras .rgb .svg .svgz .t38 .tfx "
-    ".tga .tif .tiff .wbmp .wmf .xbm .xcf .xpm .xwd"
-)
 _PERMANENT_ERRORS = (
     FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError,
 )  # fmt: skip
@@ -72,18 +65,11 @@ def check_destination(destination: str) -> None:
     """
     _check_uri(destination)
     name = PurePosixPath(destination.rpartition("/")[2])
-    # Meant as a folder, and every image would overwrite the one before. A date or a run id is no suffix.
-    if name.name and not re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]*", name.suffix):
+    if name.name and _format_of(name) not in CONVERTIBLE:  # perhaps meant as a folder, or a bucket
         raise _invalid(
             destination,
-            "names an object without a suffix: end it with '/' to store into a folder, or add a suffix such "
-            "as .png",
-        )
-    if name.suffix.lower() in _OTHER_IMAGE_SUFFIXES.split():
-        raise _invalid(
-            destination,
-            f"images cannot be converted to {name.suffix!r}: use .png, .jpg or .webp, or a folder, which "
-            "keeps the format of each image",
+            "names an object without the suffix .png, .jpg or .webp: end it with '/' to store into a folder, "
+            "which keeps the format of each image, or add one of these suffixes",
         )
 
 

@@ -180,9 +180,10 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             if digest_of(getattr(request, name, getattr(self, name))) != digest
         ]:
             raise ModelScopeRetryableError(
-                f"{', '.join(changed)} was set in execute() and is lost since the task deferred, nothing was "
-                "sent: a deferral keeps no signed URL and no image data. Set it in pre_execute(), which runs "
-                "before each part of the task"
+                f"{', '.join(changed)} was set in execute() and is lost since the task deferred, or its "
+                "template gives another value each time. Nothing was sent: a deferral keeps no signed URL "
+                "and no image data. Set it in pre_execute(), which runs before each part of the task, or use "
+                "a value that stays the same"
             )
         return request
 
@@ -240,7 +241,28 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         )
         submission = self._submit(request, context, record, queue)
         record.finish(submission.generation_id)
+        self._raise_if_lost(
+            submission.generation_id,
+            "There is no generation to wait for",
+            "Use ModelScopeImageGenerationOperator, which stores such images",
+        )
         return submission.generation_id
+
+    def _raise_if_lost(self, generation_id: str, problem: str, advice: str) -> None:
+        """Raise an error if no other process can fetch the images of a generation.
+
+        They were in the response to its submission. Their URLs may be signed, so they are recorded nowhere.
+        """
+        from airflow_provider_modelscope.exceptions import ImageUnavailableError
+        from airflow_provider_modelscope.redaction import without_query
+
+        if generation := self.hook.finished_at_once(generation_id):
+            urls = ", ".join(map(without_query, generation.output_images))
+            raise ImageUnavailableError(
+                f"{problem}. The response to the submission contained the images and no id, so no retry can "
+                f"fetch them: {urls}. {advice}",
+                generation_id=generation_id,
+            )
 
     def _submit(
         self,
@@ -468,6 +490,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         request, destination, *_ = check_all(
             self._request,
             self._parse_destination,
+            lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
             lambda: self.hook.account,
@@ -529,6 +552,14 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             generation.raise_for_failure(retry_resubmits=True)
             uris = self._store(generation, destination or self._parse_destination(), submission, context)
         except (GenerationTimeoutError, ImageError) as error:
+            if error.generation_id and self.hook.finished_at_once(error.generation_id):
+                record.finish(error.generation_id)
+                self.log.warning("%s", error)  # its advice is for a generation that the service keeps
+                self._raise_if_lost(
+                    error.generation_id,
+                    f"The images were not stored ({type(error).__name__}, see the log)",
+                    "Clear the task to pay for a new generation",
+                )
             if not record.note_failure(error):
                 raise
             return self._run(context, record)

@@ -37,6 +37,13 @@ DEFER_AFTER = 8.0  # seconds of a generation's age to poll from a worker; fast m
 MIN_QUEUE_DEFERRAL = 15.0  # seconds; a shorter wait for a slot stays on the worker: a deferral takes as long
 EARLY_SLOT_RETRY = 6.0  # seconds to retry from the worker if the slot was granted a little too early; or
 EARLY_SLOT_RETRY_OF_START = 2 / 3  # of the time that the worker needed to start, if that is longer
+# The parts of a query that differ each time that a URL is signed: of S3, Google, OSS, CloudFront, COS, Azure.
+_SIGNATURE = re.compile(
+    r"x-(amz|goog|oss|cos)-.*|q-(sign|ak|key|header|url).*|signature|expires|policy|key-pair-id"
+    r"|(aws|oss)accesskeyid|googleaccessid|auth_key|(.*[-_])?token"
+    r"|s(ig|e|p|v|r|t|s|ip|pr|rt|dd|i)|sk(oid|tid|t|e|s|v)",
+    re.IGNORECASE,
+)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -82,9 +89,14 @@ def deferred_task(
 
 
 def digest_of(value: Any) -> str:
-    """Return a digest of a parameter, without the queries of URLs: a template may sign a URL again."""
-    text = re.sub(r'(https?://[^"?]*)\?[^"]*', r"\1", json.dumps(value, sort_keys=True))
+    """Return a digest of a parameter, without the signatures of URLs: a template may sign a URL again."""
+    text = re.sub(r'(https?://[^"?]*)\?([^"]*)', _without_signature, json.dumps(value, sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_signature(url: re.Match[str]) -> str:
+    kept = [part for part in url[2].split("&") if not _SIGNATURE.fullmatch(part.partition("=")[0])]
+    return f"{url[1]}?{'&'.join(kept)}"
 
 
 def min_deferral_seconds() -> float:

@@ -116,6 +116,12 @@ class SubmissionRecord:
                 "model": str(model),
                 "submitted_at": float() | int() as submitted_at,
             }:
+                if "done" in entry:
+                    log.warning(
+                        "Using generation %s again: this task has had it for an equal request. Give equal "
+                        "requests different seeds to get different images",
+                        generation_id,
+                    )
                 return Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
             case {"sent_at": float() | int() as sent_at}:
                 problem = f"An earlier attempt ended while submitting, {time.time() - sent_at:.0f} s ago"
@@ -185,7 +191,8 @@ class SubmissionRecord:
         submits a new generation, after the second failure of the URLs this attempt does so, but only once.
         If a person clears the task after it ended without a usable image, it tries once more.
 
-        :raises ImageUnavailableError: if the URLs of that new generation do not work either.
+        :raises ImageUnavailableError: if the URLs of that new generation do not work either, or those of one
+            that has no entry, so that nothing could count how often it is replaced.
         """
         try:
             fingerprint, entry = self._find(error.generation_id)
@@ -193,16 +200,29 @@ class SubmissionRecord:
             log.warning("%s", problem)
             return False
         if entry is None:
+            if isinstance(error, ImageGoneError) or error.code == 403:
+                raise ImageUnavailableError(
+                    f"{error.message}. No record of this generation is kept, so a retry would only pay for "
+                    "another one. Store it with ModelScopeImageToObjectStorageOperator once its host is "
+                    "allowed, or clear the task, which submits a new generation, which is charged",
+                    code=error.code,
+                    generation_id=error.generation_id,
+                ) from None
             return False
         is_gone, is_timeout = isinstance(error, ImageGoneError), type(error) is GenerationTimeoutError
-        if error.code == 403 and (not is_gone or "blocked" in entry):
-            if is_gone:
-                error.message += ". It was blocked from the start, so a new image would be blocked as well"
+        kind, was_cleared = type(error).__name__, self._was_cleared(entry)
+        if error.code == 403 and not is_gone:
             self._try_to_write(fingerprint, {**entry, "blocked": True})
+            return False
+        if error.code == 403 and "blocked" in entry and not was_cleared:
+            error.message += (
+                ". It was blocked from the start, so a new image may be blocked as well. Once its host is "
+                f"allowed, {how_to_submit_again()}"
+            )
+            self._try_to_write(fingerprint, {**entry, "ended": self._max_tries})
             return False
         if not isinstance(error, GenerationTimeoutError | ImageGoneError | BrokenImageError):
             return False
-        kind, was_cleared = type(error).__name__, self._was_cleared(entry)
         failures = {**entry.get("failures", {}), kind: entry.get("failures", {}).get(kind, 0) + 1}
         is_last = failures[kind] > 1 and (is_gone or is_timeout)
         if not is_last and (is_timeout or not was_cleared):

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from airflow_provider_modelscope.exceptions import InvalidDestinationError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import LINKS, push_links
+from airflow_provider_modelscope.redaction import preview
 from airflow_provider_modelscope.validation import check_all, raise_invalid
 
 if TYPE_CHECKING:
@@ -82,6 +84,22 @@ class StoringTask(ModelScopeTask):
         from airflow_provider_modelscope.images.object_storage import Destination
 
         return Destination.parse(self.destination, storage_conn_id=self.storage_conn_id, sidecar=self.sidecar)
+
+    def _check_own_destination(self, context: Context) -> None:
+        """Check that mapped tasks do not all store the same object, before anything is charged.
+
+        :raises InvalidDestinationError: if the Dag file gives each of them the name of one object.
+        """
+        if context["ti"].map_index in (None, -1) or self.destination.endswith("/"):
+            return
+        dag, task_id = context.get("dag"), cast("BaseOperator", self).task_id
+        definition: Any = dag.task_dict.get(task_id) if dag else None
+        given = getattr(definition, "partial_kwargs", vars(definition) if definition else {})
+        if given.get("destination") == self.destination:  # so it contains no template, and is not mapped
+            raise InvalidDestinationError(
+                f"destination = {preview(self.destination)}: is one object that each mapped task overwrites. "
+                "End it with '/' to store into a folder, or write {{ ti.map_index }} into its name"
+            )
 
     def _store(
         self,

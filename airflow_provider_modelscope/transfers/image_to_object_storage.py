@@ -80,4 +80,5 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
         submission = self._find_submission(generation_id, context)
         generation = fetch_finished_generation(self.hook, generation_id)
         generation.raise_for_failure(retry_resubmits=False)
+        self._check_own_destination(context)
         return self._store(generation, destination, submission, context)

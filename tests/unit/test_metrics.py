@@ -14,7 +14,7 @@ from airflow_provider_modelscope import compat, metrics
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     GenerationFailedError,
-    ImageGoneError,
+    ImageUnavailableError,
     InvalidRequestError,
     ModelScopeError,
     QueueFullError,
@@ -147,7 +147,7 @@ def test_an_unreachable_service_counts_as_a_rejection(stats: Stats, monkeypatch:
     ("fault", "error", "reason"),
     [
         ("poll:failed:always", GenerationFailedError, "generation_failed"),
-        ("image:404:always", ImageGoneError, "image_gone"),
+        ("image:404:always", ImageUnavailableError, "image_unavailable"),
     ],
 )
 def test_a_failed_task_is_counted_by_its_reason(

@@ -220,8 +220,8 @@ DESTINATIONS: list[tuple[Any, str]] = [
     ("s3:///cats/", "contains no bucket"),
     ("s3://bucket", "end it with '/' to store into the bucket, or name an object"),
     ("s3://[bucket/cats/", "Invalid IPv6 URL"),
-    ("file:///data/cats", "names an object without a suffix: end it with '/' to store"),
-    ("file:///data/cat.gif", "images cannot be converted to '.gif': use .png, .jpg or .webp, or a"),
+    ("file:///data/cats", "names an object without the suffix .png, .jpg or .webp: end it with '/'"),
+    ("file:///data/cat.gif", "names an object without the suffix .png, .jpg or .webp: end it with '/'"),
 ]
 
 # Destinations that only the worker can check.

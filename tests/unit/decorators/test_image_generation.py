@@ -16,6 +16,7 @@ from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.decorators.image_generation import modelscope_image_task
 from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
+    ImageUnavailableError,
     InvalidRequestError,
     ModelScopeError,
     ModelScopeFinalError,
@@ -316,7 +317,7 @@ class TestShown:
             assert not re.search("Signature|user:secret|A{400}", self.shown(task))
             task = drawing(lambda: "A cat", tmp_path, **given)
             leg = partial(resume, task, deferred.value, context)
-        with nullcontext() if fault is None else pytest.raises(ImageGoneError):
+        with nullcontext() if fault is None else pytest.raises(ImageUnavailableError):
             leg()
         assert not re.search("Signature|user:secret|A{400}", self.shown(task))
 

@@ -127,12 +127,32 @@ class TestSubclass:
             resume(ChangingSubmitter(**given), deferral, context)
         assert (len(sent(emulator)), emulator.accepted) == (1, 0)
 
-    def test_a_url_may_be_signed_again(self, emulator: Emulator, context: Context) -> None:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://images.example/a.png?Signature={}&Expires={}&OSSAccessKeyId={}&security-token={}",
+            "https://images.example/a.png?AWSAccessKeyId={}&x-id=GetObject&Signature={}&Expires={}",
+            "https://images.example/a.png?X-Amz-Date={}&X-Amz-Signature={}&X-Amz-Security-Token={}&id=1",
+            "https://images.example/a.png?X-Goog-Date={}&X-Goog-Signature={}",
+            "https://images.example/a.png?sv={}&st={}&se={}&sr=b&sp=r&skoid={}&sktid={}&sig={}",
+            "https://images.example/a.png?Policy={}&Key-Pair-Id={}&token={}",
+        ],
+    )
+    def test_a_url_may_be_signed_again(self, emulator: Emulator, context: Context, url: str) -> None:
         emulator.fail("submit:queue-full")
-        deferral = deferred(submitter(deferrable=True, image_url=f"{SIGNED}old"), context)
-        assert "old" not in json.dumps(deferral.trigger.serialize())
-        resume(submitter(deferrable=True, image_url=f"{SIGNED}new"), deferral, context)
-        assert sent(emulator)[-1]["image_url"] == f"{SIGNED}new"
+        old, new = (url.replace("{}", when) for when in ("earlier", "later"))
+        deferral = deferred(submitter(deferrable=True, image_url=old), context)
+        assert "earlier" not in json.dumps(deferral.trigger.serialize())
+        resume(submitter(deferrable=True, image_url=new), deferral, context)
+        assert sent(emulator)[-1]["image_url"] == new
+
+    @pytest.mark.parametrize("old", ["https://cdn.example/img?id=1", "https://cdn.example/1.png?Signature=a"])
+    def test_a_url_of_another_image_is_refused(self, emulator: Emulator, context: Context, old: str) -> None:
+        emulator.fail("submit:queue-full")
+        deferral = deferred(submitter(deferrable=True, image_url=old), context)
+        with pytest.raises(ModelScopeRetryableError, match="or its template gives another value each time"):
+            resume(submitter(deferrable=True, image_url=old.replace("1", "2")), deferral, context)
+        assert emulator.accepted == 0
 
     def test_a_task_that_calls_an_operator_is_not_deferred(
         self, emulator: Emulator, context: Context, tmp_path: Path

@@ -206,6 +206,61 @@ class TestOneStep:
         assert not emulator.requests
 
 
+class TestMapped:
+    """The destination of mapped tasks and of tasks in a mapped group."""
+
+    @pytest.fixture
+    def context(self) -> Context:
+        ti = TaskInstance()
+        ti.map_index = 2
+        return {"ti": ti}
+
+    @staticmethod
+    def mapped(context: Context, destination: str, *, by: str = "prompt") -> Any:
+        """Return a task that is mapped by one parameter, before its templates are rendered."""
+        given = {"task_id": "draw", **REQUEST, "destination": destination}
+        own = given.pop(by)
+        with DAG("a_dag", schedule=None) as context["dag"]:
+            partial: Any = ModelScopeImageGenerationOperator.partial(**given)
+            task = partial.expand(**{by: [own]})
+        return task.unmap({by: own})
+
+    def test_one_object_for_all_is_an_error(self, emulator: Emulator, context: Context) -> None:
+        task = self.mapped(context, "file:///data/cat.png")
+        with pytest.raises(InvalidDestinationError, match=r"End it with '/' .*write {{ ti.map_index }}"):
+            task.execute(context)
+        assert not emulator.requests
+
+    def test_one_object_for_all_of_a_group_is_an_error(self, emulator: Emulator, context: Context) -> None:
+        with DAG("a_dag", schedule=None) as context["dag"]:
+            task = one_step(destination="file:///data/cat.png")
+        with pytest.raises(InvalidDestinationError, match="each mapped task overwrites"):
+            task.prepare_for_execution().execute(context)
+        assert not emulator.requests
+
+    @pytest.mark.parametrize("name", ["", "2.png"])
+    def test_each_may_have_its_own(
+        self, emulator: Emulator, context: Context, tmp_path: Path, name: str
+    ) -> None:
+        assert self.mapped(context, f"file://{tmp_path}/{name}", by="destination").execute(context)
+
+    @pytest.mark.parametrize("is_group", [False, True], ids=["mapped task", "mapped group"])
+    def test_a_template_is_not_refused(
+        self, emulator: Emulator, context: Context, tmp_path: Path, is_group: bool
+    ) -> None:
+        destination = f"file://{tmp_path}/{{{{ ti.map_index }}}}.png"
+        if is_group:
+            with DAG("a_dag", schedule=None) as context["dag"]:
+                task = one_step(destination=destination).prepare_for_execution()
+        else:
+            task = self.mapped(context, destination)
+        task.render_template_fields(context)
+        assert task.execute(context) == [f"file://{tmp_path}/2.png"]
+
+    def test_a_folder_suits_all(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
+        assert self.mapped(context, f"file://{tmp_path}/").execute(context)
+
+
 class TestOneLeg:
     """A leg is the part of a task that runs in one process."""
 

@@ -521,6 +521,16 @@ class TestSeveralRequests:
         assert self.draw_all(tmp_path, store)[:1] == first
         assert emulator.accepted == 6
 
+    def test_equal_requests_are_one_generation_with_a_warning(
+        self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        context = store.attempt(RealTaskInstance(1))
+        first = one_step(tmp_path).execute(context)
+        assert "different seeds" not in caplog.text
+        assert one_step(tmp_path).execute(context) == first
+        assert caplog.text.count("Give equal requests different seeds") == 1
+        assert emulator.accepted == 1
+
     def test_clear_pays_for_all_again(self, emulator: Emulator, store: Store, tmp_path: Path) -> None:
         first = self.draw_all(tmp_path, store)
         assert not {*self.draw_all(tmp_path, store, max_tries=5)} & {*first}
@@ -574,6 +584,16 @@ class TestDeadEnd:
         assert "To go on, clear the task, which tries once more and then submits" in errors[-1]
         assert emulator.accepted == 2
 
+    @pytest.mark.parametrize(("durable", "status"), [(True, 404), (False, 404), (True, 403)])
+    def test_without_a_record_images_that_are_gone_are_not_replaced(
+        self, emulator: Emulator, tmp_path: Path, durable: bool, status: int
+    ) -> None:
+        emulator.fail(f"image:{status}:always")
+        context: Context = {"ti": RealTaskInstance(3)}
+        with pytest.raises(ImageUnavailableError, match=r"only pay for another .*ToObjectStorageOperator"):
+            one_step(tmp_path, durable=durable).execute(context)
+        assert emulator.accepted == 1
+
     def test_clear_after_that_pays_for_one_more(
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:
@@ -588,9 +608,20 @@ class TestDeadEnd:
         errors = self.ends(store, tmp_path, clears=0, retries=3)
         assert all("Blocked, not expired" in error and "egress rules" in error for error in errors)
         monkeypatch.setattr(storing, "NEW_SECONDS", 0.0)  # the next attempts are later
-        errors = self.ends(store, tmp_path, clears=2, retries=3)
-        assert all("blocked from the start" in error for error in errors)
-        assert (len(errors), emulator.accepted) == (12, 1)
+        errors = self.ends(store, tmp_path, clears=0, retries=3)
+        assert all("blocked from the start" in error and "clear the task" in error for error in errors)
+        assert (len(errors), emulator.accepted) == (4, 1)
+
+    def test_each_clear_of_a_blocked_image_submits_once(
+        self, emulator: Emulator, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        emulator.fail("image:403:always")
+        for clear in range(3):
+            for new_seconds in (60.0, 0.0):  # the second attempt is later
+                monkeypatch.setattr(storing, "NEW_SECONDS", new_seconds)
+                with pytest.raises(ImageError):
+                    one_step(tmp_path).execute(store.attempt(RealTaskInstance(clear)))
+        assert emulator.accepted == 3
 
     def test_an_old_image_that_is_forbidden_is_gone(
         self, emulator: Emulator, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -685,6 +716,30 @@ class TestDeadEnd:
             one_step(tmp_path).execute(store.attempt(ti))
         with pytest.raises(ImageUnavailableError):
             one_step(tmp_path).execute(store.attempt(ti))
+        assert emulator.accepted == 2
+
+
+class TestImagesAtOnce:
+    """The response to the submission contains the images and no id, so that only this process knows them."""
+
+    def test_the_submit_operator_refers_to_the_other_one(self, emulator: Emulator, store: Store) -> None:
+        emulator.fail("submit:images:*")
+        url = rf"{emulator.base_url}/images/\w+\.png"
+        with pytest.raises(
+            ImageUnavailableError, match=rf"{url}\. Use ModelScopeImageGenerationOperator"
+        ) as raised:
+            submitter().execute(store.attempt(RealTaskInstance(1)))
+        assert isinstance(raised.value, ModelScopeFinalError)
+
+    @pytest.mark.parametrize("fault", ["image:500:5", "image:404:2", "image:garbage:5"])
+    def test_a_failure_to_store_is_final_until_a_clear(
+        self, emulator: Emulator, store: Store, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail("submit:images")
+        emulator.fail(fault)
+        with pytest.raises(ImageUnavailableError, match=r"no retry can fetch them.*Clear the task to pay"):
+            one_step(tmp_path).execute(store.attempt(RealTaskInstance(1)))
+        assert one_step(tmp_path).execute(store.attempt(RealTaskInstance(3)))
         assert emulator.accepted == 2
 
 

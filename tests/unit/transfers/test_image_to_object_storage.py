@@ -12,6 +12,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationRejectedError,
     GenerationTimeoutError,
     ImageGoneError,
+    InvalidDestinationError,
     ServiceUnavailableError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
@@ -94,3 +95,15 @@ def test_an_unreachable_service_is_left_to_the_retries(monkeypatch: pytest.Monke
     connect(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises((GenerationTimeoutError, ServiceUnavailableError), match="Cannot reach"):
         fetch_finished_generation(ModelScopeHook(), "42", recheck_seconds=0)
+
+
+def test_one_object_for_all_mapped_tasks_is_an_error(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    generation_id = submitter().execute(context)
+    context["ti"].map_index = 0
+    with DAG("a_dag", schedule=None) as context["dag"]:
+        task = transfer(generation_id, destination=f"file://{tmp_path}/cat.png")
+    with pytest.raises(InvalidDestinationError, match="each mapped task overwrites"):
+        task.prepare_for_execution().execute(context)
+    assert not list(tmp_path.iterdir())
