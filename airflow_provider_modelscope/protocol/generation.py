@@ -18,7 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationRejectedError,
     InvalidRequestError,
 )
-from airflow_provider_modelscope.protocol.errors import UNAVAILABLE, meaning_of, status_of
+from airflow_provider_modelscope.protocol.errors import FAILED_STATUS, UNAVAILABLE, meaning_of, status_of
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line, preview
 
 SUCCEED = "SUCCEED"
@@ -81,7 +81,7 @@ class ErrorDetail:
                 and (
                     bool(inner and (message or number))
                     or (number or 0) >= 400
-                    or meaning_of(0, message) is not UNAVAILABLE
+                    or meaning_of(200, message) is not UNAVAILABLE
                 )
             ),
         )
@@ -187,7 +187,13 @@ class Generation:
         """
         if self.status != FAILED:
             return
-        meaning = meaning_of(status_of(self.error.code, default=500), self.error.message)
+        status = status_of(self.error.code, default=FAILED_STATUS)
+        echoes = [
+            text
+            for name in ("prompt", "negativePrompt")
+            if (text := _storable_text(self.parameters.get(name)))
+        ]
+        meaning = meaning_of(status if status < 500 else FAILED_STATUS, self.error.message, echoes=echoes)
         is_rejected = meaning.is_final and not self.is_not_found
         kind = GenerationFailedError if retry_resubmits and not is_rejected else GenerationRejectedError
         message = f"Generation FAILED: {self.error.message or 'no reason given'}"

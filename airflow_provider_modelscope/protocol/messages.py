@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -172,18 +172,22 @@ def user_request(account: Account, site: str) -> HttpRequest:
     return HttpRequest(method="GET", url=f"{site}/openapi/v1/users/me", headers=_authorization(account))
 
 
-def read_submission(response: HttpResponse, *, account: Account) -> Generation:
+def read_submission(
+    response: HttpResponse, *, account: Account, request: GenerationRequest | None = None
+) -> Generation:
     """Return the accepted generation. It is only finished if the response contains its images and no id.
 
     The ``task_status`` of this response is SUCCEED, which only means that the submission was accepted.
 
+    :param request: What was submitted. An error that repeats its prompt is not what the prompt says.
     :raises SubmissionLostError: if the response does not say whether a generation was created: a success with
         neither an id nor an error, a redirect, or a 5xx for another reason than overload.
     :raises ModelScopeError: the error that any other response means.
     """
     body, detail = response.json or {}, response.error_detail(secret=account.token)
     given = first(body, "task_id")
-    error = error_from(response, account=account)
+    echoes = (request.prompt, request.negative_prompt or "") if request else ()
+    error = error_from(response, account=account, echoes=echoes)
     if 200 <= response.status_code < 300:
         if given is None:
             if generation := _finished_at_once(body, secret=account.token):
@@ -279,17 +283,20 @@ def _with_evidence(generation: Generation, response: HttpResponse, *, secret: st
     return replace(generation, error=replace(generation.error, message=message, request_id=request_id))
 
 
-def error_from(response: HttpResponse, *, account: Account) -> ModelScopeError:
-    """Return the error that an unexpected response means. Its class depends on what the caller can do."""
+def error_from(response: HttpResponse, *, account: Account, echoes: Iterable[str] = ()) -> ModelScopeError:
+    """Return the error that an unexpected response means. Its class depends on what the caller can do.
+
+    :param echoes: The texts of the request, which the response may repeat.
+    """
     status, detail = response.status_code, response.error_detail(secret=account.token)
     excerpt = response.excerpt(secret=account.token)
     is_page = response.body.lstrip()[:1] == b"<"  # of a proxy: its words are not those of the service
     words = "" if is_page else response.text(secret=account.token)
     if 200 <= status < 300 and detail.is_error:
-        meaning = meaning_of(status_of(detail.code, default=400), words)
+        meaning = meaning_of(status_of(detail.code, default=400), words, echoes=echoes)
         status = status if detail.code is None else detail.code
     elif status >= 400:
-        meaning = meaning_of(status, words)
+        meaning = meaning_of(status, words, echoes=echoes)
     elif status >= 300:
         target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
         meaning, excerpt = _REDIRECT, target or "(no address)"

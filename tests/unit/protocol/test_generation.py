@@ -281,6 +281,10 @@ FAILURES: list[tuple[Any, str, bool]] = [
     (500, "content moderation service timeout", False),
     (500, "Model UnfilteredAI/NSFW-gen-v2 crashed", False),
     (500, "CUDA error: invalid argument", False),
+    (500, "failed to process prompt 'a cup of filtered coffee'", False),
+    (500, "failed negative_prompt=nsfw, lowres", False),
+    (500, "Authentication failed", False),
+    (None, "Authentication failed", False),
     (500, "CUDA out of memory", False),
 ]
 
@@ -300,6 +304,18 @@ def test_a_failure_is_final_if_the_same_request_would_fail_again(
     assert (caught.value.request_id, caught.value.generation_id) == ("r-1", "42")
     with pytest.raises(GenerationRejectedError):
         failed.raise_for_failure(retry_resubmits=False)
+
+
+def test_a_prompt_that_a_failure_repeats_means_nothing() -> None:
+    failed = read(
+        {
+            "task_status": "FAILED",
+            "errors": {"code": 500, "message": "Failed: Sensitive content, NSFW. filtered"},
+            "input": {"prompt": "sensitive content, nsfw", "negativePrompt": ". filtered"},
+        }
+    )
+    with pytest.raises(GenerationFailedError):
+        failed.raise_for_failure(retry_resubmits=True)
 
 
 def test_a_code_behind_the_word_for_the_end_counts() -> None:
