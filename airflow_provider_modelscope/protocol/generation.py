@@ -264,7 +264,10 @@ def _urls(value: Any, depth: int) -> Iterator[str]:
             yield from _urls(value.get(name), depth - 1)
 
 
-_NOT_FOUND = re.compile(r"\btask\b.{0,99}not found|not found.{0,9}\btask\b")
+_NOT_FOUND = re.compile(
+    r"\btask(_id)?\b.{0,99}not (found|exist)|not found.{0,9}\btask(_id)?\b"
+    r"|\b(invalid|unknown|no such) task([ _]id)?\b|任务.{0,30}不存在"
+)
 
 
 def _integer(value: Any) -> int | None:

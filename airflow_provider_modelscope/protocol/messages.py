@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_provider_modelscope.exceptions import (
+    AccountNotReadyError,
+    AuthenticationError,
     InvalidRequestError,
     ModelScopeError,
     ModelScopeFinalError,
     ModelScopeRetryableError,
-    QuotaExhaustedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     SubmissionLostError,
 )
@@ -242,8 +244,9 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
     """Return the generation that the response to a poll describes.
 
     A response with HTTP status 400 or 5xx counts as well if it contains the images or the reason of a
-    failure: only the service itself knows those. Other errors are final only if they are JSON of the API: a
-    gateway's 404 or a firewall's page may be temporary, and the running generation is paid for.
+    failure: only the service itself knows those. So does JSON with status 400, 404 or 410 that says that the
+    task does not exist. Few other errors are final, and only as JSON of the API: a gateway's 404, a proxy's
+    page or any 5xx may be temporary, and the running generation is paid for.
 
     :raises ServiceUnavailableError: if a later poll may succeed.
     :raises ModelScopeError: the error that any other response means.
@@ -260,10 +263,13 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         ):
             return _with_evidence(generation, response, secret=account.token)
     error = error_from(response, account=account)
-    is_from_api = body is not None and not is_success and status != 404
-    if isinstance(error, ModelScopeFinalError) and (
-        not is_from_api or isinstance(error, QuotaExhaustedError)  # a poll costs no credit
-    ):
+    if body is not None and status in (400, 404, 410):
+        detail = response.error_detail(secret=account.token)
+        generation = Generation(generation_id=generation_id, status=FAILED, error=detail)
+        if generation.is_not_found:
+            return generation
+    is_verdict = body is not None and isinstance(error, _FINAL_FOR_A_POLL.get(status, ()))
+    if isinstance(error, ModelScopeFinalError) and not is_verdict:
         error = ServiceUnavailableError(
             f"Unexpected response to a poll: {response.excerpt(secret=account.token)}",
             code=error.code,
@@ -272,6 +278,14 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         )
     error.generation_id = generation_id
     raise error
+
+
+# By status. A poll costs no credit, and needs no model.
+_FINAL_FOR_A_POLL: Mapping[int, tuple[type[ModelScopeError], ...]] = {
+    400: (RequestRejectedError, AuthenticationError, AccountNotReadyError),
+    401: (AuthenticationError, AccountNotReadyError),
+    403: (AuthenticationError, AccountNotReadyError),
+}
 
 
 def _with_evidence(generation: Generation, response: HttpResponse, *, secret: str) -> Generation:

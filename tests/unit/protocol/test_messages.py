@@ -12,6 +12,7 @@ from requests.structures import CaseInsensitiveDict
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,
+    GenerationFailedError,
     ModelScopeError,
     ModelScopeRetryableError,
     QueueFullError,
@@ -297,8 +298,9 @@ STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | No
     (400, "color balance must be greater than 0", RequestRejectedError, None, ""),
     (400, "model X is not supported with size 4096x4096", RequestRejectedError, None, ""),
     (400, "lora model foo/bar not found", RequestRejectedError, None, ""),
-    (413, "Payload too large", RequestRejectedError, None, ""),
-    (422, "No", RequestRejectedError, None, ""),
+    (409, "No", RequestRejectedError, ServiceUnavailableError, ""),
+    (413, "Payload too large", RequestRejectedError, ServiceUnavailableError, ""),
+    (422, "No", RequestRejectedError, ServiceUnavailableError, ""),
     (401, "No", AuthenticationError, None, TOKENS),
     (403, "No", AuthenticationError, None, "Check the connection's password"),
     (402, "Payment required", QuotaExhaustedError, ServiceUnavailableError, CREDIT),
@@ -554,6 +556,28 @@ def test_a_poll_answered_by_another_server_says_so() -> None:
     assert said.startswith(
         "https://api-inference.modelscope.cn sent a response that is not from ModelScope's API: <html>. Check"
     )
+
+
+@pytest.mark.parametrize("status", [402, 403, 404, 409, 421, 422, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize(("code", "said"), [("DataInspectionFailed", "NSFW"), ("ModelNotFound", "No")])
+def test_no_word_ends_the_wait_for_a_paid_generation(status: int, code: str, said: str) -> None:
+    error = poll_error(response(status, {"errors": {"code": code, "message": said}}))
+    assert isinstance(error, ModelScopeRetryableError)
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+@pytest.mark.parametrize(
+    "said", ["task not found", "Task 42 not found", "task_id does not exist", "Invalid task id", "任务不存在"]
+)
+def test_an_unknown_task_is_not_found_without_a_status(status: int, said: str) -> None:
+    generation = polled(response(status, {"errors": {"code": status, "message": said}}))
+    assert (generation.is_not_found, generation.has_failed(age=29), generation.has_failed(age=30)) == (
+        True,
+        False,
+        True,
+    )
+    with pytest.raises(GenerationFailedError):
+        generation.raise_for_failure(retry_resubmits=True)
 
 
 @pytest.mark.parametrize("status", [400, 500, 503])
