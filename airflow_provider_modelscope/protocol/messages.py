@@ -192,7 +192,7 @@ def read_submission(
     error = error_from(response, account=account, echoes=echoes)
     if 200 <= response.status_code < 300:
         if given is None:
-            if generation := _finished_at_once(body, secret=account.token):
+            if generation := _finished_at_once(body, is_error=detail.is_error, secret=account.token):
                 return generation
             if detail.is_error:
                 raise error
@@ -218,10 +218,15 @@ def _usable_id(given: Any, *, secret: str) -> str | None:
     return generation_id if redacted(generation_id, secret) == generation_id else None  # logs show the id
 
 
-def _finished_at_once(body: Mapping[str, Any], *, secret: str) -> Generation | None:
-    """Return the generation if a response to a submission contains its images: it has no id to poll."""
+def _finished_at_once(body: Mapping[str, Any], *, is_error: bool, secret: str) -> Generation | None:
+    """Return the generation if a response to a submission contains its images: it has no id to poll.
+
+    An error may contain another URL, such as that of the page to visit.
+    """
+    if is_error:
+        body = {name: part for name, part in body.items() if not isinstance(part, Mapping)}
     images = output_images(body)
-    if not images:
+    if not images or body.get("success") is False:
         return None
     generation_id = hashlib.sha256("\n".join(images).encode()).hexdigest()[:32]
     generation = Generation.from_json(body, generation_id=generation_id, secret=secret)
@@ -310,7 +315,7 @@ def error_from(response: HttpResponse, *, account: Account, echoes: Iterable[str
         meaning = meaning_of(status_of(detail.code, default=400), words, echoes=echoes)
         status = status if detail.code is None else detail.code
     elif status >= 400:
-        meaning = meaning_of(status, words, echoes=echoes)
+        meaning = _REFUSED_BY_PROXY if is_page and status == 403 else meaning_of(status, words, echoes=echoes)
     elif status >= 300:
         target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
         meaning, excerpt = _REDIRECT, target or "(no address)"
@@ -337,6 +342,11 @@ _REDIRECT = Meaning(
     kind=ServiceUnavailableError,
     problem="Redirect from {base_url} not followed",
     advice="Check the connection's host",
+)
+_REFUSED_BY_PROXY = Meaning(
+    kind=RequestRejectedError,
+    problem="A proxy or firewall refused the request to {base_url}",
+    advice="Check the egress rules and the connection's proxy",
 )
 _OTHER_SERVICE = Meaning(
     kind=ServiceUnavailableError,

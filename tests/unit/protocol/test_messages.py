@@ -174,6 +174,25 @@ def test_a_submission_with_its_images_is_finished(body: Any) -> None:
     assert len(generation.generation_id) == 32
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"success": False, "message": "No", "data": {"url": URL}},
+        {"success": False, "message": "No", "images": [URL]},
+        {"errors": {"message": "No"}, "data": {"url": URL}},
+        {"code": "BadRequest", "message": "invalid parameter", "output": {"url": URL}},
+    ],
+    ids=str,
+)
+def test_a_url_in_an_error_is_no_image(body: Any) -> None:
+    assert type(submission_error(response(200, body))) is RequestRejectedError
+
+
+def test_images_beside_an_error_are_images() -> None:
+    body = {"errors": {"message": "No watermark"}, "images": [{"url": URL}]}
+    assert submitted(response(200, body)).output_images == (URL,)
+
+
 def test_a_failed_submission_is_not_finished_by_its_images() -> None:
     body = {"task_status": "FAILED", "images": [URL]}
     assert type(submission_error(response(200, body))) is SubmissionLostError
@@ -472,6 +491,15 @@ def test_a_200_without_a_status_is_not_a_verdict_on_a_generation(said: str) -> N
 def test_the_words_on_a_proxys_page_mean_nothing(said: str) -> None:
     for status, kind in ((503, SubmissionLostError), (200, SubmissionLostError), (429, RateLimitedError)):
         assert type(submission_error(response(status, f"\n<html>{said}</html>".encode()))) is kind
+
+
+def test_a_proxys_page_with_403_does_not_blame_the_token() -> None:
+    error = submission_error(response(403, b"<html>Forbidden</html>"))
+    assert type(error) is RequestRejectedError
+    assert error.message.startswith(
+        "A proxy or firewall refused the request to https://api-inference.modelscope.cn: <html>Forbidden"
+    )
+    assert "Check the egress rules and the connection's proxy" in error.message
 
 
 def test_the_services_words_may_be_plain_text() -> None:
