@@ -49,6 +49,7 @@ FAULTS = {
         "canceled": "the generation is CANCELED from now on",
         "expired": "the generation is EXPIRED from now on",
         "other-words": "when it has finished, the generation is COMPLETED, its images are in another shape",
+        "partial": "when it has finished, the generation is PARTIAL_SUCCEEDED, with its images",
         "busy": "status 200 with an error, the service is overloaded",
         "stall": "the generation never finishes",
         "not-found": 'FAILED with "task not found", for this response only',

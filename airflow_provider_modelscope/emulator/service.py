@@ -287,7 +287,7 @@ class Service:
                 response = self._report(generation, headers, now)
             case "not-found":
                 response = self._failed(fault)
-            case _ if fault in FAILURES or fault in ("stall", "other-words"):
+            case _ if fault in FAILURES or fault in ("stall", "other-words", "partial"):
                 generation = replace(generation, fault=fault)
                 self._generations[generation_id] = generation
                 response = self._report(generation, headers, now)
@@ -310,6 +310,8 @@ class Service:
             return _json(200, {"request_id": "", "task_id": "", "task_status": status, "outputs": {}})
         parameters = generation.parameters
         url = _image_url(generation, headers)
+        if generation.fault == "partial":
+            return _json(200, {"task_status": "PARTIAL_SUCCEEDED", "output_images": [url]})
         if generation.fault == "other-words":
             return _json(200, {"task_status": "COMPLETED", "output": {"results": [{"url": url}, None]}})
         return _json(

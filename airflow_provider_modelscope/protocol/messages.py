@@ -31,7 +31,6 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.protocol.errors import Meaning, meaning_of, status_of
 from airflow_provider_modelscope.protocol.generation import (
     FAILED,
-    SUCCEED,
     ErrorDetail,
     Generation,
     checked_id,
@@ -230,7 +229,7 @@ def _finished_at_once(body: Mapping[str, Any], *, is_error: bool, secret: str) -
         return None
     generation_id = hashlib.sha256("\n".join(images).encode()).hexdigest()[:32]
     generation = Generation.from_json(body, generation_id=generation_id, secret=secret)
-    return None if generation.status == FAILED else replace(generation, status=SUCCEED)
+    return generation.with_images_as_success()
 
 
 def lost_submission(

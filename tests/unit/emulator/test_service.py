@@ -555,6 +555,13 @@ def test_a_generation_can_finish_under_other_words() -> None:
     assert done["output"]["results"][1] is None
 
 
+def test_a_generation_can_succeed_in_part(emulator: Emulator) -> None:
+    generation_id = accepted_id(emulator)
+    emulator.fail("poll:partial")
+    content = poll(emulator, generation_id).json()
+    assert (content["task_status"], len(content["output_images"])) == ("PARTIAL_SUCCEEDED", 1)
+
+
 @pytest.mark.parametrize(
     ("what", "status", "text"),
     [
@@ -640,7 +647,7 @@ def test_every_named_fault_is_tested_in_this_file() -> None:
         "submit": {what for what, _, _ in SUBMIT_FAULTS if not what.isdigit()}
         | {"lost", "reset", "html", "no-id", "nested-id", "images"},
         "poll": {what for what, _, _ in (*POLL_FAILURES, *ENDS)}
-        | {"stall", "other-words", "not-found", "no-images", "empty", "reset", "html"}
+        | {"stall", "other-words", "partial", "not-found", "no-images", "empty", "reset", "html"}
         | set(POLL_ERRORS),
         "image": {"truncated", "garbage", "wrong-suffix", "reset", "html"},
     }

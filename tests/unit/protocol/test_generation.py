@@ -61,6 +61,12 @@ def read(body: Any) -> Generation:
         ],
         ({"task_status": "\x1b[2J" + "x" * 5000}, "�[2J" + "X" * 96, 0, 0),
         ({"task_status": "PROCESSING", "output_images": [URL]}, "PROCESSING", 0, 0),
+        ({"task_status": "PARTIAL_SUCCEEDED", "output_images": [URL]}, "PARTIAL_SUCCEEDED", 0, 0),
+        ({"task_status": "UNKNOWN", "output_images": [URL]}, "UNKNOWN", 0, 0),
+        ({"task_status": "EXPIRED", "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": "FAILED", "errors": {"message": "No"}, "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": None, "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": " ", "output_images": [URL]}, "SUCCEED", 1, 0),
         ({"task_status": "PROCESSING", "errors": {"message": "slow"}}, "PROCESSING", 0, 0),
         ({"task_status": "UNKNOWN"}, "UNKNOWN", 0, 0),
         ({"task_status": "SUCCEED", "message": "ok"}, "SUCCEED", 0, 0),
@@ -227,10 +233,10 @@ ENDED: dict[str, tuple[Any, str]] = {
         word: ({"task_status": word, "errors": {"message": "out of time"}}, f"{word.upper()}: out of time")
         for word in (
             "CANCELED", "Cancelled", "CANCEL", "ABORTED", "expired", "ERROR", "FAILURE", "TIMEOUT", "UNKNOWN",
+            "timed_out", "REJECTED", "BLOCKED",
         )
     },
     "no reason": ({"task_status": "CANCELED"}, "CANCELED"),
-    "with images": ({"task_status": "EXPIRED", "output_images": [URL]}, "EXPIRED"),
     "filtered": (
         {"task_status": "SUCCEED", "output_images": [], "errors": {"message": "filtered by safety checker"}},
         "SUCCEED without images: filtered by safety checker",

@@ -193,10 +193,10 @@ def test_images_beside_an_error_are_images() -> None:
     assert submitted(response(200, body)).output_images == (URL,)
 
 
-def test_a_failed_submission_is_not_finished_by_its_images() -> None:
+def test_a_failed_submission_with_images_is_finished() -> None:
     body = {"task_status": "FAILED", "images": [URL]}
-    assert type(submission_error(response(200, body))) is SubmissionLostError
-    assert type(submission_error(response(200, {**body, "errors": "No cats"}))) is RequestRejectedError
+    assert submitted(response(200, body)).is_finished
+    assert type(submission_error(response(200, {**body, "images": []}))) is SubmissionLostError
 
 
 NO_IDS: list[Any] = [
