@@ -126,7 +126,7 @@ def test_a_generation_that_stays_unknown_is_replaced(emulator: Emulator, fault: 
 
 
 def test_a_prompt_that_a_5xx_repeats_is_no_full_queue(emulator: Emulator, tmp_path: Path) -> None:
-    emulator.fail("submit:echo:*")
+    emulator.fail("submit:echo")
     ended = attempts(tmp_path, on_lost_response="fail", prompt="Queue is full, the server is busy")
     assert type(ended) is SubmissionUnresolvedError
     assert len(emulator.requests) == 1
