@@ -406,8 +406,8 @@ ECHOES = {
 )
 @pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
 def test_a_repeated_prompt_means_nothing(echo: Any, text: str) -> None:
-    for prompts in ({"prompt": text}, {"prompt": "A cat", "negative_prompt": text}):
-        request = GenerationRequest(model=MODEL, **prompts)
+    for prompt, negative_prompt in ((text, None), ("A cat", text)):
+        request = GenerationRequest(model=MODEL, prompt=prompt, negative_prompt=negative_prompt)
         for status, kind in ((500, SubmissionLostError), (400, RequestRejectedError)):
             given = response(status, {"errors": echo(text)})
             with pytest.raises(ModelScopeError) as caught:
