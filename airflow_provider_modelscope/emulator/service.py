@@ -56,8 +56,17 @@ SUBMIT_ERRORS = {
     "unknown-model": (400, "", "Model id : {model} , has no provider supported"),
     "model-not-found": (404, "", "Model not found"),
     "moderated": (400, "DataInspectionFailed", INAPPROPRIATE),
+    "echo": (500, "", "Failed: {prompt}"),
 }
 """HTTP status, textual code and message of the named faults of a submission that are an error response."""
+
+POLL_ERRORS = {
+    "busy": (200, BUSY),
+    "not-found-400": (400, "task not found"),
+    "unlucky": (503, "model Qwen/Qwen-Image is not available, please retry"),
+    "bad-request": (400, "upstream connect error"),
+}
+"""HTTP status and message of the named faults of a poll that are an error response."""
 
 FAILURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "failed": ("FAILED", {"code": 500, "message": "Image generation failed: internal error"}),
@@ -241,7 +250,8 @@ class Service:
                 response = _json(200, {"images": images, "request_id": self._request_id()})
             case _ if fault in SUBMIT_ERRORS:
                 status, code, message = SUBMIT_ERRORS[fault]
-                response = self._error(status, message.format(model=parameters.model), code)
+                said = message.format(model=parameters.model, prompt=parameters.prompt)
+                response = self._error(status, said, code)
             case _:
                 response = self._faulty_response(fault)
         return replace(response, note=f"fault {fault}")
@@ -277,12 +287,12 @@ class Service:
                 response = self._report(generation, headers, now)
             case "not-found":
                 response = self._failed(fault)
-            case _ if fault in FAILURES or fault in ("stall", "other-words"):
+            case _ if fault in FAILURES or fault in ("stall", "other-words", "partial"):
                 generation = replace(generation, fault=fault)
                 self._generations[generation_id] = generation
                 response = self._report(generation, headers, now)
-            case "busy":
-                response = self._error(200, BUSY)
+            case _ if fault in POLL_ERRORS:
+                response = self._error(*POLL_ERRORS[fault])
             case "no-images":
                 response = _json(200, {"request_id": self._request_id(), "task_status": "SUCCEED"})
             case "empty":
@@ -300,6 +310,8 @@ class Service:
             return _json(200, {"request_id": "", "task_id": "", "task_status": status, "outputs": {}})
         parameters = generation.parameters
         url = _image_url(generation, headers)
+        if generation.fault == "partial":
+            return _json(200, {"task_status": "PARTIAL_SUCCEEDED", "output_images": [url]})
         if generation.fault == "other-words":
             return _json(200, {"task_status": "COMPLETED", "output": {"results": [{"url": url}, None]}})
         return _json(

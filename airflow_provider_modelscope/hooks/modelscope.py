@@ -141,7 +141,7 @@ class ModelScopeHook(BaseHook):
         while True:
             try:
                 with sending():
-                    generation = self._submit(call, model=request.model)
+                    generation = self._submit(call, request)
             except (RateLimitedError, ServiceUnreachableError) as error:
                 self._wait_to_retry(error, backoff.next_delay(error, now=time.time()))
             else:
@@ -150,11 +150,11 @@ class ModelScopeHook(BaseHook):
                     self._finished[generation.generation_id] = generation
                 return generation.generation_id
 
-    def _submit(self, call: HttpRequest, *, model: str) -> Generation:
+    def _submit(self, call: HttpRequest, request: GenerationRequest) -> Generation:
         from airflow_provider_modelscope.metrics import counted_submission, show_quota
         from airflow_provider_modelscope.protocol.messages import lost_submission, read_submission
 
-        with counted_submission(modelscope_conn_id=self.modelscope_conn_id, model=model):
+        with counted_submission(modelscope_conn_id=self.modelscope_conn_id, model=request.model):
             try:
                 response = self._send(call)
             except ServiceUnreachableError:
@@ -163,8 +163,8 @@ class ModelScopeHook(BaseHook):
                 raise lost_submission(error.message) from error
             if text := str(quota := response.quota):
                 self.log.info("Quota for today: %s", text)
-                show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=model)
-            return read_submission(response, account=self.account)
+                show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
+            return read_submission(response, account=self.account, request=request)
 
     def finished_at_once(self, generation_id: str) -> Generation | None:
         """Return the generation if the response to its submission contained its images, and no id to poll.

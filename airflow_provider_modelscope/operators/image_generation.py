@@ -28,7 +28,7 @@ from airflow_provider_modelscope.tasks.deferral import (
 )
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
 from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
-from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
+from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -321,13 +321,14 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             return None
         id_, age = earlier.generation_id, time.time() - earlier.submitted_at
         polled = self.hook.poll(id_)
-        if record.is_dead_end and isinstance(polled, ServiceUnavailableError) and polled.code is not None:
-            record.warn_of_new_generation(id_)
-            return None
-        if isinstance(polled, RequestRejectedError):
-            self.log.warning("Submitting again: the service rejects the id of generation %s: %s", id_, polled)
-            return None
-        if isinstance(polled, ModelScopeFinalError):
+        if not isinstance(polled, ModelScopeError) and polled.is_not_found and polled.has_failed(age=age):
+            self.hook.sleep_before_retry(RETRY_DELAY)
+            polled = self.hook.poll(id_)  # one odd answer is no reason to pay again
+        if isinstance(polled, ServiceUnavailableError | RequestRejectedError):
+            if record.is_dead_end and polled.code is not None:
+                record.warn_of_new_generation(id_)
+                return None
+        elif isinstance(polled, ModelScopeFinalError):
             raise polled
         if not isinstance(polled, ModelScopeError) and polled.has_failed(age=age):
             self.log.warning("Submitting again: generation %s FAILED: %s", id_, polled.error.message)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,6 +22,8 @@ from airflow_provider_modelscope.exceptions import (
     UnknownModelError,
 )
 
+FAILED_STATUS = 0  # in place of the HTTP status, for a generation that FAILED by a fault of the service
+_OF_A_RESPONSE = range(1, 500)
 _ANY = range(1000)
 
 
@@ -31,8 +34,9 @@ class Meaning:
     :param problem: What failed, as the error says it.
     :param advice: What to do, with the names of the properties of an account that are addresses.
     :param codes: Regular expression of the textual codes, in lower case and letters only.
-    :param words: Regular expression of words in the message, in lower case.
-    :param words_at: The statuses at which the words count.
+    :param words: Regular expression of words in the message, in lower case. From status 500 on they count at
+        its start only.
+    :param words_at: The statuses at which the words count. After most 5xx something may have been created.
     :param statuses: The statuses that mean this if neither code nor words are known.
     """
 
@@ -41,7 +45,7 @@ class Meaning:
     advice: str = ""
     codes: str = ""
     words: str = ""
-    words_at: Container[int] = _ANY
+    words_at: Container[int] = range(500)
     statuses: Container[int] = ()
 
     @property
@@ -53,7 +57,7 @@ class Meaning:
 UNAVAILABLE = Meaning(kind=ServiceUnavailableError, problem="ModelScope is unavailable")
 
 # The first row that matches counts. Words are those of the service or of sister services, in both languages.
-# They must not match what a message merely repeats, such as a model's name or a part of the prompt.
+# What a message merely repeats is removed before they are searched.
 MEANINGS = (
     Meaning(
         kind=QuotaExhaustedError,
@@ -67,9 +71,10 @@ MEANINGS = (
         advice="Get credit at {credit_url}: it is granted to a person who visits the site while logged in",
         codes="quotalimitexceed(ed)?|arrearage",
         words=(
-            r"\b(magicubes?|balance|credits?)\b.{0,30}\b(exhausted|insufficient|not enough|used up|0|zero)\b"
+            r"\b(magicubes?|balance|credits?)( (is|are|was|has|have|been))* "
+            r"(exhausted|insufficient|not enough|used up|0|zero)\b"
             r"|\b(insufficient|not enough|no|out of|exhausted) .{0,20}\b(magicubes?|balance|credits?|funds)\b"
-            r"|(魔粒|余额).{0,6}(不足|不够|用完|用尽|耗尽|为 ?0|为零)|欠费"
+            r"|(魔粒|魔力值|余额).{0,6}(不足|不够|用完|用尽|耗尽|为 ?0|为零)|欠费"
         ),
         statuses=(402,),
     ),
@@ -77,6 +82,7 @@ MEANINGS = (
         kind=QuotaExhaustedError,
         problem="The daily quota is used up",
         advice="Use another model, or try again tomorrow",
+        codes="insufficientquota|.*allocationquota.*",
         words=(
             r"\b(today'?s|daily|day's) .{0,20}quota|quota .{0,60}\b(today|tomorrow|daily|per day)\b"
             r"|^(?!.*\b(rate|rpm|per minute|concurren\w+|disk)\b)"
@@ -97,8 +103,8 @@ MEANINGS = (
         codes="(unknown|invalid)model|modelnot(found|exist|supported|available)|modeldoesnotexist",
         words=(
             r"has no provider supported"
-            r"|\bmodel( id)?( ?:)? ?\S{0,120} ?,? ?(is |was |does )?"
-            r"(not (found|exist|supported|available|served)\b|retired\b)"
+            r"|(?<!lora )\bmodel( id)?( ?:)? ?\S{0,120} ?,? ?(is |was |does )?"
+            r"(not (found|exist|supported|available|served)\b|retired\b)(?! (with|for size)\b)"
             r"|模型.{0,30}(不存在|未找到|不支持|已下线)"
         ),
     ),
@@ -106,14 +112,16 @@ MEANINGS = (
         kind=QueueFullError,
         problem="The queue at ModelScope is full",
         words=r"\bqueue (is |was )?(currently |already )?full\b(?! of)|队列.{0,4}满",
+        words_at=_ANY,
     ),
     Meaning(
         kind=RateLimitedError,
         problem="ModelScope is busy",
         words=(
-            r"\b(server|system|service|model)s? (is |are )?(currently |temporarily |too )?(busy|overloaded)\b"
-            r"|(服务器?|系统|模型).{0,6}(繁忙|过载)"
+            r"\b(server|system|service)s? (is |are )?(currently |temporarily |too )?(busy|overloaded)\b"
+            r"|\bmodel is (currently )?overloaded\b|(服务器?|系统|模型).{0,6}([繁正]忙|过载)"
         ),
+        words_at=_ANY,
     ),
     Meaning(
         kind=RateLimitedError,
@@ -124,7 +132,6 @@ MEANINGS = (
             r"|\brpm\b|\bper minute\b"
             r"|使用量上限|(请求|调用).{0,6}频繁|频率.{0,6}限|并发.{0,6}(限|超)|限流"
         ),
-        words_at=range(500),  # after a 5xx something may have been created
         statuses=(429,),
     ),
     Meaning(
@@ -133,7 +140,7 @@ MEANINGS = (
         advice="Create one that may call API-Inference at {token_url}",
         codes="operationnotallowed|permissiondenied",
         words=r"\b(token .{0,20}permission|permission .{0,20}token)\b",
-        words_at=range(500),
+        words_at=_OF_A_RESPONSE,
     ),
     Meaning(
         kind=AuthenticationError,
@@ -141,7 +148,7 @@ MEANINGS = (
         advice="Check the connection's password against the tokens at {token_url}",
         codes="(invalid|failed)?authentication(failed|error)?|unauth.*|invalid(api|access)?(key|token)",
         words=r"\bauthentication failed\b|\binvalid (authentication|api[- ]?key|access token)\b",
-        words_at=range(500),
+        words_at=_OF_A_RESPONSE,
         statuses=(401, 403),
     ),
     Meaning(
@@ -161,20 +168,46 @@ MEANINGS = (
 )
 
 
-def meaning_of(status: int, message: str) -> Meaning:
+# What may stand before "queue" or "server" at the start of a message.
+_START = r"([\w.-]+: ?|enqueue failed: ?)*((the|our|user|image|task) )*[\u4e00-\u9fff，]{0,6}?"
+# A text in quotes, up to the end of the message if it was cut off, and what follows "prompt=". Apostrophes
+# are no quotes.
+_QUOTED = re.compile(
+    r"""(?<!\w)'.*?(?:'(?!\w)|$)|".*?(?:"|$)|“.*?(?:”|$)|‘.*?(?:’|$)|「.*?(?:」|$)|`.*?(?:`|$)|prompt ?=.*"""
+)
+_SHORTEST_ECHO = 8  # characters: a shorter prompt, such as "busy", may be the service's own word
+
+
+def meaning_of(status: int, message: str, *, echoes: Iterable[str] = ()) -> Meaning:
     """Return what an error means.
 
     :param status: The HTTP status, or the numeric code that takes its place.
     :param message: The message in any spelling; a textual code stands alone, or before a colon.
+    :param echoes: The texts of the request. Where the message repeats them, they mean nothing.
     """
-    words = " ".join(unicodedata.normalize("NFKC", message).lower().replace("\u2019", "'").split())
-    codes = [re.sub("[^a-z]", "", code) for code in re.findall(r"(?:^|: ?)([\w.-]+)(?=:|$)", words)]
+    words = _without_echoes(_plain(message), echoes)
+    codes = [re.sub("[^a-z]", "", code) for code in re.findall(r"(?:^|: ?)[\w.-]+(?=:)|^[\w.-]+$", words)]
     by_code = (row for code in codes for row in MEANINGS if code and re.fullmatch(row.codes, code))
+    start = f"^{_START}" if status >= 500 else ""
     by_words = (
-        row for row in MEANINGS if row.words and status in row.words_at and re.search(row.words, words)
+        row
+        for row in MEANINGS
+        if row.words and status in row.words_at and re.search(f"{start}(?:{row.words})", words)
     )
     by_status = (row for row in MEANINGS if status in row.statuses)
     return next(chain(by_code, by_words, by_status, [UNAVAILABLE]))
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'").split())
+
+
+def _without_echoes(message: str, echoes: Iterable[str]) -> str:
+    for echo in filter(None, echoes):
+        for spelled in (echo, *(json.dumps(echo, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True))):
+            if len(plain := _plain(spelled)) >= _SHORTEST_ECHO:
+                message = message.replace(plain, "")
+    return message if message[:1] in ("{", "[") else _QUOTED.sub("", message)  # JSON quotes all its texts
 
 
 def status_of(code: int | None, *, default: int) -> int:

@@ -18,7 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationRejectedError,
     InvalidRequestError,
 )
-from airflow_provider_modelscope.protocol.errors import UNAVAILABLE, meaning_of, status_of
+from airflow_provider_modelscope.protocol.errors import FAILED_STATUS, UNAVAILABLE, meaning_of, status_of
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line, preview
 
 SUCCEED = "SUCCEED"
@@ -30,8 +30,11 @@ MAX_ID = 200  # characters; observed ids have 7
 # Words for the same, of sister services.
 _SUCCEEDED = frozenset(("SUCCEED", "SUCCEEDED", "SUCCESS", "COMPLETED", "COMPLETE", "DONE", "FINISHED"))
 _ENDED = frozenset(
-    ("FAILED", "FAILURE", "FAIL", "ERROR", "CANCELED", "CANCELLED", "CANCEL", "ABORTED", "EXPIRED", "TIMEOUT")
-)
+    (
+        "FAILED", "FAILURE", "FAIL", "ERROR", "CANCELED", "CANCELLED", "CANCEL", "ABORTED", "EXPIRED",
+        "TIMEOUT", "TIMED_OUT", "REJECTED", "BLOCKED",
+    )
+)  # fmt: skip
 _PARTS = ("output", "data")  # objects, or lists of one, that may hold what is expected beside them
 _IMAGES = ("output_images", "outputs", "output", "data", "images", "results")
 _IMAGE_DEPTH = 4  # levels of objects and lists in which to search for URLs
@@ -81,7 +84,7 @@ class ErrorDetail:
                 and (
                     bool(inner and (message or number))
                     or (number or 0) >= 400
-                    or meaning_of(0, message) is not UNAVAILABLE
+                    or meaning_of(200, message) is not UNAVAILABLE
                 )
             ),
         )
@@ -93,8 +96,9 @@ class Generation:
 
     :param generation_id: ModelScope's ``task_id``.
     :param status: ModelScope's ``task_status`` in capitals. Words that mean the same as ``SUCCEED`` or
-        ``FAILED`` become these, and so does a ``SUCCEED`` with an error in place of images. Any other text,
-        even an empty one, means that the generation is still running.
+        ``FAILED`` become these, and so does a ``SUCCEED`` with an error in place of images. An end with
+        images is a ``SUCCEED``, and so are images without a status. Any other text, even an empty one,
+        means that the generation is still running.
     :param output_images: URLs of the images. Their lifetime is undocumented.
     :param parameters: The parameters that the service used (ModelScope's ``input``), such as a random seed.
     :param duration_ms: Duration of the generation, if reported.
@@ -117,11 +121,13 @@ class Generation:
         images, used = output_images(body), body.get("input")
         error = ErrorDetail.from_json(body, secret=secret)
         word = one_line(_text(first(body, "task_status") or ""), MAX_NAME, secret=secret).upper()
-        status = SUCCEED if word in _SUCCEEDED or (images and not has_status(body)) else word
+        has_ended = word in _ENDED or (word == "UNKNOWN" and error.is_error)
+        if word in _SUCCEEDED or (images and (has_ended or not word)):  # an image is paid for
+            status = SUCCEED
+        else:
+            status = FAILED if has_ended else word
         if status == SUCCEED and not images and error.is_error:
             status, word = FAILED, f"{word} without images"
-        elif word in _ENDED or (word == "UNKNOWN" and error.is_error):
-            status = FAILED
         if status == FAILED and word != FAILED:
             error = replace(error, message=f"{word}: {error.message}" if error.message else word)
         return cls(
@@ -144,6 +150,10 @@ class Generation:
         :param age: Seconds since the submission.
         """
         return self.status == FAILED and not (self.is_not_found and age < NOT_FOUND_GRACE)
+
+    def with_images_as_success(self) -> Self:
+        """Return the generation as finished: at the end of a wait its images count, whatever its status."""
+        return replace(self, status=SUCCEED)
 
     @property
     def is_finished(self) -> bool:
@@ -187,7 +197,13 @@ class Generation:
         """
         if self.status != FAILED:
             return
-        meaning = meaning_of(status_of(self.error.code, default=500), self.error.message)
+        status = status_of(self.error.code, default=FAILED_STATUS)
+        echoes = [
+            text
+            for name in ("prompt", "negativePrompt")
+            if (text := _storable_text(self.parameters.get(name)))
+        ]
+        meaning = meaning_of(status if status < 500 else FAILED_STATUS, self.error.message, echoes=echoes)
         is_rejected = meaning.is_final and not self.is_not_found
         kind = GenerationFailedError if retry_resubmits and not is_rejected else GenerationRejectedError
         message = f"Generation FAILED: {self.error.message or 'no reason given'}"
@@ -258,7 +274,10 @@ def _urls(value: Any, depth: int) -> Iterator[str]:
             yield from _urls(value.get(name), depth - 1)
 
 
-_NOT_FOUND = re.compile(r"\btask\b.{0,99}not found|not found.{0,9}\btask\b")
+_NOT_FOUND = re.compile(
+    r"\btask(_id)?\b.{0,99}not (found|exist)|not found.{0,9}\btask(_id)?\b"
+    r"|\b(invalid|unknown|no such) task([ _]id)?\b|任务.{0,30}不存在"
+)
 
 
 def _integer(value: Any) -> int | None:

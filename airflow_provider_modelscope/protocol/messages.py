@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow_provider_modelscope.exceptions import (
+    AccountNotReadyError,
+    AuthenticationError,
     InvalidRequestError,
     ModelScopeError,
     ModelScopeFinalError,
     ModelScopeRetryableError,
-    QuotaExhaustedError,
+    RequestRejectedError,
     ServiceUnavailableError,
     SubmissionLostError,
 )
 from airflow_provider_modelscope.protocol.errors import Meaning, meaning_of, status_of
 from airflow_provider_modelscope.protocol.generation import (
     FAILED,
-    SUCCEED,
     ErrorDetail,
     Generation,
     checked_id,
@@ -172,21 +173,25 @@ def user_request(account: Account, site: str) -> HttpRequest:
     return HttpRequest(method="GET", url=f"{site}/openapi/v1/users/me", headers=_authorization(account))
 
 
-def read_submission(response: HttpResponse, *, account: Account) -> Generation:
+def read_submission(
+    response: HttpResponse, *, account: Account, request: GenerationRequest | None = None
+) -> Generation:
     """Return the accepted generation. It is only finished if the response contains its images and no id.
 
     The ``task_status`` of this response is SUCCEED, which only means that the submission was accepted.
 
+    :param request: What was submitted. An error that repeats its prompt is not what the prompt says.
     :raises SubmissionLostError: if the response does not say whether a generation was created: a success with
         neither an id nor an error, a redirect, or a 5xx for another reason than overload.
     :raises ModelScopeError: the error that any other response means.
     """
     body, detail = response.json or {}, response.error_detail(secret=account.token)
     given = first(body, "task_id")
-    error = error_from(response, account=account)
+    echoes = (request.prompt, request.negative_prompt or "") if request else ()
+    error = error_from(response, account=account, echoes=echoes)
     if 200 <= response.status_code < 300:
         if given is None:
-            if generation := _finished_at_once(body, secret=account.token):
+            if generation := _finished_at_once(body, is_error=detail.is_error, secret=account.token):
                 return generation
             if detail.is_error:
                 raise error
@@ -212,14 +217,19 @@ def _usable_id(given: Any, *, secret: str) -> str | None:
     return generation_id if redacted(generation_id, secret) == generation_id else None  # logs show the id
 
 
-def _finished_at_once(body: Mapping[str, Any], *, secret: str) -> Generation | None:
-    """Return the generation if a response to a submission contains its images: it has no id to poll."""
+def _finished_at_once(body: Mapping[str, Any], *, is_error: bool, secret: str) -> Generation | None:
+    """Return the generation if a response to a submission contains its images: it has no id to poll.
+
+    An error may contain another URL, such as that of the page to visit.
+    """
+    if is_error:
+        body = {name: part for name, part in body.items() if not isinstance(part, Mapping)}
     images = output_images(body)
-    if not images:
+    if not images or body.get("success") is False:
         return None
     generation_id = hashlib.sha256("\n".join(images).encode()).hexdigest()[:32]
     generation = Generation.from_json(body, generation_id=generation_id, secret=secret)
-    return None if generation.status == FAILED else replace(generation, status=SUCCEED)
+    return generation.with_images_as_success()
 
 
 def lost_submission(
@@ -238,8 +248,9 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
     """Return the generation that the response to a poll describes.
 
     A response with HTTP status 400 or 5xx counts as well if it contains the images or the reason of a
-    failure: only the service itself knows those. Other errors are final only if they are JSON of the API: a
-    gateway's 404 or a firewall's page may be temporary, and the running generation is paid for.
+    failure: only the service itself knows those. So does JSON with status 400, 404 or 410 that says that the
+    task does not exist. Few other errors are final, and only as JSON of the API: a gateway's 404, a proxy's
+    page or any 5xx may be temporary, and the running generation is paid for.
 
     :raises ServiceUnavailableError: if a later poll may succeed.
     :raises ModelScopeError: the error that any other response means.
@@ -256,10 +267,13 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         ):
             return _with_evidence(generation, response, secret=account.token)
     error = error_from(response, account=account)
-    is_from_api = body is not None and not is_success and status != 404
-    if isinstance(error, ModelScopeFinalError) and (
-        not is_from_api or isinstance(error, QuotaExhaustedError)  # a poll costs no credit
-    ):
+    if body is not None and status in (400, 404, 410):
+        detail = response.error_detail(secret=account.token)
+        generation = Generation(generation_id=generation_id, status=FAILED, error=detail)
+        if generation.is_not_found:
+            return generation
+    is_verdict = body is not None and isinstance(error, _FINAL_FOR_A_POLL.get(status, ()))
+    if isinstance(error, ModelScopeFinalError) and not is_verdict:
         error = ServiceUnavailableError(
             f"Unexpected response to a poll: {response.excerpt(secret=account.token)}",
             code=error.code,
@@ -268,6 +282,14 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         )
     error.generation_id = generation_id
     raise error
+
+
+# By status. A poll costs no credit, and needs no model.
+_FINAL_FOR_A_POLL: Mapping[int, tuple[type[ModelScopeError], ...]] = {
+    400: (RequestRejectedError, AuthenticationError, AccountNotReadyError),
+    401: (AuthenticationError, AccountNotReadyError),
+    403: (AuthenticationError, AccountNotReadyError),
+}
 
 
 def _with_evidence(generation: Generation, response: HttpResponse, *, secret: str) -> Generation:
@@ -279,17 +301,20 @@ def _with_evidence(generation: Generation, response: HttpResponse, *, secret: st
     return replace(generation, error=replace(generation.error, message=message, request_id=request_id))
 
 
-def error_from(response: HttpResponse, *, account: Account) -> ModelScopeError:
-    """Return the error that an unexpected response means. Its class depends on what the caller can do."""
+def error_from(response: HttpResponse, *, account: Account, echoes: Iterable[str] = ()) -> ModelScopeError:
+    """Return the error that an unexpected response means. Its class depends on what the caller can do.
+
+    :param echoes: The texts of the request, which the response may repeat.
+    """
     status, detail = response.status_code, response.error_detail(secret=account.token)
     excerpt = response.excerpt(secret=account.token)
     is_page = response.body.lstrip()[:1] == b"<"  # of a proxy: its words are not those of the service
     words = "" if is_page else response.text(secret=account.token)
     if 200 <= status < 300 and detail.is_error:
-        meaning = meaning_of(status_of(detail.code, default=400), words)
+        meaning = meaning_of(status_of(detail.code, default=400), words, echoes=echoes)
         status = status if detail.code is None else detail.code
     elif status >= 400:
-        meaning = meaning_of(status, words)
+        meaning = _REFUSED_BY_PROXY if is_page and status == 403 else meaning_of(status, words, echoes=echoes)
     elif status >= 300:
         target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
         meaning, excerpt = _REDIRECT, target or "(no address)"
@@ -316,6 +341,11 @@ _REDIRECT = Meaning(
     kind=ServiceUnavailableError,
     problem="Redirect from {base_url} not followed",
     advice="Check the connection's host",
+)
+_REFUSED_BY_PROXY = Meaning(
+    kind=RequestRejectedError,
+    problem="A proxy or firewall refused the request to {base_url}",
+    advice="Check the egress rules and the connection's proxy",
 )
 _OTHER_SERVICE = Meaning(
     kind=ServiceUnavailableError,

@@ -52,6 +52,9 @@ def fetch_finished_generation(
     except GenerationTimeoutError as error:  # it did finish, so this timeout says nothing about it
         raise GenerationStatusUnknownError(error.message, generation_id=generation_id) from None
     if generation is None:
+        last = hook.poll(generation_id)
+        if not isinstance(last, ModelScopeError) and last.output_images:
+            return last.with_images_as_success()
         raise GenerationStatusUnknownError(
             "The generation is not finished: wait for it with the sensor", generation_id=generation_id
         )

@@ -88,7 +88,7 @@ class PollSchedule:
     def observe(self, polled: Generation | ModelScopeError, *, now: float) -> Generation | float:
         """Return the generation if it has finished, else the seconds until the next poll.
 
-        The last poll is at the deadline.
+        The last poll is at the deadline. Images that it contains are taken, whatever the status.
 
         :param polled: The result of a poll, which may be an error.
         :param now: In epoch seconds.
@@ -118,6 +118,8 @@ class PollSchedule:
                 suffix += f" ({self._last_message})"
             self._set_status((polled.status or "without a status") + suffix)
         if now >= self.end_time:
+            if not isinstance(polled, ModelScopeError) and polled.output_images:
+                return polled.with_images_as_success()
             raise self._timeout()
         delay = max(self._delay(age), retry_after)
         return float(min(delay, self.end_time - now))

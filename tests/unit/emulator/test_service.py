@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.faults import FAULTS
-from airflow_provider_modelscope.emulator.service import Response, Service
+from airflow_provider_modelscope.emulator.service import POLL_ERRORS, Response, Service
 from tests.unit.emulator.api import (
     AUTHORIZED,
     POLL,
@@ -378,6 +378,7 @@ SUBMIT_FAULTS = [
     ("unknown-model", 400, "Model id : black-forest-labs/FLUX.1-Krea-dev , has no provider supported"),
     ("model-not-found", 404, "Model not found"),
     ("moderated", 400, "inappropriate content"),
+    ("echo", 500, "Failed: A golden cat"),
     ("400", 400, "Bad Request"),
     ("401", 401, "Authentication failed, "),
     ("403", 403, "real name verified"),
@@ -554,10 +555,28 @@ def test_a_generation_can_finish_under_other_words() -> None:
     assert done["output"]["results"][1] is None
 
 
-def test_a_poll_can_report_overload_once(emulator: Emulator) -> None:
+def test_a_generation_can_succeed_in_part(emulator: Emulator) -> None:
     generation_id = accepted_id(emulator)
-    emulator.fail("poll:busy")
-    assert message(poll(emulator, generation_id)).startswith("Server is busy")
+    emulator.fail("poll:partial")
+    content = poll(emulator, generation_id).json()
+    assert (content["task_status"], len(content["output_images"])) == ("PARTIAL_SUCCEEDED", 1)
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "text"),
+    [
+        ("busy", 200, "Server is busy"),
+        ("not-found-400", 400, "task not found"),
+        ("unlucky", 503, "model Qwen/Qwen-Image is not available"),
+        ("bad-request", 400, "upstream connect error"),
+    ],
+)
+def test_a_poll_can_report_an_error_once(emulator: Emulator, what: str, status: int, text: str) -> None:
+    generation_id = accepted_id(emulator)
+    emulator.fail(f"poll:{what}")
+    response = poll(emulator, generation_id)
+    assert response.status_code == status
+    assert message(response).startswith(text)
     assert poll(emulator, generation_id).json()["task_status"] == "SUCCEED"
 
 
@@ -628,7 +647,8 @@ def test_every_named_fault_is_tested_in_this_file() -> None:
         "submit": {what for what, _, _ in SUBMIT_FAULTS if not what.isdigit()}
         | {"lost", "reset", "html", "no-id", "nested-id", "images"},
         "poll": {what for what, _, _ in (*POLL_FAILURES, *ENDS)}
-        | {"stall", "other-words", "busy", "not-found", "no-images", "empty", "reset", "html"},
+        | {"stall", "other-words", "partial", "not-found", "no-images", "empty", "reset", "html"}
+        | set(POLL_ERRORS),
         "image": {"truncated", "garbage", "wrong-suffix", "reset", "html"},
     }
 

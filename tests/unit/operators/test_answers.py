@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +19,8 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionUnresolvedError,
     UnknownModelError,
 )
-from tests.unit.builders import one_step
-from tests.unit.tasks.test_submission_record import TaskStateStore
+from tests.unit.builders import one_step, submitter
+from tests.unit.tasks.test_submission_record import TaskStateStore, die
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +59,11 @@ ANSWERS: list[tuple[str, int, int, int, type[ModelScopeError] | None, str]] = [
     ("submit:images", 1, 1, 1, None, ""),
     ("poll:other-words", 1, 1, 1, None, ""),
     ("poll:busy:3", 1, 1, 1, None, ""),
+    # an odd answer to a poll is no verdict
+    ("poll:unlucky:3", 1, 1, 1, None, ""),
+    ("poll:not-found-400:3", 1, 1, 1, None, ""),
+    ("poll:409:3", 1, 1, 1, None, ""),
+    ("poll:413:3", 1, 1, 1, None, ""),
     # ended without images: final if the same request would fail again
     ("poll:rejected:*", 1, 1, 0, GenerationRejectedError, "inappropriate content"),
     ("poll:moderated:*", 1, 1, 0, GenerationRejectedError, "DataInspectionFailed"),
@@ -93,6 +99,37 @@ def test_each_answer_has_its_number_of_charges(
     assert (len(posts), emulator.accepted, len(list(tmp_path.iterdir()))) == (sent, accepted, images)
     assert type(ended) is (error or type(None))
     assert text in str(ended)
+
+
+@pytest.mark.parametrize(
+    "fault", ["unlucky", "bad-request", "not-found", "not-found-400", "409", "413", "421", "503"]
+)
+def test_one_odd_answer_does_not_pay_for_another_generation(
+    emulator: Emulator, tmp_path: Path, fault: str
+) -> None:
+    store = TaskStateStore()
+    die(submitter(), store)
+    store.change(submitted_at=time.time() - 60)
+    emulator.fail(f"poll:{fault}")
+    submitter().execute(store.attempt())
+    assert emulator.accepted == 1
+
+
+@pytest.mark.parametrize("fault", ["not-found", "not-found-400"])
+def test_a_generation_that_stays_unknown_is_replaced(emulator: Emulator, fault: str) -> None:
+    store = TaskStateStore()
+    die(submitter(), store)
+    store.change(submitted_at=time.time() - 60)
+    emulator.fail(f"poll:{fault}:*")
+    submitter().execute(store.attempt())
+    assert emulator.accepted == 2
+
+
+def test_a_prompt_that_a_5xx_repeats_is_no_full_queue(emulator: Emulator, tmp_path: Path) -> None:
+    emulator.fail("submit:echo")
+    ended = attempts(tmp_path, on_lost_response="fail", prompt="Queue is full, the server is busy")
+    assert type(ended) is SubmissionUnresolvedError
+    assert len(emulator.requests) == 1
 
 
 @pytest.mark.parametrize("fault", ["submit:lost", "submit:504", "submit:no-id", "submit:html"])

@@ -61,6 +61,12 @@ def read(body: Any) -> Generation:
         ],
         ({"task_status": "\x1b[2J" + "x" * 5000}, "�[2J" + "X" * 96, 0, 0),
         ({"task_status": "PROCESSING", "output_images": [URL]}, "PROCESSING", 0, 0),
+        ({"task_status": "PARTIAL_SUCCEEDED", "output_images": [URL]}, "PARTIAL_SUCCEEDED", 0, 0),
+        ({"task_status": "UNKNOWN", "output_images": [URL]}, "UNKNOWN", 0, 0),
+        ({"task_status": "EXPIRED", "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": "FAILED", "errors": {"message": "No"}, "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": None, "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": " ", "output_images": [URL]}, "SUCCEED", 1, 0),
         ({"task_status": "PROCESSING", "errors": {"message": "slow"}}, "PROCESSING", 0, 0),
         ({"task_status": "UNKNOWN"}, "UNKNOWN", 0, 0),
         ({"task_status": "SUCCEED", "message": "ok"}, "SUCCEED", 0, 0),
@@ -227,10 +233,10 @@ ENDED: dict[str, tuple[Any, str]] = {
         word: ({"task_status": word, "errors": {"message": "out of time"}}, f"{word.upper()}: out of time")
         for word in (
             "CANCELED", "Cancelled", "CANCEL", "ABORTED", "expired", "ERROR", "FAILURE", "TIMEOUT", "UNKNOWN",
+            "timed_out", "REJECTED", "BLOCKED",
         )
     },
     "no reason": ({"task_status": "CANCELED"}, "CANCELED"),
-    "with images": ({"task_status": "EXPIRED", "output_images": [URL]}, "EXPIRED"),
     "filtered": (
         {"task_status": "SUCCEED", "output_images": [], "errors": {"message": "filtered by safety checker"}},
         "SUCCEED without images: filtered by safety checker",
@@ -281,6 +287,10 @@ FAILURES: list[tuple[Any, str, bool]] = [
     (500, "content moderation service timeout", False),
     (500, "Model UnfilteredAI/NSFW-gen-v2 crashed", False),
     (500, "CUDA error: invalid argument", False),
+    (500, "failed to process prompt 'a cup of filtered coffee'", False),
+    (500, "failed negative_prompt=nsfw, lowres", False),
+    (500, "Authentication failed", False),
+    (None, "Authentication failed", False),
     (500, "CUDA out of memory", False),
 ]
 
@@ -300,6 +310,18 @@ def test_a_failure_is_final_if_the_same_request_would_fail_again(
     assert (caught.value.request_id, caught.value.generation_id) == ("r-1", "42")
     with pytest.raises(GenerationRejectedError):
         failed.raise_for_failure(retry_resubmits=False)
+
+
+def test_a_prompt_that_a_failure_repeats_means_nothing() -> None:
+    failed = read(
+        {
+            "task_status": "FAILED",
+            "errors": {"code": 500, "message": "Failed: Sensitive content, NSFW. filtered"},
+            "input": {"prompt": "sensitive content, nsfw", "negativePrompt": ". filtered"},
+        }
+    )
+    with pytest.raises(GenerationFailedError):
+        failed.raise_for_failure(retry_resubmits=True)
 
 
 def test_a_code_behind_the_word_for_the_end_counts() -> None:

@@ -12,6 +12,7 @@ from requests.structures import CaseInsensitiveDict
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,
+    GenerationFailedError,
     ModelScopeError,
     ModelScopeRetryableError,
     QueueFullError,
@@ -173,10 +174,29 @@ def test_a_submission_with_its_images_is_finished(body: Any) -> None:
     assert len(generation.generation_id) == 32
 
 
-def test_a_failed_submission_is_not_finished_by_its_images() -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"success": False, "message": "No", "data": {"url": URL}},
+        {"success": False, "message": "No", "images": [URL]},
+        {"errors": {"message": "No"}, "data": {"url": URL}},
+        {"code": "BadRequest", "message": "invalid parameter", "output": {"url": URL}},
+    ],
+    ids=str,
+)
+def test_a_url_in_an_error_is_no_image(body: Any) -> None:
+    assert type(submission_error(response(200, body))) is RequestRejectedError
+
+
+def test_images_beside_an_error_are_images() -> None:
+    body = {"errors": {"message": "No watermark"}, "images": [{"url": URL}]}
+    assert submitted(response(200, body)).output_images == (URL,)
+
+
+def test_a_failed_submission_with_images_is_finished() -> None:
     body = {"task_status": "FAILED", "images": [URL]}
-    assert type(submission_error(response(200, body))) is SubmissionLostError
-    assert type(submission_error(response(200, {**body, "errors": "No cats"}))) is RequestRejectedError
+    assert submitted(response(200, body)).is_finished
+    assert type(submission_error(response(200, {**body, "images": []}))) is SubmissionLostError
 
 
 NO_IDS: list[Any] = [
@@ -224,6 +244,31 @@ WORDS: list[tuple[str, str, type[ModelScopeError], str]] = [
     ("QuotaLimitExceed", "magicube balance exhausted", QuotaExhaustedError, CREDIT),
     ("QuotaLimitExceed", "no", QuotaExhaustedError, CREDIT),
     ("quota_limit_exceeded", "no", QuotaExhaustedError, CREDIT),
+    ("Throttling.RateQuota", "Requests rate limit exceeded", RateLimitedError, ""),
+    ("RateLimitExceed", "no", RateLimitedError, ""),
+    ("RateLimitExceed", QUOTA, RateLimitedError, ""),
+    ("QuotaLimitExceed", BUSY, QuotaExhaustedError, CREDIT),
+    ("too_many_requests", "AppId:123 达到使用量上限", RateLimitedError, ""),
+    ("ModelNotFound", "no", UnknownModelError, "shows API-Inference"),
+    ("InvalidAuthentication", "no", AuthenticationError, TOKENS),
+    ("OperationNotAllowed", "insufficient token permission", AuthenticationError, "lacks a permission"),
+    ("", FULL, QueueFullError, ""),
+    ("", "image queue is full, please retry later", QueueFullError, ""),
+    ("", "task queue is full, please wait", QueueFullError, ""),
+    ("", "队列已满", QueueFullError, ""),
+    ("", BUSY, RateLimitedError, "is busy"),
+    ("", "The model is currently overloaded", RateLimitedError, "is busy"),
+    ("", "系统繁忙，请稍后再试", RateLimitedError, "is busy"),
+    ("", "服务器正忙", RateLimitedError, "is busy"),
+    ("insufficient_quota", "no", QuotaExhaustedError, "tomorrow"),
+    ("", "insufficient_quota", QuotaExhaustedError, "tomorrow"),
+    ("Throttling.AllocationQuota", "Free allocated quota exceeded.", QuotaExhaustedError, "tomorrow"),
+    ("DataInspectionFailed", "Input data may contain inappropriate content.", RequestRejectedError, ""),
+    ("InputParameterError", "no", RequestRejectedError, ""),
+]
+
+# Words that count only below 500: after a 5xx a generation may have been created.
+WORDS_BELOW_500: list[tuple[str, str, type[ModelScopeError], str]] = [
     ("", "Magicube  Balance\nExhausted", QuotaExhaustedError, CREDIT),
     ("", "魔粒不足，请获取魔粒后重试", QuotaExhaustedError, CREDIT),
     ("", "魔粒余额不足", QuotaExhaustedError, CREDIT),
@@ -243,36 +288,16 @@ WORDS: list[tuple[str, str, type[ModelScopeError], str]] = [
     ("", "该模型的额度已用尽", QuotaExhaustedError, "tomorrow"),
     ("", "exceeded your current quota, please check your plan", QuotaExhaustedError, "tomorrow"),
     ("", f"Quota exceeded for model {MODEL}", QuotaExhaustedError, "tomorrow"),
-    ("Throttling.RateQuota", "Requests rate limit exceeded", RateLimitedError, ""),
-    ("RateLimitExceed", "no", RateLimitedError, ""),
-    ("RateLimitExceed", QUOTA, RateLimitedError, ""),
-    ("QuotaLimitExceed", BUSY, QuotaExhaustedError, CREDIT),
-    ("too_many_requests", "AppId:123 达到使用量上限", RateLimitedError, ""),
     ("", f"Model id : {MODEL} , has no provider supported", UnknownModelError, "shows API-Inference"),
     ("", "Model does not exist", UnknownModelError, "shows API-Inference"),
     ("", f"Model {MODEL} not found", UnknownModelError, "shows API-Inference"),
-    ("ModelNotFound", "no", UnknownModelError, "shows API-Inference"),
     ("", "模型不存在", UnknownModelError, "shows API-Inference"),
-    ("InvalidAuthentication", "no", AuthenticationError, TOKENS),
-    ("OperationNotAllowed", "insufficient token permission", AuthenticationError, "lacks a permission"),
     ("", "Please bind your Alibaba Cloud account before use.", AccountNotReadyError, SETTINGS),
     ("", "Your account must be real name verified first", AccountNotReadyError, SETTINGS),
     ("", "Needs Real-Name check", AccountNotReadyError, SETTINGS),
     ("", "请先绑定阿里云账号", AccountNotReadyError, SETTINGS),
-    ("", FULL, QueueFullError, ""),
-    ("", "image queue is full, please retry later", QueueFullError, ""),
-    ("", "task queue is full, please wait", QueueFullError, ""),
-    ("", "队列已满", QueueFullError, ""),
-    ("", BUSY, RateLimitedError, "is busy"),
-    ("", "The model is currently overloaded", RateLimitedError, "is busy"),
-    ("", "系统繁忙，请稍后再试", RateLimitedError, "is busy"),
-    ("DataInspectionFailed", "Input data may contain inappropriate content.", RequestRejectedError, ""),
-    ("InputParameterError", "no", RequestRejectedError, ""),
     ("", "输入内容包含敏感信息，请修改后重试", RequestRejectedError, ""),
-]
-
-# Words that count only where nothing can have been created, so at no 5xx.
-WORDS_BELOW_500: list[tuple[str, str, type[ModelScopeError], str]] = [
+    ("", "魔力值不足", QuotaExhaustedError, CREDIT),
     ("", "rpm exhausted", RateLimitedError, ""),
     ("", "AppId:123 达到使用量上限", RateLimitedError, ""),
     ("", f"Too many concurrent requests for model {MODEL}, please slow down", RateLimitedError, ""),
@@ -289,8 +314,12 @@ STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | No
     (400, f"{MODEL} does not support synchronous calls, set async", RequestRejectedError, None, ""),
     (400, "prompt not allowed: a busy street, a queue full of people", RequestRejectedError, None, ""),
     (400, "Invalid token in the prompt", RequestRejectedError, None, ""),
-    (413, "Payload too large", RequestRejectedError, None, ""),
-    (422, "No", RequestRejectedError, None, ""),
+    (400, "color balance must be greater than 0", RequestRejectedError, None, ""),
+    (400, "model X is not supported with size 4096x4096", RequestRejectedError, None, ""),
+    (400, "lora model foo/bar not found", RequestRejectedError, None, ""),
+    (409, "No", RequestRejectedError, ServiceUnavailableError, ""),
+    (413, "Payload too large", RequestRejectedError, ServiceUnavailableError, ""),
+    (422, "No", RequestRejectedError, ServiceUnavailableError, ""),
     (401, "No", AuthenticationError, None, TOKENS),
     (403, "No", AuthenticationError, None, "Check the connection's password"),
     (402, "Payment required", QuotaExhaustedError, ServiceUnavailableError, CREDIT),
@@ -301,6 +330,17 @@ STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | No
         for status in (408, 500, 502, 503, 504, 599)
         for said in ("Sorry", "enqueue failed: redis timeout", "rate limit", "disk quota exceeded")
         if (status, said) != (408, "rate limit")
+    ],
+    *[
+        (status, said, SubmissionLostError, ServiceUnavailableError, "")
+        for status in (500, 503)
+        for said in (
+            "load balance failed: 0 backends available", "no healthy upstream; load balance exhausted",
+            "GPU memory insufficient, balance of load 0", "model not available, please retry",
+            "model file not found on worker 12", "upstream model server not available",
+            "content filter service error", "Failed: unauthorized",
+            "old system overloaded with wires", "failed: the user said that the queue is full",
+        )
     ],
 ]  # fmt: skip
 
@@ -347,6 +387,47 @@ def test_the_status_decides_if_the_words_are_unknown(
         assert (error.code, error.request_id) == (status, "r-1")
         assert "request id r-1" in str(error)
         assert error.retry_after == (None if kind is SubmissionLostError else 7)
+
+
+ECHOED = "No credit, a real name, NSFW: server is busy, the queue is full"
+ECHOES = {
+    "quotes": lambda text: {"message": f"cannot process prompt '{text}'"},
+    "double quotes": lambda text: {"message": f'Internal Server Error: "{text}" failed'},
+    "cut off": lambda text: {"message": f"cannot process prompt '{text[:50]}"},
+    "bare": lambda text: {"message": f"Failed: {text}"},
+    "other case": lambda text: {"message": f"Failed: {text.upper()}\n"},
+    "negative": lambda text: {"message": "failed negative_prompt=nsfw, lowres"},
+    "escaped": lambda text: {"message": f"Failed: {json.dumps(text)}"},
+}
+
+
+@pytest.mark.parametrize(
+    "text", [ECHOED, f'"{ECHOED}"\n猫', "A fashion model's busy queue, server is busy"], ids=range(3)
+)
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
+def test_a_repeated_prompt_means_nothing(echo: Any, text: str) -> None:
+    for prompt, negative_prompt in ((text, None), ("A cat", text)):
+        request = GenerationRequest(model=MODEL, prompt=prompt, negative_prompt=negative_prompt)
+        for status, kind in ((500, SubmissionLostError), (400, RequestRejectedError)):
+            given = response(status, {"errors": echo(text)})
+            with pytest.raises(ModelScopeError) as caught:
+                messages.read_submission(given, account=ACCOUNT, request=request)
+            assert type(caught.value) is kind
+
+
+def test_a_repeated_prompt_in_unknown_json_means_nothing() -> None:
+    for text in (ECHOED, f'a "{ECHOED}" sign, 猫'):
+        body = {"detail": [{"loc": ["body", "size"], "msg": "too small", "input": {"prompt": text}}]}
+        with pytest.raises(RequestRejectedError):
+            messages.read_submission(
+                response(422, body), account=ACCOUNT, request=GenerationRequest(model=MODEL, prompt=text)
+            )
+
+
+def test_a_short_prompt_hides_no_word_of_the_service() -> None:
+    request = GenerationRequest(model=MODEL, prompt="Busy")
+    with pytest.raises(RateLimitedError):
+        messages.read_submission(response(503, {"error": BUSY}), account=ACCOUNT, request=request)
 
 
 @pytest.mark.parametrize(
@@ -410,6 +491,15 @@ def test_a_200_without_a_status_is_not_a_verdict_on_a_generation(said: str) -> N
 def test_the_words_on_a_proxys_page_mean_nothing(said: str) -> None:
     for status, kind in ((503, SubmissionLostError), (200, SubmissionLostError), (429, RateLimitedError)):
         assert type(submission_error(response(status, f"\n<html>{said}</html>".encode()))) is kind
+
+
+def test_a_proxys_page_with_403_does_not_blame_the_token() -> None:
+    error = submission_error(response(403, b"<html>Forbidden</html>"))
+    assert type(error) is RequestRejectedError
+    assert error.message.startswith(
+        "A proxy or firewall refused the request to https://api-inference.modelscope.cn: <html>Forbidden"
+    )
+    assert "Check the egress rules and the connection's proxy" in error.message
 
 
 def test_the_services_words_may_be_plain_text() -> None:
@@ -494,6 +584,28 @@ def test_a_poll_answered_by_another_server_says_so() -> None:
     assert said.startswith(
         "https://api-inference.modelscope.cn sent a response that is not from ModelScope's API: <html>. Check"
     )
+
+
+@pytest.mark.parametrize("status", [402, 403, 404, 409, 421, 422, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize(("code", "said"), [("DataInspectionFailed", "NSFW"), ("ModelNotFound", "No")])
+def test_no_word_ends_the_wait_for_a_paid_generation(status: int, code: str, said: str) -> None:
+    error = poll_error(response(status, {"errors": {"code": code, "message": said}}))
+    assert isinstance(error, ModelScopeRetryableError)
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+@pytest.mark.parametrize(
+    "said", ["task not found", "Task 42 not found", "task_id does not exist", "Invalid task id", "任务不存在"]
+)
+def test_an_unknown_task_is_not_found_without_a_status(status: int, said: str) -> None:
+    generation = polled(response(status, {"errors": {"code": status, "message": said}}))
+    assert (generation.is_not_found, generation.has_failed(age=29), generation.has_failed(age=30)) == (
+        True,
+        False,
+        True,
+    )
+    with pytest.raises(GenerationFailedError):
+        generation.raise_for_failure(retry_resubmits=True)
 
 
 @pytest.mark.parametrize("status", [400, 500, 503])

@@ -267,6 +267,13 @@ class TestFetchFinishedGeneration:
         assert len(pauses) == 1
         assert pauses[0] <= 2
 
+    def test_images_are_taken_whatever_the_status(self, emulator: Emulator, pauses: list[float]) -> None:
+        generation_id = submitted()
+        emulator.fail("poll:partial")
+        generation = fetch_finished_generation(ModelScopeHook(), generation_id, recheck_seconds=0.9)
+        assert generation.is_finished
+        assert not pauses
+
     @pytest.mark.parametrize("fault", ["stall", "not-found:*", "no-images:*"])
     def test_an_unfinished_generation_is_left_to_the_sensor(
         self, emulator: Emulator, pauses: list[float], fault: str

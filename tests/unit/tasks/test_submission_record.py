@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -486,7 +487,8 @@ class TestRecord:
 
     def test_an_id_that_the_service_rejects_is_replaced(self, emulator: Emulator, store: Store) -> None:
         generation_id = die(submitter(), store)
-        emulator.fail("poll:410")
+        store.change(submitted_at=time.time() - 60)
+        emulator.fail("poll:not-found-400:*")
         assert submitter().execute(store.attempt()) != generation_id
 
 

@@ -172,6 +172,14 @@ def test_not_found_is_final_after_30_seconds() -> None:
     assert schedule_of().observe(MISSING, now=START + 30) is MISSING
 
 
+@pytest.mark.parametrize("status", ["PARTIAL_SUCCEEDED", "UNKNOWN", "PROCESSING"])
+def test_images_are_taken_at_the_deadline_whatever_the_status(status: str) -> None:
+    schedule = schedule_of(seconds=100)
+    polled = generation(status, "", "https://a.example/1.png")
+    assert isinstance(schedule.observe(polled, now=START + 99), float)
+    assert schedule.observe(polled, now=START + 100) == DONE
+
+
 def test_success_without_images_is_polled_again() -> None:
     assert polls(schedule_of(seconds=3, fast_poll_until_age=8), EMPTY) == [0, 1, 2, 3]
 
