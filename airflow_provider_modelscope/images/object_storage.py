@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import secrets
 import shutil
 import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -62,6 +64,9 @@ _REJECTED_CREDENTIALS = {
     "PublicAccessNotPermitted", "SignatureDoesNotMatch",
 }  # fmt: skip
 _STALE_CREDENTIALS = {"ExpiredToken", "RequestTimeTooSkewed"}
+_REREAD_PAUSES = (0.5, 2.0)  # seconds, for a store that shows a new object late
+
+log = logging.getLogger(__name__)
 
 
 def check_destination(destination: str) -> None:
@@ -422,13 +427,32 @@ def _put_object(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
         # offers only open(), an error while reading leaves a partial object.
         options = _content_type(path.protocol, body.content_type)
         filesystem.pipe_file(path.path, body.file.read(), **options)
-        _check_size(_size(filesystem, path), body)
+        if is_atomic:
+            _read_back(filesystem, path, body)
+        else:
+            _check_size(_size(filesystem, path), body)
     except BaseException:
         with suppress(Exception):  # the first error is the one to report
             # In an atomic store any object there is complete, and belongs to another task.
             if not is_atomic and _size(filesystem, path) not in (None, before, body.length):
                 filesystem.rm_file(path.path)
         raise
+
+
+def _read_back(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
+    """Check that an atomic store holds the complete object, if its size may be read."""
+    try:
+        size = _size(filesystem, path)
+        for pause in _REREAD_PAUSES:
+            if size is None:
+                time.sleep(pause)
+                size = _size(filesystem, path)
+    except Exception as error:  # each store has errors of its own
+        if not is_forbidden(error):
+            raise
+        log.warning("Stored %s without a check of its size, which may not be read: %s", path, error)
+        return
+    _check_size(size, body)
 
 
 def _check_size(size: int | None, body: _Body) -> None:
