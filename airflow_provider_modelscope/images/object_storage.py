@@ -297,6 +297,16 @@ def is_forbidden(error: Exception) -> bool:
     return str(error).startswith("Forbidden: ")  # Google's, which has no number
 
 
+def is_unsupported(error: Exception) -> bool:
+    """Return whether a store does not have the call at all."""
+    return (
+        isinstance(error, NotImplementedError)
+        or getattr(error, "errno", None) == errno.ENOSYS
+        or _code_of(error) in ("NotImplemented", "MethodNotAllowed")
+        or _status_of(error) in ("405", "501")
+    )
+
+
 def _rejects_credentials(error: Exception) -> bool:
     if _status_of(error) == "401" or _code_of(error) in _REJECTED_CREDENTIALS:
         return True

@@ -93,7 +93,7 @@ def test_only_a_write_tells_whether_a_forbidden_store_takes_images(
             check_store(destination(bucket), "write")
         check_store(destination(bucket), "read")
     assert (
-        f"Submitting without a check of {bucket.uri('new/folder/')}, which may not be listed" in caplog.text
+        f"Submitting without a check of {bucket.uri('new/folder/')}, which cannot be listed" in caplog.text
     )
 
 
