@@ -93,8 +93,8 @@ class ModelScopeHook(BaseHook):
         mask_secret(account.token)
         return account
 
-    def refuse_secrets(self, request: GenerationRequest) -> None:
-        """Raise an error if a request contains a secret of the connection, where a template may have put it.
+    def refuse_secrets(self, **parameters: Any) -> None:
+        """Raise an error if a parameter contains a secret of the connection: a template may have put it there.
 
         :raises InvalidRequestError: with the names of the parameters, without their values.
         """
@@ -105,7 +105,7 @@ class ModelScopeHook(BaseHook):
         raise_invalid(
             f"{name}: must not contain the token or another secret of connection "
             f"{self.modelscope_conn_id!r}, which a template such as {{{{ conn... }}}} may have put there"
-            for name, value in vars(request).items()
+            for name, value in parameters.items()
             if any(secret in json.dumps(value) for secret in secrets)
         )
 
@@ -119,7 +119,7 @@ class ModelScopeHook(BaseHook):
         :raises SubmissionLostError: if the request was sent, and a generation may have been created.
         :raises ModelScopeError: if the service rejects the request.
         """
-        self.refuse_secrets(request)
+        self.refuse_secrets(**vars(request))
         now = time.time()
         return self.submit_with_backoff(request, SubmitBackoff(queued_at=now, end_time=now + queue_timeout))
 

@@ -34,7 +34,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from tests.unit.builders import one_step, run
+from tests.unit.builders import one_step, rendered, run
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -122,6 +122,17 @@ class TestSubmission:
             assert secret not in str(raised.value)
         assert not emulator.requests
         assert hook.submit_generation(replace(REQUEST, prompt="basic photographs"))
+
+    @pytest.mark.parametrize("name", ["destination", "storage_conn_id"])
+    def test_a_secret_is_not_stored_by_another_parameter(
+        self, name: str, emulator: Emulator, tmp_path: Path, context: Any
+    ) -> None:
+        value = f"file://{tmp_path}/{TOKEN}/" if name == "destination" else TOKEN
+        task = rendered(one_step(tmp_path), **{name: value})
+        with pytest.raises(InvalidRequestError, match=f"{name}: must not contain the token") as raised:
+            run(task, context)
+        assert TOKEN not in str(raised.value)
+        assert not emulator.requests
 
     def test_a_submission_that_times_out_may_have_been_accepted(self, hook: ModelScopeHook) -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:
