@@ -25,6 +25,11 @@ _CONN_TYPES = ("modelscope", "http", "https", "generic")
 _MASK = "***"  # what Airflow shows in place of a secret
 _BEARER = r"[A-Za-z0-9._~+/-]+=*"  # what may follow "Bearer", by RFC 6750
 _PLACEHOLDER = r"(?i).*\.\.\..*|(ms-)?x[x-]*|your[-_].*|modelscope_(sdk|api|access)_(token|key)"
+# Words in the name of a header with a secret value. X-Author and Keyboard are none.
+_SENSITIVE_HEADER = (
+    "(?i)(^|[-_])(auth|authorization|authentication|(api|access|auth|private|secret)?[-_]?key"
+    "|[a-z]*(token|secret|password|passwd|cookie))([-_]|$)"
+)
 _USUAL_PORTS = {"http": 80, "https": 443}
 # Hosts that are not the API's: ModelScope's website, and other services with all their subdomains.
 _WEBSITES = ("modelscope.cn", "modelscope.ai")
@@ -258,18 +263,30 @@ def account_from_connection(connection: Connection) -> Account:
     return Account(**values)
 
 
-def secrets_of(connection: Connection, account: Account) -> list[str]:
-    """Return what no request may contain: the token, the password of the proxy, and secret headers."""
+def secrets_of(connection: Connection, account: Account) -> re.Pattern[str]:
+    """Return a pattern of what no parameter may contain: the token, the proxy's password and secret headers.
+
+    The token is found inside words too. The others may be words of any prompt: each must stand alone, and
+    counts only if it is long or contains a digit.
+    """
     known = [field.name for field in CONNECTION_FIELDS]
     headers = [
         word
         for name, value in _extra(connection).items()
-        if name not in known and re.search("auth|token|key|secret|passw|cookie", name, re.IGNORECASE)
+        if name not in known and re.search(_SENSITIVE_HEADER, re.sub("(?<=[a-z])(?=[A-Z])", "-", name))
         for word in str(value).split()
     ]
     password = urlsplit(account.proxy or "").password or ""
-    secrets = [account.token, (connection.password or "").strip(), password, unquote(password), *headers]
-    return [secret for secret in secrets if len(secret) >= MIN_SECRET]
+    tokens = [one for one in (account.token, (connection.password or "").strip()) if len(one) >= MIN_SECRET]
+    others = [
+        one
+        for one in (password, unquote(password), *headers)
+        if len(one) >= 12 or (len(one) >= MIN_SECRET and re.search("[0-9]", one))
+    ]
+    # The lookbehind stands behind the text, so that a search for the text's beginning stays fast.
+    patterns = [re.escape(one) for one in tokens]
+    patterns += [f"{one}(?<![A-Za-z0-9]{one})(?![A-Za-z0-9])" for one in map(re.escape, others)]
+    return re.compile("|".join(patterns) or "(?!)")
 
 
 # Each check returns what a part of the connection means, and raises ValueError with what is allowed.
