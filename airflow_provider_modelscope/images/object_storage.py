@@ -23,7 +23,7 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
 )
 from airflow_provider_modelscope.images.image import FORMAT_OF_SUFFIX, Image
-from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.redaction import preview, preview_url
 from airflow_provider_modelscope.resuming import how_to_store_again
 
 if TYPE_CHECKING:
@@ -504,4 +504,4 @@ def _storage_error(uri: str, error: Exception) -> ModelScopeError:
 
 
 def _invalid(uri: Any, problem: str, *, parameter: str = "destination") -> InvalidDestinationError:
-    return InvalidDestinationError(f"{parameter} = {preview(uri, 300)}: {problem}")
+    return InvalidDestinationError(f"{parameter} = {preview_url(uri, 300)}: {problem}")

@@ -6,6 +6,7 @@ import errno
 import json
 import mimetypes
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -134,7 +135,8 @@ def test_an_invalid_destination_is_rejected_with_advice(
             check(destination)
         messages.add(str(raised.value))
     [message] = messages
-    assert message.startswith(f"destination = {destination!r}: ")
+    shown = re.sub(r"\?.*(?=')", "?...", repr(destination))  # a query may be a signature
+    assert message.startswith(f"destination = {shown}: ")
     assert problem in message
     assert not memory.objects
     assert not memory.opened_with
