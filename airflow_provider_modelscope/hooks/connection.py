@@ -24,7 +24,9 @@ _CONN_TYPES = ("modelscope", "http", "https", "generic")
 
 _MASK = "***"  # what Airflow shows in place of a secret
 _BEARER = r"[A-Za-z0-9._~+/-]+=*"  # what may follow "Bearer", by RFC 6750
-_PLACEHOLDER = r"(?i).*\.\.\..*|(ms-)?x[x-]*|your[-_].*|modelscope_(sdk|api|access)_(token|key)"
+_PLACEHOLDER = (
+    r"(?i).*\.\.\..*|(ms-)?x[x-]*|(your|insert)[-_].*|ms-|(ms-)?(modelscope_)?((sdk|api|access)_)?(token|key)"
+)
 # Words in the name of a header with a secret value. X-Author and Keyboard are none.
 _SENSITIVE_HEADER = (
     "(?i)(^|[-_])(auth|authorization|authentication|(api|access|auth|private|secret)?[-_]?key"
@@ -36,6 +38,7 @@ _WEBSITES = ("modelscope.cn", "modelscope.ai")
 _OTHER_SERVICES = (
     "dashscope.aliyuncs.com",
     "dashscope-intl.aliyuncs.com",
+    "dashscope-us.aliyuncs.com",
     "huggingface.co",
     "openai.com",
     "openrouter.ai",
@@ -353,7 +356,7 @@ def _base_url(connection: Connection, port: int | None, allow_http: bool) -> str
         own_port = parts.port
     except ValueError:
         raise ValueError(f"host is not a URL: {preview(host)}") from None
-    scheme, name = parts.scheme.lower(), parts.hostname or ""
+    scheme, name = parts.scheme.lower(), (parts.hostname or "").removesuffix(".")
     if scheme not in ("http", "https") or not is_host_name(name):
         raise ValueError(f"host must be a URL such as {DEFAULT_BASE_URL}, not {preview(host)}")
     if own_port == 0:
