@@ -32,6 +32,8 @@ _SENSITIVE_HEADER = (
     "(?i)(^|[-_])(auth|authorization|authentication|(api|access|auth|private|secret)?[-_]?key"
     "|[a-z]*(token|secret|password|passwd|cookie))([-_]|$)"
 )
+# At the end of a path only: a gateway may have a path of its own that contains one.
+_ENDPOINT = r"(?i)/v1/(images(/generations)?|tasks(/[^/]*)?|models|chat/completions)$"
 _USUAL_PORTS = {"http": 80, "https": 443}
 # Hosts that are not the API's: ModelScope's website, and other services with all their subdomains.
 _WEBSITES = ("modelscope.cn", "modelscope.ai")
@@ -116,8 +118,8 @@ def _verify(given: Any) -> bool | str:
 def _proxy(given: Any) -> str:
     from airflow_provider_modelscope.transport.egress import is_proxy
 
-    if isinstance(given, str) and is_proxy(given):
-        return given
+    if isinstance(given, str) and is_proxy(given.strip()):
+        return given.strip()
     raise ValueError(given)
 
 
@@ -371,11 +373,11 @@ def _base_url(connection: Connection, port: int | None, allow_http: bool) -> str
             f"{preview(host)}"
         )
     path = re.sub("/+", "/", parts.path).rstrip("/")
-    if endpoint := re.search(r"/v1/(images|tasks|models|chat)\b.*", path):
+    if endpoint := re.search(_ENDPOINT, path):
         raise ValueError(
             f"host must be a URL such as {DEFAULT_BASE_URL}, without the endpoint {preview(endpoint[0])}"
         )
-    path = path.removesuffix("/v1")
+    path = re.sub("/v1$", "", path, flags=re.IGNORECASE)
     if path and name in (urlsplit(url).hostname for url in BASE_URLS):
         raise ValueError(f"host must be a URL such as {DEFAULT_BASE_URL}, without the path {preview(path)}")
     if " " in host or not host.isprintable():

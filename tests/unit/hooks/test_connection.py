@@ -180,6 +180,12 @@ def test_a_token_may_be_of_any_bearer_scheme(token: str) -> None:
         ({"host": "https://api.example//prefix//v1"}, "https://api.example/prefix"),
         ({"host": f"{DEFAULT_BASE_URL}//v1//"}, DEFAULT_BASE_URL),
         ({"host": f"{DEFAULT_BASE_URL}.:443/v1"}, DEFAULT_BASE_URL),
+        ({"host": "https://api.example/V1/"}, "https://api.example"),
+        *(
+            ({"host": f"https://api.example/v1/{path}"}, f"https://api.example/v1/{path}")
+            for path in ("models/qwen", "chat-gw", "tasks-api", "tasks/5/gw", "images/gw", "chat")
+        ),
+        ({"host": "https://api.example/v1/models/qwen/v1"}, "https://api.example/v1/models/qwen"),
         ({"host": "notopenai.com"}, "https://notopenai.com"),
         ({"host": "api.example/v1"}, "https://api.example"),
         ({"host": "HTTPS://API.Example/Prefix/v1"}, "https://api.example/Prefix"),
@@ -277,6 +283,16 @@ def test_the_base_url_is_made_of_host_schema_and_port(given: dict[str, Any], bas
             "without the path '/models/Qwen/Qwen-Image'",
         ),
         ({"host": "https://api.example//v1//tasks/5"}, "without the endpoint '/v1/tasks/5'"),
+        *(
+            ({"host": f"https://api.example/gw{path}/"}, f"without the endpoint '{path}'")
+            for path in (
+                "/v1/images",
+                "/V1/Images/Generations",
+                "/v1/tasks",
+                "/v1/models",
+                "/v1/chat/completions",
+            )
+        ),
         ({"host": f"'{DEFAULT_BASE_URL}'"}, "must be a URL"),
         ({"host": "https://[::1"}, "is not a URL"),
         ({"host": "https://api.example:https"}, "is not a URL"),
@@ -378,6 +394,7 @@ def test_the_mask_of_a_token_is_an_error_with_the_command() -> None:
         ({"verify": __file__}, "verify", __file__),
         ({"verify": f" {__file__}\n"}, "verify", __file__),
         ({"proxy": "http://proxy.example:3128"}, "proxy", "http://proxy.example:3128"),
+        ({"proxy": " http://proxy.example:3128 "}, "proxy", "http://proxy.example:3128"),
         ({"proxy": "https://me:secret@proxy.example"}, "proxy", "https://me:secret@proxy.example"),
         ({"proxy": ""}, "proxy", None),
         ({"unknown": None}, "proxy", None),
