@@ -458,9 +458,9 @@ def _read_back(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
                 time.sleep(pause)
                 size = _size(filesystem, path)
     except Exception as error:  # each store has errors of its own
-        if not is_forbidden(error):
+        if not (is_forbidden(error) or is_unsupported(error)):  # s3fs lists if it does not find the object
             raise
-        log.warning("Stored %s without a check of its size, which may not be read: %s", path, error)
+        log.warning("Stored %s without a check of its size, which cannot be read: %s", path, error)
         return
     _check_size(size, body)
 

@@ -478,7 +478,14 @@ class TestAtomicWrites:
             store("s3://bucket/cat.png", stored)
 
     @pytest.mark.parametrize(
-        "fault", [PermissionError("Forbidden"), AzureError("not this call", 403), OSError("Forbidden: b/o")]
+        "fault",
+        [
+            PermissionError("Forbidden"),
+            AzureError("not this call", 403),
+            OSError("Forbidden: b/o"),
+            OSError(errno.ENOSYS, "no v2"),
+        ],
+        ids=str,
     )
     def test_a_right_to_write_needs_no_right_to_read(
         self, fault: Exception, register: Register, caplog: pytest.LogCaptureFixture
@@ -492,7 +499,7 @@ class TestAtomicWrites:
         assert s3.objects == {"bucket/cat.png": stored.content}
         [message] = caplog.messages
         assert message == (
-            f"Stored s3://bucket/cat.png without a check of its size, which may not be read: {fault}"
+            f"Stored s3://bucket/cat.png without a check of its size, which cannot be read: {fault}"
         )
 
     @pytest.mark.parametrize(("late", "error"), [(2, None), (3, "holds 0 of")])
