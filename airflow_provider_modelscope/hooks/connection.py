@@ -272,7 +272,7 @@ def secrets_of(connection: Connection, account: Account) -> re.Pattern[str]:
     """Return a pattern of what no parameter may contain: the token, the proxy's password and secret headers.
 
     The token is found inside words too. The others may be words of any prompt: each must stand alone, and
-    counts only if it is long or contains a digit.
+    counts only if it is long or contains more than letters.
     """
     known = [field.name for field in CONNECTION_FIELDS]
     headers = [
@@ -286,7 +286,7 @@ def secrets_of(connection: Connection, account: Account) -> re.Pattern[str]:
     others = [
         one
         for one in (password, unquote(password), *headers)
-        if len(one) >= 12 or (len(one) >= MIN_SECRET and re.search("[0-9]", one))
+        if len(one) >= 12 or (len(one) >= MIN_SECRET and re.search("[^A-Za-z-]", one))
     ]
     # The lookbehind stands behind the text, so that a search for the text's beginning stays fast.
     patterns = [re.escape(one) for one in tokens]
