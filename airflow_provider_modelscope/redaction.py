@@ -68,6 +68,16 @@ def preview(value: Any, most: int = 80) -> str:
         return f"a huge {type(value).__name__}"
 
 
+def preview_url(value: Any, most: int = 80) -> str:
+    """Return a URL, or what was given as one or a list, as :func:`preview` does: without login and query."""
+
+    def cut(one: Any) -> Any:
+        address, mark, _ = without_login(one).partition("?") if isinstance(one, str) else (one, "", "")
+        return f"{address}?..." if mark else address
+
+    return preview(type(value)(map(cut, value)) if type(value) in (list, tuple) else cut(value), most)
+
+
 def truncated(text: str, most: int) -> str:
     """Cut a long text and append its length: a ``data:`` URI can hold megabytes."""
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"

@@ -24,13 +24,23 @@ _CONN_TYPES = ("modelscope", "http", "https", "generic")
 
 _MASK = "***"  # what Airflow shows in place of a secret
 _BEARER = r"[A-Za-z0-9._~+/-]+=*"  # what may follow "Bearer", by RFC 6750
-_PLACEHOLDER = r"(?i).*\.\.\..*|(ms-)?x[x-]*|your[-_].*|modelscope_(sdk|api|access)_(token|key)"
+_PLACEHOLDER = (
+    r"(?i).*\.\.\..*|(ms-)?x[x-]*|(your|insert)[-_].*|ms-|(ms-)?(modelscope_)?((sdk|api|access)_)?(token|key)"
+)
+# Words in the name of a header with a secret value. X-Author and Keyboard are none.
+_SENSITIVE_HEADER = (
+    "(?i)(^|[-_])(auth|authorization|authentication|(api|access|auth|private|secret)?[-_]?key"
+    "|[a-z]*(token|secret|password|passwd|cookie))([-_]|$)"
+)
+# At the end of a path only: a gateway may have a path of its own that contains one.
+_ENDPOINT = r"(?i)/v1/(images(/generations)?|tasks(/[^/]*)?|models|chat/completions)$"
 _USUAL_PORTS = {"http": 80, "https": 443}
 # Hosts that are not the API's: ModelScope's website, and other services with all their subdomains.
 _WEBSITES = ("modelscope.cn", "modelscope.ai")
 _OTHER_SERVICES = (
     "dashscope.aliyuncs.com",
     "dashscope-intl.aliyuncs.com",
+    "dashscope-us.aliyuncs.com",
     "huggingface.co",
     "openai.com",
     "openrouter.ai",
@@ -108,8 +118,8 @@ def _verify(given: Any) -> bool | str:
 def _proxy(given: Any) -> str:
     from airflow_provider_modelscope.transport.egress import is_proxy
 
-    if isinstance(given, str) and is_proxy(given):
-        return given
+    if isinstance(given, str) and is_proxy(given.strip()):
+        return given.strip()
     raise ValueError(given)
 
 
@@ -258,18 +268,30 @@ def account_from_connection(connection: Connection) -> Account:
     return Account(**values)
 
 
-def secrets_of(connection: Connection, account: Account) -> list[str]:
-    """Return what no request may contain: the token, the password of the proxy, and secret headers."""
+def secrets_of(connection: Connection, account: Account) -> re.Pattern[str]:
+    """Return a pattern of what no parameter may contain: the token, the proxy's password and secret headers.
+
+    The token is found inside words too. The others may be words of any prompt: each must stand alone, and
+    counts only if it is long or contains more than letters.
+    """
     known = [field.name for field in CONNECTION_FIELDS]
     headers = [
         word
         for name, value in _extra(connection).items()
-        if name not in known and re.search("auth|token|key|secret|passw|cookie", name, re.IGNORECASE)
+        if name not in known and re.search(_SENSITIVE_HEADER, re.sub("(?<=[a-z])(?=[A-Z])", "-", name))
         for word in str(value).split()
     ]
     password = urlsplit(account.proxy or "").password or ""
-    secrets = [account.token, (connection.password or "").strip(), password, unquote(password), *headers]
-    return [secret for secret in secrets if len(secret) >= MIN_SECRET]
+    tokens = [one for one in (account.token, (connection.password or "").strip()) if len(one) >= MIN_SECRET]
+    others = [
+        one
+        for one in (password, unquote(password), *headers)
+        if len(one) >= 12 or (len(one) >= MIN_SECRET and re.search("[^A-Za-z-]", one))
+    ]
+    # The lookbehind stands behind the text, so that a search for the text's beginning stays fast.
+    patterns = [re.escape(one) for one in tokens]
+    patterns += [f"{one}(?<![A-Za-z0-9]{one})(?![A-Za-z0-9])" for one in map(re.escape, others)]
+    return re.compile("|".join(patterns) or "(?!)")
 
 
 # Each check returns what a part of the connection means, and raises ValueError with what is allowed.
@@ -336,7 +358,7 @@ def _base_url(connection: Connection, port: int | None, allow_http: bool) -> str
         own_port = parts.port
     except ValueError:
         raise ValueError(f"host is not a URL: {preview(host)}") from None
-    scheme, name = parts.scheme.lower(), parts.hostname or ""
+    scheme, name = parts.scheme.lower(), (parts.hostname or "").removesuffix(".")
     if scheme not in ("http", "https") or not is_host_name(name):
         raise ValueError(f"host must be a URL such as {DEFAULT_BASE_URL}, not {preview(host)}")
     if own_port == 0:
@@ -351,11 +373,11 @@ def _base_url(connection: Connection, port: int | None, allow_http: bool) -> str
             f"{preview(host)}"
         )
     path = re.sub("/+", "/", parts.path).rstrip("/")
-    if endpoint := re.search(r"/v1/(images|tasks|models|chat)\b.*", path):
+    if endpoint := re.search(_ENDPOINT, path):
         raise ValueError(
             f"host must be a URL such as {DEFAULT_BASE_URL}, without the endpoint {preview(endpoint[0])}"
         )
-    path = path.removesuffix("/v1")
+    path = re.sub("/v1$", "", path, flags=re.IGNORECASE)
     if path and name in (urlsplit(url).hostname for url in BASE_URLS):
         raise ValueError(f"host must be a URL such as {DEFAULT_BASE_URL}, without the path {preview(path)}")
     if " " in host or not host.isprintable():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ class ModelScopeHook(BaseHook):
         super().__init__()
         self.modelscope_conn_id = modelscope_conn_id
         self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
-        self._secrets: Sequence[str] = ()
+        self._secrets = re.compile("(?!)")  # matches nothing, until the account is read
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -93,20 +93,19 @@ class ModelScopeHook(BaseHook):
         mask_secret(account.token)
         return account
 
-    def refuse_secrets(self, request: GenerationRequest) -> None:
-        """Raise an error if a request contains a secret of the connection, where a template may have put it.
+    def refuse_secrets(self, **parameters: Any) -> None:
+        """Raise an error if a parameter contains a secret of the connection, rendered by a template.
 
         :raises InvalidRequestError: with the names of the parameters, without their values.
         """
         from airflow_provider_modelscope.validation import raise_invalid
 
         _ = self.account
-        secrets = [json.dumps(secret)[1:-1] for secret in self._secrets]
         raise_invalid(
             f"{name}: must not contain the token or another secret of connection "
             f"{self.modelscope_conn_id!r}, which a template such as {{{{ conn... }}}} may have put there"
-            for name, value in vars(request).items()
-            if any(secret in json.dumps(value) for secret in secrets)
+            for name, value in parameters.items()
+            if any(map(self._secrets.search, _texts(value)))
         )
 
     def submit_generation(self, request: GenerationRequest, *, queue_timeout: float = 60.0) -> str:
@@ -119,7 +118,7 @@ class ModelScopeHook(BaseHook):
         :raises SubmissionLostError: if the request was sent, and a generation may have been created.
         :raises ModelScopeError: if the service rejects the request.
         """
-        self.refuse_secrets(request)
+        self.refuse_secrets(**vars(request))
         now = time.time()
         return self.submit_with_backoff(request, SubmitBackoff(queued_at=now, end_time=now + queue_timeout))
 
@@ -285,3 +284,16 @@ class ModelScopeHook(BaseHook):
     def sleep_before_retry(seconds: float) -> None:
         """Sleep between two attempts. Tests replace it."""
         time.sleep(seconds)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, with the names in its mappings."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Mapping):
+            rest += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            rest += one
+        else:
+            yield str(one)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import secrets
 import shutil
 import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -21,7 +23,7 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
 )
 from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
-from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.redaction import preview, preview_url
 from airflow_provider_modelscope.resuming import how_to_store_again
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ _REJECTED_CREDENTIALS = {
     "PublicAccessNotPermitted", "SignatureDoesNotMatch",
 }  # fmt: skip
 _STALE_CREDENTIALS = {"ExpiredToken", "RequestTimeTooSkewed"}
+_REREAD_PAUSES = (0.5, 2.0)  # seconds, for a store that shows a new object late
+
+log = logging.getLogger(__name__)
 
 
 def check_destination(destination: str) -> None:
@@ -278,6 +283,16 @@ def is_forbidden(error: Exception) -> bool:
     return str(error).startswith("Forbidden: ")  # Google's, which has no number
 
 
+def is_unsupported(error: Exception) -> bool:
+    """Return whether a store does not have the call at all."""
+    return (
+        isinstance(error, NotImplementedError)
+        or getattr(error, "errno", None) == errno.ENOSYS
+        or _code_of(error) in ("NotImplemented", "MethodNotAllowed")
+        or _status_of(error) in ("405", "501")
+    )
+
+
 def _rejects_credentials(error: Exception) -> bool:
     if _status_of(error) == "401" or _code_of(error) in _REJECTED_CREDENTIALS:
         return True
@@ -408,13 +423,32 @@ def _put_object(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
         # offers only open(), an error while reading leaves a partial object.
         options = _content_type(path.protocol, body.content_type)
         filesystem.pipe_file(path.path, body.file.read(), **options)
-        _check_size(_size(filesystem, path), body)
+        if is_atomic:
+            _read_back(filesystem, path, body)
+        else:
+            _check_size(_size(filesystem, path), body)
     except BaseException:
         with suppress(Exception):  # the first error is the one to report
             # In an atomic store any object there is complete, and belongs to another task.
             if not is_atomic and _size(filesystem, path) not in (None, before, body.length):
                 filesystem.rm_file(path.path)
         raise
+
+
+def _read_back(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
+    """Check that an atomic store holds the complete object, if its size may be read."""
+    try:
+        size = _size(filesystem, path)
+        for pause in _REREAD_PAUSES:
+            if size is None:
+                time.sleep(pause)
+                size = _size(filesystem, path)
+    except Exception as error:  # each store has errors of its own
+        if not (is_forbidden(error) or is_unsupported(error)):  # s3fs lists if it does not find the object
+            raise
+        log.warning("Stored %s without a check of its size, which cannot be read: %s", path, error)
+        return
+    _check_size(size, body)
 
 
 def _check_size(size: int | None, body: _Body) -> None:
@@ -456,4 +490,4 @@ def _storage_error(uri: str, error: Exception) -> ModelScopeError:
 
 
 def _invalid(uri: Any, problem: str, *, parameter: str = "destination") -> InvalidDestinationError:
-    return InvalidDestinationError(f"{parameter} = {preview(uri, 300)}: {problem}")
+    return InvalidDestinationError(f"{parameter} = {preview_url(uri, 300)}: {problem}")

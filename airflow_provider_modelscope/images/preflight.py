@@ -15,6 +15,7 @@ from airflow_provider_modelscope.images.object_storage import (
     is_forbidden,
     is_missing,
     is_permanent,
+    is_unsupported,
     write_object,
 )
 from airflow_provider_modelscope.redaction import preview, truncated
@@ -62,10 +63,11 @@ def check_store(destination: Destination, mode: str) -> None:
         elif not _list_one(path):
             log.info("Submitting without a check of %s: none is known for this store", destination.uri)
     except Exception as error:  # each store has errors of its own
-        may_be_writable = mode == "read" and is_forbidden(error) and not getattr(path.fs, "anon", False)
-        if not may_be_writable:
+        is_public = getattr(path.fs, "anon", False)
+        decides_nothing = is_unsupported(error) or (is_forbidden(error) and not is_public)
+        if mode == "write" or not decides_nothing:
             raise _failure(destination, place, error) from error
-        log.info("Submitting without a check of %s, which may not be listed: %s", destination.uri, error)
+        log.info("Submitting without a check of %s, which cannot be listed: %s", destination.uri, error)
     _passed.add(checked)
 
 
@@ -118,4 +120,6 @@ def _failure(destination: Destination, place: str, error: Exception) -> ModelSco
         return InvalidDestinationError(
             f"{uri}: {access} may not write to it {problem}: check its credentials and permissions"
         )
-    return ImageStorageError(f"{uri}: cannot be checked {problem}. A retry checks it again")
+    return ImageStorageError(
+        f"{uri}: cannot be checked {problem}. A retry checks it again; preflight='off' does not"
+    )

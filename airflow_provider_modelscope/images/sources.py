@@ -15,7 +15,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.images.image import MAX_PIXELS, Image
 from airflow_provider_modelscope.images.object_storage import is_permanent, read_object
-from airflow_provider_modelscope.redaction import preview, truncated
+from airflow_provider_modelscope.redaction import preview_url, truncated
 from airflow_provider_modelscope.validation import INVALID, check_all
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
     """Read one image from object storage."""
 
     def invalid(problem: str) -> InvalidRequestError:
-        return InvalidRequestError(f"{INVALID}image_url = {preview(uri, 300)}: {problem}.")
+        return InvalidRequestError(f"{INVALID}image_url = {preview_url(uri, 300)}: {problem}.")
 
     try:
         content = read_object(uri, storage_conn_id, most=MAX_SOURCE_BYTES, parameter="image_url")
@@ -57,11 +57,13 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
         raise InvalidRequestError(f"{INVALID}{error.message}") from error
     except Exception as error:  # each store has errors of its own
         reason = getattr(error, "strerror", None) or truncated(str(error), 300)  # without the path again
+        if "?" in uri:  # the reason can repeat the path, encoded, and what follows may be a signature
+            reason = "its path contains '?'"
         problem = f"cannot be read ({type(error).__name__}: {reason})"
         if isinstance(error, ValueError) or is_permanent(error):
             raise invalid(problem) from error
         raise ModelScopeRetryableError(
-            f"image_url = {preview(uri, 300)}: {problem}. Nothing was sent"
+            f"image_url = {preview_url(uri, 300)}: {problem}. Nothing was sent"
         ) from error
     if len(content) > MAX_SOURCE_BYTES:
         raise invalid(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")

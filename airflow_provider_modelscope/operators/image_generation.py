@@ -280,7 +280,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        self.hook.refuse_secrets(request)
+        self.hook.refuse_secrets(
+            **vars(request),
+            storage_conn_id=self.storage_conn_id,
+            destination=getattr(self, "destination", None),
+        )
         if queue is None:
             push_links(self, context)
             now = time.time()

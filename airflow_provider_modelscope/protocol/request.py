@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError
-from airflow_provider_modelscope.redaction import preview, truncated, without_login
+from airflow_provider_modelscope.redaction import preview, preview_url, truncated, without_login
 from airflow_provider_modelscope.validation import raise_invalid
 
 MAX_SEED = 2**31 - 1
@@ -84,7 +84,7 @@ class GenerationRequest:
         """
         if self.stored_images:
             raise InvalidRequestError(
-                f"image_url = {preview(self.stored_images[0])}: ModelScope cannot read object storage. "
+                f"image_url = {preview_url(self.stored_images[0])}: ModelScope cannot read object storage. "
                 "Operators inline such images; elsewhere call images.sources.inline_images first"
             )
         named = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -137,7 +137,8 @@ def _checked(given: Mapping[str, Any], *, check_ranges: bool) -> tuple[dict[str,
         try:
             values[name] = checks[name](value)
         except ValueError as error:
-            errors.append(f"{name} = {preview(value)}: {error}")
+            shown = preview_url(value) if name == "image_url" else preview(value)
+            errors.append(f"{name} = {shown}: {error}")
     if check_ranges and (size_error := _size_error(values.get("model"), values.get("size"))):
         errors.append(size_error)
     return values, errors

@@ -122,7 +122,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
 
         generation_id, *_ = check_all(
             partial(checked_id, self.generation_id),
-            lambda: self.hook.account,
+            lambda: self.hook.refuse_secrets(generation_id=self.generation_id),
             lambda: raise_invalid(self._option_errors()),
         )
         submission = self._find_submission(generation_id, context)

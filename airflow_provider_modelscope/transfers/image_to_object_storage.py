@@ -75,7 +75,13 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 
         generation_id, destination, _ = check_all(
-            partial(checked_id, self.generation_id), self._parse_destination, lambda: self.hook.account
+            partial(checked_id, self.generation_id),
+            self._parse_destination,
+            lambda: self.hook.refuse_secrets(
+                generation_id=self.generation_id,
+                destination=self.destination,
+                storage_conn_id=self.storage_conn_id,
+            ),
         )
         submission = self._find_submission(generation_id, context)
         generation = fetch_finished_generation(self.hook, generation_id)

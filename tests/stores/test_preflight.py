@@ -92,9 +92,7 @@ def test_only_a_write_tells_whether_a_forbidden_store_takes_images(
         with pytest.raises(InvalidDestinationError, match=f"'{store.storage_conn_id}' may not write to it"):
             check_store(destination(bucket), "write")
         check_store(destination(bucket), "read")
-    assert (
-        f"Submitting without a check of {bucket.uri('new/folder/')}, which may not be listed" in caplog.text
-    )
+    assert f"Submitting without a check of {bucket.uri('new/folder/')}, which cannot be listed" in caplog.text
 
 
 @in_remote_stores

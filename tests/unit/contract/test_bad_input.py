@@ -349,9 +349,9 @@ def rejection(task: Any, context: Context, emulator: Emulator, kind: type[ModelS
 
 
 def names(message: str, parameter: str, value: Any) -> bool:
-    """Whether a message names a parameter and shows the beginning of its value."""
+    """Whether a message names a parameter and shows the beginning of its value, without a query."""
     try:
-        return f"{parameter} = {repr(value)[:50]}" in message
+        return f"{parameter} = {repr(value)[:50].partition('?')[0]}" in message
     except (ValueError, RecursionError):
         return f"{parameter} = a huge {type(value).__name__}: " in message
 

@@ -167,9 +167,9 @@ def test_every_connection_shown_can_be_read(
     if conn_id == "MODELSCOPE_DEFAULT":
         with pytest.raises(exceptions.InvalidConnectionError, match="password is a placeholder"):
             _ = ModelScopeHook(conn_id.lower()).account
-        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", value.replace("ms-...", "ms-token"))
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id}", value.replace("ms-...", "ms-0123456789"))
         account = ModelScopeHook(conn_id.lower()).account
-        assert (account.token, account.request_timeout) == ("ms-token", 60)
+        assert (account.token, account.request_timeout) == ("ms-0123456789", 60)
     else:
         connection = BaseHook.get_connection(conn_id.lower())
         assert connection.conn_type in ("aws", "google_cloud_platform", "wasb")
@@ -290,7 +290,7 @@ def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch
         default = "" if field.default is None else f"`{json.dumps(field.default)}`"
         assert rows[field.name][1:] == [field.description, field.allowed, default]
     monkeypatch.setenv(
-        "AIRFLOW_CONN_MODELSCOPE_DEFAULT", '{"conn_type": "modelscope", "password": "ms-token"}'
+        "AIRFLOW_CONN_MODELSCOPE_DEFAULT", '{"conn_type": "modelscope", "password": "ms-0123456789"}'
     )
     assert rows["host"][3] == f"`{ModelScopeHook().account.base_url}`"
 

@@ -142,6 +142,12 @@ def test_an_invalid_token_is_an_error_that_does_not_show_it(password: str) -> No
         "ms-xxxxxxxx-xxxx-XXXX-xxxx-xxxxxxxxxxxx",
         "YOUR_TOKEN",
         "MODELSCOPE_SDK_TOKEN",
+        "MODELSCOPE_TOKEN",
+        "API_TOKEN",
+        "ms-token",
+        "ms-",
+        "token",
+        "insert-token-here",
     ],
 )
 def test_a_placeholder_is_an_error_with_the_url_of_tokens(password: str) -> None:
@@ -151,7 +157,9 @@ def test_a_placeholder_is_an_error_with_the_url_of_tokens(password: str) -> None
     )
 
 
-@pytest.mark.parametrize("token", ["ms_oauth.eyJ0-A_b.c~d/e+f==", "sk-or-v1-0123", "ms-yours", "any-token"])
+@pytest.mark.parametrize(
+    "token", ["ms_oauth.eyJ0-A_b.c~d/e+f==", "ms-token-1", "tokens", "sk-or-v1-0123", "ms-yours", "any-token"]
+)
 def test_a_token_may_be_of_any_bearer_scheme(token: str) -> None:
     assert account(password=token).token == token
 
@@ -171,6 +179,13 @@ def test_a_token_may_be_of_any_bearer_scheme(token: str) -> None:
         ({"host": "https://api.example//v1//"}, "https://api.example"),
         ({"host": "https://api.example//prefix//v1"}, "https://api.example/prefix"),
         ({"host": f"{DEFAULT_BASE_URL}//v1//"}, DEFAULT_BASE_URL),
+        ({"host": f"{DEFAULT_BASE_URL}.:443/v1"}, DEFAULT_BASE_URL),
+        ({"host": "https://api.example/V1/"}, "https://api.example"),
+        *(
+            ({"host": f"https://api.example/v1/{path}"}, f"https://api.example/v1/{path}")
+            for path in ("models/qwen", "chat-gw", "tasks-api", "tasks/5/gw", "images/gw", "chat")
+        ),
+        ({"host": "https://api.example/v1/models/qwen/v1"}, "https://api.example/v1/models/qwen"),
         ({"host": "notopenai.com"}, "https://notopenai.com"),
         ({"host": "api.example/v1"}, "https://api.example"),
         ({"host": "HTTPS://API.Example/Prefix/v1"}, "https://api.example/Prefix"),
@@ -247,6 +262,7 @@ def test_the_base_url_is_made_of_host_schema_and_port(given: dict[str, Any], bas
             "must be https://api-inference.modelscope.cn or https://api-inference.modelscope.ai, not "
             "ModelScope's website: 'https://modelscope.cn/models/Qwen/Qwen-Image'",
         ),
+        ({"host": "https://modelscope.cn."}, "not ModelScope's website"),
         ({"host": "www.modelscope.cn"}, "not ModelScope's website"),
         ({"host": "https://www.modelscope.ai/my/myaccesstoken"}, "not ModelScope's website"),
         (
@@ -256,12 +272,27 @@ def test_the_base_url_is_made_of_host_schema_and_port(given: dict[str, Any], bas
         ),
         ({"host": "api.openai.com/v1"}, "not another service"),
         ({"host": "huggingface.co"}, "not another service"),
+        ({"host": "https://api.openai.com./v1"}, "not another service"),
+        ({"host": "dashscope-us.aliyuncs.com"}, "not another service"),
+        ({"host": f"{DEFAULT_BASE_URL}./api"}, "without the path '/api'"),
+        ({"host": "http://localhost.example."}, "unencrypted"),
+        ({"host": "https://."}, "must be a URL"),
         ({"host": f"{DEFAULT_BASE_URL}/api/v1/"}, "without the path '/api'"),
         (
             {"host": f"{DEFAULT_BASE_URL}/models/Qwen/Qwen-Image"},
             "without the path '/models/Qwen/Qwen-Image'",
         ),
         ({"host": "https://api.example//v1//tasks/5"}, "without the endpoint '/v1/tasks/5'"),
+        *(
+            ({"host": f"https://api.example/gw{path}/"}, f"without the endpoint '{path}'")
+            for path in (
+                "/v1/images",
+                "/V1/Images/Generations",
+                "/v1/tasks",
+                "/v1/models",
+                "/v1/chat/completions",
+            )
+        ),
         ({"host": f"'{DEFAULT_BASE_URL}'"}, "must be a URL"),
         ({"host": "https://[::1"}, "is not a URL"),
         ({"host": "https://api.example:https"}, "is not a URL"),
@@ -363,6 +394,7 @@ def test_the_mask_of_a_token_is_an_error_with_the_command() -> None:
         ({"verify": __file__}, "verify", __file__),
         ({"verify": f" {__file__}\n"}, "verify", __file__),
         ({"proxy": "http://proxy.example:3128"}, "proxy", "http://proxy.example:3128"),
+        ({"proxy": " http://proxy.example:3128 "}, "proxy", "http://proxy.example:3128"),
         ({"proxy": "https://me:secret@proxy.example"}, "proxy", "https://me:secret@proxy.example"),
         ({"proxy": ""}, "proxy", None),
         ({"unknown": None}, "proxy", None),

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pytest
 import requests
@@ -34,7 +35,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from tests.unit.builders import one_step, run
+from tests.unit.builders import one_step, rendered, run
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
@@ -63,6 +64,13 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mocker]:
     connect(monkeypatch, "")
     with Mocker() as service:
         yield service
+
+
+def with_extra(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, extra: dict[str, str]) -> ModelScopeHook:
+    """Return the hook of an HTTP connection with an extra, in which other names are headers."""
+    connection = {"conn_type": "http", "password": TOKEN, "host": emulator.base_url, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_HEADERS", json.dumps(connection))
+    return ModelScopeHook("headers")
 
 
 class TestSubmission:
@@ -108,20 +116,56 @@ class TestSubmission:
             hook.submit_generation(REQUEST)
         assert len(emulator.requests) == 1
 
-    @pytest.mark.parametrize("header", ["Authorization", "X-Api-Key"])
+    @pytest.mark.parametrize(
+        "header", ["Authorization", "X-Api-Key", "apiKey", "clientSecret", "x-authtoken", "Set-Cookie"]
+    )
     def test_a_secret_of_the_connection_is_not_sent(
         self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, header: str
     ) -> None:
-        headers = json.dumps({header: "Basic c2VjcmV0", "X-Purpose": "photographs"})
-        connection = {"conn_type": "http", "password": TOKEN, "host": emulator.base_url, "extra": headers}
-        monkeypatch.setenv("AIRFLOW_CONN_HEADERS", json.dumps(connection))
-        hook = ModelScopeHook("headers")
-        for secret in (TOKEN, "c2VjcmV0"):
-            with pytest.raises(InvalidRequestError, match="prompt: must not contain") as raised:
-                hook.submit_generation(replace(REQUEST, prompt=f"a sign that says {secret}"))
-            assert secret not in str(raised.value)
+        hook = with_extra(monkeypatch, emulator, {header: "Basic c2VjcmV0", "X-Purpose": "photographs"})
+        for text in (TOKEN, f"x{TOKEN}x", "c2VjcmV0", "一c2VjcmV0画", "\nc2VjcmV0\t"):
+            found: Any
+            for name, found in (("prompt", text), ("extra_parameters", {"a": [{text: 1}, {"b": text}]})):
+                with pytest.raises(InvalidRequestError, match=f"{name}: must not contain") as raised:
+                    hook.submit_generation(replace(REQUEST, **{name: found}))
+                assert text not in str(raised.value)
         assert not emulator.requests
-        assert hook.submit_generation(replace(REQUEST, prompt="basic photographs"))
+        assert hook.submit_generation(replace(REQUEST, prompt="basic photographs, ac2VjcmV0b"))
+
+    @pytest.mark.parametrize(
+        ("extra", "prompt"),
+        [
+            ({"proxy": "http://me:sunshine@127.0.0.1:9"}, "A cat in the sunshine"),
+            ({"proxy": "http://me:sunshine2026@127.0.0.1:9"}, "sunshine20260 and asunshine2026"),
+            ({"X-Author": "Leonardo-da-Vinci"}, "as by Leonardo-da-Vinci"),
+            ({"Keyboard": "mechanical-keys"}, "with mechanical-keys"),
+        ],
+        ids=str,
+    )
+    def test_ordinary_words_are_no_secrets(
+        self, extra: dict[str, str], prompt: str, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
+    ) -> None:
+        with_extra(monkeypatch, emulator, extra).refuse_secrets(prompt=prompt)
+
+    @pytest.mark.parametrize("password", ["sunshine2026", "sunshine-and-rain", "sun%2Frain%202026"])
+    def test_the_password_of_a_proxy_is_a_secret(
+        self, password: str, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
+    ) -> None:
+        hook = with_extra(monkeypatch, emulator, {"proxy": f"http://me:{password}@127.0.0.1:9"})
+        for text in (password, f"({unquote(password)})"):
+            with pytest.raises(InvalidRequestError, match="prompt: must not contain"):
+                hook.refuse_secrets(prompt=text)
+
+    @pytest.mark.parametrize("name", ["destination", "storage_conn_id"])
+    def test_a_secret_is_not_stored_by_another_parameter(
+        self, name: str, emulator: Emulator, tmp_path: Path, context: Any
+    ) -> None:
+        value = f"file://{tmp_path}/{TOKEN}/" if name == "destination" else TOKEN
+        task = rendered(one_step(tmp_path), **{name: value})
+        with pytest.raises(InvalidRequestError, match=f"{name}: must not contain the token") as raised:
+            run(task, context)
+        assert TOKEN not in str(raised.value)
+        assert not emulator.requests
 
     def test_a_submission_that_times_out_may_have_been_accepted(self, hook: ModelScopeHook) -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:

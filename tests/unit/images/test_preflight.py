@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,9 @@ def test_what_stays_wrong_is_a_final_error(failure: Exception, problem: str, mod
 )
 def test_what_may_pass_is_left_to_retries(failure: Exception, mode: str, s3: S3) -> None:
     s3.failure = failure
-    with pytest.raises(ImageStorageError, match=r"'s3://bucket/cats/': cannot be checked .*Nothing was sent"):
+    with pytest.raises(
+        ImageStorageError, match=r"'s3://bucket/cats/': cannot be .*Nothing was sent.*preflight='off'"
+    ):
         check_store(parsed(), mode)
 
 
@@ -143,9 +146,34 @@ def test_a_right_to_write_needs_no_right_to_list(
     s3.failure = failure
     check_store(parsed(), "read")
     assert (
-        f"Submitting without a check of s3://bucket/cats/, which may not be listed: {failure}" in caplog.text
+        f"Submitting without a check of s3://bucket/cats/, which cannot be listed: {failure}" in caplog.text
     )
     with pytest.raises(InvalidDestinationError, match="may not write to it"):
+        check_store(parsed(), "write")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        translated("NotImplemented", OSError),
+        translated("MethodNotAllowed"),
+        NotImplementedError("list_objects_v2"),
+        OSError(errno.ENOSYS, "Function not implemented"),
+        AzureError("a header is not supported", 501),
+    ],
+    ids=str,
+)
+def test_a_store_need_not_support_a_listing(
+    failure: Exception, s3: S3, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    s3.failure = failure
+    s3.anon = True
+    check_store(parsed(), "read")
+    assert (
+        f"Submitting without a check of s3://bucket/cats/, which cannot be listed: {failure}" in caplog.text
+    )
+    with pytest.raises((ImageStorageError, InvalidDestinationError)):
         check_store(parsed(), "write")
 
 

@@ -62,6 +62,27 @@ def test_an_image_becomes_its_bytes_with_their_type(
         assert inlined(uri) == data_uri(content, mime)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ht tp://h/a?sig=SIGNED",
+        "http://[::1/a?sig=SIGNED",
+        "memory://bucket/none.png?sig=SIGNED",
+        ["https://h/a.png", "ht tp://h/b?sig=SIGNED"],
+        '["ht tp://h/a?sig=SIGNED"]',
+        "ht tp://me:SIGNED@h/a",
+    ],
+    ids=str,
+)
+def test_an_error_shows_no_signature(url: Any, memory: Store) -> None:
+    with pytest.raises((InvalidRequestError, ModelScopeRetryableError), match="image_url = ") as raised:
+        inline_images(edit(url))
+    assert "SIGNED" not in str(raised.value)
+    with pytest.raises(InvalidRequestError, match="image_url = ") as raised:
+        edit(url).to_json()
+    assert "SIGNED" not in str(raised.value)
+
+
 def test_a_list_keeps_its_order_and_its_public_urls(tmp_path: Path, memory: Store) -> None:
     one, two = encoded(side=10), encoded("JPEG", side=20)
     (tmp_path / "1.png").write_bytes(one)

@@ -82,7 +82,7 @@ BAD: list[tuple[str, Any, str]] = [
         for url in (
             "http://", "https:///cat.png", "http://[::1", "/tmp/cat.png", "cat.png", "://cat", "s3://",  # noqa: S108
             "http:///cat.png",
-            "see https://a.example/cat.png", "cat.png?from=https://a.example", " ",
+            "see https://a.example/cat.png", "cat.png#from=https://a.example", " ",
             "data:image/png,https://a.example", "data:text/plain;base64,AAAA", "data:image/png;base64,", "data://a/b",
             ["https://a.example/1.png", "cat.png"], [["https://a.example/1.png"]], ["None"], [None],
             '["https://a.example/1.png", 5]', {"url": "https://a.example"}, {"https://a.example"},

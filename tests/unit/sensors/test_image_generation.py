@@ -17,6 +17,7 @@ from airflow_provider_modelscope.compat import (
 )
 from airflow_provider_modelscope.exceptions import GenerationRejectedError, InvalidRequestError
 from tests.unit.builders import REQUEST, Context, overdue, rendered, run, sensor, submitter
+from tests.unit.conftest import TOKEN
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -58,6 +59,13 @@ def test_an_invalid_id_is_rejected_without_a_poll(
 ) -> None:
     with pytest.raises(InvalidRequestError, match="generation_id = "):
         rendered(sensor(), generation_id=generation_id).execute(context)
+    assert not emulator.requests
+
+
+def test_a_secret_is_no_id(emulator: Emulator, context: Context) -> None:
+    with pytest.raises(InvalidRequestError, match="generation_id: must not contain the token") as raised:
+        rendered(sensor(), generation_id=TOKEN).execute(context)
+    assert TOKEN not in str(raised.value)
     assert not emulator.requests
 
 

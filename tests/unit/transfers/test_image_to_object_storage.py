@@ -13,13 +13,14 @@ from airflow_provider_modelscope.exceptions import (
     GenerationTimeoutError,
     ImageGoneError,
     InvalidDestinationError,
+    InvalidRequestError,
     ServiceUnavailableError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import ModelLink
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
-from tests.unit.builders import Context, submitter, transfer
-from tests.unit.conftest import connect
+from tests.unit.builders import Context, rendered, submitter, transfer
+from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,15 @@ def test_the_suffix_of_the_destination_selects_a_format(
     [image] = context["ti"].pushed["images"]
     assert image["content_type"] == "image/jpeg"
     assert image["size_bytes"] == (tmp_path / "cat.JPG").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["generation_id", "destination", "storage_conn_id"])
+def test_a_secret_is_not_stored(name: str, emulator: Emulator, context: Context, tmp_path: Path) -> None:
+    value = f"file://{tmp_path}/{TOKEN}/" if name == "destination" else TOKEN
+    with pytest.raises(InvalidRequestError, match=f"{name}: must not contain the token") as raised:
+        rendered(transfer("42", tmp_path), **{name: value}).execute(context)
+    assert TOKEN not in str(raised.value)
+    assert not emulator.requests
 
 
 def test_a_failed_generation_fails_it_without_retries(
