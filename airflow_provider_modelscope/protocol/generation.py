@@ -198,11 +198,8 @@ class Generation:
         if self.status != FAILED:
             return
         status = status_of(self.error.code, default=FAILED_STATUS)
-        echoes = [
-            text
-            for name in ("prompt", "negativePrompt")
-            if (text := _storable_text(self.parameters.get(name)))
-        ]
+        used = self.effective_parameters()
+        echoes = [used.get(name, "") for name in ("prompt", "negative_prompt")]
         meaning = meaning_of(status if status < 500 else FAILED_STATUS, self.error.message, echoes=echoes)
         is_rejected = meaning.is_final and not self.is_not_found
         kind = GenerationFailedError if retry_resubmits and not is_rejected else GenerationRejectedError

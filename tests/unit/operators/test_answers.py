@@ -101,27 +101,26 @@ def test_each_answer_has_its_number_of_charges(
     assert text in str(ended)
 
 
-@pytest.mark.parametrize(
-    "fault", ["unlucky", "bad-request", "not-found", "not-found-400", "409", "413", "421", "503"]
-)
-def test_one_odd_answer_does_not_pay_for_another_generation(
-    emulator: Emulator, tmp_path: Path, fault: str
-) -> None:
+def resume_after(fault: str, emulator: Emulator) -> None:
+    """Submit, lose the worker, and resume a minute later with a fault of the polls."""
     store = TaskStateStore()
     die(submitter(), store)
     store.change(submitted_at=time.time() - 60)
-    emulator.fail(f"poll:{fault}")
+    emulator.fail(fault)
     submitter().execute(store.attempt())
+
+
+@pytest.mark.parametrize(
+    "fault", ["unlucky", "bad-request", "not-found", "not-found-400", "409", "413", "421", "503"]
+)
+def test_one_odd_answer_does_not_pay_for_another_generation(emulator: Emulator, fault: str) -> None:
+    resume_after(f"poll:{fault}", emulator)
     assert emulator.accepted == 1
 
 
 @pytest.mark.parametrize("fault", ["not-found", "not-found-400"])
 def test_a_generation_that_stays_unknown_is_replaced(emulator: Emulator, fault: str) -> None:
-    store = TaskStateStore()
-    die(submitter(), store)
-    store.change(submitted_at=time.time() - 60)
-    emulator.fail(f"poll:{fault}:*")
-    submitter().execute(store.attempt())
+    resume_after(f"poll:{fault}:*", emulator)
     assert emulator.accepted == 2
 
 

@@ -309,7 +309,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
-# What may stand in a TLS stream after the request, and is not encrypted.
+# What a client may get in place of an encrypted response, after it sent its request.
 BREAKS = {
     "504 of a proxy": http(b"", length(0), status="504 Gateway Timeout"),
     "record": b"\x17\x03\x03\x00\x20" + bytes(32),
