@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
-    from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
-    from airflow_provider_modelscope.xcoms import Submission
 
 DYNAMIC = "DYNAMIC (set during execution)"  # what Airflow shows of a field that a function sets
 
@@ -90,7 +88,7 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
 
     def execute(self, context: Context) -> Any:
         """Call the function, then run as the one-step operator."""
-        with self._leg(context) as record:
+        with self._part(context) as record:
             context_merge(context, self.op_kwargs)
             kwargs = determine_kwargs(self.python_callable, self.op_args, context)
             returned = _parameters_of(self.python_callable(*self.op_args, **kwargs))
@@ -100,28 +98,21 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
             return self._run(context, record)
 
     @contextmanager
-    def _leg(self, context: Context, event: Any = None) -> Iterator[SubmissionRecord]:
+    def _part(self, context: Context, event: Any = None) -> Iterator[SubmissionRecord]:
         try:
-            with super()._leg(context, event) as record:
+            with super()._part(context, event) as record:
                 yield record
         finally:
             self._hide_secrets()
 
-    def _submit(
-        self,
-        request: GenerationRequest,
-        context: Context,
-        record: SubmissionRecord,
-        queue: SubmitBackoff | None,
-        *rest: Any,
-    ) -> Submission:
-        if self.deferrable and not self._returned.isdisjoint(self._deferred(request, context).digests):
-            log.info("Not deferring: the function returned a signed URL or image data, which is not stored")
-            self.deferrable = False
-        return super()._submit(request, context, record, queue, *rest)
+    def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
+        if self._returned.isdisjoint(self._deferred(request, context).digests):
+            return super()._can_defer(request, context)
+        log.info("Not deferring: the function returned a signed URL or image data, which is not stored")
+        return False
 
     def _hide_secrets(self) -> None:
-        """Leave only what may be shown in the template fields: Airflow stores them after each leg."""
+        """Leave only what may be shown in the template fields: Airflow stores them after each part."""
         try:
             public = self._request().summary()
         except ModelScopeError:

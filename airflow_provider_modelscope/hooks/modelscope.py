@@ -14,6 +14,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageError,
     ImageGoneError,
     ImageStorageError,
+    InvalidConnectionError,
     ModelScopeError,
     ModelScopeRetryableError,
     QueueFullError,
@@ -107,6 +108,17 @@ class ModelScopeHook(BaseHook):
             for name, value in parameters.items()
             if any(map(self._secrets.search, _texts(value)))
         )
+
+    def can_defer(self) -> bool:
+        """Return whether a triggerer with the environment of this machine can poll; if not, log why."""
+        from airflow_provider_modelscope.transport.egress import NO_SOCKS_IN_TRIGGERER, proxy_for
+
+        try:
+            proxy_for(self.account.base_url, self.account, no_socks=NO_SOCKS_IN_TRIGGERER)
+        except InvalidConnectionError as error:
+            self.log.warning("Waiting on the worker instead of deferring: %s", error)
+            return False
+        return True
 
     def submit_generation(self, request: GenerationRequest, *, queue_timeout: float = 60.0) -> str:
         """Submit a generation and return its id.

@@ -188,8 +188,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         return request
 
     @contextmanager
-    def _leg(self, context: Context, event: Any = None) -> Iterator[SubmissionRecord]:
-        """Enter a leg of the task, the part that runs in one process, and return its record.
+    def _part(self, context: Context, event: Any = None) -> Iterator[SubmissionRecord]:
+        """Enter a part of the task, which runs in one process, and return the record of its submissions.
 
         :param event: The event that it resumes with.
         """
@@ -200,8 +200,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             deferred = DeferredTask.from_event(event)
             self._set(deferred.parameters)
             self._digests = deferred.digests
-        if not hasattr(context.get("task", self), "execute_queued"):
-            self.deferrable = False  # called by another task, which Airflow could not resume
         with count_failure(self):
             yield SubmissionRecord(context, durable=self.durable, on_lost_response=self.on_lost_response)
 
@@ -211,7 +209,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Submit, or resume what an earlier attempt submitted, and return the ``generation_id``."""
-        with self._leg(context) as record:
+        with self._part(context) as record:
             return self._run(context, record)
 
     @resumes
@@ -219,7 +217,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         """Resume after waiting in the triggerer for a free slot."""
         from airflow_provider_modelscope.triggers.events import SlotFree, read_event
 
-        with self._leg(context, event) as record:
+        with self._part(context, event) as record:
             slot = read_event(event, SlotFree)
             queue = SubmitBackoff(
                 queued_at=slot.queued_at,
@@ -229,7 +227,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             return self._run(context, record, queue)
 
     def _run(self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None) -> Any:
-        """Run one leg of the task: validate, submit, then do the rest.
+        """Run one part of the task: validate, submit, then do the rest.
 
         :param queue: The wait for a free slot, if the task resumes from it.
         """
@@ -280,11 +278,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        self.hook.refuse_secrets(
-            **vars(request),
-            storage_conn_id=self.storage_conn_id,
-            destination=getattr(self, "destination", None),
-        )
+        self.hook.refuse_secrets(**vars(request), storage_conn_id=self.storage_conn_id)
+        self.deferrable = self.deferrable and self._can_defer(request, context)
         if queue is None:
             push_links(self, context)
             now = time.time()
@@ -310,6 +305,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         submission = replace(submission, request=request.summary())
         submission.record(context)
         return submission
+
+    def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
+        """Return whether a deferrable task can wait in the triggerer."""
+        is_called_by_another = not hasattr(context.get("task", self), "execute_queued")  # cannot resume there
+        return not is_called_by_another and self.hook.can_defer()
 
     def _resumable(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
         """Return the submission of an earlier attempt, or None if a new one is needed."""
@@ -498,7 +498,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
-            lambda: self.hook.account,
+            lambda: self.hook.refuse_secrets(destination=self.destination),
             record.check,
         )
         submission = self._submit(
@@ -530,7 +530,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
         from airflow_provider_modelscope.xcoms import Submission
 
-        with self._leg(context, event) as record:
+        with self._part(context, event) as record:
             return self._finish(
                 lambda: fetch_finished_generation(
                     self.hook, read_event(event, GenerationFinished).generation_id
@@ -550,13 +550,17 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         destination: Destination | None = None,
     ) -> list[str]:
         """Store the generation that ``wait`` returns, and update the record of the submission."""
-        from airflow_provider_modelscope.exceptions import GenerationTimeoutError, ImageError
+        from airflow_provider_modelscope.exceptions import (
+            GenerationTimeoutError,
+            ImageError,
+            RequestRejectedError,
+        )
 
         try:
             generation = wait()
             generation.raise_for_failure(retry_resubmits=True)
             uris = self._store(generation, destination or self._parse_destination(), submission, context)
-        except (GenerationTimeoutError, ImageError) as error:
+        except (GenerationTimeoutError, ImageError, RequestRejectedError) as error:
             if error.generation_id and self.hook.finished_at_once(error.generation_id):
                 record.finish(error.generation_id)
                 self.log.warning("%s", error)  # its advice is for a generation that the service keeps

@@ -31,6 +31,7 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.protocol.errors import Meaning, meaning_of, status_of
 from airflow_provider_modelscope.protocol.generation import (
     FAILED,
+    SUCCEED,
     ErrorDetail,
     Generation,
     checked_id,
@@ -282,6 +283,14 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         )
     error.generation_id = generation_id
     raise error
+
+
+def running_generation(beginning: bytes, *, generation_id: str) -> Generation | None:
+    """Return the generation if the beginning of a response to a poll says that it is still running."""
+    found = re.search(rb'"task_status"\s*:\s*"(\w+)"', beginning)
+    body = {"task_status": found[1].decode()} if found else {}
+    generation = Generation.from_json(body, generation_id=generation_id)
+    return generation if generation.status not in ("", SUCCEED, FAILED) else None
 
 
 # By status. A poll costs no credit, and needs no model.

@@ -88,8 +88,8 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         if not self.deferrable and (self.reschedule or self.exponential_backoff):
             return super().execute(context)  # Airflow's own loop: the author of the Dag says when to poll
         with self._sensor_errors():
-            defer_after = self.defer_after if self.deferrable else None
             wait = self._begin(context)
+            defer_after = self.defer_after if self.deferrable and self.hook.can_defer() else None
             resume_with = DeferredTask(attempt=context["ti"].try_number)
             return self._succeeded(
                 wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with)

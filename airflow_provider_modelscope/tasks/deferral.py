@@ -102,7 +102,7 @@ def _without_signature(url: re.Match[str]) -> str:
 def min_deferral_seconds() -> float:
     """Return for how long a deferred task must not resume, because Airflow may fail it.
 
-    The scheduler can take the late "success" of the leg that deferred for the end of the leg that resumes,
+    The scheduler can take the late "success" of the part that deferred for the end of the part that resumes,
     which is still queued: "the executor reported that the task finished" (apache/airflow issues 66374, 67287,
     71580, 72716). The report is late by the worker's heartbeat interval if its supervisor misses the end of
     the process, which happens every sixth time on 3.3.2. The rest is time for the executor and the scheduler.

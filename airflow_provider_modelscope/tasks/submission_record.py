@@ -26,6 +26,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ImageUnavailableError,
     ModelScopeError,
+    RequestRejectedError,
     SubmissionLostError,
     SubmissionRecordError,
     SubmissionUnresolvedError,
@@ -184,12 +185,13 @@ class SubmissionRecord:
         except SubmissionRecordError as error:  # the generation is paid for: go on with it
             log.warning("A retry would submit generation %s again: %s", submission.generation_id, error)
 
-    def note_failure(self, error: GenerationTimeoutError | ImageError) -> bool:
+    def note_failure(self, error: GenerationTimeoutError | ImageError | RequestRejectedError) -> bool:
         """Record that a generation gave no image, and return whether to submit a new one now.
 
         Timeouts are counted, and so are URLs that do not work. After the second timeout the next attempt
         submits a new generation, after the second failure of the URLs this attempt does so, but only once.
-        If a person clears the task after it ended without a usable image, it tries once more.
+        If a person clears the task after it ended without a usable image, it tries once more. That includes
+        a generation whose polls are all rejected.
 
         :raises ImageUnavailableError: if the URLs of that new generation do not work either, or those of one
             that has no entry, so that nothing could count how often it is replaced.
@@ -221,7 +223,7 @@ class SubmissionRecord:
             )
             self._try_to_write(fingerprint, {**entry, "ended": self._max_tries})
             return False
-        if not isinstance(error, GenerationTimeoutError | ImageGoneError | BrokenImageError):
+        if isinstance(error, ImageError) and not isinstance(error, ImageGoneError | BrokenImageError):
             return False
         failures = {**entry.get("failures", {}), kind: entry.get("failures", {}).get(kind, 0) + 1}
         is_last = failures[kind] > 1 and (is_gone or is_timeout)

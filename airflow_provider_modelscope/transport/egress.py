@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
 
 USER_AGENT = f"airflow-provider-modelscope/{__version__}"
+NO_SOCKS_IN_TRIGGERER = "a triggerer supports no SOCKS"
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # the first that is set counts
 
 _NAT64 = IPv6Network("64:ff9b::/96")  # the last 32 bits of such an address are an IPv4 address

@@ -14,10 +14,16 @@ from airflow_provider_modelscope.exceptions import ModelScopeError, ServiceUnava
 from airflow_provider_modelscope.protocol.messages import (
     HttpResponse,
     read_status,
+    running_generation,
     status_request,
 )
 from airflow_provider_modelscope.redaction import redacted
-from airflow_provider_modelscope.transport.egress import USER_AGENT, proxy_for, tls_trust
+from airflow_provider_modelscope.transport.egress import (
+    NO_SOCKS_IN_TRIGGERER,
+    USER_AGENT,
+    proxy_for,
+    tls_trust,
+)
 from airflow_provider_modelscope.waiting.backoff import Cooldown
 from airflow_provider_modelscope.waiting.intervals import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.waiting.submit_queue import SubmitQueue
@@ -48,7 +54,7 @@ class Client:
         self.users = 0
         self.queue = SubmitQueue()
         self._account = account
-        self._proxy = proxy_for(account.base_url, account, no_socks="a triggerer supports no SOCKS")
+        self._proxy = proxy_for(account.base_url, account, no_socks=NO_SOCKS_IN_TRIGGERER)
         self._cooldown = Cooldown()
         # Waits without a connection queue here, which costs nothing. In aiohttp the requests of all waits
         # that begin together would be built in one step of the event loop, and their timeouts would run.
@@ -88,7 +94,8 @@ class Client:
     async def poll(self, generation_id: str, *, end_time: float) -> Generation | ModelScopeError | None:
         """Return the generation, the error of the poll, or None if only a worker can read the response.
 
-        A large response repeats the source images of its request, so the generation has finished.
+        A large response repeats the source images of its request. Unless its beginning says otherwise, the
+        generation has finished.
 
         :param end_time: In epoch seconds. A cooldown of the account delays the poll, but not beyond this; a
             wait for a free connection ends one request timeout later.
@@ -121,7 +128,7 @@ class Client:
             ):
                 body = await _read_body(response.content)
                 if len(body) == MAX_POLL_BODY and response.status == 200 and body.startswith(b"{"):
-                    return None
+                    return running_generation(body, generation_id=call.generation_id)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError includes timeouts
             return self._no_response(call, error)
         received = HttpResponse(status_code=response.status, headers=response.headers, body=body)

@@ -265,7 +265,7 @@ class TestDeferred:
 
 
 class TestShown:
-    """What Airflow stores of the template fields after each leg."""
+    """What Airflow stores of the template fields after each part of the task."""
 
     SECRETS = {
         "image_url": ["https://images.example/a.png?Signature=secret", f"data:image/png;base64,{'A' * 1000}"],
@@ -310,15 +310,15 @@ class TestShown:
             emulator.fail(fault)
         given = {"deferrable": True, "defer_after": 0, **self.SECRETS}
         task = drawing(lambda: "A cat", tmp_path, **given)
-        leg: Callable[[], Any] = partial(execute, task, context)
+        part: Callable[[], Any] = partial(execute, task, context)
         for _ in range(2):
             with pytest.raises(TaskDeferred) as deferred:
-                leg()
+                part()
             assert not re.search("Signature|user:secret|A{400}", self.shown(task))
             task = drawing(lambda: "A cat", tmp_path, **given)
-            leg = partial(resume, task, deferred.value, context)
+            part = partial(resume, task, deferred.value, context)
         with nullcontext() if fault is None else pytest.raises(ImageUnavailableError):
-            leg()
+            part()
         assert not re.search("Signature|user:secret|A{400}", self.shown(task))
 
 

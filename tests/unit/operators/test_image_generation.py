@@ -261,8 +261,8 @@ class TestMapped:
         assert self.mapped(context, f"file://{tmp_path}/").execute(context)
 
 
-class TestOneLeg:
-    """A leg is the part of a task that runs in one process."""
+class TestParts:
+    """A part of a task runs in one process."""
 
     @pytest.fixture
     def parsed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -288,7 +288,7 @@ class TestOneLeg:
         one_step(tmp_path).execute(context)
         assert parsed == ["request", "destination"]
 
-    def test_each_leg_of_a_deferred_task_parses_once(
+    def test_each_part_of_a_deferred_task_parses_once(
         self, emulator: Emulator, context: Context, tmp_path: Path, parsed: list[str]
     ) -> None:
         emulator.fail("submit:queue-full")
@@ -305,7 +305,7 @@ class TestOneLeg:
         task.resume_execution("execute_complete", {"event": event}, context)
         assert parsed == ["request", "destination"] * 2 + ["destination"]
 
-    def test_a_resumed_leg_checks_the_destination_before_it_submits(
+    def test_a_resumed_part_checks_the_destination_before_it_submits(
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
         (tmp_path / "cats").touch()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import timedelta
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from requests_mock import Mocker
 
 from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.exceptions import (
@@ -17,10 +21,11 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.tasks import deferral as deferral_module
-from tests.unit.builders import REQUEST, SLOT_FREE, Context, one_step, overdue, resume, submitter
+from tests.unit.builders import REQUEST, SLOT_FREE, Context, one_step, overdue, resume, sensor, submitter
 from tests.unit.conftest import connect
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from airflow_provider_modelscope.emulator import Emulator
@@ -206,3 +211,29 @@ def test_a_permanent_error_ends_the_wait(emulator: Emulator, context: Context, f
 def test_an_unknown_event_is_never_a_success(event: Any, context: Context) -> None:
     with pytest.raises(ModelScopeFinalError, match="Unexpected trigger event"):
         submitter().execute_queued(context, event)
+
+
+class TestSocksProxy:
+    """A worker can use a SOCKS proxy, a triggerer cannot: the task waits on its worker, and pays once."""
+
+    @pytest.fixture
+    def service(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mocker]:
+        monkeypatch.setenv("ALL_PROXY", "socks5://proxy.example:1080")
+        socks = ModuleType("socks")
+        socks.__spec__ = ModuleSpec("socks", None)
+        monkeypatch.setitem(sys.modules, "socks", socks)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        connect(monkeypatch, "https://api.example")
+        with Mocker() as service:
+            yield service
+
+    def test_a_full_queue_holds_the_worker(self, service: Mocker, context: Context) -> None:
+        full = {"status_code": 500, "json": {"errors": {"message": "Queue is full"}}}
+        service.post("https://api.example/v1/images/generations", [full, {"json": {"task_id": "7"}}])
+        assert submitter(deferrable=True).execute(context) == "7"
+
+    def test_a_running_generation_holds_the_worker(self, service: Mocker, context: Context) -> None:
+        running, image = {"task_status": "PROCESSING"}, "https://images.example/1.png"
+        finished = {"task_status": "SUCCEED", "output_images": [image]}
+        service.get("https://api.example/v1/tasks/42", [{"json": running}, {"json": finished}])
+        assert sensor(deferrable=True, defer_after=0).execute(context) == "42"

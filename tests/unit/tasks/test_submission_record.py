@@ -664,6 +664,15 @@ class TestDeadEnd:
         assert emulator.accepted == 3
         assert caplog.text.count("Giving up generation") == 2
 
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_clear_replaces_a_generation_whose_polls_are_rejected(
+        self, emulator: Emulator, store: Store, tmp_path: Path, retries: int
+    ) -> None:
+        emulator.fail("poll:bad-request:always")
+        errors = self.ends(store, tmp_path, clears=2, retries=retries)
+        assert (len(errors), emulator.accepted) == (3, 3)
+        assert "If this persists, clear the task, which tries once more" in errors[0]
+
     def test_clear_resumes_a_generation_that_is_well_again(
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:

@@ -33,7 +33,16 @@ from tests.support.raw_server import http
 from tests.unit.conftest import TOKEN
 
 WAITS = 4 * POOL_SIZE
-LARGE = {"json": b'{"' + 2 * MAX_POLL_BODY * b"A", "html": b"<html>" + 2 * MAX_POLL_BODY * b"A"}
+LARGE = {
+    name: beginning + 2 * MAX_POLL_BODY * b"A"
+    for name, beginning in {
+        "json": b'{"input":"',
+        "succeeded": b'{"task_status":"SUCCEED","input":"',
+        "quoted": b'{"prompt":"\\"task_status\\": \\"PROCESSING\\"","input":"',
+        "running": b'{"request_id":"","task_status": "processing", "input":"',
+        "html": b"<html>",
+    }.items()
+}
 RUNNING = json.dumps({"task_status": "PROCESSING", "outputs": {}}).encode()
 LATER = time.time() + 3600
 
@@ -41,7 +50,7 @@ LATER = time.time() + 3600
 class Service:
     """A service in the event loop of the test. It rejects polls of the id "429" for five minutes.
 
-    Its response to "json" and to "html" is larger than a poll reads.
+    Its responses to the ids in ``LARGE`` are larger than a poll reads.
     """
 
     def __init__(self) -> None:
@@ -63,7 +72,7 @@ class Service:
                 if generation_id == "429":
                     writer.write(http(b"{}", "Retry-After: 300", "Content-Length: 2", status="429 Slow"))
                 elif generation_id in LARGE:
-                    writer.write(http(LARGE[generation_id], f"Content-Length: {2 * MAX_POLL_BODY}"))
+                    writer.write(http(LARGE[generation_id], f"Content-Length: {len(LARGE[generation_id])}"))
                 else:
                     writer.write(http(RUNNING, f"Content-Length: {len(RUNNING)}", "Set-Cookie: a=b"))
 
@@ -141,8 +150,19 @@ def test_a_large_response_is_left_to_a_worker_unless_it_is_a_page() -> None:
         async with client_and_service() as (client, _):
             schedule = PollSchedule("json", submitted_at=0, end_time=LATER, poll_interval=1)
             await client.wait_until_finished(schedule)
-            assert await client.poll("json", end_time=0) is None
+            for name in ("json", "succeeded", "quoted"):
+                assert await client.poll(name, end_time=0) is None
             assert isinstance(await client.poll("html", end_time=0), ServiceUnavailableError)
+
+    asyncio.run(run())
+
+
+def test_a_large_response_may_say_that_the_generation_is_running() -> None:
+    async def run() -> None:
+        async with client_and_service() as (client, _):
+            polled = await client.poll("running", end_time=0)
+            assert isinstance(polled, Generation)
+            assert (polled.status, polled.is_finished) == ("PROCESSING", False)
 
     asyncio.run(run())
 
