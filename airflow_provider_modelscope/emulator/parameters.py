@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FAMILIES = {
+    "high-res": (64, 4096),
     "z-image": (512, 2048),
     "qwen-image": (64, 1664),
     "flux": (64, 1024),
@@ -71,7 +72,7 @@ class Parameters:
             "width": width,
             "height": height,
             "steps": _number(content, "steps", 30, 1, 100, int),
-            "guidance": float(_number(content, "guidance", 7.5, 1.5, 20, int, float)),
+            "guidance": float(_number(content, "guidance", 7.5, _least_guidance(model), 20, int, float)),
             "loras": _loras(content),
             "edited_from": "".join(origins[:1]) + more,
         }
@@ -128,6 +129,10 @@ def _size(content: Mapping[str, Any], model: str) -> tuple[int, int]:
     if not match or not all(low <= int(side) <= high for side in match.groups()):
         raise BadRequestError(f"size must be WxH, from {low}x{low} to {high}x{high} for this model")
     return int(match[1]), int(match[2])
+
+
+def _least_guidance(model: str) -> float:
+    return 0 if "turbo" in model.lower() else 1.5
 
 
 def _loras(content: Mapping[str, Any]) -> str:

@@ -196,6 +196,7 @@ def test_a_parameter_at_the_edge_of_its_range_is_accepted(emulator: Emulator, na
     ("model", "good", "bad"),
     [
         ("black-forest-labs/FLUX.1-Krea-dev", "1024x64", "1025x64"),
+        ("MusePublic/flux-high-res", "2048x2048", "4097x2048"),
         ("Qwen/Qwen-Image", "1664x64", "1665x64"),
         ("Tongyi-MAI/Z-Image-Turbo", "2048x512", "2048x511"),
         ("stabilityai/stable-diffusion-3.5", "2048x64", "2049x64"),
@@ -206,6 +207,12 @@ def test_the_range_of_the_size_depends_on_the_model(model: str, good: str, bad: 
     assert f"{parameters(model=model, size=good).width}x" in good
     with pytest.raises(ValueError, match=r"^size must be"):
         parameters(model=model, size=bad)
+
+
+def test_a_turbo_model_takes_a_small_guidance() -> None:
+    assert parameters(model="Tongyi-MAI/Z-Image-Turbo", size="512x512", guidance=0).guidance == 0
+    with pytest.raises(ValueError, match=r"^guidance must be a number from 1\.5 to 20"):
+        parameters(guidance=1)
 
 
 def test_an_editing_model_needs_an_image_url(emulator: Emulator) -> None:
