@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.exceptions import ImageError, InvalidDestinationError
-from airflow_provider_modelscope.images.image import content_type_of, thumbnail
 from airflow_provider_modelscope.images.object_storage import read_object
+from airflow_provider_modelscope.images.thumbnail import content_type_of, thumbnail
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.xcoms import StoredImage

@@ -22,12 +22,14 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
+from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
 from airflow_provider_modelscope.redaction import preview, preview_url
 from airflow_provider_modelscope.resuming import how_to_store_again
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_modelscope.images.image import Image
 
 # The argument of each filesystem's pipe_file that sets the content type, so that a browser shows the object.
 # These stores write atomically: readers never see a partial object.

@@ -13,7 +13,8 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ModelScopeRetryableError,
 )
-from airflow_provider_modelscope.images.image import MAX_PIXELS, Image
+from airflow_provider_modelscope.images.formats import MAX_PIXELS
+from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.object_storage import is_permanent, read_object
 from airflow_provider_modelscope.redaction import preview_url, truncated
 from airflow_provider_modelscope.validation import INVALID, check_all

@@ -18,13 +18,9 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_modelscope.exceptions import ImageError, ModelScopeRetryableError
-from airflow_provider_modelscope.images.image import (
-    CONVERTIBLE,
-    FORMAT_OF_SUFFIX,
-    MAX_PIXELS,
-    Image,
-    thumbnail,
-)
+from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX, MAX_PIXELS
+from airflow_provider_modelscope.images.image import Image
+from airflow_provider_modelscope.images.thumbnail import thumbnail
 
 EXIF_IFD, USER_COMMENT, DESCRIPTION, ORIENTATION = 0x8769, 0x9286, 0x010E, 0x0112
 CONVERSIONS = [(source, target) for source in CONVERTIBLE for target in CONVERTIBLE if source != target]

@@ -23,7 +23,8 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
 )
 from airflow_provider_modelscope.images import object_storage
-from airflow_provider_modelscope.images.image import CONVERTIBLE, FORMAT_OF_SUFFIX, Image
+from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
+from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.object_storage import Destination, check_destination
 from tests.support.disk import full_disk
 from tests.unit.images.conftest import AzureError, GoogleError, Store, encoded
