@@ -158,9 +158,12 @@ MEANINGS = (
         words=(
             r"(?<![\w/-])nsfw(?![\w/-])|\bfiltered\b|\binappropriate content\b"
             r"|\bsensitive (content|words?|information)\b"
-            r"|\b(content (moderation|review|policy|filter)|safety (checker|filter|system))\b"
-            r"(?!.{0,30}(unavailable|timed?[ -]?out|unreachable))"
-            r"|\binvalid parameter|敏感|违规|违禁|色情|不合规|(审核|审查).{0,6}(未通过|不通过|失败|拒绝)"
+            r"|\b(rejected|refused|flagged|blocked|denied) by .{0,40}"
+            r"\b(moderation|safety|polic(y|ies)|filters?)\b"
+            r"|\b(content (moderation|review|policy|filters?)|safety (checker|filters?|system))\b"
+            r"(?!.{0,40}\b(unavailable|timed?[ -]?out|unreachable|failed to|error|out of memory)\b)"
+            r"|\binvalid parameter|敏感|违规|违禁|色情|不合规|(未|不|没有)通过.{0,6}(审核|审查)"
+            r"|(审核|审查)(?!.{0,6}(服务|接口|调用|超时)).{0,6}(未通过|不通过|失败|拒绝)"
             r"|参数.{0,6}(错误|无效|非法|不合法|有误)"
         ),
         statuses=[status for status in range(400, 500) if status != 408],
@@ -169,7 +172,7 @@ MEANINGS = (
 
 
 # What may stand before "queue" or "server" at the start of a message.
-_START = r"([\w.-]+: ?|enqueue failed: ?)*((the|our|user|image|task) )*[\u4e00-\u9fff，]{0,6}?"
+_START = r"([\w .-]{1,40}: ?)*(code ?= ?\w+ desc ?= ?)?((the|our|user|image|task) )*[\u4e00-\u9fff，]{0,6}?"
 # A text in quotes, up to the end of the message if it was cut off, and what follows "prompt=". Apostrophes
 # are no quotes.
 _QUOTED = re.compile(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -39,7 +39,9 @@ _PARTS = ("output", "data")  # objects, or lists of one, that may hold what is e
 _IMAGES = ("output_images", "outputs", "output", "data", "images", "results")
 _IMAGE_DEPTH = 4  # levels of objects and lists in which to search for URLs
 
-_DETAIL_KEYS = frozenset(("errors", "error", "message", "code"))
+_MESSAGES, _CODES = ("message", "Message", "msg", "detail"), ("code", "Code")
+_DETAIL_KEYS = frozenset(("errors", "error", *_MESSAGES, *_CODES))
+_FINE_CODES, _FINE_WORDS = (0, 200, 20000), ("success", "succeed", "ok")  # not of an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class ErrorDetail:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], *, secret: str = "") -> Self:
-        """Read ``{"errors": {...}}`` or ``{"error": {...}}``, with the details inside or beside it.
+        """Read ``{"errors": {...}}`` or ``{"error": {...}}``, or the details without an envelope.
 
         :param secret: Text to redact: the token.
         """
@@ -67,10 +69,12 @@ class ErrorDetail:
         inner = body.get("errors") or body.get("error")
         if isinstance(inner, list) and inner and isinstance(inner[0], Mapping):
             inner = inner[0]
-        envelope = inner if isinstance(inner, Mapping) else {"message": inner or body.get("message")}
-        code = envelope.get("code", body.get("code"))
-        message = _text(envelope.get("message") or "")
-        if isinstance(code, str) and code.strip() and _integer(code) is None:
+        envelope = inner if isinstance(inner, Mapping) else {"message": inner or _any(body, _MESSAGES)}
+        code = _any(envelope, _CODES)
+        code = _any(body, _CODES) if code is None else code
+        message = _text(_any(envelope, _MESSAGES) or "")
+        is_word = isinstance(code, str) and bool(code.strip()) and _integer(code) is None
+        if is_word:
             message = f"{one_line(code, MAX_NAME, secret=secret)}: {message}"  # a textual code explains too
         request_id = _text(envelope.get("request_id") or body.get("request_id") or "")
         message, number = one_line(message, MAX_MESSAGE, secret=secret), _integer(code)
@@ -78,11 +82,13 @@ class ErrorDetail:
             message=message,
             code=number,
             request_id=one_line(request_id, MAX_NAME, secret=secret) or None,
-            is_error=body.get("success") is False
+            is_error=body.get("success", body.get("Success")) is False
             or (
-                number not in (0, 200)
+                number not in _FINE_CODES
+                and _text(code).strip().lower() not in _FINE_WORDS
                 and (
                     bool(inner and (message or number))
+                    or is_word
                     or (number or 0) >= 400
                     or meaning_of(200, message) is not UNAVAILABLE
                 )
@@ -252,6 +258,10 @@ def output_images(body: Mapping[str, Any]) -> tuple[str, ...]:
     return next(filter(None, (tuple(_urls(body.get(name), _IMAGE_DEPTH)) for name in _IMAGES)), ())
 
 
+def _any(part: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((part[name] for name in names if part.get(name) is not None), None)
+
+
 def _parts(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield body
     for part in map(body.get, _PARTS):
@@ -261,8 +271,8 @@ def _parts(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _urls(value: Any, depth: int) -> Iterator[str]:
-    if _is_url(value):
-        yield value
+    if isinstance(value, str) and _is_url(value.strip()):
+        yield value.strip()
     elif isinstance(value, list) and depth:
         for one in value:
             yield from _urls(one, depth - 1)
@@ -272,7 +282,8 @@ def _urls(value: Any, depth: int) -> Iterator[str]:
 
 
 _NOT_FOUND = re.compile(
-    r"\btask(_id)?\b.{0,99}not (found|exist)|not found.{0,9}\btask(_id)?\b"
+    r"\btask([_ ]id)?\b( with (the )?id)?[ :=]*['\"]?[\w-]{0,64}['\"]? ?(is |was |does |could |can)?"
+    r"not (be )?(found|exist)|\bnot found.{0,9}\btask(_id)?\b"
     r"|\b(invalid|unknown|no such) task([ _]id)?\b|任务.{0,30}不存在"
 )
 

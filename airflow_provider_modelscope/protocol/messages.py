@@ -28,7 +28,7 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
     SubmissionLostError,
 )
-from airflow_provider_modelscope.protocol.errors import Meaning, meaning_of, status_of
+from airflow_provider_modelscope.protocol.errors import UNAVAILABLE, Meaning, meaning_of, status_of
 from airflow_provider_modelscope.protocol.generation import (
     FAILED,
     SUCCEED,
@@ -248,8 +248,8 @@ def lost_submission(
 def read_status(response: HttpResponse, *, account: Account, generation_id: str) -> Generation:
     """Return the generation that the response to a poll describes.
 
-    A response with HTTP status 400 or 5xx counts as well if it contains the images or the reason of a
-    failure: only the service itself knows those. So does JSON with status 400, 404 or 410 that says that the
+    Images count at any HTTP status but a redirect's, the reason of a failure at 400 and 5xx: only the service
+    itself knows those. So does JSON with status 400, 404 or 410 that says that the
     task does not exist. Few other errors are final, and only as JSON of the API: a gateway's 404, a proxy's
     page or any 5xx may be temporary, and the running generation is paid for.
 
@@ -263,8 +263,10 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         if not generation.is_finished:
             if is_success:
                 return generation
-        elif is_success or (
-            (status == 400 or status >= 500) and (generation.output_images or generation.error.message)
+        elif (
+            is_success
+            or (status >= 400 and generation.output_images)
+            or ((status == 400 or status >= 500) and generation.error.message)
         ):
             return _with_evidence(generation, response, secret=account.token)
     error = error_from(response, account=account)
@@ -274,6 +276,8 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
         if generation.is_not_found:
             return generation
     is_verdict = body is not None and isinstance(error, _FINAL_FOR_A_POLL.get(status, ()))
+    if status == 403 and meaning_of(200, response.text(secret=account.token)) is UNAVAILABLE:
+        is_verdict = False  # a gateway's, which has no words of the service
     if isinstance(error, ModelScopeFinalError) and not is_verdict:
         error = ServiceUnavailableError(
             f"Unexpected response to a poll: {response.excerpt(secret=account.token)}",
@@ -323,7 +327,8 @@ def error_from(response: HttpResponse, *, account: Account, echoes: Iterable[str
         meaning = meaning_of(status_of(detail.code, default=400), words, echoes=echoes)
         status = status if detail.code is None else detail.code
     elif status >= 400:
-        meaning = _REFUSED_BY_PROXY if is_page and status == 403 else meaning_of(status, words, echoes=echoes)
+        is_proxy = status == 403 and response.json is None
+        meaning = _REFUSED_BY_PROXY if is_proxy else meaning_of(status, words, echoes=echoes)
     elif status >= 300:
         target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
         meaning, excerpt = _REDIRECT, target or "(no address)"

@@ -162,6 +162,7 @@ def test_an_id_beside_a_passing_error_is_accepted(status: int) -> None:
     [
         {"images": [{"url": URL}]},
         {"data": [{"url": URL, "id": "7"}], "created": 1},
+        {"code": 20000, "message": "success", "data": {"images": [URL]}},
         {"output_images": [URL], "task_status": "SUCCEED", "task_id": ""},
         {"output": {"results": [{"url": URL}, None]}, "id": "7"},
     ],
@@ -254,6 +255,10 @@ WORDS: list[tuple[str, str, type[ModelScopeError], str]] = [
     ("OperationNotAllowed", "insufficient token permission", AuthenticationError, "lacks a permission"),
     ("", FULL, QueueFullError, ""),
     ("", "image queue is full, please retry later", QueueFullError, ""),
+    ("", "failed to enqueue: user queue is full", QueueFullError, ""),
+    ("", "rpc error: code = ResourceExhausted desc = user queue is full", QueueFullError, ""),
+    ("", f"Service Unavailable: {BUSY}", RateLimitedError, "is busy"),
+    ("", "服务异常：系统繁忙", RateLimitedError, "is busy"),
     ("", "task queue is full, please wait", QueueFullError, ""),
     ("", "队列已满", QueueFullError, ""),
     ("", BUSY, RateLimitedError, "is busy"),
@@ -297,6 +302,9 @@ WORDS_BELOW_500: list[tuple[str, str, type[ModelScopeError], str]] = [
     ("", "Needs Real-Name check", AccountNotReadyError, SETTINGS),
     ("", "请先绑定阿里云账号", AccountNotReadyError, SETTINGS),
     ("", "输入内容包含敏感信息，请修改后重试", RequestRejectedError, ""),
+    ("", "图片未通过内容审核", RequestRejectedError, ""),
+    ("", "rejected by moderation", RequestRejectedError, ""),
+    ("", "The prompt was flagged by our moderation system", RequestRejectedError, ""),
     ("", "魔力值不足", QuotaExhaustedError, CREDIT),
     ("", "rpm exhausted", RateLimitedError, ""),
     ("", "AppId:123 达到使用量上限", RateLimitedError, ""),
@@ -321,7 +329,7 @@ STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | No
     (413, "Payload too large", RequestRejectedError, ServiceUnavailableError, ""),
     (422, "No", RequestRejectedError, ServiceUnavailableError, ""),
     (401, "No", AuthenticationError, None, TOKENS),
-    (403, "No", AuthenticationError, None, "Check the connection's password"),
+    (403, "No", AuthenticationError, ServiceUnavailableError, "Check the connection's password"),
     (402, "Payment required", QuotaExhaustedError, ServiceUnavailableError, CREDIT),
     (429, "Request limit exceeded", RateLimitedError, None, ""),
     (429, f"Too many calls of {MODEL}", RateLimitedError, None, ""),
@@ -339,7 +347,9 @@ STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | No
             "GPU memory insufficient, balance of load 0", "model not available, please retry",
             "model file not found on worker 12", "upstream model server not available",
             "content filter service error", "Failed: unauthorized",
-            "old system overloaded with wires", "failed: the user said that the queue is full",
+            "old system overloaded with wires", "审核服务调用失败",
+            "safety checker failed to load: CUDA out of memory",
+            "failed: the user said that the queue is full",
         )
     ],
 ]  # fmt: skip
@@ -461,6 +471,10 @@ def test_a_200_with_an_error_is_a_refusal_by_its_code(
         {"success": False, "code": 200, "message": "No cats"},
         {"code": 422, "message": "No cats"},
         {"code": "InputParameterError", "message": "No cats"},
+        {"code": "NoCats", "message": "No cats"},
+        {"Code": "InvalidParameter", "Message": "No cats", "Success": False},
+        {"code": 400, "msg": "No cats"},
+        {"detail": "No cats: invalid parameter"},
         {"message": "No cats: invalid parameter"},
         {"task_status": "FAILED", "task_id": "", "errors": {"message": "No cats"}},
     ],
@@ -493,11 +507,12 @@ def test_the_words_on_a_proxys_page_mean_nothing(said: str) -> None:
         assert type(submission_error(response(status, f"\n<html>{said}</html>".encode()))) is kind
 
 
-def test_a_proxys_page_with_403_does_not_blame_the_token() -> None:
-    error = submission_error(response(403, b"<html>Forbidden</html>"))
+@pytest.mark.parametrize("body", [b"<html>Forbidden</html>", b"RBAC: access denied"])
+def test_a_proxys_page_with_403_does_not_blame_the_token(body: bytes) -> None:
+    error = submission_error(response(403, body))
     assert type(error) is RequestRejectedError
     assert error.message.startswith(
-        "A proxy or firewall refused the request to https://api-inference.modelscope.cn: <html>Forbidden"
+        "A proxy or firewall refused the request to https://api-inference.modelscope.cn: " + body.decode()[:9]
     )
     assert "Check the egress rules and the connection's proxy" in error.message
 
@@ -595,7 +610,16 @@ def test_no_word_ends_the_wait_for_a_paid_generation(status: int, code: str, sai
 
 @pytest.mark.parametrize("status", [400, 404, 410])
 @pytest.mark.parametrize(
-    "said", ["task not found", "Task 42 not found", "task_id does not exist", "Invalid task id", "任务不存在"]
+    "said",
+    [
+        "task not found",
+        "Task 42 not found",
+        "task_id: 'a-7' was not found",
+        "Task with id 42 could not be found",
+        "task_id does not exist",
+        "Invalid task id",
+        "任务不存在",
+    ],
 )
 def test_an_unknown_task_is_not_found_without_a_status(status: int, said: str) -> None:
     generation = polled(response(status, {"errors": {"code": status, "message": said}}))
@@ -628,6 +652,18 @@ def test_a_final_status_in_the_body_counts_under_400_and_5xx(
         assert (polled(given).status, polled(given).is_finished) == (ended, True)
     else:
         assert poll_error(given).code == status
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 422, 429])
+def test_images_count_under_every_error_status(status: int) -> None:
+    given = response(status, {"task_status": "SUCCEED", "output_images": [URL]})
+    assert polled(given).output_images == (URL,)
+
+
+def test_a_gateways_403_does_not_end_the_wait() -> None:
+    assert type(poll_error(response(403, {"message": "Forbidden"}))) is ServiceUnavailableError
+    refused = response(403, {"errors": {"code": "OperationNotAllowed", "message": "No"}})
+    assert type(poll_error(refused)) is AuthenticationError
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 408, 429])
