@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.compat import conf
-from airflow_provider_modelscope.exceptions import ModelScopeRetryableError
+from airflow_provider_modelscope.exceptions import (
+    InvalidConnectionError,
+    InvalidDestinationError,
+    InvalidRequestError,
+    ModelScopeRetryableError,
+)
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import count_failure
@@ -200,8 +205,15 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             deferred = DeferredTask.from_event(event)
             self._set(deferred.parameters)
             self._digests = deferred.digests
+        record = SubmissionRecord(context, durable=self.durable, on_lost_response=self.on_lost_response)
         with count_failure(self):
-            yield SubmissionRecord(context, durable=self.durable, on_lost_response=self.on_lost_response)
+            try:
+                yield record
+            except (InvalidRequestError, InvalidDestinationError, InvalidConnectionError) as error:
+                record.name_open_generations(error)
+                raise
+            finally:
+                record.save_again()
 
     def _set(self, parameters: Mapping[str, Any]) -> None:
         for name, value in parameters.items():
@@ -323,22 +335,27 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         earlier = record.recall(fingerprint)
         if earlier is None:
             return None
-        id_, age = earlier.generation_id, time.time() - earlier.submitted_at
+        id_, age = earlier.submission.generation_id, time.time() - earlier.submission.submitted_at
         polled = self.hook.poll(id_)
         if not isinstance(polled, ModelScopeError) and polled.is_not_found and polled.has_failed(age=age):
             self.hook.sleep_before_retry(RETRY_DELAY)
             polled = self.hook.poll(id_)  # one odd answer is no reason to pay again
         if isinstance(polled, ServiceUnavailableError | RequestRejectedError):
-            if record.is_dead_end and polled.code is not None:
-                record.warn_of_new_generation(id_)
-                return None
+            is_unusable = polled.code is not None and (earlier.was_cleared or earlier.is_given_up)
         elif isinstance(polled, ModelScopeFinalError):
             raise polled
-        if not isinstance(polled, ModelScopeError) and polled.has_failed(age=age):
+        elif isinstance(polled, ModelScopeError):
+            is_unusable = False
+        elif polled.has_failed(age=age):
             self.log.warning("Submitting again: generation %s FAILED: %s", id_, polled.error.message)
             return None
+        else:
+            is_unusable = earlier.is_given_up and not polled.is_finished
+        if is_unusable:
+            record.warn_of_new_generation(id_)
+            return None
         self.log.info("Resuming generation %s, submitted by an earlier attempt", id_)
-        return earlier
+        return earlier.submission
 
     def _deferred(self, request: GenerationRequest, context: Context) -> DeferredTask:
         """Return the task as it is to resume: with the values that its parameters have now."""

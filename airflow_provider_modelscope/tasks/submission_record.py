@@ -14,13 +14,16 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
 
 import airflow.sdk
 
 from airflow_provider_modelscope.exceptions import (
     BrokenImageError,
+    GenerationStatusUnknownError,
     GenerationTimeoutError,
     ImageError,
     ImageGoneError,
@@ -46,6 +49,8 @@ MAX_ENTRIES = 200  # so that the record stays below the 64 KiB of a database's t
 
 log = logging.getLogger(__name__)
 
+_lock = Lock()  # of the record of this process's task, which may call operators in several threads
+
 
 def fingerprint_of(request: GenerationRequest, account: Account) -> str:
     """Return a digest of a request and its account, from which neither can be restored."""
@@ -53,8 +58,26 @@ def fingerprint_of(request: GenerationRequest, account: Account) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What an earlier attempt submitted.
+
+    :param was_cleared: Whether a person cleared the task after it ended without a usable image.
+    :param is_given_up: Whether a new generation replaces it, unless it has finished by now.
+    """
+
+    submission: Submission
+    was_cleared: bool
+    is_given_up: bool
+
+
 class SubmissionRecord:
     """The record of a task instance. Without a store nothing is recorded.
+
+    An entry holds the ``generation_id``, ``model`` and ``submitted_at`` of a generation, and marks:
+    ``sent_at`` of a submission without a response, the number of ``failures`` of each kind, ``blocked``,
+    ``given_up``, ``ended`` and ``done`` with the number of tries at that time, and the generation that it
+    ``replaces``. A generation stays in its entry until the id of the next one is known.
 
     :param durable: Whether to record anything.
     :param on_lost_response: What to do when a submission got no response, so that it may have created a
@@ -75,9 +98,7 @@ class SubmissionRecord:
         self._max_tries: int | None = getattr(self._ti, "max_tries", None)
         self._lacks_store = durable and self._store is None and bool(self._max_tries)
         self._on_lost_response = on_lost_response
-        self._entries: dict[str, dict[str, Any]] = {}  # of each request, by its fingerprint
-        self._replaces: str | None = None  # the generation whose lost images the next one replaces
-        self.is_dead_end = False  # whether a person cleared the task after what is recalled gave no image
+        self._unsaved: dict[str, dict[str, Any]] = {}  # entries of paid generations
 
     def check(self) -> None:
         """Check that there can be a record, before anything is sent.
@@ -88,28 +109,31 @@ class SubmissionRecord:
         if self._in_object_storage:
             self._in_object_storage.check()
 
-    def recall(self, fingerprint: str) -> Submission | None:
-        """Return the submission of an earlier attempt, or None if the request is to be submitted.
+    def recall(self, fingerprint: str) -> Earlier | None:
+        """Return what an earlier attempt submitted, or None if the request is to be submitted.
 
         :raises SubmissionUnresolvedError: if an earlier attempt ended while submitting, and resubmitting is
             not allowed.
         :raises SubmissionRecordError: if the record cannot be read, which does not mean that there is none.
         """
-        self._entries = self._read()
-        entry = self._entries.get(fingerprint)
-        self.is_dead_end = entry is not None and self._was_cleared(entry)
-        if entry and "done" not in entry and not self.is_dead_end:
-            self._replaces = entry.get("replaces")
+        entries = self._read()
+        entry = entries.get(fingerprint)
+        if entry is None:
+            for generation_id in _open_generations(entries):
+                log.warning(
+                    "Submitting again: the request or the account differs from that of an earlier attempt, "
+                    "which submitted generation %s",
+                    generation_id,
+                )
+            return None
+        if isinstance(sent_at := entry.get("sent_at"), float | int):
+            problem = f"An earlier attempt ended while submitting, {time.time() - sent_at:.0f} s ago"
+            if self._on_lost_response == "fail":
+                raise self._unresolved(fingerprint, entry, problem)
+            log.warning(
+                "Submitting again, which may be charged twice. %s, and may have created a generation", problem
+            )
         match entry:
-            case None:
-                for other in self._entries.values():
-                    if "done" not in other and other.keys() & {"generation_id", "sent_at"}:
-                        log.warning(
-                            "Submitting again: the request or the account differs from that of an earlier "
-                            "attempt, which submitted generation %s",
-                            other.get("generation_id", "(unknown)"),
-                        )
-                return None
             case {"done": int(max_tries)} if max_tries != self._max_tries:
                 return None
             case {
@@ -123,17 +147,14 @@ class SubmissionRecord:
                         "requests different seeds to get different images",
                         generation_id,
                     )
-                return Submission(generation_id=generation_id, model=model, submitted_at=submitted_at)
-            case {"sent_at": float() | int() as sent_at}:
-                problem = f"An earlier attempt ended while submitting, {time.time() - sent_at:.0f} s ago"
-                if self._on_lost_response == "fail":
-                    raise self._unresolved(fingerprint, problem)
-                log.warning(
-                    "Submitting again, which may be charged twice. %s, and may have created a generation",
-                    problem,
+                return Earlier(
+                    submission=Submission(
+                        generation_id=generation_id, model=model, submitted_at=submitted_at
+                    ),
+                    was_cleared=self._was_cleared(entry),
+                    is_given_up="given_up" in entry,
                 )
-                return None
-            case {"replaces": str()}:
+            case {"replaces": str()} | {"sent_at": float() | int()}:
                 return None
         raise self._invalid(entry)
 
@@ -143,22 +164,25 @@ class SubmissionRecord:
 
         :raises SubmissionUnresolvedError: if it got no response, and resubmitting is not allowed.
         """
-        self._write(fingerprint, {"sent_at": time.time()})
+        before = self._read().get(fingerprint, {})
+        self._write(fingerprint, {**before, "sent_at": time.time()})
         try:
             yield
         except SubmissionLostError as error:
             if self._on_lost_response == "fail":
-                raise self._unresolved(fingerprint, error.message) from None
+                raise self._unresolved(fingerprint, before, error.message) from None
             error.message += (
                 '. A retry submits again, which may be charged twice; on_lost_response="fail" prevents that'
             )
             raise
         except ModelScopeError:
-            self._try_to_write(fingerprint, {})
+            self._try_to_write(fingerprint, before)
             raise
 
-    def _unresolved(self, fingerprint: str, problem: str) -> SubmissionUnresolvedError:
-        self._try_to_write(fingerprint, {})  # the next attempt is a person's decision
+    def _unresolved(
+        self, fingerprint: str, entry: Mapping[str, Any], problem: str
+    ) -> SubmissionUnresolvedError:
+        self._try_to_write(fingerprint, {**entry, "sent_at": None})  # the next attempt is a person's decision
         return SubmissionUnresolvedError(
             f"{problem}. It may have been charged, and on_lost_response='fail' prevents a second charge: "
             "clear the task to submit again"
@@ -173,29 +197,40 @@ class SubmissionRecord:
                 submission.generation_id,
                 SETTING,
             )
-        try:
-            self._write(
-                fingerprint,
-                {
-                    "generation_id": submission.generation_id,
-                    "model": submission.model,
-                    "submitted_at": submission.submitted_at,
-                },
-            )
-        except SubmissionRecordError as error:  # the generation is paid for: go on with it
-            log.warning("A retry would submit generation %s again: %s", submission.generation_id, error)
+        self._unsaved[fingerprint] = {
+            "generation_id": submission.generation_id,
+            "model": submission.model,
+            "submitted_at": submission.submitted_at,
+        }
+        self.save_again()
+
+    def save_again(self) -> None:
+        """Record the generations for which this failed. They are paid for, so an error is a warning."""
+        for fingerprint, entry in list(self._unsaved.items()):
+            try:
+                before = self._read().get(fingerprint, {})
+                is_over = "done" in before or self._was_cleared(before)
+                self._write(fingerprint, {**entry, "replaces": None if is_over else before.get("replaces")})
+                del self._unsaved[fingerprint]
+            except SubmissionRecordError as error:
+                log.warning("A retry would submit generation %s again: %s", entry["generation_id"], error)
+
+    def name_open_generations(self, error: ModelScopeError) -> None:
+        """Name what earlier attempts have paid for, in an error that prevents resuming it."""
+        with suppress(SubmissionRecordError):
+            if paid := ", ".join(_open_generations(self._read())):
+                error.message += (
+                    f". An earlier attempt submitted generation {paid}, which is charged: to store its "
+                    "images, undo the change, or use ModelScopeImageToObjectStorageOperator"
+                )
 
     def note_failure(self, error: GenerationTimeoutError | ImageError | RequestRejectedError) -> bool:
         """Record that a generation gave no image, and return whether to submit a new one now.
 
-        Timeouts are counted, and so are URLs that do not work. After the second timeout the next attempt
-        submits a new generation, after the second failure of the URLs this attempt does so, but only once.
-        If a person clears the task after it ended without a usable image, it tries once more. That includes
-        a generation whose polls are all rejected.
-
-        :raises ImageUnavailableError: if the URLs of that new generation do not work either, or those of one
-            that has no entry, so that nothing could count how often it is replaced.
+        :raises ImageUnavailableError: if the images of a replacement are gone as well, or those of a
+            generation without an entry, so that nothing could count how often it is replaced.
         """
+        self.save_again()
         try:
             fingerprint, entry = self._find(error.generation_id)
         except SubmissionRecordError as problem:
@@ -211,38 +246,43 @@ class SubmissionRecord:
                     generation_id=error.generation_id,
                 ) from None
             return False
-        is_gone, is_timeout = isinstance(error, ImageGoneError), type(error) is GenerationTimeoutError
         kind, was_cleared = type(error).__name__, self._was_cleared(entry)
-        if error.code == 403 and not is_gone:
-            self._try_to_write(fingerprint, {**entry, "blocked": True})
-            return False
-        if error.code == 403 and "blocked" in entry and not was_cleared:
-            error.message += (
-                ". It was blocked from the start, so a new image may be blocked as well. Once its host is "
-                f"allowed, {how_to_submit_again()}"
-            )
-            self._try_to_write(fingerprint, {**entry, "ended": self._max_tries})
-            return False
-        if isinstance(error, ImageError) and not isinstance(error, ImageGoneError | BrokenImageError):
-            return False
         failures = {**entry.get("failures", {}), kind: entry.get("failures", {}).get(kind, 0) + 1}
-        is_last = failures[kind] > 1 and (is_gone or is_timeout)
-        if not is_last and (is_timeout or not was_cleared):
-            ended = {} if is_timeout else {"ended": self._max_tries}
-            self._try_to_write(fingerprint, {**entry, **ended, "failures": failures})
-            if not is_timeout:
+        counted, ended = {**entry, "failures": failures}, {"ended": self._max_tries}
+        match _verdict(error, entry, failures=failures[kind], was_cleared=was_cleared):
+            case "count":
+                self._try_to_write(fingerprint, counted)
+            case "give up":
+                log.warning(
+                    "Giving up generation %s: unless it has finished by the next attempt, that one submits a "
+                    "new one, which is charged",
+                    error.generation_id,
+                )
+                self._try_to_write(fingerprint, {**counted, "given_up": True})
+            case "end":
+                self._try_to_write(fingerprint, counted | ended)
                 error.message += f". If this persists, {how_to_submit_again()}"
-            return False
-        if is_gone and not was_cleared and "replaces" in entry:
-            self._try_to_write(fingerprint, {**entry, "ended": self._max_tries})
-            raise ImageUnavailableError(
-                f"Generation {entry['replaces']} and its replacement gave no image, and no third one was "
-                f"submitted: {error.message}. To go on, {how_to_submit_again()}",
-                generation_id=error.generation_id,
-            ) from None
-        self.warn_of_new_generation(error.generation_id)
-        self._replaces = error.generation_id if is_gone and not was_cleared else None
-        return self._try_to_write(fingerprint, {}) and isinstance(error, ImageError)
+            case "blocked":
+                self._try_to_write(fingerprint, {**entry, "blocked": True})
+            case "still blocked":
+                self._try_to_write(fingerprint, entry | ended)
+                error.message += (
+                    ". It was blocked from the start, so a new image may be blocked as well. Once its host "
+                    f"is allowed, {how_to_submit_again()}"
+                )
+            case "replace":
+                self.warn_of_new_generation(error.generation_id)
+                return self._try_to_write(
+                    fingerprint, {"replaces": None if was_cleared else error.generation_id}
+                )
+            case "end of replacement":
+                self._try_to_write(fingerprint, entry | ended)
+                raise ImageUnavailableError(
+                    f"Generation {entry['replaces']} and its replacement gave no image, and no third one was "
+                    f"submitted: {error.message}. To go on, {how_to_submit_again()}",
+                    generation_id=error.generation_id,
+                ) from None
+        return False
 
     def warn_of_new_generation(self, given_up: str | None) -> None:
         """Log that a generation gave no image, so that another one will be charged."""
@@ -262,7 +302,6 @@ class SubmissionRecord:
             log.warning("Clear would store the same images again: %s", error)
             return
         if entry is not None:
-            self._replaces = None
             done = {} if self._max_tries is None else {**entry, "done": self._max_tries}
             self._try_to_write(fingerprint, done)
 
@@ -303,15 +342,14 @@ class SubmissionRecord:
         return bool(entry.get("ended", self._max_tries) != self._max_tries)
 
     def _find(self, generation_id: str | None) -> tuple[str, dict[str, Any] | None]:
-        """Return the entry of a generation and its fingerprint, from the record as it is now."""
-        self._entries = self._read()
-        for fingerprint, entry in self._entries.items():
+        """Return the entry of a generation and its fingerprint."""
+        for fingerprint, entry in self._read().items():
             if entry.get("generation_id") == generation_id:
-                self._replaces = entry.get("replaces")
                 return fingerprint, entry
         return "", None
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        """Return the record as it is now: several operators of one task may change it."""
         try:
             record = None if self._store is None else self._store.get(KEY)
         except Exception as error:  # any backend
@@ -329,32 +367,32 @@ class SubmissionRecord:
         )
 
     def _write(self, fingerprint: str, entry: Mapping[str, Any]) -> None:
-        """Replace the entry of a request; an empty one is deleted."""
+        """Replace the entry of a request. Marks that are None are left out, and an empty entry is deleted."""
         if self._store is None:
             return
-        if self._replaces:
-            entry = {**entry, "replaces": self._replaces}
-        entries = {
-            name: other
-            for name, other in self._entries.items()
-            if name != fingerprint and other.get("done", self._max_tries) == self._max_tries
-        }
-        if entry:
-            entries[fingerprint] = dict(entry)
-        while len(entries) > MAX_ENTRIES:
-            oldest = min(entries, key=lambda name: entries[name].get("submitted_at", math.inf))
-            log.warning("A retry would submit a request again: the record %s is full", self._name)
-            del entries[oldest]
-        self._entries = entries
-        try:
-            if not entries:
-                self._store.delete(KEY)
-            elif self._in_object_storage:
-                self._in_object_storage.set(KEY, entries)
-            else:
-                self._store.set(KEY, entries, retention=getattr(airflow.sdk, "NEVER_EXPIRE", None))
-        except Exception as error:  # any backend
-            raise SubmissionRecordError(f"The record {self._name} cannot be written: {error!r}") from error
+        with _lock:
+            entries = {
+                name: other
+                for name, other in self._read().items()
+                if name != fingerprint and other.get("done", self._max_tries) == self._max_tries
+            }
+            if marks := {name: mark for name, mark in entry.items() if mark is not None}:
+                entries[fingerprint] = marks
+            while len(entries) > MAX_ENTRIES:
+                oldest = min(entries, key=lambda name: entries[name].get("submitted_at", math.inf))
+                log.warning("A retry would submit a request again: the record %s is full", self._name)
+                del entries[oldest]
+            try:
+                if not entries:
+                    self._store.delete(KEY)
+                elif self._in_object_storage:
+                    self._in_object_storage.set(KEY, entries)
+                else:
+                    self._store.set(KEY, entries, retention=getattr(airflow.sdk, "NEVER_EXPIRE", None))
+            except Exception as error:  # any backend
+                raise SubmissionRecordError(
+                    f"The record {self._name} cannot be written: {error!r}"
+                ) from error
 
     def _try_to_write(self, fingerprint: str, entry: Mapping[str, Any]) -> bool:
         """Replace the entry of a request, or warn that it stays as it was; return whether it was replaced."""
@@ -364,6 +402,39 @@ class SubmissionRecord:
             log.warning("%s", error)
             return False
         return True
+
+
+_Verdict = Literal["count", "give up", "end", "blocked", "still blocked", "replace", "end of replacement", ""]
+
+
+def _verdict(
+    error: ModelScopeError, entry: Mapping[str, Any], *, failures: int, was_cleared: bool
+) -> _Verdict:
+    """Return what follows from a generation that gave no image; nothing if a retry may get it.
+
+    :param failures: How often it failed in this way, now included.
+    :param was_cleared: Whether a person has cleared the task since it ended, so that this is one more try.
+    """
+    match error:
+        case ImageGoneError(code=403) if "blocked" in entry and not was_cleared:
+            return "still blocked"
+        case ImageGoneError() if not was_cleared and failures > 1 and "replaces" in entry:
+            return "end of replacement"
+        case ImageGoneError():
+            return "replace" if was_cleared or failures > 1 else "end"
+        case BrokenImageError():
+            return "replace" if was_cleared else "end"
+        case ImageError():
+            return "blocked" if error.code == 403 else ""
+        case GenerationStatusUnknownError() | RequestRejectedError():
+            return "give up" if was_cleared else "end"
+    return "give up" if failures > 1 else "count"
+
+
+def _open_generations(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the generations that earlier attempts submitted and did not finish with."""
+    open_entries = [entry for entry in entries.values() if "done" not in entry]
+    return [entry["generation_id"] for entry in open_entries if isinstance(entry.get("generation_id"), str)]
 
 
 def forget_submission(context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,11 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.images.object_storage import open_folder
 from airflow_provider_modelscope.tasks import storing, submission_record
-from airflow_provider_modelscope.tasks.submission_record import KEY
+from airflow_provider_modelscope.tasks.submission_record import KEY, SubmissionRecord
+from airflow_provider_modelscope.xcoms import Submission
 from tests.unit.builders import Context, one_step, overdue, submitter
 from tests.unit.conftest import TOKEN, TaskInstance, connect
-from tests.unit.images.conftest import Store as MemoryStore
+from tests.unit.images.conftest import Store as MemoryStore, encoded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -312,6 +314,18 @@ class TestRetry:
         assert one_step(tmp_path).execute(store.attempt())
         assert emulator.accepted == 2
 
+    def test_a_generation_that_finished_after_two_timeouts_is_used(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        emulator.fail("poll:no-images")
+        with pytest.raises(GenerationTimeoutError):
+            one_step(tmp_path, execution_timeout=timedelta(minutes=1)).execute(overdue(store.attempt()))
+        emulator.fail("poll:no-images:2")  # as it resumes, and at the deadline
+        with pytest.raises(GenerationTimeoutError):
+            one_step(tmp_path, execution_timeout=timedelta(minutes=1)).execute(overdue(store.attempt()))
+        assert one_step(tmp_path).execute(store.attempt())
+        assert emulator.accepted == 1
+
     def test_images_that_are_gone_are_generated_again(
         self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -443,6 +457,30 @@ class TestRecord:
         assert one_step(tmp_path).execute(store.attempt())
         assert "A retry would submit generation" in caplog.text
 
+    def test_a_failed_write_of_a_paid_generation_is_repeated(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        store.broken = {"set 2"}
+        emulator.fail("image:reset:5")
+        with pytest.raises(ImageError):
+            one_step(tmp_path).execute(store.attempt())
+        assert one_step(tmp_path).execute(store.attempt())
+        assert emulator.accepted == 1
+
+    @pytest.mark.parametrize("change", ["source image", "destination"])
+    def test_an_error_that_prevents_resuming_names_the_generation(
+        self, emulator: Emulator, store: Store, tmp_path: Path, change: str
+    ) -> None:
+        (tmp_path / "cat.png").write_bytes(encoded())
+        given = {"image_url": f"file://{tmp_path}/cat.png", "model": "Qwen/Qwen-Image-Edit"}
+        generation_id = die(one_step(tmp_path / "cats", **given), store)
+        if change == "source image":
+            (tmp_path / "cat.png").unlink()
+        else:
+            (tmp_path / "cats").write_text("a file")
+        with pytest.raises(ModelScopeFinalError, match=f"submitted generation {generation_id}, which is"):
+            one_step(tmp_path / "cats", **given).execute(store.attempt())
+
     def test_a_record_that_cannot_be_deleted_does_no_harm(
         self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -522,6 +560,16 @@ class TestSeveralRequests:
             one_step(tmp_path, prompt=self.PROMPTS[1]).execute(store.attempt(RealTaskInstance(2)))
         assert self.draw_all(tmp_path, store)[:1] == first
         assert emulator.accepted == 6
+
+    def test_operators_in_threads_keep_each_others_entries(self, emulator: Emulator, store: Store) -> None:
+        first, second = (SubmissionRecord(store.attempt()) for _ in range(2))
+        paid = Submission(generation_id="1", model="a/b", submitted_at=1.0)
+        assert (first.recall("a"), second.recall("b")) == (None, None)
+        with first.sending("a"), second.sending("b"):
+            pass
+        first.save("a", paid)
+        second.save("b", replace(paid, generation_id="2"))
+        assert [entry["generation_id"] for entry in store.entries.values()] == ["1", "2"]
 
     def test_equal_requests_are_one_generation_with_a_warning(
         self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -678,6 +726,20 @@ class TestDeadEnd:
     ) -> None:
         emulator.fail("image:garbage:10")
         assert len(self.ends(store, tmp_path, clears=1)) == 3
+        assert emulator.accepted == 1
+
+    @pytest.mark.parametrize("answer", ["submit:429", "submit:quota"])
+    def test_clear_while_nothing_is_accepted_keeps_the_generation(
+        self, emulator: Emulator, store: Store, tmp_path: Path, answer: str
+    ) -> None:
+        late: dict[str, Any] = {"execution_timeout": timedelta(minutes=1)}
+        emulator.fail("poll:503:6")
+        with pytest.raises(GenerationStatusUnknownError):
+            one_step(tmp_path, **late).execute(overdue(store.attempt(RealTaskInstance(1))))
+        emulator.fail(answer)
+        with pytest.raises(ModelScopeError):
+            one_step(tmp_path, **late).execute(overdue(store.attempt(RealTaskInstance(3))))
+        assert one_step(tmp_path).execute(store.attempt(RealTaskInstance(3)))
         assert emulator.accepted == 1
 
     def test_clear_after_a_broken_network_resumes(
