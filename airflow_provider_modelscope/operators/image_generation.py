@@ -503,6 +503,10 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         yield from seconds_errors(least=1, timeout=self.timeout)
         yield from seconds_errors(poll_interval=self.poll_interval, defer_after=self.defer_after)
 
+    @property
+    def _content(self) -> object:
+        return {name: getattr(self, name) for name in REQUEST_PARAMETERS}
+
     def _run(
         self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None
     ) -> list[str]:

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.xcoms import StoredImage, Submission
 
+# The variables of a template that have the same value in all tasks of a run.
+_SAME_IN_A_RUN = {
+    "conn", "conf", "dag", "dag_run", "data_interval_end", "data_interval_start", "ds", "ds_nodash",
+    "logical_date", "params", "prev_data_interval_end_success", "prev_data_interval_start_success", "run_id",
+    "start_date", "ts", "ts_nodash", "ts_nodash_with_tz", "var",
+}  # fmt: skip
+_contents: dict[
+    tuple[object, ...], object
+] = {}  # stored by this process: a task may call operators in a loop
+
 
 class ModelScopeTask:
     """A task that calls ModelScope through a connection.
@@ -85,21 +95,50 @@ class StoringTask(ModelScopeTask):
 
         return Destination.parse(self.destination, storage_conn_id=self.storage_conn_id, sidecar=self.sidecar)
 
-    def _check_own_destination(self, context: Context) -> None:
-        """Check that mapped tasks do not all store the same object, before anything is charged.
+    @property
+    def _content(self) -> object:
+        """What is to be stored, to recognize it in another call of the same task."""
+        raise NotImplementedError
 
-        :raises InvalidDestinationError: if the Dag file gives each of them the name of one object.
+    def _check_own_destination(self, context: Context) -> None:
+        """Check that no other image is stored as the same object, before anything is charged.
+
+        :raises InvalidDestinationError: if all mapped tasks store one object, or a task does in a loop.
         """
-        if context["ti"].map_index in (None, -1) or self.destination.endswith("/"):
+        if self.destination.endswith("/"):
             return
-        dag, task_id = context.get("dag"), cast("BaseOperator", self).task_id
-        definition: Any = dag.task_dict.get(task_id) if dag else None
-        given = getattr(definition, "partial_kwargs", vars(definition) if definition else {})
-        if given.get("destination") == self.destination:  # so it contains no template, and is not mapped
+        problem = ""
+        if _contents.get(self._place(context), self._content) != self._content:
+            problem = "is one object, and this task has stored another image as it"
+        elif context["ti"].map_index not in (None, -1) and self._is_same_for_all(context):
+            problem = "is one object that each mapped task overwrites"
+        if problem:
             raise InvalidDestinationError(
-                f"destination = {preview(self.destination)}: is one object that each mapped task overwrites. "
-                "End it with '/' to store into a folder, or write {{ ti.map_index }} into its name"
+                f"destination = {preview(self.destination)}: {problem}. End it with '/' to store into a "
+                "folder, or name each object differently, in mapped tasks with {{ ti.map_index }}"
             )
+
+    def _place(self, context: Context) -> tuple[object, ...]:
+        ti = context["ti"]
+        return ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number, self.destination
+
+    def _is_same_for_all(self, context: Context) -> bool:
+        """Return whether the Dag file gives the same destination to all mapped tasks of a run."""
+        from jinja2 import Environment, nodes
+
+        dag: Any = context.get("dag")
+        definition: Any = dag.task_dict.get(cast("BaseOperator", self).task_id) if dag else None
+        # In a mapped group, the task itself is not mapped.
+        given = getattr(definition, "partial_kwargs", vars(definition) if definition else {})
+        template = given.get("destination")
+        if hasattr(definition, "expand_input") and "destination" not in given:
+            mapped = definition.expand_input.value
+            is_mapped = not isinstance(mapped, dict) or "destination" in mapped
+            template = None if is_mapped else dag.default_args.get("destination")
+        if not isinstance(template, str):
+            return False
+        used = Environment().parse(template).find_all(nodes.Name)  # noqa: S701 - no HTML
+        return template == self.destination or {name.name for name in used} <= _SAME_IN_A_RUN
 
     def _store(
         self,
@@ -120,6 +159,7 @@ class StoringTask(ModelScopeTask):
             sidecar=self.sidecar,
             embed_metadata=self.embed_metadata,
         )
+        _contents[self._place(context)] = self._content
         return [image.uri for image in self._stored]
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:

@@ -68,6 +68,10 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
             *constant_checks(self, "destination", check_destination),
         ]
 
+    @property
+    def _content(self) -> object:
+        return self.generation_id
+
     @counts_failures
     def execute(self, context: Context) -> list[str]:
         """Download and store the images, and return their URIs."""

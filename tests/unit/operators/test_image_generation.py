@@ -227,7 +227,7 @@ class TestMapped:
 
     def test_one_object_for_all_is_an_error(self, emulator: Emulator, context: Context) -> None:
         task = self.mapped(context, "file:///data/cat.png")
-        with pytest.raises(InvalidDestinationError, match=r"End it with '/' .*write {{ ti.map_index }}"):
+        with pytest.raises(InvalidDestinationError, match=r"End it with '/' .*{{ ti.map_index }}"):
             task.execute(context)
         assert not emulator.requests
 
@@ -237,6 +237,29 @@ class TestMapped:
         with pytest.raises(InvalidDestinationError, match="each mapped task overwrites"):
             task.prepare_for_execution().execute(context)
         assert not emulator.requests
+
+    @pytest.mark.parametrize("name", ["{{ ds }}", "{{ run_id }}-{{ params.x }}", "{{ logical_date | ds }}"])
+    def test_a_template_without_the_index_is_an_error(
+        self, emulator: Emulator, context: Context, tmp_path: Path, name: str
+    ) -> None:
+        task = self.mapped(context, f"file://{tmp_path}/{name}.png")
+        with pytest.raises(InvalidDestinationError, match="each mapped task overwrites"):
+            rendered(task, destination=f"file://{tmp_path}/2026-11-29.png").execute(context)
+        assert not emulator.requests
+
+    def test_a_default_argument_is_one_object_for_all(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        default = {"destination": f"file://{tmp_path}/cat.png"}
+        given = {"task_id": "draw", "model": "a/b"}
+        with DAG("a_dag", schedule=None, default_args=default) as context["dag"]:
+            shared: Any = ModelScopeImageGenerationOperator.partial(**given).expand(prompt=["A cat"])
+            own: Any = ModelScopeImageGenerationOperator.partial(**{**given, "task_id": "own"}).expand(
+                prompt=["A cat"], destination=[f"file://{tmp_path}/2.png"]
+            )
+        with pytest.raises(InvalidDestinationError, match="each mapped task overwrites"):
+            shared.unmap({"prompt": "A cat"}).execute(context)
+        assert own.unmap({"prompt": "A cat", "destination": f"file://{tmp_path}/2.png"}).execute(context)
 
     @pytest.mark.parametrize("name", ["", "2.png"])
     def test_each_may_have_its_own(
@@ -248,14 +271,15 @@ class TestMapped:
     def test_a_template_is_not_refused(
         self, emulator: Emulator, context: Context, tmp_path: Path, is_group: bool
     ) -> None:
-        destination = f"file://{tmp_path}/{{{{ ti.map_index }}}}.png"
+        destination = f"file://{tmp_path}/{{{{ ds }}}}-{{{{ ti.map_index }}}}.png"
         if is_group:
             with DAG("a_dag", schedule=None) as context["dag"]:
                 task = one_step(destination=destination).prepare_for_execution()
         else:
             task = self.mapped(context, destination)
+        context["ds"] = "2026-11-29"
         task.render_template_fields(context)
-        assert task.execute(context) == [f"file://{tmp_path}/2.png"]
+        assert task.execute(context) == [f"file://{tmp_path}/2026-11-29-2.png"]
 
     def test_a_folder_suits_all(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
         assert self.mapped(context, f"file://{tmp_path}/").execute(context)

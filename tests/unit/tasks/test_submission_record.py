@@ -20,6 +20,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageError,
     ImageGoneError,
     ImageUnavailableError,
+    InvalidDestinationError,
     ModelScopeError,
     ModelScopeFinalError,
     SubmissionLostError,
@@ -570,6 +571,18 @@ class TestSeveralRequests:
         first.save("a", paid)
         second.save("b", replace(paid, generation_id="2"))
         assert [entry["generation_id"] for entry in store.entries.values()] == ["1", "2"]
+
+    def test_one_object_for_several_images_is_an_error(
+        self, emulator: Emulator, store: Store, tmp_path: Path
+    ) -> None:
+        context, to = store.attempt(RealTaskInstance(2)), f"file://{tmp_path}/cat.png"
+        with pytest.raises(ModelScopeFinalError):
+            one_step(destination=to, size="1x1").execute(context)  # nothing was stored
+        assert one_step(destination=to).execute(context) == [to]
+        assert one_step(destination=to).execute(context) == [to]
+        with pytest.raises(InvalidDestinationError, match="this task has stored another image as it"):
+            one_step(destination=to, prompt="A dog").execute(context)
+        assert emulator.accepted == 1
 
     def test_equal_requests_are_one_generation_with_a_warning(
         self, emulator: Emulator, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
