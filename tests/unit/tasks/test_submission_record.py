@@ -28,6 +28,7 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionUnresolvedError,
 )
 from airflow_provider_modelscope.images.object_storage import open_folder
+from airflow_provider_modelscope.resuming import how_to_submit_again
 from airflow_provider_modelscope.tasks import storing, submission_record
 from airflow_provider_modelscope.tasks.submission_record import KEY, SubmissionRecord
 from airflow_provider_modelscope.xcoms import Submission
@@ -644,7 +645,7 @@ class TestDeadEnd:
         errors = self.ends(store, tmp_path, clears=0, retries=6)
         assert len(errors) == 3
         assert "and its replacement gave no image, and no third one was submitted" in errors[-1]
-        assert "To go on, clear the task, which tries once more and then submits" in errors[-1]
+        assert f"To go on, {how_to_submit_again()}" in errors[-1]
         assert emulator.accepted == 2
 
     @pytest.mark.parametrize(("durable", "status"), [(True, 404), (False, 404), (True, 403)])
@@ -704,7 +705,7 @@ class TestDeadEnd:
         )
         errors = self.ends(store, tmp_path, clears=0, retries=3, **given)
         assert (len(errors), emulator.accepted) == (4, 1)
-        assert all("If this persists, clear the task, which tries once more" in error for error in errors)
+        assert all(f"If this persists, {how_to_submit_again()}" in error for error in errors)
 
     @pytest.mark.parametrize("fault", ["image:garbage:always", "poll:404:always", "poll:500:always"])
     @pytest.mark.parametrize("retries", [0, 1])
@@ -732,7 +733,7 @@ class TestDeadEnd:
         emulator.fail("poll:bad-request:always")
         errors = self.ends(store, tmp_path, clears=2, retries=retries)
         assert (len(errors), emulator.accepted) == (3, 3)
-        assert "If this persists, clear the task, which tries once more" in errors[0]
+        assert f"If this persists, {how_to_submit_again()}" in errors[0]
 
     def test_clear_resumes_a_generation_that_is_well_again(
         self, emulator: Emulator, store: Store, tmp_path: Path
