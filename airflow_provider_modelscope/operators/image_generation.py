@@ -20,6 +20,7 @@ from airflow_provider_modelscope.metrics import count_failure
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
+    can_defer,
     deferred_task,
     digest_of,
     resumes,
@@ -308,8 +309,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
         """Return whether a deferrable task can wait in the triggerer."""
-        is_called_by_another = not hasattr(context.get("task", self), "execute_queued")  # cannot resume there
-        return not is_called_by_another and self.hook.can_defer()
+        return can_defer(self, context, self.hook)
 
     def _resumable(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
         """Return the submission of an earlier attempt, or None if a new one is needed."""

@@ -19,7 +19,13 @@ from airflow_provider_modelscope.compat import (
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.metrics import count_failure
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL, resumes, wait_or_defer
+from airflow_provider_modelscope.tasks.deferral import (
+    DEFER_AFTER,
+    POLL_INTERVAL,
+    can_defer,
+    resumes,
+    wait_or_defer,
+)
 from airflow_provider_modelscope.tasks.task import ModelScopeTask
 from airflow_provider_modelscope.validation import check_all, raise_invalid, seconds_errors
 
@@ -89,7 +95,9 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             return super().execute(context)  # Airflow's own loop: the author of the Dag says when to poll
         with self._sensor_errors():
             wait = self._begin(context)
-            defer_after = self.defer_after if self.deferrable and self.hook.can_defer() else None
+            defer_after = (
+                self.defer_after if self.deferrable and can_defer(self, context, self.hook) else None
+            )
             resume_with = DeferredTask(attempt=context["ti"].try_number)
             return self._succeeded(
                 wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with)
