@@ -128,9 +128,10 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
 
+        check_connection = self._refuse_secrets("generation_id")
         generation_id, *_ = check_all(
             partial(checked_id, self.generation_id),
-            lambda: self.hook.refuse_secrets(generation_id=self.generation_id),
+            check_connection,
             lambda: raise_invalid(self._option_errors()),
         )
         submission = self._find_submission(generation_id, context)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from airflow.sdk import Connection
 from packaging.version import Version
 
 from airflow_provider_modelscope.emulator import Emulator
@@ -50,6 +51,7 @@ Call = Callable[[str], Generation | ModelScopeError]
 
 def hook_of(account: Account) -> ModelScopeHook:
     hook = ModelScopeHook()
+    hook._connection = Connection(conn_id="modelscope_default", password=account.token)
     hook.account = account
     return hook
 
