@@ -34,6 +34,7 @@ FAULTS = {
         "echo": "status 500, the message repeats the prompt",
         "nested-id": "the generation is created, its id is in an inner object",
         "images": "the generation is created, the response contains its images and no id",
+        "no-end": "the generation is created, the response is shorter than its length says",
         "lost": "the generation is created, but the connection closes without a response",
         "reset": "the connection closes, nothing is created",
         "html": "status 200 with an HTML page, nothing is created",

@@ -93,7 +93,7 @@ async def serving(
         content = response.body
         if response.drawn_from is not None:
             content = await asyncio.to_thread(draw, response.drawn_from, response.image_format)
-        sent = {"": content, "midway": content[: len(content) // 2], "before": b""}[response.cut]
+        sent = {"midway": content[: len(content) // 2], "before": b""}.get(response.cut, content)
         record(
             Exchange(
                 method=request.method,
@@ -121,10 +121,12 @@ async def serving(
 
 async def _send(request: web.Request, response: Response, content: bytes, sent: bytes) -> web.StreamResponse:
     headers = {**response.headers, "Content-Type": response.content_type, "Content-Length": str(len(content))}
+    if response.cut == "end":
+        headers["Content-Length"] += "0"  # more than will be sent
     if not response.cut:
         return web.Response(status=response.status, body=content, headers=headers)
     stream = web.StreamResponse(status=response.status, headers=headers)
-    if response.cut == "midway":
+    if response.cut != "before":
         await stream.prepare(request)
         await stream.write(sent)
     if request.transport is not None:

@@ -101,8 +101,8 @@ class Response:
     drawn_from: Parameters | None = None
     """If set, the body is the image of these parameters, which ``server`` draws."""
     image_format: str = "PNG"
-    cut: Literal["", "before", "midway"] = ""
-    """When the connection closes: before the response, or after half of the body."""
+    cut: Literal["", "before", "midway", "end"] = ""
+    """When the connection closes: before the response, after half of the body, or before its end."""
     generation_id: str = ""
     note: str = ""
     """The end of the log line."""
@@ -236,6 +236,8 @@ class Service:
             case "" | "lost":
                 response = self._accept(token, parameters, now)
                 return replace(response, cut="before", note="accepted, fault lost") if fault else response
+            case "no-end":
+                response = replace(self._accept(token, parameters, now), cut="end")
             case "no-id":
                 response = _json(200, {"task_status": "SUCCEED", "request_id": self._request_id()})
             case "nested-id":

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from airflow_provider_modelscope.protocol.account import BASE_URLS, DEFAULT_BASE_URL, DEFAULT_HUB_URL, Account
 from airflow_provider_modelscope.redaction import MIN_SECRET, preview
@@ -24,9 +26,15 @@ _CONN_TYPES = ("modelscope", "http", "https", "generic")
 
 _MASK = "***"  # what Airflow shows in place of a secret
 _BEARER = r"[A-Za-z0-9._~+/-]+=*"  # what may follow "Bearer", by RFC 6750
+_PASTED = r"(?i)^\s*(authorization\s*:)?\s*((bearer|token(?!\s*$))\s*(:|\s|$))?|\s"
+# Text of documentation: ms-..., zeros, or words of an instruction only.
 _PLACEHOLDER = (
-    r"(?i).*\.\.\..*|(ms-)?x[x-]*|(your|insert)[-_].*|ms-|(ms-)?(modelscope_)?((sdk|api|access)_)?(token|key)"
+    r"(?i).*\.\.\..*|(ms-)?[0x][0x-]*|(your|insert)[-_].*|((ms|modelscope|your|my|the|this|insert|enter|paste|put|add"
+    r"|use|replace|change|me|with|real|actual|sdk|api|access|secret|token|key|value|goes|here|placeholder|example"
+    r"|sample|dummy|todo|none|null|x)[-_.]*)+"
 )
+# Of Hugging Face, OpenAI and DashScope, Replicate, GitHub, Groq, Google.
+_OTHER_SERVICES_START = r"hf_|sk-|r8_|gh[a-z]_|gsk_|AIza"
 # Words in the name of a header with a secret value. X-Author and Keyboard are none.
 _SENSITIVE_HEADER = (
     "(?i)(^|[-_])(auth|authorization|authentication|(api|access|auth|private|secret)?[-_]?key"
@@ -263,35 +271,62 @@ def account_from_connection(connection: Connection) -> Account:
     # The Test button sends 0 if there is no port.
     port = checked(PORT.checked, connection.port) if connection.port else None
     values["base_url"] = checked(_base_url, connection, port, allow_http is True)
+    if values["base_url"] in BASE_URLS and re.match(
+        _OTHER_SERVICES_START, values["token"] or ""
+    ):  # a gateway has its own
+        errors.append(
+            "password is another service's token: replace it with an API token from "
+            f"{DEFAULT_HUB_URL}/my/myaccesstoken"
+        )
     if errors:
         raise InvalidConnectionError(f"Airflow connection {connection.conn_id!r}: {'; '.join(errors)}.")
     return Account(**values)
 
 
-def secrets_of(connection: Connection, account: Account) -> re.Pattern[str]:
-    """Return a pattern of what no parameter may contain: the token, the proxy's password and secret headers.
+def secrets_of(connection: Connection) -> list[re.Pattern[str]]:
+    """Return patterns of what no parameter may contain: the token, the proxy's password and secret headers.
 
-    The token is found inside words too. The others may be words of any prompt: each must stand alone, and
-    counts only if it is long or contains more than letters.
+    They need no valid connection: what is wrong with it is reported with the other errors, which show values.
+    The token is found inside words too, percent-encoded as in a connection's URI, and in base64 as in a
+    login. The others may be words of any prompt: each must stand alone, and counts only if it is long or
+    contains more than letters.
     """
+    try:
+        extra = _extra(connection)
+    except ValueError:
+        extra = {}
     known = [field.name for field in CONNECTION_FIELDS]
     headers = [
         word
-        for name, value in _extra(connection).items()
+        for name, value in extra.items()
         if name not in known and re.search(_SENSITIVE_HEADER, re.sub("(?<=[a-z])(?=[A-Z])", "-", name))
         for word in str(value).split()
     ]
-    password = urlsplit(account.proxy or "").password or ""
-    tokens = [one for one in (account.token, (connection.password or "").strip()) if len(one) >= MIN_SECRET]
+    login = str(extra.get("proxy", "")).partition("://")[2].rpartition("@")[0]
+    password = login.partition(":")[2]
+    tokens = {_bare_token(connection), (connection.password or "").strip()}
     others = [
         one
         for one in (password, unquote(password), *headers)
         if len(one) >= 12 or (len(one) >= MIN_SECRET and re.search("[^A-Za-z-]", one))
     ]
+    patterns = [pattern for one in tokens if len(one) >= MIN_SECRET for pattern in _spellings(one)]
     # The lookbehind stands behind the text, so that a search for the text's beginning stays fast.
-    patterns = [re.escape(one) for one in tokens]
     patterns += [f"{one}(?<![A-Za-z0-9]{one})(?![A-Za-z0-9])" for one in map(re.escape, others)]
-    return re.compile("|".join(patterns) or "(?!)")
+    return [re.compile(pattern) for pattern in patterns]  # not as one, which is slower
+
+
+def _spellings(token: str) -> Iterator[str]:
+    """Yield patterns of a token: as it is or percent-encoded, and in base64 of any text that contains it."""
+    yield "".join(
+        letter if letter.isalnum() else f"(?:{re.escape(letter)}|(?i:{re.escape(quote(letter, safe=''))}))"
+        for letter in token
+    )
+    content = token.encode()
+    for before in range(3):  # bytes before it, which shift its letters in base64
+        encoded = b64encode(b"\0" * before + content).decode()
+        own = encoded[math.ceil(before * 8 / 6) : (before + len(content)) * 8 // 6]
+        yield own.replace("+", "[+-]").replace("/", "[/_]")
 
 
 # Each check returns what a part of the connection means, and raises ValueError with what is allowed.
@@ -317,9 +352,17 @@ def _unknown(name: str) -> str:
     return f"unknown extra {preview(name)} ({hint})"
 
 
+def _bare_token(connection: Connection) -> str:
+    """Return the token without what was pasted with it: a header's name, a scheme, spaces, newlines."""
+    return re.sub(_PASTED, "", connection.password or "")
+
+
 def _token(connection: Connection) -> str:
-    """Return the token without what was pasted with it: ``Bearer``, spaces, newlines."""
-    token = re.sub(r"^\s*bearer(\s|$)|\s", "", connection.password or "", flags=re.IGNORECASE)
+    """Return the bare token.
+
+    :raises ValueError: if it cannot be ModelScope's.
+    """
+    token = _bare_token(connection)
     if token == _MASK:
         raise ValueError(
             f"password is {_MASK!r}, Airflow's mask of a token: the Test button of this Airflow sends the "
@@ -347,6 +390,10 @@ def _base_url(connection: Connection, port: int | None, allow_http: bool) -> str
     if "@" in host or "?" in host or "#" in host:  # not shown: it may contain a password
         raise ValueError(
             f"host must be a bare URL such as {DEFAULT_BASE_URL}, without user, query or fragment"
+        )
+    if re.match(r"(?i)https?(?!://)(:?/|:\D)", host):
+        raise ValueError(
+            f"host must be a URL such as {DEFAULT_BASE_URL}, with '://' after its scheme, not {preview(host)}"
         )
     if host.count(":") > 1 and "://" not in host and "[" not in host:
         host = f"[{host}]"  # Airflow removes the brackets of an IPv6 address in a connection's URI

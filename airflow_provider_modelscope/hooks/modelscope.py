@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,10 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.waiting.backoff import MAX_ATTEMPTS, RETRY_DELAY, SubmitBackoff
 
 if TYPE_CHECKING:
+    import re
+
+    from airflow.sdk import Connection
+
     from airflow_provider_modelscope.images.image import Image
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.generation import Generation
@@ -53,7 +56,6 @@ class ModelScopeHook(BaseHook):
         super().__init__()
         self.modelscope_conn_id = modelscope_conn_id
         self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
-        self._secrets = re.compile("(?!)")  # matches nothing, until the account is read
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -85,28 +87,37 @@ class ModelScopeHook(BaseHook):
         """
         from airflow.sdk.log import mask_secret
 
-        from airflow_provider_modelscope.hooks.connection import account_from_connection, secrets_of
+        from airflow_provider_modelscope.hooks.connection import account_from_connection
 
-        connection = self.get_connection(self.modelscope_conn_id)
-        account = account_from_connection(connection)
-        self._secrets = secrets_of(connection, account)
+        account = account_from_connection(self._connection)
         # Airflow masks the password as it was pasted, which may differ from the bare token.
         mask_secret(account.token)
         return account
 
+    @cached_property
+    def _connection(self) -> Connection:
+        return self.get_connection(self.modelscope_conn_id)
+
+    @cached_property
+    def _secrets(self) -> list[re.Pattern[str]]:
+        from airflow_provider_modelscope.hooks.connection import secrets_of
+
+        return secrets_of(self._connection)
+
     def refuse_secrets(self, **parameters: Any) -> None:
         """Raise an error if a parameter contains a secret of the connection, rendered by a template.
+
+        The connection must exist, but need not be valid.
 
         :raises InvalidRequestError: with the names of the parameters, without their values.
         """
         from airflow_provider_modelscope.validation import raise_invalid
 
-        _ = self.account
         raise_invalid(
             f"{name}: must not contain the token or another secret of connection "
             f"{self.modelscope_conn_id!r}, which a template such as {{{{ conn... }}}} may have put there"
             for name, value in parameters.items()
-            if any(map(self._secrets.search, _texts(value)))
+            if any(secret.search(text) for text in _texts(value) for secret in self._secrets)
         )
 
     def can_defer(self) -> bool:
@@ -299,13 +310,17 @@ class ModelScopeHook(BaseHook):
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value, with the names in its mappings."""
-    rest = [value]
+    """Yield every text in a value of any type, with the names in its mappings."""
+    rest, seen = [value], set()
     while rest:
         one = rest.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
         if isinstance(one, Mapping):
             rest += [*one, *one.values()]
         elif isinstance(one, list | tuple):
             rest += one
         else:
-            yield str(one)
+            with suppress(ValueError, RecursionError):  # of an integer of thousands of digits
+                yield str(one)

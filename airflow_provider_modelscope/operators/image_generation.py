@@ -25,6 +25,7 @@ from airflow_provider_modelscope.metrics import count_failure
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
+    can_defer,
     deferred_task,
     digest_of,
     resumes,
@@ -243,10 +244,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
         :param queue: The wait for a free slot, if the task resumes from it.
         """
+        check_connection = self._refuse_secrets(*REQUEST_PARAMETERS, "storage_conn_id")
         request, *_ = check_all(
             self._request,
             lambda: raise_invalid(self._option_errors()),
-            lambda: self.hook.account,
+            check_connection,
             record.check,
         )
         submission = self._submit(request, context, record, queue)
@@ -290,7 +292,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        self.hook.refuse_secrets(**vars(request), storage_conn_id=self.storage_conn_id)
+        self.hook.refuse_secrets(**vars(request))  # again, as JSON in its parameters is parsed
         self.deferrable = self.deferrable and self._can_defer(request, context)
         if queue is None:
             push_links(self, context)
@@ -320,8 +322,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
         """Return whether a deferrable task can wait in the triggerer."""
-        is_called_by_another = not hasattr(context.get("task", self), "execute_queued")  # cannot resume there
-        return not is_called_by_another and self.hook.can_defer()
+        return can_defer(self, context, self.hook)
 
     def _resumable(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
         """Return the submission of an earlier attempt, or None if a new one is needed."""
@@ -513,13 +514,16 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         from airflow_provider_modelscope.images.preflight import check_preflight, check_store
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
+        check_connection = self._refuse_secrets(
+            *REQUEST_PARAMETERS, "storage_conn_id", "destination", "preflight"
+        )
         request, destination, *_ = check_all(
             self._request,
             self._parse_destination,
             lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
-            lambda: self.hook.refuse_secrets(destination=self.destination),
+            check_connection,
             record.check,
         )
         submission = self._submit(

@@ -198,13 +198,11 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _sendable_text(value: Any) -> str:
-    if isinstance(value, list | tuple | set | Mapping):
+    if not isinstance(value, str):
         raise ValueError(
             f"must be text, not {type(value).__name__}. If a template rendered it, the Dag sets "
-            "render_template_as_native_obj=True"
+            "render_template_as_native_obj=True: end the template with '| pprint', which keeps its text"
         )
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, not {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -227,8 +225,9 @@ def _may_be_id(text: str) -> bool:
 
 
 def _short_text(value: Any) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = _sendable_text(str(value) if is_number else value)  # render_template_as_native_obj makes numbers
+    # render_template_as_native_obj makes numbers. An integer has one usual text, but 3.1 may have been 3.10.
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    text = _sendable_text(str(value) if is_integer else value)
     if len(text) >= MAX_TEXT:
         raise ValueError(f"must be shorter than {MAX_TEXT} characters, not {len(text)}")
     return text

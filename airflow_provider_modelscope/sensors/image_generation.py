@@ -19,7 +19,13 @@ from airflow_provider_modelscope.compat import (
 from airflow_provider_modelscope.exceptions import GenerationTimeoutError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.metrics import count_failure
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL, resumes, wait_or_defer
+from airflow_provider_modelscope.tasks.deferral import (
+    DEFER_AFTER,
+    POLL_INTERVAL,
+    can_defer,
+    resumes,
+    wait_or_defer,
+)
 from airflow_provider_modelscope.tasks.task import ModelScopeTask
 from airflow_provider_modelscope.validation import check_all, raise_invalid, seconds_errors
 
@@ -41,7 +47,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
     :param poke_interval: Longest time between polls in seconds. Most are closer, but none closer than 1. In
         mode ``reschedule`` the time between polls.
     :param timeout: Seconds from the submission after which the task fails, at least 1; from the start of the
-        sensor if no submit task stands upstream.
+        sensor if no submit task stands upstream, or if a person cleared the sensor.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     :param defer_after: Age of the generation in seconds until which a deferrable task polls from its worker:
         a deferral takes about 11 s, in which a fast model has finished. 0 polls once, then frees the worker.
@@ -89,7 +95,9 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             return super().execute(context)  # Airflow's own loop: the author of the Dag says when to poll
         with self._sensor_errors():
             wait = self._begin(context)
-            defer_after = self.defer_after if self.deferrable and self.hook.can_defer() else None
+            defer_after = (
+                self.defer_after if self.deferrable and can_defer(self, context, self.hook) else None
+            )
             resume_with = DeferredTask(attempt=context["ti"].try_number)
             return self._succeeded(
                 wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with)
@@ -120,22 +128,24 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
 
+        check_connection = self._refuse_secrets("generation_id")
         generation_id, *_ = check_all(
             partial(checked_id, self.generation_id),
-            lambda: self.hook.refuse_secrets(generation_id=self.generation_id),
+            check_connection,
             lambda: raise_invalid(self._option_errors()),
         )
         submission = self._find_submission(generation_id, context)
         ti = context["ti"]
-        started_at = ti.start_date.timestamp()
-        if submission:
-            since = submission.submitted_at
-        else:  # in mode reschedule, each poll has a start of its own
-            first = ti.get_first_reschedule_date(context) if self.reschedule else None
-            since = first.timestamp() if first else started_at
+        started_at = first_poll_at = ti.start_date.timestamp()
+        was_cleared = _was_cleared(ti, self)
+        if self.reschedule and (was_cleared or not submission):  # each poll has a start of its own
+            first = ti.get_first_reschedule_date(context)
+            first_poll_at = first.timestamp() if first else started_at
+        submitted_at = submission.submitted_at if submission else first_poll_at
+        since = first_poll_at if was_cleared else submitted_at
         return PollSchedule(
             generation_id,
-            submitted_at=since,
+            submitted_at=submitted_at,
             end_time=end_of_wait(self.timeout, self.execution_timeout, since=since, started_at=started_at),
             poll_interval=self.poke_interval,
             model=self.model,
@@ -160,3 +170,9 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(f"Skipped instead of failed: {error}") from error
             raise
+
+
+def _was_cleared(ti: Any, task: BaseSensorOperator) -> bool:
+    """Whether a person cleared the task since its first attempt: only Clear allows more retries."""
+    retries = getattr(ti, "task", task).retries or 0
+    return getattr(ti, "max_tries", retries) > retries

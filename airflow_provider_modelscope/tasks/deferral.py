@@ -99,6 +99,18 @@ def _without_signature(url: re.Match[str]) -> str:
     return f"{url[1]}?{'&'.join(kept)}"
 
 
+def can_defer(task: BaseOperator, context: Context, hook: ModelScopeHook) -> bool:
+    """Return whether a deferrable task can wait in the triggerer; if not, log why.
+
+    Not if another task calls its ``execute``: Airflow would resume the other task with the event of this one.
+    The task instance is asked: before Airflow 3.1 ``context["task"]`` is another copy of the task.
+    """
+    if getattr(context["ti"], "task", task) is not task:
+        task.log.info("Waiting on the worker instead of deferring: another task called execute()")
+        return False
+    return hook.can_defer()
+
+
 def min_deferral_seconds() -> float:
     """Return for how long a deferred task must not resume, because Airflow may fail it.
 

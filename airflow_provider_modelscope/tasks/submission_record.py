@@ -30,6 +30,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageUnavailableError,
     ModelScopeError,
     RequestRejectedError,
+    ServiceUnreachableError,
     SubmissionLostError,
     SubmissionRecordError,
     SubmissionUnresolvedError,
@@ -175,8 +176,10 @@ class SubmissionRecord:
                 '. A retry submits again, which may be charged twice; on_lost_response="fail" prevents that'
             )
             raise
-        except ModelScopeError:
-            self._try_to_write(fingerprint, before)
+        except BaseException as error:
+            # Of the service; or, before anything was sent, the end of the task.
+            if isinstance(error, ModelScopeError) or isinstance(error.__cause__, ServiceUnreachableError):
+                self._try_to_write(fingerprint, before)
             raise
 
     def _unresolved(

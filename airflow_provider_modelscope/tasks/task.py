@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from airflow_provider_modelscope.exceptions import InvalidDestinationError
+from airflow_provider_modelscope.exceptions import InvalidDestinationError, ModelScopeError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import LINKS, push_links
 from airflow_provider_modelscope.redaction import preview
@@ -49,6 +49,21 @@ class ModelScopeTask:
         """The hook of the task's connection."""
         return ModelScopeHook(modelscope_conn_id=self.modelscope_conn_id)
 
+    def _refuse_secrets(self, *names: str) -> Callable[[], object]:
+        """Check that parameters contain no secret of the connection, before other checks quote their values.
+
+        Returns the check of the connection itself, to report it with the other errors.
+
+        :raises InvalidRequestError: with the names of those that do.
+        """
+        try:
+            self.hook.refuse_secrets(**{name: getattr(self, name) for name in names})
+        except ModelScopeError:
+            raise
+        except Exception as error:  # of any secrets backend: the connection is missing or cannot be read
+            return partial(_raise, error)
+        return lambda: self.hook.account
+
     def _find_submission(self, generation_id: str, context: Context) -> Submission | None:
         """Return what an upstream submit task recorded, and link to its model."""
         from airflow_provider_modelscope.xcoms import Submission
@@ -75,6 +90,10 @@ class ModelScopeTask:
     def _constant_checks(self) -> list[Callable[[], object]]:
         """Return the checks of constant arguments: without network, filesystem or connection."""
         raise NotImplementedError
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 class StoringTask(ModelScopeTask):

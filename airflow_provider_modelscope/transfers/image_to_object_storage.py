@@ -78,14 +78,11 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 
+        check_connection = self._refuse_secrets("generation_id", "destination", "storage_conn_id")
         generation_id, destination, _ = check_all(
             partial(checked_id, self.generation_id),
             self._parse_destination,
-            lambda: self.hook.refuse_secrets(
-                generation_id=self.generation_id,
-                destination=self.destination,
-                storage_conn_id=self.storage_conn_id,
-            ),
+            check_connection,
         )
         submission = self._find_submission(generation_id, context)
         generation = fetch_finished_generation(self.hook, generation_id)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
+from http.client import HTTPResponse
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_modelscope.exceptions import ServiceUnavailableError, ServiceUnreachableError
+from airflow_provider_modelscope.exceptions import (
+    ModelScopeError,
+    ServiceUnavailableError,
+    ServiceUnreachableError,
+)
 from airflow_provider_modelscope.redaction import redacted
 from airflow_provider_modelscope.transport.egress import new_session, request_options
 
@@ -53,6 +60,9 @@ class _Departure:
 def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpResponse:
     """Send one request over a new connection: a reused one may be dead, which shows only after sending.
 
+    What ends the task meanwhile, such as its ``execution_timeout``, is raised with one of the two errors as
+    its cause. So nothing is sent later than an error.
+
     :param grace: Seconds after the timeout of the request to cut it off.
     :raises ServiceUnreachableError: if nothing was sent.
     :raises ServiceUnavailableError: if the request may have been sent.
@@ -60,15 +70,19 @@ def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpRe
     from urllib3.exceptions import HTTPError
 
     timeout = account.request_timeout + len(call.body or b"") / MIN_SPEED
-    departure = _Departure()
+    exchange = _Exchange(call, account, timeout)
     try:
-        return run_within(timeout + grace, lambda: _exchange(call, account, timeout, departure))
+        return run_within(timeout + grace, exchange.run)
     except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
+        if response := exchange.response_without_end():
+            return response
         reason = redacted(str(error), account.token)  # it may repeat the response
+    except ModelScopeError:
+        raise
+    except BaseException as error:
+        raise error from exchange.give_up(f"interrupted by {type(error).__name__}")
     # Raised here, without its cause, which holds the headers, token included.
-    if departure.give_up():
-        raise ServiceUnavailableError(f"No response from {account.base_url}: {reason}")
-    raise ServiceUnreachableError(f"Cannot reach {account.base_url}: {reason}")
+    raise exchange.give_up(reason)
 
 
 def run_within(seconds: float, work: Callable[[], Result]) -> Result:
@@ -98,29 +112,77 @@ def run_within(seconds: float, work: Callable[[], Result]) -> Result:
         raise TimeoutError(f"timed out after {seconds:g} s") from None
 
 
-def _exchange(call: HttpRequest, account: Account, timeout: float, departure: _Departure) -> HttpResponse:
-    from airflow_provider_modelscope.protocol.messages import MAX_BODY, HttpResponse
+class _Exchange:
+    """One request and its response, which arrives in another thread."""
 
-    body = bytearray()
-    with new_session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, _observing_adapter(departure))
-        with session.request(
-            call.method,
-            call.url,
-            headers=dict(call.headers),
-            data=call.body,
-            timeout=timeout,
-            stream=True,
-            **request_options(call.url, account),
-        ) as response:
-            for chunk in response.iter_content(CHUNK):
-                body += chunk
-                if len(body) >= MAX_BODY:
-                    break
-    return HttpResponse(
-        status_code=response.status_code, headers=response.headers, body=bytes(body[:MAX_BODY])
-    )
+    def __init__(self, call: HttpRequest, account: Account, timeout: float) -> None:
+        self._call = call
+        self._account = account
+        self._timeout = timeout
+        self._departure = _Departure()
+        self._head: tuple[int, Mapping[str, str]] | None = None
+        self._body = bytearray()
+
+    def run(self) -> HttpResponse:
+        """Send the request and return the response."""
+        from airflow_provider_modelscope.protocol.messages import MAX_BODY
+
+        call = self._call
+        with new_session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, _observing_adapter(self._departure))
+            with session.request(
+                call.method,
+                call.url,
+                headers=dict(call.headers),
+                data=call.body,
+                timeout=self._timeout,
+                stream=True,
+                **request_options(call.url, self._account),
+            ) as response:
+                self._head = (response.status_code, response.headers)
+                # Not by iter_content, which loses what has come if the rest of a chunk does not.
+                while part := response.raw.read1(CHUNK, decode_content=True):
+                    self._body += part
+                    if len(self._body) >= MAX_BODY:
+                        break
+        return self._received(response.status_code, response.headers)
+
+    def response_without_end(self) -> HttpResponse | None:
+        """Return the response to a submission if only its end is missing: it may contain an id that is paid.
+
+        An object of JSON is complete even if a length or a proxy says that more should follow.
+        """
+        with suppress(ValueError, RecursionError):
+            if self._head and self._is_submission and isinstance(json.loads(bytes(self._body)), dict):
+                return self._received(*self._head)
+        return None
+
+    def give_up(self, reason: str) -> ServiceUnreachableError | ServiceUnavailableError:
+        """Return whether the request may have been sent, as an error. If not, it never will be."""
+        if self._departure.give_up():
+            return ServiceUnavailableError(f"No response from {self._account.base_url}: {reason}")
+        return ServiceUnreachableError(f"Cannot reach {self._account.base_url}: {reason}")
+
+    @property
+    def _is_submission(self) -> bool:
+        return self._call.method == "POST"
+
+    def _received(self, status_code: int, headers: Mapping[str, str]) -> HttpResponse:
+        from airflow_provider_modelscope.protocol.messages import MAX_BODY, HttpResponse
+
+        return HttpResponse(status_code=status_code, headers=headers, body=bytes(self._body[:MAX_BODY]))
+
+
+class _FinalResponse(HTTPResponse):
+    """The final response: of the informational ones before it, :mod:`http.client` skips status 100 only."""
+
+    def begin(self) -> None:
+        """Read the status and the headers."""
+        super().begin()
+        while 101 < self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment]  # else nothing is read
+            super().begin()
 
 
 def _observing_adapter(departure: _Departure) -> HTTPAdapter:
@@ -129,6 +191,8 @@ def _observing_adapter(departure: _Departure) -> HTTPAdapter:
 
     def observed(pool_class: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
         class Connection(pool_class.ConnectionCls):  # type: ignore[misc, name-defined]
+            response_class = _FinalResponse
+
             def connect(self) -> None:
                 super().connect()
                 departure.connected()

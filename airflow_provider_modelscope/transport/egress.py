@@ -81,15 +81,19 @@ def proxy_for(url: str, account: Account, *, no_socks: str) -> str | None:
     kind = next((kind for kind in (urlsplit(url).scheme, "all") if proxies.get(kind)), None)
     if kind is None:
         return None
-    proxy = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}"
+    proxy = proxies[kind] if re.match("[A-Za-z0-9+.-]+://", proxies[kind]) else f"http://{proxies[kind]}"
     reason = no_socks if proxy.startswith("socks") else ""
     if not reason and is_proxy(proxy, "https?|socks4a?|socks5h?"):
         return proxy
     variable = f"{kind}_proxy" if f"{kind}_proxy" in os.environ else f"{kind}_proxy".upper()
-    problem = f"{without_query(proxy)}: {reason or 'not the URL of a proxy'}"
+    scheme, _, rest = proxy.partition("://")
+    login, _, shown = rest.rpartition("@")  # a password may contain any character, if it is not encoded
+    problem = f"{without_query(f'{scheme}://{shown}')}: {reason or 'not the URL of a proxy'}"
+    encode = ". Percent-encode / ? # in its password" if re.search("[/?#]", login) else ""
     raise InvalidConnectionError(
-        f"Cannot use the proxy of {variable}, {problem}. Set {variable}, or proxy in the connection's extra, "
-        f"to the URL of an HTTP proxy such as http://proxy.example:3128, or add {host} to NO_PROXY"
+        f"Cannot use the proxy of {variable}, {problem}{encode}. Set {variable}, or proxy in the "
+        f"connection's extra, to the URL of an HTTP proxy such as http://proxy.example:3128, or add {host} "
+        "to NO_PROXY"
     )
 
 
@@ -98,6 +102,7 @@ def is_proxy(url: str, schemes: str = "https?") -> bool:
     with suppress(ValueError):  # of an invalid port, or of an unclosed [ of an IPv6 address
         parts = urlsplit(url)
         is_allowed = re.fullmatch(schemes, parts.scheme) and not re.search(r"\s", url)
+        is_allowed = is_allowed and "@" not in parts.path + parts.query + parts.fragment  # a cut login
         return bool(is_allowed) and parts.port != 0 and is_host_name(parts.hostname or "")
     return False
 

@@ -268,13 +268,18 @@ CONNECTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"password": "ms-..."}, "password", "is a placeholder: replace it with an API token from https://"),
     ({"host": "https://modelscope.cn/models/a/b"}, "host", "not ModelScope's website: 'https://modelscope.cn"),
     ({"host": "https://api.openai.com/v1"}, "host", f"{HOST}, not another service, which would"),
+    *[
+        ({"host": host}, "host", f"{HOST}, with '://' after its scheme, not '{host}'")
+        for host in ("https//a.example", "https:/a.example", "HTTP:a.example", "https/a.example/v1")
+    ],
+    ({"password": "hf_abcdefgh", "host": None}, "password", "is another service's token: replace it with an"),
     ({"host": "ftp://a.example"}, "host", f"{HOST}, not 'ftp://a.example'"),
     ({"host": "https://"}, "host", f"{HOST}, not 'https://'"),
     ({"host": "a b.example"}, "host", f"{HOST}, not 'https://a b.example'"),
     ({"host": "a..example"}, "host", f"{HOST}, not 'https://a..example'"),
     ({"host": "x" * 64}, "host", f"{HOST}, not 'https://xxx"),
     ({"host": "https://a.exa\nmple"}, "host", "must not contain spaces or control characters"),
-    ({"host": "https:\\\\a.example"}, "host", "is not a URL"),
+    ({"host": "https:\\\\a.example"}, "host", "with '://' after its scheme, not 'https:"),
     ({"host": f"me:{TOKEN}@a.example"}, "host", "without user, query or fragment"),
     ({"host": f"https://a.example?token={TOKEN}"}, "host", "without user, query or fragment"),
     ({"host": "https://a.example/v1/images"}, "host", f"{HOST}, without the endpoint '/v1/images'"),

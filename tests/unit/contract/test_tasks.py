@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_modelscope.exceptions import InvalidRequestError
-from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
-from tests.unit.builders import REQUEST, Context, one_step, run, sensor, submitter, transfer
-from tests.unit.conftest import TaskInstance
+from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeFinalError
+from airflow_provider_modelscope.operators.image_generation import (
+    REQUEST_PARAMETERS,
+    ModelScopeSubmitImageGenerationOperator,
+)
+from tests.unit.builders import REQUEST, Context, one_step, rendered, run, sensor, submitter, transfer
+from tests.unit.conftest import TOKEN, TaskInstance, connect
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -22,6 +25,48 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 def test_multiple_outputs_is_refused_at_construction(make: Any) -> None:
     with pytest.raises(InvalidRequestError, match="multiple_outputs = True: must be False"):
         make(multiple_outputs=True)
+
+
+# What templates can render: each parameter of a kind of task to a value that a check would quote.
+SECRETS = [
+    *((make, name) for make in (submitter, one_step) for name in (*REQUEST_PARAMETERS, "storage_conn_id")),
+    (one_step, "destination"),
+    (one_step, "preflight"),
+    (sensor, "generation_id"),
+    (transfer, "generation_id"),
+    (transfer, "destination"),
+    (transfer, "storage_conn_id"),
+]
+
+
+@pytest.mark.parametrize(("make", "name"), SECRETS)
+@pytest.mark.parametrize("host", [None, "ftp://a.example"], ids=["valid", "invalid connection"])
+def test_no_error_quotes_a_rendered_token(
+    make: Any,
+    name: str,
+    host: str | None,
+    emulator: Emulator,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect(monkeypatch, host or emulator.base_url)
+    for value in (TOKEN, [TOKEN], {TOKEN: TOKEN}, f"  {TOKEN}\0", f"s3://{TOKEN}"):
+        with pytest.raises(InvalidRequestError, match=f"{name}: must not contain the token") as raised:
+            rendered(make(), **{name: value}).execute(context)
+        assert TOKEN not in str(raised.value)
+    assert not emulator.requests
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(submitter, "size"), (one_step, "size"), (sensor, "generation_id"), (transfer, "destination")],
+)
+def test_an_invalid_connection_is_reported_with_other_errors(
+    make: Any, name: str, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, "ftp://a.example")
+    with pytest.raises(ModelScopeFinalError, match=f"{name} = .*host must be a URL"):
+        rendered(make(), **{name: ""} if name == "generation_id" else {name: "x"}).execute(context)
 
 
 def test_a_subclass_that_returns_a_mapping_may_split_it() -> None:

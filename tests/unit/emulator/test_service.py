@@ -443,6 +443,14 @@ def test_a_submission_can_return_its_images_at_once() -> None:
         assert emulator.accepted == 1
 
 
+def test_the_end_of_a_response_can_be_missing(emulator: Emulator) -> None:
+    emulator.fail("submit:no-end")
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        submit(emulator)
+    assert emulator.accepted == 1
+    assert "task_id" in json.loads(emulator.requests[-1].response_body)
+
+
 def test_both_error_envelopes_occur(emulator: Emulator) -> None:
     for status, envelope in (
         (400, "errors"),
@@ -652,7 +660,7 @@ def test_every_named_fault_is_tested_in_this_file() -> None:
     tested = {where: {what for what in names if not what.isdigit()} for where, names in FAULTS.items()}
     assert tested == {
         "submit": {what for what, _, _ in SUBMIT_FAULTS if not what.isdigit()}
-        | {"lost", "reset", "html", "no-id", "nested-id", "images"},
+        | {"lost", "reset", "html", "no-id", "nested-id", "images", "no-end"},
         "poll": {what for what, _, _ in (*POLL_FAILURES, *ENDS)}
         | {"stall", "other-words", "partial", "not-found", "no-images", "empty", "reset", "html"}
         | set(POLL_ERRORS),

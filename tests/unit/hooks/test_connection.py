@@ -89,6 +89,12 @@ def test_a_token_alone_is_enough() -> None:
         f" BEARER  {TOKEN}\n",
         f"Bearer\n{TOKEN}",
         f"{TOKEN}\u00a0",
+        f"Bearer: {TOKEN}",
+        f"bearer:{TOKEN}",
+        f"Token {TOKEN}",
+        f"token: {TOKEN}",
+        f"Authorization: Bearer {TOKEN}",
+        f"authorization:{TOKEN}",
     ],
     ids=ascii,
 )
@@ -118,7 +124,7 @@ def test_a_missing_token_is_an_error_with_the_url_of_tokens(password: str | None
         f"<{TOKEN}>",
         f"MODELSCOPE_API_TOKEN={TOKEN}",
         f"export TOKEN='{TOKEN}'",
-        f"Authorization: Bearer {TOKEN}",
+        f"X-Token: {TOKEN}",
         f"{TOKEN},{TOKEN}",
         "${MODELSCOPE_API_TOKEN}",
         "{{ var.value.token }}",
@@ -148,6 +154,19 @@ def test_an_invalid_token_is_an_error_that_does_not_show_it(password: str) -> No
         "ms-",
         "token",
         "insert-token-here",
+        "ms-your-token",
+        "ms-your-token-here",
+        "ms-YOUR_API_KEY",
+        "ms-yourtoken",
+        "YOURTOKEN",
+        "ms-token-goes-here",
+        "changeme",
+        "change-me",
+        "placeholder",
+        "ms-placeholder",
+        "ms-my-secret-token",
+        "ms-00000000-0000-0000-0000-000000000000",
+        "Token",
     ],
 )
 def test_a_placeholder_is_an_error_with_the_url_of_tokens(password: str) -> None:
@@ -158,10 +177,19 @@ def test_a_placeholder_is_an_error_with_the_url_of_tokens(password: str) -> None
 
 
 @pytest.mark.parametrize(
-    "token", ["ms_oauth.eyJ0-A_b.c~d/e+f==", "ms-token-1", "tokens", "sk-or-v1-0123", "ms-yours", "any-token"]
+    "token", ["ms_oauth.eyJ0-A_b.c~d/e+f==", "ms-token-1", "tokens", "ms-yours", "any-token", "ms-keyboard"]
 )
 def test_a_token_may_be_of_any_bearer_scheme(token: str) -> None:
     assert account(password=token).token == token
+
+
+@pytest.mark.parametrize("token", ["sk-or-v1-0123", "hf_abcdefghijk", "r8_abc", "ghp_abc", "AIzaSyA"])
+def test_another_services_token_is_for_a_gateway_only(token: str) -> None:
+    assert problem(password=f"Bearer {token}") == (
+        "password is another service's token: replace it with an API token from "
+        "https://modelscope.cn/my/myaccesstoken."
+    )
+    assert account(password=token, host="https://gateway.example").token == token
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 import socket
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 import requests
@@ -73,6 +74,16 @@ def with_extra(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, extra: dict[
     return ModelScopeHook("headers")
 
 
+ODD_TOKEN = "ms_oauth.abc-def/123+456~7=="  # all characters that tokens may have
+
+
+@pytest.fixture
+def odd_hook(monkeypatch: pytest.MonkeyPatch) -> ModelScopeHook:
+    connection = {"conn_type": "modelscope", "password": ODD_TOKEN}
+    monkeypatch.setenv("AIRFLOW_CONN_ODD", json.dumps(connection))
+    return ModelScopeHook("odd")
+
+
 class TestSubmission:
     def test_the_request_is_sent_as_it_is(self, emulator: Emulator, hook: ModelScopeHook) -> None:
         generation_id = hook.submit_generation(REQUEST)
@@ -132,6 +143,29 @@ class TestSubmission:
         assert not emulator.requests
         assert hook.submit_generation(replace(REQUEST, prompt="basic photographs, ac2VjcmV0b"))
 
+    @pytest.mark.parametrize("before", ["", ":", "user:", "oauth2:"])
+    @pytest.mark.parametrize("after", ["", ":", "@host"])
+    @pytest.mark.parametrize("encode", [b64encode, urlsafe_b64encode])
+    def test_the_token_in_base64_is_a_secret(
+        self, before: str, after: str, encode: Any, odd_hook: ModelScopeHook
+    ) -> None:
+        encoded = encode(f"{before}{ODD_TOKEN}{after}".encode()).decode()
+        with pytest.raises(InvalidRequestError, match="prompt: must not contain"):
+            odd_hook.refuse_secrets(prompt=f"Basic {encoded}")
+
+    @pytest.mark.parametrize(
+        "written", [ODD_TOKEN, quote(ODD_TOKEN), quote(ODD_TOKEN, safe=""), quote(ODD_TOKEN, safe="").lower()]
+    )
+    def test_the_token_in_a_uri_is_a_secret(self, written: str, odd_hook: ModelScopeHook) -> None:
+        odd_hook.refuse_secrets(prompt=written[:-1])
+        with pytest.raises(InvalidRequestError, match="prompt: must not contain"):
+            odd_hook.refuse_secrets(prompt=f"modelscope://:{written}@api.example")
+
+    def test_secrets_are_known_of_an_invalid_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        connect(monkeypatch, "ftp://a.example", verify="no such file")
+        with pytest.raises(InvalidRequestError, match="prompt: must not contain"):
+            ModelScopeHook().refuse_secrets(prompt=TOKEN)
+
     @pytest.mark.parametrize(
         ("extra", "prompt"),
         [
@@ -167,7 +201,9 @@ class TestSubmission:
         assert TOKEN not in str(raised.value)
         assert not emulator.requests
 
-    def test_a_submission_that_times_out_may_have_been_accepted(self, hook: ModelScopeHook) -> None:
+    def test_a_submission_that_times_out_may_have_been_accepted(
+        self, hook: ModelScopeHook, emulator: Emulator
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as mute:
             base_url = f"http://127.0.0.1:{mute.getsockname()[1]}"
             hook.account = Account(token=TOKEN, base_url=base_url, request_timeout=0.05)

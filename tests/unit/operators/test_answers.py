@@ -57,6 +57,7 @@ ANSWERS: list[tuple[str, int, int, int, type[ModelScopeError] | None, str]] = [
     # accepted in another shape
     ("submit:nested-id", 1, 1, 1, None, ""),
     ("submit:images", 1, 1, 1, None, ""),
+    ("submit:no-end", 1, 1, 1, None, ""),
     ("poll:other-words", 1, 1, 1, None, ""),
     ("poll:busy:3", 1, 1, 1, None, ""),
     # an odd answer to a poll is no verdict

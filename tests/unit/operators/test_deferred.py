@@ -154,14 +154,6 @@ class TestSubclass:
             resume(submitter(deferrable=True, image_url=old.replace("1", "2")), deferral, context)
         assert emulator.accepted == 0
 
-    def test_a_task_that_calls_an_operator_is_not_deferred(
-        self, emulator: Emulator, context: Context, tmp_path: Path
-    ) -> None:
-        context["task"] = object()
-        for fault in ("submit:queue-full", "poll:no-images"):
-            emulator.fail(fault)
-        assert one_step(tmp_path, deferrable=True, defer_after=0, poll_interval=1).execute(context)
-
 
 class TestStaleEvent:
     """Airflow 3.0 resumes a retry with the event of the attempt that deferred."""

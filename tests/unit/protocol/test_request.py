@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
+from jinja2.nativetypes import NativeEnvironment
 
 from airflow_provider_modelscope.compat import AirflowFailException
 from airflow_provider_modelscope.exceptions import InvalidRequestError
@@ -28,6 +29,8 @@ EXTRA = "must be a mapping of names to JSON values"
 NOT_JSON = ": in a template, end it with '| tojson'"
 TOO_LONG = "must be shorter than 2000 characters, not 2000"
 
+NATIVE = "If a template rendered it, the Dag sets render_template_as_native_obj=True: end the template with"
+
 BAD: list[tuple[str, Any, str]] = [
     ("model", None, "must be text, not NoneType"),
     ("model", 5, "must be text, not int"),
@@ -38,18 +41,18 @@ BAD: list[tuple[str, Any, str]] = [
     ("prompt", "None", "must describe the image"),
     ("prompt", "null", "must describe the image"),
     ("model", f"a/{HALF}", "without lone surrogates"),
-    ("prompt", None, "must be text, not NoneType"),
-    ("prompt", True, "must be text, not bool"),
-    ("prompt", ["a cat"], "must be text, not list. If a template rendered it, the Dag sets"),
-    ("prompt", ("a cat", "a dog"), "must be text, not tuple. If a template rendered it, the Dag sets"),
-    ("prompt", b"a cat", "must be text, not bytes"),
+    *[
+        (name, native, f"must be text, not {type(native).__name__}. {NATIVE}")
+        for name in ("prompt", "negative_prompt")
+        for native in (True, 3.1, float("inf"), 1j, b"a cat", ["a cat"], ("a cat", "a dog"), {"a": "cat"})
+    ],
+    ("prompt", None, f"must be text, not NoneType. {NATIVE}"),
     ("prompt", "", "must describe the image, in 1 to 1999 characters"),
     ("prompt", " \n\t", "must describe the image, in 1 to 1999 characters"),
     ("prompt", "x" * 2000, TOO_LONG),
     ("prompt", "猫" * 2000, TOO_LONG),
     ("prompt", "😀" * 2000, TOO_LONG),
     ("prompt", HALF, "without lone surrogates"),
-    ("negative_prompt", True, "must be text, not bool"),
     ("negative_prompt", [], "must be text, not list"),
     ("negative_prompt", "x" * 2000, TOO_LONG),
     ("negative_prompt", f"fog {HALF}", "without lone surrogates"),
@@ -124,7 +127,7 @@ BAD: list[tuple[str, Any, str]] = [
 GOOD: list[tuple[str, Any, Any]] = [
     ("model", " Qwen/Qwen-Image\n", "Qwen/Qwen-Image"),
     ("model", "模型", "模型"),
-    *[(name, number, str(number)) for name in ("prompt", "negative_prompt") for number in (0, 1984, -1.5)],
+    *[(name, number, str(number)) for name in ("prompt", "negative_prompt") for number in (0, 1984, -15)],
     *[(name, "x" * 1999, "x" * 1999) for name in ("prompt", "negative_prompt")],
     *[(name, "猫" * 1999, "猫" * 1999) for name in ("prompt", "negative_prompt")],
     *[(name, "😀" * 1999, "😀" * 1999) for name in ("prompt", "negative_prompt")],
@@ -470,3 +473,28 @@ def test_check_parameters_compares_size_and_model_if_given() -> None:
     assert check_parameters({}) == check_parameters({"size": "64x1025"}) == []
     assert check_parameters({"model": "some/flux", "size": None}) == []
     assert len(check_parameters({"size": "64x1025", "model": "some/flux"})) == 1
+
+
+class TestNativeRendering:
+    """A Dag with ``render_template_as_native_obj=True`` makes Python values of texts."""
+
+    @staticmethod
+    def rendered(template: str, prompt: str) -> Any:
+        return NativeEnvironment().from_string(template).render(prompt=prompt)  # as Airflow does
+
+    @pytest.mark.parametrize("prompt", ["1984", "a cat", "007", "-5"])
+    def test_an_integer_is_sent_as_text(self, prompt: str) -> None:
+        request = GenerationRequest(model="a/b", prompt=self.rendered("{{ prompt }}", prompt))
+        assert request.prompt == prompt
+
+    @pytest.mark.parametrize("prompt", ["3.10", "1e3", "True", "[1, 2]", "1, 2", "{'a': 1}"])
+    def test_a_text_that_is_lost_is_refused(self, prompt: str) -> None:
+        with pytest.raises(InvalidRequestError, match="render_template_as_native_obj"):
+            GenerationRequest(model="a/b", prompt=self.rendered("{{ prompt }}", prompt))
+
+    @pytest.mark.parametrize(
+        "prompt", ["3.10", "1_000", "0x10", "True", "1, 2", "'😀'\n" + 'a long "line" ' * 20]
+    )
+    def test_the_filter_that_the_error_names_keeps_the_text(self, prompt: str) -> None:
+        request = GenerationRequest(model="a/b", prompt=self.rendered("{{ prompt | pprint }}", prompt))
+        assert request.prompt == prompt

@@ -122,6 +122,42 @@ class TestTimeout:
         late = below_a_submit_task(context, age=1000, timeout=90, deferrable=deferrable)
         assert run(late, context) == late.generation_id
 
+    @WAYS
+    def test_it_counts_from_the_start_after_a_clear(
+        self, emulator: Emulator, context: Context, deferrable: bool
+    ) -> None:
+        emulator.fail("poll:no-images")  # not finished at the first poll
+        context["ti"].max_tries = 3  # Airflow allows as many retries again
+        late = below_a_submit_task(
+            context, age=1000, timeout=90, retries=2, poke_interval=1, deferrable=deferrable
+        )
+        assert run(late, context) == late.generation_id
+
+    @WAYS
+    def test_a_retry_keeps_the_deadline_of_the_submission(
+        self, emulator: Emulator, context: Context, deferrable: bool
+    ) -> None:
+        emulator.fail("poll:stall")
+        context["ti"].max_tries, context["ti"].try_number = 2, 2
+        late = below_a_submit_task(context, age=1000, timeout=90, retries=2, deferrable=deferrable)
+        with pytest.raises(AirflowSensorTimeout, match="PROCESSING at its deadline"):
+            run(late, context)
+
+    def test_after_a_clear_it_ends_as_well(self, emulator: Emulator, context: Context) -> None:
+        emulator.fail("poll:stall")
+        overdue(context)["ti"].max_tries = 1
+        late = below_a_submit_task(context, age=5000, timeout=90)
+        with pytest.raises(AirflowSensorTimeout, match="PROCESSING at its deadline"):
+            late.execute(context)
+
+    def test_the_retries_of_a_task_that_calls_it_are_no_clear(
+        self, emulator: Emulator, context: Context
+    ) -> None:
+        emulator.fail("poll:stall")
+        context["ti"].task, context["ti"].max_tries = submitter(retries=2), 2
+        with pytest.raises(AirflowSensorTimeout, match="PROCESSING at its deadline"):
+            below_a_submit_task(context, age=100, timeout=90).execute(context)
+
     def test_in_mode_reschedule_it_gives_up_at_its_deadline(
         self, emulator: Emulator, rescheduled: Context
     ) -> None:
@@ -175,6 +211,21 @@ class TestModeReschedule:
         waiting = sensor(submitter().execute(rescheduled), mode="reschedule", timeout=90)
         with pytest.raises(AirflowSensorTimeout, match="PROCESSING at its deadline"):
             waiting.poke(rescheduled)
+
+    @pytest.mark.parametrize("seconds", [None, 30, 100])
+    def test_after_a_clear_its_timeout_counts_from_the_first_poll(
+        self, emulator: Emulator, rescheduled: Context, seconds: float | None
+    ) -> None:
+        emulator.fail("poll:stall:always")
+        first = None if seconds is None else datetime.now(UTC) - timedelta(seconds=seconds)
+        rescheduled["ti"].get_first_reschedule_date = lambda context: first
+        rescheduled["ti"].max_tries = 1
+        waiting = below_a_submit_task(rescheduled, age=1000, timeout=90, mode="reschedule")
+        if seconds == 100:
+            with pytest.raises(AirflowSensorTimeout, match="PROCESSING at its deadline"):
+                waiting.poke(rescheduled)
+        else:
+            assert waiting.poke(rescheduled) is False
 
     @pytest.mark.parametrize("soft_fail", [False, True])
     def test_it_frees_its_worker_between_polls(

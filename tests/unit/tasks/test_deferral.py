@@ -53,6 +53,35 @@ def test_the_trigger_gets_the_model_and_size_of_the_request(
     assert (kwargs["model"], kwargs["size"]) == (REQUEST["model"], REQUEST["size"])
 
 
+class TestCalledByAnotherTask:
+    """Airflow would resume the other task, with the event and the parameters of the one that deferred."""
+
+    @pytest.mark.parametrize("other", [object(), one_step()], ids=["any task", "one of ours"])
+    def test_an_operator_waits_on_the_worker(
+        self, emulator: Emulator, context: Context, tmp_path: Path, other: Any
+    ) -> None:
+        context["ti"].task = other
+        for prompt in ("one", "two"):
+            for fault in ("submit:queue-full", "poll:no-images"):
+                emulator.fail(fault)
+            task = one_step(tmp_path, prompt=prompt, deferrable=True, defer_after=0, poll_interval=1)
+            assert task.execute(context)
+        assert emulator.accepted == 2
+
+    def test_a_sensor_waits_on_the_worker(self, emulator: Emulator, context: Context) -> None:
+        generation_id = submitter().execute(context)
+        context["ti"].task = object()
+        emulator.fail("poll:no-images")
+        task = sensor(generation_id, deferrable=True, defer_after=0, poke_interval=1)
+        assert task.execute(context) == generation_id
+
+    def test_the_task_itself_defers(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
+        emulator.fail("poll:no-images")
+        context["ti"].task = task = one_step(tmp_path, deferrable=True, defer_after=0)
+        context["task"] = one_step(tmp_path)  # as on Airflow 3.0, a copy
+        assert deferred(task, context)
+
+
 @pytest.mark.parametrize(("start_seconds", "seconds"), [(0, 6), (3, 6), (15, 10), (60, 40)])
 def test_a_worker_that_started_slowly_retries_for_longer(start_seconds: float, seconds: float) -> None:
     assert early_slot_retry(start_seconds) == seconds

@@ -23,6 +23,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
     ModelScopeFinalError,
+    ServiceUnreachableError,
     SubmissionLostError,
     SubmissionRecordError,
     SubmissionUnresolvedError,
@@ -459,6 +460,15 @@ class TestRecord:
         assert one_step(tmp_path).execute(store.attempt())
         assert "A retry would submit generation" in caplog.text
 
+    @pytest.mark.parametrize(("cause", "is_kept"), [(ServiceUnreachableError, False), (None, True)])
+    def test_an_end_of_the_task_before_anything_was_sent_leaves_none(
+        self, emulator: Emulator, store: Store, cause: type[ModelScopeError] | None, is_kept: bool
+    ) -> None:
+        record = SubmissionRecord(store.attempt())
+        with pytest.raises(KeyboardInterrupt), record.sending("a"):
+            raise KeyboardInterrupt from cause and cause("No connection")
+        assert bool(store.entries) is is_kept
+
     def test_a_failed_write_of_a_paid_generation_is_repeated(
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:
@@ -879,7 +889,10 @@ class TestLostResponse:
     ) -> None:
         import requests
 
-        def killed(*_: Any, **__: Any) -> None:
+        send = requests.Session.request
+
+        def killed(*args: Any, **kwargs: Any) -> None:
+            send(*args, **kwargs)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:

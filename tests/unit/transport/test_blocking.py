@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import signal
 import socket
 import ssl
 import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from airflow.sdk import Connection
 from packaging.version import Version
 
 from airflow_provider_modelscope.emulator import Emulator
@@ -49,6 +51,7 @@ Call = Callable[[str], Generation | ModelScopeError]
 
 def hook_of(account: Account) -> ModelScopeHook:
     hook = ModelScopeHook()
+    hook._connection = Connection(conn_id="modelscope_default", password=account.token)
     hook.account = account
     return hook
 
@@ -390,6 +393,112 @@ def test_a_connection_that_comes_too_late_sends_nothing(certificate: Path) -> No
             send(submission_request(account, REQUEST), account, grace=0.1 - account.request_timeout)
         given_up.set()
     assert received == [b""]
+
+
+class TaskTimeout(BaseException):
+    """As Airflow's, no :class:`Exception`."""
+
+
+class TestInterruption:
+    """What ends a task is raised in its main thread: its ``execution_timeout``, or a signal."""
+
+    @pytest.fixture(autouse=True)
+    def interruptible(self) -> Iterator[None]:
+        def interrupt(*_: object) -> None:
+            raise TaskTimeout("the task took too long")
+
+        previous = signal.signal(signal.SIGUSR1, interrupt)
+        yield
+        signal.signal(signal.SIGUSR1, previous)
+
+    @staticmethod
+    def interrupt() -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    def test_nothing_is_sent_after_one_while_connecting(self, certificate: Path) -> None:
+        interrupted, ended = threading.Event(), threading.Event()
+        received = []
+
+        def reply(connection: socket.socket) -> None:
+            self.interrupt()
+            interrupted.wait(5)
+            with server_context(certificate).wrap_socket(connection, server_side=True) as stream:
+                received.append(stream.recv(65536))
+            ended.set()
+
+        with RawServer(reply, reads_request=False) as server:
+            account = Account(token=TOKEN, base_url=f"https://{server.host}", verify=str(certificate))
+            with pytest.raises(TaskTimeout) as raised:
+                send(submission_request(account, REQUEST), account)
+            interrupted.set()
+            assert ended.wait(5)
+        assert isinstance(raised.value.__cause__, ServiceUnreachableError)
+        assert received == [b""]
+
+    def test_one_after_sending_may_have_been_charged(self) -> None:
+        def reply(connection: socket.socket) -> None:
+            self.interrupt()
+            server.closing.wait(5)
+
+        with RawServer(reply) as server:
+            account = account_at(server.host)
+            with pytest.raises(TaskTimeout) as raised:
+                send(submission_request(account, REQUEST), account)
+        assert type(raised.value.__cause__) is ServiceUnavailableError
+
+
+ACCEPTED = json.dumps({"task_id": "4003503"}).encode()
+
+
+WITHOUT_END: dict[str, bytes] = {
+    "a length beyond the body": http(ACCEPTED, length(len(ACCEPTED) + 4)),
+    "a chunk without an end": http(b"%x\r\n%s" % (len(ACCEPTED), ACCEPTED), CHUNKED),
+    "chunks without an end": http(b"%x\r\n%s\r\n" % (len(ACCEPTED), ACCEPTED), CHUNKED),
+    "a chunk's size beyond the body": http(b"ff\r\n" + ACCEPTED, CHUNKED),
+    "a chunk's size in words": http(b"%x\r\n%s\r\nbig\r\n" % (len(ACCEPTED), ACCEPTED), CHUNKED),
+    "half a gzip": http(
+        gzip.compress(ACCEPTED)[:-4], b"Content-Encoding: gzip", length(len(gzip.compress(ACCEPTED)))
+    ),
+}
+
+
+class TestSubmissionResponseWithoutItsEnd:
+    @pytest.mark.parametrize("response", WITHOUT_END.values(), ids=WITHOUT_END)
+    def test_a_complete_id_in_it_counts(self, response: bytes) -> None:
+        with RawServer(response) as server:
+            assert submit(server.host) == "4003503"
+        assert len(server.heads) == 1
+
+    def test_a_complete_id_counts_if_the_rest_never_comes(self) -> None:
+        def reply(connection: socket.socket) -> None:
+            connection.sendall(http(ACCEPTED, length(len(ACCEPTED) + 4)))
+            server.closing.wait(5)
+
+        with RawServer(reply) as server:
+            account = account_at(server.host, request_timeout=0.3)
+            for grace in (0.0, 1.0):  # the request is cut off, or its last read
+                response = send(submission_request(account, REQUEST), account, grace=grace)
+                assert response.body == ACCEPTED
+
+    @pytest.mark.parametrize("cut", [1, 2, 10])
+    def test_half_a_response_may_have_been_charged(self, cut: int) -> None:
+        with RawServer(http(ACCEPTED[:-cut], length(len(ACCEPTED)))) as server:
+            assert type(submission_error(server.host)) is SubmissionLostError
+
+    def test_a_poll_without_its_end_is_retried(self) -> None:
+        with RawServer(http(DONE, length(len(DONE) + 4))) as server:
+            assert type(poll_from_a_worker(server.host)) is ServiceUnavailableError
+
+
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
+def test_informational_responses_are_skipped(status: str) -> None:
+    informational = http(b"", "Link: <https://a.example/>", status=status) * 2
+    for call, response in ((submit, ACCEPTED), *((poll, DONE) for poll in POLLS)):
+        with RawServer(informational + http(response, length(len(response)))) as server:
+            result = call(server.host)
+        assert result == "4003503" or isinstance(result, Generation)
 
 
 def test_nothing_was_sent_to_an_untrusted_certificate(certificate: Path) -> None:

@@ -91,6 +91,24 @@ class TestProxies:
             ({"https_proxy": "socks4a://p:1"}, "https_proxy, socks4a://p:1: no SOCKS"),
             ({"HTTPS_PROXY": "ftp://p:1"}, "HTTPS_PROXY, ftp://p:1: not the URL of a proxy"),
             ({"https_proxy": "http://p:0"}, "https_proxy, http://p:0: not the URL of a proxy"),
+            *(
+                (
+                    {"https_proxy": f"{scheme}me:{password}@p:1"},
+                    "https_proxy, http://p:1: not the URL of a proxy. Percent-encode / ? # in its password.",
+                )
+                for scheme in ("http://", "")
+                for password in (
+                    "se/secret",
+                    "se?secret",
+                    "se#secret",
+                    "12/secret",
+                    "secret://a",
+                    "se@/secret",
+                    "/secret",
+                )
+            ),
+            ({"https_proxy": "socks5://me:se@secret@p:1"}, "https_proxy, socks5://p:1: no SOCKS"),
+            ({"https_proxy": "ftp://me:a@p:1/?secret"}, "https_proxy, ftp://p:1/: not the URL of a proxy"),
         ],
         ids=str,
     )
