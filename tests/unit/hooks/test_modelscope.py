@@ -161,6 +161,14 @@ class TestSubmission:
         with pytest.raises(InvalidRequestError, match="prompt: must not contain"):
             odd_hook.refuse_secrets(prompt=f"modelscope://:{written}@api.example")
 
+    def test_a_value_of_any_kind_is_searched(self, odd_hook: ModelScopeHook) -> None:
+        endless: list[Any] = [10**5000, b"bytes", None]  # the number is too long for text
+        endless.append(endless)
+        odd_hook.refuse_secrets(loras=endless)
+        endless.append({"a": (ODD_TOKEN,)})
+        with pytest.raises(InvalidRequestError, match="loras: must not contain"):
+            odd_hook.refuse_secrets(loras=endless)
+
     def test_secrets_are_known_of_an_invalid_connection(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "ftp://a.example", verify="no such file")
         with pytest.raises(InvalidRequestError, match="prompt: must not contain"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.tasks.deferral import early_slot_retry
@@ -56,7 +57,9 @@ def test_the_trigger_gets_the_model_and_size_of_the_request(
 class TestCalledByAnotherTask:
     """Airflow would resume the other task, with the event and the parameters of the one that deferred."""
 
-    @pytest.mark.parametrize("other", [object(), one_step()], ids=["any task", "one of ours"])
+    @pytest.mark.parametrize(
+        "other", [BaseOperator(task_id="other"), one_step()], ids=["any task", "one of ours"]
+    )
     def test_an_operator_waits_on_the_worker(
         self, emulator: Emulator, context: Context, tmp_path: Path, other: Any
     ) -> None:
@@ -70,7 +73,7 @@ class TestCalledByAnotherTask:
 
     def test_a_sensor_waits_on_the_worker(self, emulator: Emulator, context: Context) -> None:
         generation_id = submitter().execute(context)
-        context["ti"].task = object()
+        context["ti"].task = submitter()
         emulator.fail("poll:no-images")
         task = sensor(generation_id, deferrable=True, defer_after=0, poke_interval=1)
         assert task.execute(context) == generation_id
