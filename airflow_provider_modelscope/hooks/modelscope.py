@@ -241,8 +241,9 @@ class ModelScopeHook(BaseHook):
         :raises ImageStorageError: if the temporary folder has no room for the image.
         :raises ImageError: if the image cannot be downloaded completely.
         """
-        from airflow_provider_modelscope.transport.download import download
+        from airflow_provider_modelscope.transport.download import download, time_limit
 
+        last_attempt = time.monotonic() + time_limit(self.account)
         attempts = 0
         while True:
             try:
@@ -251,7 +252,7 @@ class ModelScopeHook(BaseHook):
                 raise
             except ImageError as error:
                 attempts += 1
-                if attempts == DOWNLOAD_ATTEMPTS:
+                if attempts == DOWNLOAD_ATTEMPTS or time.monotonic() > last_attempt:
                     raise
                 self._wait_to_retry(error, RETRY_DELAY * 2 ** (attempts - 1))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,7 +63,7 @@ def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpRe
     timeout = account.request_timeout + len(call.body or b"") / MIN_SPEED
     departure = _Departure()
     try:
-        return run_within(timeout + grace, lambda: _exchange(call, account, timeout, departure))
+        return run_within(lambda: timeout + grace, lambda: _exchange(call, account, timeout, departure))
     except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
         reason = redacted(str(error), account.token)  # it may repeat the response
     # Raised here, without its cause, which holds the headers, token included.
@@ -71,16 +72,19 @@ def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpRe
     raise ServiceUnreachableError(f"Cannot reach {account.base_url}: {reason}")
 
 
-def run_within(seconds: float, work: Callable[[], Result]) -> Result:
+def run_within(limit: Callable[[], float], work: Callable[[], Result]) -> Result:
     """Return the result of work that runs in a thread, or give up on it after some seconds.
 
     The timeout of requests limits each single read, so a server that sends one byte at a time would hold the
     task forever. Python cannot stop a thread: after a timeout it runs on, at most until the process ends.
 
+    :param limit: Returns how many seconds the work may take. Called again when they are over: progress of
+        the work may have extended them.
     :raises TimeoutError: if the work takes longer.
     :raises OSError: if the thread cannot be started.
     """
     result: Future[Result] = Future()
+    started = time.monotonic()
 
     def run() -> None:
         try:
@@ -92,10 +96,13 @@ def run_within(seconds: float, work: Callable[[], Result]) -> Result:
         Thread(target=run, name="modelscope-request", daemon=True).start()
     except RuntimeError as error:  # the machine's limit of threads
         raise OSError(str(error)) from error
-    try:
-        return result.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"timed out after {seconds:g} s") from None
+    while not result.done():
+        seconds = limit()
+        remaining = started + seconds - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError(f"timed out after {seconds:g} s")
+        wait([result], remaining)
+    return result.result()
 
 
 def _exchange(call: HttpRequest, account: Account, timeout: float, departure: _Departure) -> HttpResponse:

@@ -30,7 +30,7 @@ from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.protocol.messages import MAX_BODY, status_request, submission_request
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.transport.blocking import send
+from airflow_provider_modelscope.transport.blocking import run_within, send
 from airflow_provider_modelscope.triggers.clients import shared_client
 from tests.support.raw_server import RawServer, http
 from tests.support.tls import HOST, server_context, write_certificate
@@ -264,6 +264,19 @@ def test_a_response_that_drips_is_cut_off(drip: bytes) -> None:
                 send(call, account, grace=0.0)
             assert type(caught.value) is ServiceUnavailableError
         assert type(poll_from_the_triggerer(server.host, 0.2)) is ServiceUnavailableError
+
+
+def test_a_limit_that_has_grown_extends_the_wait() -> None:
+    was_asked_twice = threading.Event()
+    limits = [0.01, 60.0]
+
+    def limit() -> float:
+        if len(limits) == 1:
+            was_asked_twice.set()
+            return limits[0]
+        return limits.pop(0)
+
+    assert run_within(limit, lambda: was_asked_twice.wait(5))
 
 
 def test_nothing_was_sent_to_a_host_name_that_is_too_long() -> None:

@@ -31,7 +31,7 @@ from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.tasks.storing import store_images
-from airflow_provider_modelscope.transport.download import download
+from airflow_provider_modelscope.transport.download import download, time_limit
 from tests.support.disk import full_disk
 from tests.support.raw_server import RawServer, http_with_length
 from tests.unit.conftest import TOKEN, connect
@@ -226,26 +226,46 @@ DRIPS = {
 
 
 class TestDeadline:
-    def test_a_slow_body_is_cut_off_at_the_deadline(self) -> None:
-        with (
-            RawServer(http_with_length(IMAGE)) as host,
-            pytest.raises(ImageError, match=f"too slow, received {len(IMAGE)} bytes before the deadline"),
-        ):
-            download(f"http://127.0.0.1:{host.port}/a.png", LOCAL, deadline=0.0)
+    @pytest.mark.parametrize("max_image_bytes", [1000, 2**40])
+    def test_any_image_may_take_minutes_but_not_hours(self, max_image_bytes: int) -> None:
+        assert time_limit(replace(LOCAL, max_image_bytes=max_image_bytes)) == 305
+
+    @pytest.mark.parametrize("size", [0, 1_000_000, 30_000_000, 64 * 1024**2, 2**40])
+    def test_the_lowest_allowed_speed_is_always_fast_enough(self, size: int) -> None:
+        assert time_limit(LOCAL, size) >= LOCAL.request_timeout + size / 100_000
+
+    def test_bytes_that_come_extend_the_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.transport.download.SECONDS", 0.0)
+        content = image_bytes(400)
+        assert len(content) > 2 * 65536  # read at a time
+
+        def reply(connection: socket.socket) -> None:
+            connection.sendall(http_with_length(content)[:-6])
+            for byte in content[-6:]:  # together longer than one request timeout
+                host.closing.wait(0.2)
+                connection.sendall(bytes([byte]))
+
+        impatient = replace(LOCAL, request_timeout=1)
+        with RawServer(reply) as host, download(f"http://127.0.0.1:{host.port}/a.png", impatient) as image:
+            assert image.content == content
 
     @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
-    def test_a_server_that_drips_is_cut_off(self, drip: bytes) -> None:
+    def test_a_server_that_drips_is_cut_off(self, drip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.transport.download.SECONDS", 0.0)
+
         def reply(connection: socket.socket) -> None:
             for byte in drip:
                 connection.sendall(bytes([byte]))
                 if host.closing.wait(0.05):
                     return
 
-        impatient = replace(LOCAL, request_timeout=0.2, max_image_bytes=1000)
+        hook = ModelScopeHook()
+        hook.account = replace(LOCAL, request_timeout=0.2, max_image_bytes=2**40)
         with RawServer(reply) as host:
             url = f"http://127.0.0.1:{host.port}/a.png"
-            with pytest.raises(ImageError, match="timed out") as raised:
-                download(f"{url}?signature=1", impatient)
+            with pytest.raises(ImageError, match=r"timed out after 0\.2 s. Only 100000 bytes") as raised:
+                hook.download_image(f"{url}?signature=1")
+        assert len(host.heads) == 1  # another attempt would begin too late
         assert str(raised.value).startswith(f"Cannot download {url}: ")
         assert not any("signature=1" in str(error) for error in chained(raised.value))
 
