@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
+    BrokenImageError,
     ImageError,
     ImageGoneError,
     ImageStorageError,
@@ -233,7 +234,7 @@ class ModelScopeHook(BaseHook):
         """Return an output image, complete and decodable. The token is not sent to its host.
 
         The image is a temporary file that is deleted when the image is closed: use it in a ``with``.
-        Retries on errors that may pass, an incomplete image included.
+        Retries on errors that may pass, an incomplete image included, until the same bytes come twice.
 
         :param url: One of a generation's ``output_images``.
         :raises ImageGoneError: if the URL no longer works.
@@ -245,12 +246,18 @@ class ModelScopeHook(BaseHook):
 
         last_attempt = time.monotonic() + time_limit(self.account)
         attempts = 0
+        refused: set[str] = set()
         while True:
             try:
                 return download(url, self.account)
             except (ImageGoneError, ImageStorageError):
                 raise
             except ImageError as error:
+                if isinstance(error, BrokenImageError) and error.sha256:
+                    if error.sha256 in refused:
+                        error.message += ". The host sent the same bytes twice, so they are not fetched again"
+                        raise
+                    refused.add(error.sha256)
                 attempts += 1
                 if attempts == DOWNLOAD_ATTEMPTS or time.monotonic() > last_attempt:
                     raise

@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -268,6 +269,38 @@ class TestDeadline:
         assert len(host.heads) == 1  # another attempt would begin too late
         assert str(raised.value).startswith(f"Cannot download {url}: ")
         assert not any("signature=1" in str(error) for error in chained(raised.value))
+
+
+@pytest.mark.usefixtures("no_pauses")
+class TestAttempts:
+    BROKEN = http_with_length(b"<svg/>", "Content-Type: image/svg+xml")
+
+    def attempts(self, *replies: bytes) -> tuple[ModelScopeHook, RawServer, str]:
+        hook, host = ModelScopeHook(), RawServer(*replies)
+        hook.account = LOCAL
+        return hook, host, f"http://{host.host}/a.png"
+
+    @pytest.mark.parametrize("between", [[], [http_with_length(b"no", status="500 No")]], ids=len)
+    def test_the_same_broken_bytes_are_fetched_twice_at_most(self, between: list[bytes]) -> None:
+        hook, host, url = self.attempts(self.BROKEN, *between, self.BROKEN, http_with_length(IMAGE))
+        with host, pytest.raises(BrokenImageError) as raised:
+            hook.download_image(url)
+        assert len(host.heads) == 2 + len(between)
+        assert "that start with b'<svg/>'. The host sent the same bytes twice" in str(raised.value)
+        assert raised.value.sha256 == sha256(b"<svg/>").hexdigest()
+
+    def test_an_image_that_breaks_differently_is_fetched_again(self) -> None:
+        replies = [http_with_length(IMAGE[:length]) for length in (0, 100, 150, 200)]
+        hook, host, url = self.attempts(*replies, http_with_length(IMAGE))
+        with host, hook.download_image(url) as image:
+            assert image.content == IMAGE
+        assert len(host.heads) == 5
+
+    def test_an_image_whose_rest_is_missing_is_fetched_again(self) -> None:
+        replies = [http_with_length(IMAGE[:100], length=len(IMAGE))] * 4
+        hook, host, url = self.attempts(*replies, http_with_length(IMAGE))
+        with host, hook.download_image(url) as image:
+            assert image.content == IMAGE
 
 
 class TestTemporaryFiles:
