@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from threading import Lock, Thread
+from contextlib import suppress
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_modelscope.exceptions import ServiceUnavailableError, ServiceUnreachableError
@@ -24,6 +27,7 @@ CHUNK = 64 * 1024  # bytes to read at a time
 MIN_SPEED = 100_000  # bytes per second; slower transfers are cut off
 GRACE = 1.0  # seconds; the timeouts of requests come first, as their errors say more
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -103,6 +107,75 @@ def run_within(limit: Callable[[], float], work: Callable[[], Result]) -> Result
             raise TimeoutError(f"timed out after {seconds:g} s")
         wait([result], remaining)
     return result.result()
+
+
+def run_side_by_side(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    at_once: int,
+    stop: Event,
+    discard: Callable[[Result], None],
+) -> list[Result]:
+    """Return the results of work on each item, in the order of the items, or raise the first error at once.
+
+    After an error, and after an exception that a signal raises here, nothing waits for the other threads: as
+    daemons they do not keep the process alive either.
+
+    :param at_once: How many items to work on at the same time, each in a thread.
+    :param stop: Set when the first error is raised. Work that sees it may end early, with any error.
+    :param discard: Called with each result that is not returned.
+    """
+    waiting: SimpleQueue[tuple[int, Item]] = SimpleQueue()
+    for numbered in enumerate(items):
+        waiting.put(numbered)
+    outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+    results: dict[int, Result] = {}
+    lock = Lock()
+
+    def run() -> None:
+        with suppress(Empty):
+            while not stop.is_set():
+                number, item = waiting.get_nowait()
+                try:
+                    result = work(item)
+                except BaseException as error:
+                    outcomes.put(error)
+                    return
+                with lock:
+                    if stop.is_set():
+                        discard(result)
+                    else:
+                        results[number] = result
+                outcomes.put(None)
+
+    try:
+        if not _start_threads(run, min(at_once, len(items))):
+            run()
+        for _ in items:
+            if error := outcomes.get():
+                raise error
+    except BaseException:
+        with lock:
+            stop.set()
+            for result in results.values():
+                discard(result)
+        raise
+    return [results[number] for number in range(len(items))]
+
+
+def _start_threads(run: Callable[[], None], count: int) -> int:
+    """Start threads if there is work for several, and return how many the machine allowed."""
+    if count < 2:
+        return 0
+    for started in range(count):
+        # With the context of this thread, so that log lines say which task they belong to.
+        thread = Thread(target=copy_context().run, args=[run], name="modelscope-worker", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the machine's limit of threads
+            return started
+    return count
 
 
 def _exchange(call: HttpRequest, account: Account, timeout: float, departure: _Departure) -> HttpResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
@@ -46,21 +47,28 @@ def time_limit(account: Account, received: int = 0) -> float:
 
 @dataclass(kw_only=True)
 class _Progress:
-    """How far a download is, and whether it was given up."""
+    """How far a download is, and whether anything still waits for it."""
 
+    stop: Event
     received: int = 0
     is_cut_off: bool = False
 
+    def check(self) -> None:
+        """Raise an error if nothing waits for the image any more."""
+        if self.is_cut_off or self.stop.is_set():
+            raise ImageError("the download was canceled")
 
-def download(url: str, account: Account) -> Image:
+
+def download(url: str, account: Account, *, stop: Event | None = None) -> Image:
     """Return an output image, complete and decodable, in a temporary file that is deleted when it is closed.
 
+    :param stop: When it is set, the download ends with an error as soon as more bytes come.
     :raises ImageGoneError: if the URL no longer works.
     :raises ImageNotAllowedError: if the image is too large, or its host is not allowed.
     :raises ImageStorageError: if the temporary folder has no room for the image.
     :raises ImageError: if the image cannot be downloaded completely.
     """
-    progress = _Progress()
+    progress = _Progress(stop=stop or Event())
     try:
         return run_within(
             lambda: time_limit(account, progress.received), lambda: _download(url, account, progress)
@@ -150,8 +158,7 @@ def _chunks(response: requests.Response, max_bytes: int, progress: _Progress) ->
             progress.received += len(chunk)
             if progress.received > max_bytes:
                 raise ImageNotAllowedError(f"it is {too_large}")
-            if progress.is_cut_off:
-                raise ImageError("the download was cut off")
+            progress.check()
             yield chunk
     except requests.RequestException as error:
         raise ImageError(f"the connection broke: {_without_queries(error)}") from None

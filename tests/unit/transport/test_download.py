@@ -6,6 +6,7 @@ import gzip
 import os
 import socket
 import tempfile
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
@@ -301,6 +302,65 @@ class TestAttempts:
         hook, host, url = self.attempts(*replies, http_with_length(IMAGE))
         with host, hook.download_image(url) as image:
             assert image.content == IMAGE
+
+
+class TestSideBySide:
+    def test_four_images_at_most_are_fetched_at_once(self) -> None:
+        four = threading.Barrier(4, timeout=5)
+        lock = threading.Lock()
+        running = highest = 0
+
+        def reply(connection: socket.socket) -> None:
+            nonlocal running, highest
+            with lock:
+                running += 1
+                highest = max(highest, running)
+            four.wait()  # no response begins before there are four requests
+            with lock:
+                running -= 1
+            connection.sendall(http_with_length(IMAGE))
+
+        hook = ModelScopeHook()
+        hook.account = LOCAL
+        with RawServer(reply) as host:
+            images = hook.download_images([f"http://{host.host}/a.png"] * 12)
+        assert highest == 4
+        for image in images:
+            with image:
+                assert image.content == IMAGE
+
+    def test_an_error_closes_the_images_before_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.hooks.modelscope.DOWNLOADS_AT_ONCE", 1)
+        hook = ModelScopeHook()
+        hook.account = LOCAL
+        gone = http_with_length(b"no", status="404 No")
+        with RawServer(http_with_length(IMAGE), gone) as host:
+            before = open_files()
+            with pytest.raises(ImageGoneError) as raised:
+                hook.download_images([f"http://{host.host}/a.png"] * 2)
+            assert open_files() == before
+        assert raised.value.code == 404
+
+    def test_an_error_ends_the_other_downloads(self, no_pauses: None) -> None:
+        size = 60 * 1024**2
+        was_raised, was_closed = threading.Event(), threading.Event()
+
+        def large(connection: socket.socket) -> None:
+            connection.sendall(http_with_length(bytes(100), length=size))
+            was_raised.wait(5)
+            try:
+                connection.sendall(bytes(size - 100))
+            except OSError:
+                was_closed.set()
+
+        hook = ModelScopeHook()
+        hook.account = LOCAL
+        with RawServer(large, http_with_length(b"no", status="404 No")) as host:
+            with pytest.raises(ImageGoneError):
+                hook.download_images([f"http://{host.host}/a.png"] * 2)
+            was_raised.set()
+            assert was_closed.wait(5)
+            assert len(host.heads) == 2
 
 
 class TestTemporaryFiles:
