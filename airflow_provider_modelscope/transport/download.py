@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from airflow_provider_modelscope.exceptions import (
     ImageError,
@@ -17,7 +17,8 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.redaction import without_query
 from airflow_provider_modelscope.transport.blocking import CHUNK, MIN_SPEED, run_within
 from airflow_provider_modelscope.transport.egress import (
-    checked_url,
+    HTTP_RULE,
+    checked_urls,
     checking_adapter,
     new_session,
     request_options,
@@ -92,7 +93,7 @@ def _download(url: str, account: Account, progress: _Progress) -> Image:
         except (ImageError, ImageNotAllowedError) as error:
             content_type = response.headers.get("Content-Type", "")[:100]
             error.message = (
-                f"Cannot download {without_query(url)} (HTTP {response.status_code}, content type "
+                f"Cannot download {without_query(response.url)} (HTTP {response.status_code}, content type "
                 f"{content_type!r}): {error.message}"
             )
             raise
@@ -105,8 +106,8 @@ def _open(session: requests.Session, url: str, account: Account) -> requests.Res
         session.mount(scheme, adapter)
     first = url
     for _ in range(MAX_REDIRECTS + 1):
-        url = checked_url(url, account)
         response = _get(session, url, account)
+        url = response.url
         if response.ok and not response.is_redirect:
             return response
         response.close()
@@ -127,21 +128,26 @@ def _open(session: requests.Session, url: str, account: Account) -> requests.Res
 
 
 def _get(session: requests.Session, url: str, account: Account) -> requests.Response:
-    """Return the open response of one host."""
+    """Return the open response of one host; over plain http only if https gives no response."""
     from urllib3.exceptions import HTTPError
 
-    try:
-        return session.get(
-            url,
-            headers={"Accept-Encoding": "identity"},
-            timeout=account.request_timeout,
-            stream=True,
-            **request_options(url, account),
-        )
-    except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
-        reason = _without_queries(error)
+    urls = checked_urls(url, account)
+    failures = []
+    for one in urls:
+        try:
+            return session.get(
+                one,
+                headers={"Accept-Encoding": "identity"},
+                timeout=account.request_timeout,
+                stream=True,
+                **request_options(one, account),
+            )
+        except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
+            failures.append(f"{without_query(one)}: {_without_queries(error)}")
+    if urlsplit(url).scheme != urlsplit(urls[-1]).scheme:
+        failures.append(f"The service named {without_query(url)}. {HTTP_RULE}")
     # Raised here, without its cause, which holds the complete URL.
-    raise ImageError(f"Cannot download {without_query(url)}: {reason}")
+    raise ImageError(f"Cannot download {'. '.join(failures)}")
 
 
 def _chunks(response: requests.Response, max_bytes: int, progress: _Progress) -> Iterator[bytes]:

@@ -327,7 +327,7 @@ class TestDownload:
     @pytest.mark.parametrize(
         ("location", "message"),
         [
-            ("http://images.example/a.png", "is not https"),
+            ("http://images.example:81/a.png", "is not https"),
             (URL, "redirects more than 3 times"),
             ("file:///etc/passwd", "is not https"),
         ],
