@@ -254,7 +254,7 @@ class ModelScopeHook(BaseHook):
         from airflow_provider_modelscope.images.image import Image
         from airflow_provider_modelscope.transport.blocking import run_side_by_side
 
-        _ = self.account  # read here: Airflow 3.0 must not be asked from several threads
+        _ = self.account  # read here: Airflow before 3.2 must not be asked from several threads
         stop = Event()
         return run_side_by_side(
             lambda url: self._download(url, stop),

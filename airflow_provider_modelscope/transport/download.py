@@ -77,8 +77,8 @@ def download(url: str, account: Account, *, stop: Event | None = None) -> Image:
     except TimeoutError as error:
         progress.is_cut_off = True
         raise ImageError(
-            f"Cannot download {without_query(url)}: {error}. Only {MIN_SPEED} bytes per second or more may "
-            "take longer. Check the network and the proxy between this worker and the image's host"
+            f"Cannot download {without_query(url)}: {error}. Only a download of at least {MIN_SPEED} bytes "
+            "per second may take longer. Check the network between this worker and the image's host"
         ) from None
     except OSError as error:
         raise ImageError(f"Cannot download {without_query(url)}: {error}") from None

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ import requests
 from requests_mock import Mocker
 
 from airflow_provider_modelscope import __version__
+from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
@@ -338,6 +340,21 @@ class TestDownload:
         service.get(self.URL, status_code=302, headers={"Location": location})
         with pytest.raises((ImageError, ImageNotAllowedError), match=message):
             hook.download_image(self.URL)
+
+    def test_only_the_callers_thread_reads_the_connection(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read(connection_id: str) -> Any:
+            readers.append(threading.current_thread())
+            return real(connection_id)
+
+        readers: list[threading.Thread] = []
+        real = BaseHook.get_connection
+        [url] = ModelScopeHook().get_generation(ModelScopeHook().submit_generation(REQUEST)).output_images
+        monkeypatch.setattr(BaseHook, "get_connection", staticmethod(read))
+        for image in ModelScopeHook().download_images([url] * 4):
+            image.close()
+        assert readers == [threading.current_thread()]
 
 
 class TestPauses:

@@ -265,7 +265,7 @@ class TestDeadline:
         hook.account = replace(LOCAL, request_timeout=0.2, max_image_bytes=2**40)
         with RawServer(reply) as host:
             url = f"http://127.0.0.1:{host.port}/a.png"
-            with pytest.raises(ImageError, match=r"timed out after 0\.2 s. Only 100000 bytes") as raised:
+            with pytest.raises(ImageError, match=r"timed out after 0\.2 s. Only a .* 100000 bytes") as raised:
                 hook.download_image(f"{url}?signature=1")
         assert len(host.heads) == 1  # another attempt would begin too late
         assert str(raised.value).startswith(f"Cannot download {url}: ")
