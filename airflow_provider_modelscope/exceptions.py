@@ -275,6 +275,8 @@ class BrokenImageError(ImageError):
     A retry downloads it again. If it stays broken, clear the task to get a new generation.
     """
 
+    sha256: str | None = None  # of the complete bytes, in hexadecimal
+
 
 class ImageGoneError(ImageError):
     """The URL of an output image has expired, and so has the fresh one of the generation.

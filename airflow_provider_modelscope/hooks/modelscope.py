@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
+    BrokenImageError,
     ImageError,
     ImageGoneError,
     ImageStorageError,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
 DOWNLOAD_ATTEMPTS = 5  # more than of other requests, as the image is paid for; the pauses between them double
+DOWNLOADS_AT_ONCE = 4
 UNUSABLE_TOKEN = (401, 402, 403, 429)  # statuses of a response to a token that does not work now
 
 
@@ -244,7 +247,7 @@ class ModelScopeHook(BaseHook):
         """Return an output image, complete and decodable. The token is not sent to its host.
 
         The image is a temporary file that is deleted when the image is closed: use it in a ``with``.
-        Retries on errors that may pass, an incomplete image included.
+        Retries on errors that may pass, an incomplete image included, until the same bytes come twice.
 
         :param url: One of a generation's ``output_images``.
         :raises ImageGoneError: if the URL no longer works.
@@ -252,19 +255,49 @@ class ModelScopeHook(BaseHook):
         :raises ImageStorageError: if the temporary folder has no room for the image.
         :raises ImageError: if the image cannot be downloaded completely.
         """
-        from airflow_provider_modelscope.transport.download import download
+        return self._download(url, Event())
 
+    def download_images(self, urls: Sequence[str]) -> list[Image]:
+        """Return output images in the order of their URLs, as :meth:`download_image` does, several at once.
+
+        Close each. The first error ends all downloads, and closes the images that are here already.
+        """
+        from airflow_provider_modelscope.images.image import Image
+        from airflow_provider_modelscope.transport.blocking import run_side_by_side
+
+        _ = self.account  # read here: Airflow before 3.2 must not be asked from several threads
+        stop = Event()
+        return run_side_by_side(
+            lambda url: self._download(url, stop),
+            urls,
+            at_once=DOWNLOADS_AT_ONCE,
+            stop=stop,
+            discard=Image.close,
+        )
+
+    def _download(self, url: str, stop: Event) -> Image:
+        from airflow_provider_modelscope.transport.download import download, time_limit
+
+        last_attempt = time.monotonic() + time_limit(self.account)
         attempts = 0
+        refused: set[str] = set()
         while True:
             try:
-                return download(url, self.account)
+                return download(url, self.account, stop=stop)
             except (ImageGoneError, ImageStorageError):
                 raise
             except ImageError as error:
+                if isinstance(error, BrokenImageError) and error.sha256:
+                    if error.sha256 in refused:
+                        error.message += ". The host sent the same bytes twice, so they are not fetched again"
+                        raise
+                    refused.add(error.sha256)
                 attempts += 1
-                if attempts == DOWNLOAD_ATTEMPTS:
+                if attempts == DOWNLOAD_ATTEMPTS or time.monotonic() > last_attempt or stop.is_set():
                     raise
                 self._wait_to_retry(error, RETRY_DELAY * 2 ** (attempts - 1))
+                if stop.is_set():
+                    raise
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the service accepts the connection's token, and what to do if it does not."""

@@ -14,7 +14,7 @@ from hashlib import file_digest
 from io import SEEK_END, BytesIO
 from typing import IO, Self
 
-from airflow_provider_modelscope.exceptions import ImageError, ImageStorageError
+from airflow_provider_modelscope.exceptions import BrokenImageError, ImageError, ImageStorageError
 from airflow_provider_modelscope.images.check import check_image
 from airflow_provider_modelscope.images.formats import FORMATS
 
@@ -62,7 +62,12 @@ class Image:
                     f"The image cannot be written to this machine's temporary folder: {error}. Free space "
                     "there, or set the environment variable TMPDIR to another folder"
                 ) from error
-            image = cls.from_file(file)
+            try:
+                image = cls.from_file(file)
+            except BrokenImageError as error:
+                file.seek(0)
+                error.sha256 = file_digest(file, "sha256").hexdigest()
+                raise
             opened.pop_all()
         return image
 

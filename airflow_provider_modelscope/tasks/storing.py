@@ -83,7 +83,7 @@ def store_images(
     provenance = Provenance(generation=generation, submission=submission)
     stored: list[StoredImage] = []
     with _generation_in_errors(generation), ExitStack() as opened:
-        images = _download(generation, hook, opened, submission)
+        images = [opened.enter_context(image) for image in _download(generation, hook, submission)]
         if destination.format:
             images = [opened.enter_context(image.converted(destination.format)) for image in images]
         for number, downloaded in enumerate(images, start=1):
@@ -126,23 +126,20 @@ def store_images(
     return stored
 
 
-def _download(
-    generation: Generation, hook: ModelScopeHook, opened: ExitStack, submission: Submission | None
-) -> list[Image]:
+def _download(generation: Generation, hook: ModelScopeHook, submission: Submission | None) -> list[Image]:
     """Download every image; if a URL has expired, request fresh ones, once."""
     log.info(
         "Downloading the images of generation %s: %d", generation.generation_id, len(generation.output_images)
     )
     try:
-        return [opened.enter_context(hook.download_image(url)) for url in generation.output_images]
+        return hook.download_images(generation.output_images)
     except ImageGoneError as error:
-        opened.close()
         log.warning("Requesting fresh URLs of generation %s: %s", generation.generation_id, error.message)
         fresh = fetch_finished_generation(hook, generation.generation_id)
         if len(fresh.output_images) != len(generation.output_images):
             raise
     try:
-        return [opened.enter_context(hook.download_image(url)) for url in fresh.output_images]
+        return hook.download_images(fresh.output_images)
     except ImageGoneError as error:
         taken = (generation.duration_ms or 0.0) / 1000
         if error.code == 403 and submission and time.time() - submission.submitted_at - taken < NEW_SECONDS:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from contextvars import copy_context
 from http.client import HTTPResponse
-from threading import Lock, Thread
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_modelscope.exceptions import (
@@ -30,6 +33,7 @@ CHUNK = 64 * 1024  # bytes to read at a time
 MIN_SPEED = 100_000  # bytes per second; slower transfers are cut off
 GRACE = 1.0  # seconds; the timeouts of requests come first, as their errors say more
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -72,7 +76,7 @@ def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpRe
     timeout = account.request_timeout + len(call.body or b"") / MIN_SPEED
     exchange = _Exchange(call, account, timeout)
     try:
-        return run_within(timeout + grace, exchange.run)
+        return run_within(lambda: timeout + grace, exchange.run)
     except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
         if response := exchange.response_without_end():
             return response
@@ -85,16 +89,19 @@ def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpRe
     raise exchange.give_up(reason)
 
 
-def run_within(seconds: float, work: Callable[[], Result]) -> Result:
+def run_within(limit: Callable[[], float], work: Callable[[], Result]) -> Result:
     """Return the result of work that runs in a thread, or give up on it after some seconds.
 
     The timeout of requests limits each single read, so a server that sends one byte at a time would hold the
     task forever. Python cannot stop a thread: after a timeout it runs on, at most until the process ends.
 
+    :param limit: Returns how many seconds the work may take. Called again when they are over: progress of
+        the work may have extended them.
     :raises TimeoutError: if the work takes longer.
     :raises OSError: if the thread cannot be started.
     """
     result: Future[Result] = Future()
+    started = time.monotonic()
 
     def run() -> None:
         try:
@@ -106,10 +113,82 @@ def run_within(seconds: float, work: Callable[[], Result]) -> Result:
         Thread(target=run, name="modelscope-request", daemon=True).start()
     except RuntimeError as error:  # the machine's limit of threads
         raise OSError(str(error)) from error
+    while not result.done():
+        seconds = limit()
+        remaining = started + seconds - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError(f"timed out after {seconds:g} s")
+        wait([result], remaining)
+    return result.result()
+
+
+def run_side_by_side(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    at_once: int,
+    stop: Event,
+    discard: Callable[[Result], None],
+) -> list[Result]:
+    """Return the results of work on each item, in the order of the items, or raise the first error at once.
+
+    After an error, and after an exception that a signal raises here, nothing waits for the other threads: as
+    daemons they do not keep the process alive either.
+
+    :param at_once: How many items to work on at the same time, each in a thread.
+    :param stop: Set when the first error is raised. Work that sees it may end early, with any error.
+    :param discard: Called with each result that is not returned.
+    """
+    waiting: SimpleQueue[tuple[int, Item]] = SimpleQueue()
+    for numbered in enumerate(items):
+        waiting.put(numbered)
+    outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+    results: dict[int, Result] = {}
+    lock = Lock()
+
+    def run() -> None:
+        with suppress(Empty):
+            while not stop.is_set():
+                number, item = waiting.get_nowait()
+                try:
+                    result = work(item)
+                except BaseException as error:
+                    outcomes.put(error)
+                    return
+                with lock:
+                    if stop.is_set():
+                        discard(result)
+                    else:
+                        results[number] = result
+                outcomes.put(None)
+
     try:
-        return result.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"timed out after {seconds:g} s") from None
+        if not _start_threads(run, min(at_once, len(items))):
+            run()
+        for _ in items:
+            if error := outcomes.get():
+                raise error
+    except BaseException:
+        with lock:
+            stop.set()
+            for result in results.values():
+                discard(result)
+        raise
+    return [results[number] for number in range(len(items))]
+
+
+def _start_threads(run: Callable[[], None], count: int) -> int:
+    """Start threads if there is work for several, and return how many the machine allowed."""
+    if count < 2:
+        return 0
+    for started in range(count):
+        # With the context of this thread, so that log lines say which task they belong to.
+        thread = Thread(target=copy_context().run, args=[run], name="modelscope-worker", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the machine's limit of threads
+            return started
+    return count
 
 
 class _Exchange:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from airflow_provider_modelscope.exceptions import (
     ImageError,
@@ -16,7 +17,8 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.redaction import without_query
 from airflow_provider_modelscope.transport.blocking import CHUNK, MIN_SPEED, run_within
 from airflow_provider_modelscope.transport.egress import (
-    checked_url,
+    HTTP_RULE,
+    checked_urls,
     checking_adapter,
     new_session,
     request_options,
@@ -29,39 +31,69 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
 
 MAX_REDIRECTS = 3
+SECONDS = 300.0  # for an image that is small enough for any network; larger ones get more as they come
 
 
-def download(url: str, account: Account, *, deadline: float | None = None) -> Image:
+def time_limit(account: Account, received: int = 0) -> float:
+    """Return how many seconds one download may take, from the name lookup to the check of the image.
+
+    Five minutes and one request timeout. That is enough for 30 MB at the lowest allowed speed; a larger image
+    may take longer, as long as its bytes keep coming at that speed. A download that fails is not repeated
+    later than this after the first one began.
+
+    :param received: How many bytes have come so far.
+    """
+    return account.request_timeout + max(SECONDS, received / MIN_SPEED)
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """How far a download is, and whether anything still waits for it."""
+
+    stop: Event
+    received: int = 0
+    is_cut_off: bool = False
+
+    def check(self) -> None:
+        """Raise an error if nothing waits for the image any more."""
+        if self.is_cut_off or self.stop.is_set():
+            raise ImageError("the download was canceled")
+
+
+def download(url: str, account: Account, *, stop: Event | None = None) -> Image:
     """Return an output image, complete and decodable, in a temporary file that is deleted when it is closed.
 
-    :param deadline: When to cut off the download, on the clock of :func:`time.monotonic`. By default, the
-        largest allowed image may take until then at the lowest allowed speed. If the server sends less than
-        one chunk until then, the download is cut off one request timeout later.
+    :param stop: When it is set, the download ends with an error as soon as more bytes come.
     :raises ImageGoneError: if the URL no longer works.
     :raises ImageNotAllowedError: if the image is too large, or its host is not allowed.
     :raises ImageStorageError: if the temporary folder has no room for the image.
     :raises ImageError: if the image cannot be downloaded completely.
     """
-    now = time.monotonic()
-    if deadline is None:
-        deadline = now + account.request_timeout + account.max_image_bytes / MIN_SPEED
-    limit = max(0.0, deadline - now) + account.request_timeout
+    progress = _Progress(stop=stop or Event())
     try:
-        return run_within(limit, lambda: _download(url, account, deadline))
+        return run_within(
+            lambda: time_limit(account, progress.received), lambda: _download(url, account, progress)
+        )
+    except TimeoutError as error:
+        progress.is_cut_off = True
+        raise ImageError(
+            f"Cannot download {without_query(url)}: {error}. Only a download of at least {MIN_SPEED} bytes "
+            "per second may take longer. Check the network between this worker and the image's host"
+        ) from None
     except OSError as error:
         raise ImageError(f"Cannot download {without_query(url)}: {error}") from None
 
 
-def _download(url: str, account: Account, deadline: float) -> Image:
+def _download(url: str, account: Account, progress: _Progress) -> Image:
     from airflow_provider_modelscope.images.image import Image
 
     with new_session() as session, _open(session, url, account) as response:
         try:
-            return Image.from_chunks(_chunks(response, account.max_image_bytes, deadline))
+            return Image.from_chunks(_chunks(response, account.max_image_bytes, progress))
         except (ImageError, ImageNotAllowedError) as error:
             content_type = response.headers.get("Content-Type", "")[:100]
             error.message = (
-                f"Cannot download {without_query(url)} (HTTP {response.status_code}, content type "
+                f"Cannot download {without_query(response.url)} (HTTP {response.status_code}, content type "
                 f"{content_type!r}): {error.message}"
             )
             raise
@@ -74,8 +106,8 @@ def _open(session: requests.Session, url: str, account: Account) -> requests.Res
         session.mount(scheme, adapter)
     first = url
     for _ in range(MAX_REDIRECTS + 1):
-        url = checked_url(url, account)
         response = _get(session, url, account)
+        url = response.url
         if response.ok and not response.is_redirect:
             return response
         response.close()
@@ -96,25 +128,30 @@ def _open(session: requests.Session, url: str, account: Account) -> requests.Res
 
 
 def _get(session: requests.Session, url: str, account: Account) -> requests.Response:
-    """Return the open response of one host."""
+    """Return the open response of one host; over plain http only if https gives no response."""
     from urllib3.exceptions import HTTPError
 
-    try:
-        return session.get(
-            url,
-            headers={"Accept-Encoding": "identity"},
-            timeout=account.request_timeout,
-            stream=True,
-            **request_options(url, account),
-        )
-    except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
-        reason = _without_queries(error)
+    urls = checked_urls(url, account)
+    failures = []
+    for one in urls:
+        try:
+            return session.get(
+                one,
+                headers={"Accept-Encoding": "identity"},
+                timeout=account.request_timeout,
+                stream=True,
+                **request_options(one, account),
+            )
+        except (OSError, HTTPError, ValueError) as error:  # every error of requests is an OSError
+            failures.append(f"{without_query(one)}: {_without_queries(error)}")
+    if urlsplit(url).scheme != urlsplit(urls[-1]).scheme:
+        failures.append(f"The service named {without_query(url)}. {HTTP_RULE}")
     # Raised here, without its cause, which holds the complete URL.
-    raise ImageError(f"Cannot download {without_query(url)}: {reason}")
+    raise ImageError(f"Cannot download {'. '.join(failures)}")
 
 
-def _chunks(response: requests.Response, max_bytes: int, deadline: float) -> Iterator[bytes]:
-    """Yield the body while it is small and fast enough, and check that it is complete."""
+def _chunks(response: requests.Response, max_bytes: int, progress: _Progress) -> Iterator[bytes]:
+    """Yield the body while it is small enough, and check that it is complete."""
     import requests
 
     length = response.headers.get("Content-Length", "")
@@ -122,14 +159,12 @@ def _chunks(response: requests.Response, max_bytes: int, deadline: float) -> Ite
     too_large = f"larger than the connection's max_image_bytes, {max_bytes}"
     if expected is not None and expected > max_bytes:
         raise ImageNotAllowedError(f"its {expected} bytes are {too_large}")
-    size = 0
     try:
         for chunk in response.iter_content(CHUNK):
-            size += len(chunk)
-            if size > max_bytes:
+            progress.received += len(chunk)
+            if progress.received > max_bytes:
                 raise ImageNotAllowedError(f"it is {too_large}")
-            if time.monotonic() > deadline:
-                raise ImageError(f"too slow, received {size} bytes before the deadline")
+            progress.check()
             yield chunk
     except requests.RequestException as error:
         raise ImageError(f"the connection broke: {_without_queries(error)}") from None

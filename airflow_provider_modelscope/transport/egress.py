@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 USER_AGENT = f"airflow-provider-modelscope/{__version__}"
 NO_SOCKS_IN_TRIGGERER = "a triggerer supports no SOCKS"
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # the first that is set counts
+HTTP_RULE = "Plain http is allowed only if the connection's host uses it too"
 
 _NAT64 = IPv6Network("64:ff9b::/96")  # the last 32 bits of such an address are an IPv4 address
 
@@ -148,19 +149,25 @@ def _unreadable_bundle(bundle: str, source: str, reason: object) -> InvalidConne
     )
 
 
-def checked_url(url: str, account: Account) -> str:
-    """Return an image's URL in the spelling that will be sent, if images may be downloaded from it.
+def checked_urls(url: str, account: Account) -> list[str]:
+    """Return the URLs to try for an image's URL, in this order, in the spelling that will be sent.
+
+    An http URL is tried as https first, on the same host, unless it names a port other than 80: a server
+    speaks one of the two there, and may keep a TLS client waiting. Plain http is only tried if the API itself
+    is reached over it.
 
     :raises ImageNotAllowedError: if its scheme, its user or an address in it is not allowed.
     """
     import requests
 
     shown = without_query(url)
-    if not may_fetch(url, account):
-        raise ImageNotAllowedError(
-            f"Image URL not allowed: {shown} is not https. Plain http is allowed only if the connection's "
-            "host uses it too"
-        )
+    not_https = ImageNotAllowedError(f"Image URL not allowed: {shown} is not https. {HTTP_RULE}")
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # such as an unclosed [ of an IPv6 address
+        raise not_https from None
+    if scheme not in ("https", "http"):
+        raise not_https
     try:
         url = requests.Request("GET", url).prepare().url or ""
     except (requests.RequestException, ValueError):
@@ -173,16 +180,14 @@ def checked_url(url: str, account: Account) -> str:
     host = parts.hostname or ""
     if address := literal_address(host):
         check_address(address, host, account)
-    return url
-
-
-def may_fetch(url: str, account: Account) -> bool:
-    """Whether a URL's scheme is allowed for images: https, or http if the API itself is reached over it."""
-    try:
-        scheme = urlsplit(url).scheme
-    except ValueError:  # such as an unclosed [ of an IPv6 address
-        return False
-    return scheme == "https" or (scheme == "http" and account.base_url.startswith("http:"))
+    allowed = []
+    if parts.scheme == "http" and parts.port in (None, 80):
+        allowed.append(parts._replace(scheme="https", netloc=parts.netloc.removesuffix(":80")).geturl())
+    if parts.scheme == "https" or account.base_url.startswith("http:"):
+        allowed.append(url)
+    if not allowed:
+        raise not_https
+    return allowed
 
 
 def checking_adapter(account: Account) -> HTTPAdapter:

@@ -7,10 +7,11 @@ from dataclasses import fields, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from PIL import Image as Pillow
+from requests_mock import Mocker
 
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
@@ -22,13 +23,11 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.images.object_storage import Destination
+from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation, store_images
 from airflow_provider_modelscope.xcoms import StoredImage, Submission
 from tests.unit.conftest import connect
-
-if TYPE_CHECKING:
-    from airflow_provider_modelscope.protocol.generation import Generation
 
 Context = Any  # a mapping with a stand-in for the task instance
 
@@ -221,6 +220,30 @@ class TestStoreImages:
         assert [content_of(uri)] == list(emulator.served.values())
         paths = [exchange.path.split("/")[1] for exchange in emulator.requests]
         assert paths == ["v1", "v1", "images", "v1", "images"]
+
+    def test_fresh_urls_are_requested_once_for_several_expired_ones(
+        self, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, "")
+        files = []
+        for side in (8, 16, 24, 32, 40):
+            file = BytesIO()
+            Pillow.new("L", (side, side)).save(file, "PNG")
+            files.append(file.getvalue())
+        old, fresh = (
+            tuple(f"https://images.example/{age}/{number}.png" for number in range(5))
+            for age in ("old", "fresh")
+        )
+        with Mocker() as service:
+            status = {"task_status": "SUCCEED", "output_images": fresh}
+            polled = service.get("https://api-inference.modelscope.cn/v1/tasks/42", json=status)
+            for number, content in enumerate(files):
+                service.get(old[number], content=content, status_code=403 if number else 200)
+                service.get(fresh[number], content=content)
+            generation = Generation(generation_id="42", status="SUCCEED", output_images=old)
+            uris = stored(generation, f"file://{tmp_path}/", context)
+        assert polled.call_count == 1
+        assert [content_of(uri) for uri in uris] == files
 
     def test_a_missing_image_is_downloaded_twice_at_most(
         self, emulator: Emulator, context: Context, tmp_path: Path

@@ -748,7 +748,7 @@ class TestDeadEnd:
     def test_clear_resumes_a_generation_that_is_well_again(
         self, emulator: Emulator, store: Store, tmp_path: Path
     ) -> None:
-        emulator.fail("image:garbage:10")
+        emulator.fail("image:garbage:4")
         assert len(self.ends(store, tmp_path, clears=1)) == 3
         assert emulator.accepted == 1
 
@@ -828,7 +828,7 @@ class TestImagesAtOnce:
             submitter().execute(store.attempt(RealTaskInstance(1)))
         assert isinstance(raised.value, ModelScopeFinalError)
 
-    @pytest.mark.parametrize("fault", ["image:500:5", "image:404:2", "image:garbage:5"])
+    @pytest.mark.parametrize("fault", ["image:500:5", "image:404:2", "image:garbage:2"])
     def test_a_failure_to_store_is_final_until_a_clear(
         self, emulator: Emulator, store: Store, tmp_path: Path, fault: str
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -22,7 +22,11 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """Set the addresses that a name resolves to, one after the other; the last is repeated."""
+    """Set the addresses that a name resolves to, one after the other; the last is repeated.
+
+    ``ports`` are the ports to connect to instead: a test cannot listen on 443.
+    """
+    other_ports: dict[tuple[str, int], int] = {}
     known: dict[str, list[str]] = {}
     real = socket.getaddrinfo
 
@@ -31,12 +35,14 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
             ip_address(host)
         except ValueError:
             addresses = known.get(host, [PUBLIC])
+            port = other_ports.get((host, port), port)
             host = addresses.pop(0) if len(addresses) > 1 else addresses[0]
         return real(host, port, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
-    def resolve(host: str, *addresses: str) -> None:
+    def resolve(host: str, *addresses: str, ports: Mapping[int, int] | None = None) -> None:
         known[host] = list(addresses)
+        other_ports.update({(host, port): other for port, other in (ports or {}).items()})
 
     return resolve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import signal
 import socket
 import ssl
@@ -13,6 +14,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -32,7 +35,7 @@ from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.protocol.messages import MAX_BODY, status_request, submission_request
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.transport.blocking import send
+from airflow_provider_modelscope.transport.blocking import run_side_by_side, run_within, send
 from airflow_provider_modelscope.triggers.clients import shared_client
 from tests.support.raw_server import RawServer, http
 from tests.support.tls import HOST, server_context, write_certificate
@@ -267,6 +270,113 @@ def test_a_response_that_drips_is_cut_off(drip: bytes) -> None:
                 send(call, account, grace=0.0)
             assert type(caught.value) is ServiceUnavailableError
         assert type(poll_from_the_triggerer(server.host, 0.2)) is ServiceUnavailableError
+
+
+def test_a_limit_that_has_grown_extends_the_wait() -> None:
+    was_asked_twice = threading.Event()
+    limits = [0.01, 60.0]
+
+    def limit() -> float:
+        if len(limits) == 1:
+            was_asked_twice.set()
+            return limits[0]
+        return limits.pop(0)
+
+    assert run_within(limit, lambda: was_asked_twice.wait(5))
+
+
+class TestSideBySide:
+    @pytest.fixture
+    def end(self) -> Iterator[threading.Event]:
+        """Set when the test has ended."""
+        event = threading.Event()
+        yield event
+        event.set()
+
+    @pytest.mark.parametrize("at_once", [1, 2, 4])
+    def test_results_have_the_order_of_their_items(self, at_once: int) -> None:
+        def work(item: int) -> str:
+            if at_once > 1 and item == 0:
+                assert second.wait(5)
+            if item == 1:
+                second.set()
+            return str(item)
+
+        second, stop = threading.Event(), threading.Event()
+        results = run_side_by_side(work, range(9), at_once=at_once, stop=stop, discard=lambda result: None)
+        assert results == [str(item) for item in range(9)]
+        assert not stop.is_set()
+
+    def test_an_error_discards_the_results_before_it(self) -> None:
+        stop = threading.Event()
+        discarded: list[int] = []
+        with pytest.raises(ZeroDivisionError):
+            run_side_by_side(
+                lambda item: 1 // item, [3, 1, 0, 2], at_once=1, stop=stop, discard=discarded.append
+            )
+        assert stop.is_set()
+        assert discarded == [0, 1]
+
+    def test_an_error_does_not_wait_for_other_threads(self, end: threading.Event) -> None:
+        def work(item: int) -> int:
+            begun.append(item)
+            if item == 1:
+                raise KeyError(item)
+            end.wait(5)
+            return item
+
+        begun: list[int] = []
+        discarded: SimpleQueue[int] = SimpleQueue()
+        with pytest.raises(KeyError):
+            run_side_by_side(work, range(9), at_once=2, stop=threading.Event(), discard=discarded.put)
+        assert not end.is_set()
+        end.set()
+        assert discarded.get(timeout=5) == 0
+        assert begun in ([0, 1], [1, 0])
+
+    def test_an_exception_of_a_signal_ends_it_at_once(self, end: threading.Event) -> None:
+        def handle(*_: object) -> None:
+            raise TimeoutError("as Airflow's execution_timeout does")
+
+        def work(item: int) -> None:
+            if item == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            end.wait(5)
+
+        before = signal.signal(signal.SIGUSR1, handle)
+        try:
+            with pytest.raises(TimeoutError, match="as Airflow's"):
+                run_side_by_side(
+                    work, range(2), at_once=2, stop=threading.Event(), discard=lambda result: None
+                )
+            assert not end.is_set()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    @pytest.mark.parametrize("allowed", [0, 1])
+    def test_a_machine_without_threads_does_one_after_another(
+        self, allowed: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, started = threading.Thread.start, list[threading.Thread]()
+
+        def start(thread: threading.Thread) -> None:
+            if len(started) == allowed:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+            real(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+        stop = threading.Event()
+        assert run_side_by_side(str, range(3), at_once=3, stop=stop, discard=print) == ["0", "1", "2"]
+
+    def test_threads_are_daemons_with_the_context_of_their_caller(self) -> None:
+        def work(item: int) -> tuple[str, bool]:
+            return variable.get(), threading.current_thread().daemon
+
+        variable = ContextVar("variable", default="another task")
+        variable.set("this task")
+        results = run_side_by_side(work, range(2), at_once=2, stop=threading.Event(), discard=print)
+        assert results == [("this task", True)] * 2
 
 
 def test_nothing_was_sent_to_a_host_name_that_is_too_long() -> None:

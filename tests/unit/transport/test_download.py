@@ -6,10 +6,12 @@ import gzip
 import os
 import socket
 import tempfile
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -31,7 +33,7 @@ from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.tasks.storing import store_images
-from airflow_provider_modelscope.transport.download import download
+from airflow_provider_modelscope.transport.download import download, time_limit
 from tests.support.disk import full_disk
 from tests.support.raw_server import RawServer, http_with_length
 from tests.unit.conftest import TOKEN, connect
@@ -226,28 +228,139 @@ DRIPS = {
 
 
 class TestDeadline:
-    def test_a_slow_body_is_cut_off_at_the_deadline(self) -> None:
-        with (
-            RawServer(http_with_length(IMAGE)) as host,
-            pytest.raises(ImageError, match=f"too slow, received {len(IMAGE)} bytes before the deadline"),
-        ):
-            download(f"http://127.0.0.1:{host.port}/a.png", LOCAL, deadline=0.0)
+    @pytest.mark.parametrize("max_image_bytes", [1000, 2**40])
+    def test_any_image_may_take_minutes_but_not_hours(self, max_image_bytes: int) -> None:
+        assert time_limit(replace(LOCAL, max_image_bytes=max_image_bytes)) == 305
+
+    @pytest.mark.parametrize("size", [0, 1_000_000, 30_000_000, 64 * 1024**2, 2**40])
+    def test_the_lowest_allowed_speed_is_always_fast_enough(self, size: int) -> None:
+        assert time_limit(LOCAL, size) >= LOCAL.request_timeout + size / 100_000
+
+    def test_bytes_that_come_extend_the_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.transport.download.SECONDS", 0.0)
+        content = image_bytes(400)
+        assert len(content) > 2 * 65536  # read at a time
+
+        def reply(connection: socket.socket) -> None:
+            connection.sendall(http_with_length(content)[:-6])
+            for byte in content[-6:]:  # together longer than one request timeout
+                host.closing.wait(0.2)
+                connection.sendall(bytes([byte]))
+
+        impatient = replace(LOCAL, request_timeout=1)
+        with RawServer(reply) as host, download(f"http://127.0.0.1:{host.port}/a.png", impatient) as image:
+            assert image.content == content
 
     @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
-    def test_a_server_that_drips_is_cut_off(self, drip: bytes) -> None:
+    def test_a_server_that_drips_is_cut_off(self, drip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.transport.download.SECONDS", 0.0)
+
         def reply(connection: socket.socket) -> None:
             for byte in drip:
                 connection.sendall(bytes([byte]))
                 if host.closing.wait(0.05):
                     return
 
-        impatient = replace(LOCAL, request_timeout=0.2, max_image_bytes=1000)
+        hook = ModelScopeHook()
+        hook.account = replace(LOCAL, request_timeout=0.2, max_image_bytes=2**40)
         with RawServer(reply) as host:
             url = f"http://127.0.0.1:{host.port}/a.png"
-            with pytest.raises(ImageError, match="timed out") as raised:
-                download(f"{url}?signature=1", impatient)
+            with pytest.raises(ImageError, match=r"timed out after 0\.2 s. Only a .* 100000 bytes") as raised:
+                hook.download_image(f"{url}?signature=1")
+        assert len(host.heads) == 1  # another attempt would begin too late
         assert str(raised.value).startswith(f"Cannot download {url}: ")
         assert not any("signature=1" in str(error) for error in chained(raised.value))
+
+
+@pytest.mark.usefixtures("no_pauses")
+class TestAttempts:
+    BROKEN = http_with_length(b"<svg/>", "Content-Type: image/svg+xml")
+
+    def attempts(self, *replies: bytes) -> tuple[ModelScopeHook, RawServer, str]:
+        hook, host = ModelScopeHook(), RawServer(*replies)
+        hook.account = LOCAL
+        return hook, host, f"http://{host.host}/a.png"
+
+    @pytest.mark.parametrize("between", [[], [http_with_length(b"no", status="500 No")]], ids=len)
+    def test_the_same_broken_bytes_are_fetched_twice_at_most(self, between: list[bytes]) -> None:
+        hook, host, url = self.attempts(self.BROKEN, *between, self.BROKEN, http_with_length(IMAGE))
+        with host, pytest.raises(BrokenImageError) as raised:
+            hook.download_image(url)
+        assert len(host.heads) == 2 + len(between)
+        assert "that start with b'<svg/>'. The host sent the same bytes twice" in str(raised.value)
+        assert raised.value.sha256 == sha256(b"<svg/>").hexdigest()
+
+    def test_an_image_that_breaks_differently_is_fetched_again(self) -> None:
+        replies = [http_with_length(IMAGE[:length]) for length in (0, 100, 150, 200)]
+        hook, host, url = self.attempts(*replies, http_with_length(IMAGE))
+        with host, hook.download_image(url) as image:
+            assert image.content == IMAGE
+        assert len(host.heads) == 5
+
+    def test_an_image_whose_rest_is_missing_is_fetched_again(self) -> None:
+        replies = [http_with_length(IMAGE[:100], length=len(IMAGE))] * 4
+        hook, host, url = self.attempts(*replies, http_with_length(IMAGE))
+        with host, hook.download_image(url) as image:
+            assert image.content == IMAGE
+
+
+class TestSideBySide:
+    def test_four_images_at_most_are_fetched_at_once(self) -> None:
+        four = threading.Barrier(4, timeout=5)
+        lock = threading.Lock()
+        running = highest = 0
+
+        def reply(connection: socket.socket) -> None:
+            nonlocal running, highest
+            with lock:
+                running += 1
+                highest = max(highest, running)
+            four.wait()  # no response begins before there are four requests
+            with lock:
+                running -= 1
+            connection.sendall(http_with_length(IMAGE))
+
+        hook = ModelScopeHook()
+        hook.account = LOCAL
+        with RawServer(reply) as host:
+            images = hook.download_images([f"http://{host.host}/a.png"] * 12)
+        assert highest == 4
+        for image in images:
+            with image:
+                assert image.content == IMAGE
+
+    def test_an_error_closes_the_images_before_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.hooks.modelscope.DOWNLOADS_AT_ONCE", 1)
+        hook = ModelScopeHook()
+        hook.account = LOCAL
+        gone = http_with_length(b"no", status="404 No")
+        with RawServer(http_with_length(IMAGE), gone) as host:
+            before = open_files()
+            with pytest.raises(ImageGoneError) as raised:
+                hook.download_images([f"http://{host.host}/a.png"] * 2)
+            assert open_files() == before
+        assert raised.value.code == 404
+
+    def test_an_error_ends_the_other_downloads(self, no_pauses: None) -> None:
+        size = 60 * 1024**2
+        was_raised, was_closed = threading.Event(), threading.Event()
+
+        def large(connection: socket.socket) -> None:
+            connection.sendall(http_with_length(bytes(100), length=size))
+            was_raised.wait(5)
+            try:
+                connection.sendall(bytes(size - 100))
+            except OSError:
+                was_closed.set()
+
+        hook = ModelScopeHook()
+        hook.account = LOCAL
+        with RawServer(large, http_with_length(b"no", status="404 No")) as host:
+            with pytest.raises(ImageGoneError):
+                hook.download_images([f"http://{host.host}/a.png"] * 2)
+            was_raised.set()
+            assert was_closed.wait(5)
+            assert len(host.heads) == 2
 
 
 class TestTemporaryFiles:

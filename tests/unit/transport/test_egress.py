@@ -7,28 +7,37 @@ import sys
 from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import certifi
 import pytest
 from PIL import Image as Pillow
 
-from airflow_provider_modelscope.exceptions import ImageNotAllowedError, InvalidConnectionError
+from airflow_provider_modelscope.exceptions import (
+    ImageError,
+    ImageGoneError,
+    ImageNotAllowedError,
+    InvalidConnectionError,
+)
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.redaction import without_query
 from airflow_provider_modelscope.transport.download import download
 from airflow_provider_modelscope.transport.egress import (
+    checked_urls,
     is_allowed_host,
     literal_address,
-    may_fetch,
     non_public_kind,
     proxy_for,
     request_options,
     tls_trust,
 )
 from tests.support.raw_server import RawServer, http_with_length
+from tests.support.tls import HOST, server_context, write_certificate
 from tests.unit.conftest import TOKEN
 from tests.unit.transport.conftest import PUBLIC, Resolve
+
+if TYPE_CHECKING:
+    import socket
 
 
 def png() -> bytes:
@@ -137,13 +146,13 @@ class TestProxies:
     def test_a_download_goes_through_the_connections_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
         with RawServer(http_with_length(IMAGE)) as proxy:  # its own address is not the image's
-            download("http://images.example/a.png", account(proxy=f"http://{proxy.host}")).close()
-        assert proxy.heads[0].startswith("GET http://images.example/a.png HTTP/1.1\r\n")
+            download("http://images.example:81/a.png", account(proxy=f"http://{proxy.host}")).close()
+        assert proxy.heads[0].startswith("GET http://images.example:81/a.png HTTP/1.1\r\n")
 
     def test_a_download_goes_through_the_environments_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with RawServer(http_with_length(IMAGE)) as proxy:
             monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
-            download("http://images.example/a.png", account()).close()
+            download("http://images.example:81/a.png", account()).close()
         assert len(proxy.heads) == 1
 
 
@@ -338,28 +347,137 @@ class TestImageAddresses:
         assert is_allowed_host(host, for_account) is is_allowed
 
 
+def without_tls(connection: socket.socket) -> None:
+    """Answer the handshake of a TLS client as servers of plain http do."""
+    connection.sendall(http_with_length(b"", status="400 Bad Request"))
+
+
+class TestHttpsFirst:
+    URL = f"http://{HOST}/a.png?signature=1"
+
+    @pytest.fixture
+    def certificate(self, tmp_path: Path) -> Path:
+        return write_certificate(tmp_path / "certificate.pem")
+
+    def account(self, scheme: str, certificate: Path) -> Account:
+        return account(f"{scheme}://{HOST}", verify=str(certificate))
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_an_http_url_is_fetched_over_https(
+        self, scheme: str, certificate: Path, resolve: Resolve
+    ) -> None:
+        with (
+            RawServer(http_with_length(IMAGE), tls=server_context(certificate)) as secure,
+            RawServer(http_with_length(IMAGE)) as plain,
+        ):
+            resolve(HOST, "127.0.0.1", ports={443: secure.port, 80: plain.port})
+            download(self.URL, self.account(scheme, certificate)).close()
+        [head] = secure.heads
+        assert head.startswith("GET /a.png?signature=1 HTTP/1.1\r\n")
+        assert TOKEN not in head
+        assert plain.heads == []
+
+    def test_a_redirect_to_http_is_followed_over_https(self, certificate: Path, resolve: Resolve) -> None:
+        moved = http_with_length(b"", f"Location: http://{HOST}/b.png", status="302 Found")
+        with RawServer(moved, http_with_length(IMAGE), tls=server_context(certificate)) as secure:
+            resolve(HOST, "127.0.0.1", ports={443: secure.port})
+            download(self.URL, self.account("https", certificate)).close()
+        assert [head.split()[1] for head in secure.heads] == ["/a.png?signature=1", "/b.png"]
+
+    def test_a_host_without_tls_is_reached_over_http_if_allowed(
+        self, certificate: Path, resolve: Resolve
+    ) -> None:
+        with (
+            RawServer(without_tls, reads_request=False) as not_tls,
+            RawServer(http_with_length(IMAGE)) as plain,
+        ):
+            resolve(HOST, "127.0.0.1", ports={443: not_tls.port, 80: plain.port})
+            download(self.URL, self.account("http", certificate)).close()
+        [head] = plain.heads
+        assert head.startswith("GET /a.png?signature=1 HTTP/1.1\r\n")
+        assert TOKEN not in head
+
+    def test_a_host_without_tls_is_an_error_otherwise(self, certificate: Path, resolve: Resolve) -> None:
+        with (
+            RawServer(without_tls, reads_request=False) as not_tls,
+            RawServer(http_with_length(IMAGE)) as plain,
+        ):
+            resolve(HOST, "127.0.0.1", ports={443: not_tls.port, 80: plain.port})
+            with pytest.raises(ImageError) as raised:
+                download(self.URL, self.account("https", certificate))
+        assert plain.heads == []
+        message = str(raised.value)
+        assert message.startswith(f"Cannot download https://{HOST}/a.png: ")
+        assert message.endswith(
+            f". The service named http://{HOST}/a.png. Plain http is allowed only if the connection's host "
+            "uses it too"
+        )
+        assert "signature=1" not in message
+
+    def test_an_error_names_both_urls_that_were_tried(self, certificate: Path, resolve: Resolve) -> None:
+        with RawServer(without_tls, reads_request=False) as not_tls, RawServer(b"") as closing:
+            resolve(HOST, "127.0.0.1", ports={443: not_tls.port, 80: closing.port})
+            with pytest.raises(ImageError) as raised:
+                download(self.URL, self.account("http", certificate))
+        message = str(raised.value)
+        assert message.startswith(f"Cannot download https://{HOST}/a.png: ")
+        assert f". http://{HOST}/a.png: " in message
+        assert "signature=1" not in message
+
+    def test_an_error_response_over_https_decides(self, certificate: Path, resolve: Resolve) -> None:
+        refused = http_with_length(b"no", status="403 No")
+        with (
+            RawServer(refused, tls=server_context(certificate)) as secure,
+            RawServer(http_with_length(IMAGE)) as plain,
+        ):
+            resolve(HOST, "127.0.0.1", ports={443: secure.port, 80: plain.port})
+            with pytest.raises(ImageGoneError, match=f"no longer works: https://{HOST}/a.png"):
+                download(self.URL, self.account("http", certificate))
+        assert plain.heads == []
+
+
 class TestImageUrls:
     @pytest.mark.parametrize(
         ("url", "from_https", "from_http"),
         [
-            ("https://images.example/1.png", True, True),
-            ("HTTPS://images.example/1.png", True, True),
-            ("http://images.example/1.png", False, True),
-            ("HTTP://images.example/1.png", False, True),
-            ("file:///etc/passwd", False, False),
-            ("ftp://images.example/1.png", False, False),
-            ("//images.example/1.png", False, False),
-            ("/1.png", False, False),
-            ("httpsx://images.example/1.png", False, False),
-            ("https://[::1", False, False),
-            ("", False, False),
+            ("https://images.example/1.png", ["https"], ["https"]),
+            ("HTTPS://images.example:8443/1.png", ["https"], ["https"]),
+            ("http://images.example/1.png", ["https"], ["https", "http"]),
+            ("HTTP://images.example:8080/1.png", [], ["http"]),
+            ("file:///etc/passwd", [], []),
+            ("ftp://images.example/1.png", [], []),
+            ("//images.example/1.png", [], []),
+            ("/1.png", [], []),
+            ("httpsx://images.example/1.png", [], []),
+            ("https://[::1", [], []),
+            ("", [], []),
         ],
     )
-    def test_http_is_allowed_only_if_the_api_uses_it(
-        self, url: str, from_https: bool, from_http: bool
+    def test_http_is_tried_only_if_the_api_uses_it(
+        self, url: str, from_https: list[str], from_http: list[str]
     ) -> None:
-        assert may_fetch(url, account("https://api.example")) is from_https
-        assert may_fetch(url, account("http://127.0.0.1:8765")) is from_http
+        for base_url, schemes in (("https://api.example", from_https), ("http://127.0.0.1:1", from_http)):
+            if schemes:
+                urls = checked_urls(url, account(base_url))
+                assert [one.partition(":")[0] for one in urls] == schemes
+            else:
+                with pytest.raises(ImageNotAllowedError, match="is not https"):
+                    checked_urls(url, account(base_url))
+
+    @pytest.mark.parametrize(
+        ("url", "secure"),
+        [
+            ("http://images.example/a%20b.png?c=d&e=80", "https://images.example/a%20b.png?c=d&e=80"),
+            ("http://images.example:80/1.png", "https://images.example/1.png"),
+            ("http://images.example:/1.png", "https://images.example/1.png"),
+            ("http://images.example:0080/1.png", "https://images.example/1.png"),
+            ("http://[2606:4700:4700::80]/1.png", "https://[2606:4700:4700::80]/1.png"),
+            ("http://[2606:4700:4700::80]:80/1.png", "https://[2606:4700:4700::80]/1.png"),
+            ("http://images.example", "https://images.example/"),
+        ],
+    )
+    def test_the_https_url_has_the_same_host_and_path(self, url: str, secure: str) -> None:
+        assert checked_urls(url, account("https://api.example")) == [secure]
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -367,7 +485,7 @@ class TestImageUrls:
             ("ftp://images.example/a.png", "ftp://images.example/a.png"),
             ("file:///etc/passwd", "file:///etc/passwd"),
             ("//images.example/a.png", "//images.example/a.png"),
-            ("http://images.example/a.png?signature=1", "http://images.example/a.png"),
+            ("http://images.example:81/a.png?signature=1", "http://images.example:81/a.png"),
             ("https://[::1/a.png?signature=1", "https://[::1/a.png"),
         ],
     )
