@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.xcoms import Submission
 
 NEW_SECONDS = 60.0  # after its generation the URL of an image cannot have expired yet
+LONGEST_SECONDS = 900.0  # how long a generation may have taken if the service does not say it
 RECHECK_SECONDS = 90.0  # for how long to poll again when the service contradicts an earlier "finished"
 
 log = logging.getLogger(__name__)
@@ -141,11 +142,11 @@ def _download(generation: Generation, hook: ModelScopeHook, submission: Submissi
     try:
         return hook.download_images(fresh.output_images)
     except ImageGoneError as error:
-        taken = (generation.duration_ms or 0.0) / 1000
+        taken = LONGEST_SECONDS if generation.duration_ms is None else generation.duration_ms / 1000
         if error.code == 403 and submission and time.time() - submission.submitted_at - taken < NEW_SECONDS:
             raise ImageError(
-                f"Blocked, not expired: {error.message}. The image is less than a minute old: check the "
-                "egress rules, the proxy and the firewall between this worker and the image's host",
+                f"Blocked, not expired: {error.message}. The image may be less than a minute old: check "
+                "the egress rules, the proxy and the firewall between this worker and the image's host",
                 code=403,
             ) from None
         error.message += ". This URL was already the second one from the service: the image is gone"

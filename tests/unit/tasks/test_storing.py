@@ -255,6 +255,32 @@ class TestStoreImages:
         assert sum(exchange.path.startswith("/images/") for exchange in emulator.requests) == 2
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        ("age", "duration_ms", "error"),
+        [
+            (300, None, ImageError),
+            (1200, None, ImageGoneError),
+            (300, 290_000, ImageError),
+            (300, 10_000, ImageGoneError),
+        ],
+    )
+    def test_a_forbidden_image_is_blocked_while_it_may_be_new(
+        self,
+        emulator: Emulator,
+        context: Context,
+        pauses: list[float],
+        tmp_path: Path,
+        age: int,
+        duration_ms: float | None,
+        error: type[ImageError],
+    ) -> None:
+        emulator.fail("image:403:*")
+        generation = replace(finished(), duration_ms=duration_ms)
+        submission = replace(SUBMISSION, submitted_at=time.time() - age)
+        with pytest.raises(ImageError) as raised:
+            stored(generation, f"file://{tmp_path}/", context, submission)
+        assert type(raised.value) is error
+
     def test_a_storage_error_leaves_no_description(
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
