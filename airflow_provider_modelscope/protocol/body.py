@@ -85,13 +85,15 @@ class Body:
         found = [self._detail(part) for part in self._parts if not _DETAIL_KEYS.isdisjoint(part)]
         detail = max(found, key=lambda one: (one.is_error, bool(one.message)), default=ErrorDetail())
         request_id = detail.request_id or text_of(self.first("request_id") or "")
+        if not request_id:
+            return detail  # of a running generation: most responses
         return replace(detail, request_id=one_line(request_id, MAX_NAME, secret=self._secret) or None)
 
     def _detail(self, part: Mapping[str, Any]) -> ErrorDetail:
         given = next(filter(None, map(part.get, _ERRORS)), None)
-        if isinstance(given, list) and given and isinstance(given[0], Mapping):
+        if isinstance(given, list) and given and isinstance(given[0], dict):
             given = given[0]
-        envelope = _folded(given) if isinstance(given, Mapping) else {"message": given}
+        envelope = _folded(given) if isinstance(given, dict) else {"message": given}
         own_code, said = _any(envelope, _CODES), _any(envelope, _MESSAGES)
         code = _any(part, _CODES) if own_code is None else own_code
         said = text_of((_any(part, _MESSAGES) if said is None else said) or "")
@@ -167,7 +169,7 @@ def _folded(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _inner(value: Any) -> dict[str, Any]:
     value = value[0] if isinstance(value, list) and value else value
-    return _folded(value) if isinstance(value, Mapping) else {}
+    return _folded(value) if isinstance(value, dict) else {}
 
 
 def _any(part: Mapping[str, Any], names: Iterable[str]) -> Any:
@@ -175,7 +177,7 @@ def _any(part: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 
 def _urls_of(part: Mapping[str, Any], names: Iterable[str], depth: int) -> list[str]:
-    return next(filter(None, (_urls(part.get(name), depth) for name in names)), [])
+    return next(filter(None, (_urls(part[name], depth) for name in names if part.get(name))), [])
 
 
 def _urls(value: Any, depth: int, names: Iterable[str] = _IN_OBJECT) -> list[str]:
@@ -188,11 +190,11 @@ def _urls(value: Any, depth: int, names: Iterable[str] = _IN_OBJECT) -> list[str
             value = json.loads(value)
         except (ValueError, RecursionError):
             return []
-    if isinstance(value, Mapping) and all(map(str.isdecimal, value)):
+    if isinstance(value, dict) and all(map(str.isdecimal, value)):
         value = list(value.values())  # {"0": url}
     if not depth:
         return []
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return _urls_of(_folded(value), names, depth - 1)
     if isinstance(value, list):
         return [url for one in value for url in _urls(one, depth - 1, _IN_LIST)]

@@ -367,6 +367,7 @@ ECHOES = {
     "double quotes": lambda text: {"message": f'Internal Server Error: "{text}" failed'},
     "cut off": lambda text: {"message": f"cannot process prompt '{text[:50]}"},
     "bare": lambda text: {"message": f"Failed: {text}"},
+    "bare, cut off": lambda text: {"message": f"Failed: {text[:50]}"},
     "other case": lambda text: {"message": f"Failed: {text.upper()}\n"},
     "negative": lambda text: {"message": "failed negative_prompt=nsfw, lowres"},
     "escaped": lambda text: {"message": f"Failed: {json.dumps(text)}"},
