@@ -65,6 +65,7 @@ POLL_ERRORS = {
     "not-found-400": (400, "task not found"),
     "unlucky": (503, "model Qwen/Qwen-Image is not available, please retry"),
     "bad-request": (400, "upstream connect error"),
+    "forbidden": (403, "Forbidden"),
 }
 """HTTP status and message of the named faults of a poll that are an error response."""
 
@@ -75,6 +76,7 @@ FAILURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"code": 400, "message": "The prompt may contain inappropriate content, please change it"},
     ),
     "moderated": ("FAILED", {"code": "DataInspectionFailed", "message": INAPPROPRIATE}),
+    "moderated-nested": ("FAILED", {"code": "DataInspectionFailed", "message": INAPPROPRIATE}),
     "moderated-40301": ("FAILED", {"code": 40301, "message": "the prompt was rejected"}),
     "moderated-chinese": ("FAILED", {"code": 500, "message": "输入内容包含敏感信息，请修改后重试"}),
     "filtered": ("SUCCEED", {"message": "image was filtered by safety checker"}),
@@ -410,6 +412,8 @@ class Service:
 
     def _failed(self, failure: str) -> Response:
         status, errors = FAILURES[failure]
+        if failure == "moderated-nested":
+            return _json(200, {"output": {"task_status": status, **errors}, "request_id": self._request_id()})
         body = {"task_status": status, "errors": errors, "request_id": self._request_id()}
         return _json(200, body | {"output_images": []} if status == "SUCCEED" else body)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC
@@ -28,17 +29,9 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnavailableError,
     SubmissionLostError,
 )
-from airflow_provider_modelscope.protocol.errors import UNAVAILABLE, Meaning, meaning_of, status_of
-from airflow_provider_modelscope.protocol.generation import (
-    FAILED,
-    SUCCEED,
-    ErrorDetail,
-    Generation,
-    checked_id,
-    first,
-    has_status,
-    output_images,
-)
+from airflow_provider_modelscope.protocol.body import Body, ErrorDetail
+from airflow_provider_modelscope.protocol.errors import REFUSED, Meaning, meaning_of, status_of
+from airflow_provider_modelscope.protocol.generation import FAILED, SUCCEED, Generation, checked_id
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line, redacted
 
 if TYPE_CHECKING:
@@ -97,9 +90,18 @@ class HttpResponse:
             return None
         return value if isinstance(value, dict) else None
 
+    def parsed(self, *, secret: str) -> Body:
+        """Return the JSON object in the body; an empty one if there is none."""
+        return Body(self.json or {}, secret=secret)
+
+    @property
+    def is_page(self) -> bool:
+        """Whether it is HTML: of a proxy, whose words are not those of the service."""
+        return self.body.removeprefix(BOM_UTF8).lstrip()[:1] == b"<"
+
     def error_detail(self, *, secret: str) -> ErrorDetail:
         """Return what the response reports about an error; empty if nothing."""
-        detail = ErrorDetail.from_json(self.json or {}, secret=secret)
+        detail = self.parsed(secret=secret).error
         if detail.request_id:
             return detail
         header = next(filter(None, map(self.headers.get, REQUEST_ID_HEADERS)), "")
@@ -107,7 +109,7 @@ class HttpResponse:
 
     def text(self, *, secret: str) -> str:
         """Return the service's message if there is one, else the body as text."""
-        body = self.body[: 4 * MAX_MESSAGE].decode(errors="replace")
+        body = self.body[: 4 * MAX_MESSAGE].decode("utf-8-sig", errors="replace")
         message = self.error_detail(secret=secret).message or one_line(body, MAX_MESSAGE, secret=secret)
         return " ".join(message.split())
 
@@ -186,51 +188,45 @@ def read_submission(
         neither an id nor an error, a redirect, or a 5xx for another reason than overload.
     :raises ModelScopeError: the error that any other response means.
     """
-    body, detail = response.json or {}, response.error_detail(secret=account.token)
-    given = first(body, "task_id")
+    body, status = response.parsed(secret=account.token), response.status_code
     echoes = (request.prompt, request.negative_prompt or "") if request else ()
     error = error_from(response, account=account, echoes=echoes)
-    if 200 <= response.status_code < 300:
-        if given is None:
-            if generation := _finished_at_once(body, is_error=detail.is_error, secret=account.token):
-                return generation
-            if detail.is_error:
-                raise error
-            given = first(body, "id")
-        if generation_id := _usable_id(given, secret=account.token):
-            return Generation(generation_id=generation_id, status="")
+    if 200 <= status < 300:
+        if accepted := _accepted(body, secret=account.token):
+            return accepted
+        if body.error.is_error and body.first("task_id") is None:
+            raise error
         excerpt = response.excerpt(secret=account.token)
         error.message = f"ModelScope's response contains no generation id: {excerpt}"
-    elif not isinstance(error, ModelScopeRetryableError):
-        raise error
-    elif response.status_code >= 400 and (generation_id := _usable_id(given, secret=account.token)):
-        return Generation(generation_id=generation_id, status="")
-    elif not isinstance(error, ServiceUnavailableError):
-        raise error
+    else:
+        accepted = _with_id(body.first("task_id"), secret=account.token)
+        if accepted and status >= 400 and isinstance(error, ModelScopeRetryableError):
+            return accepted
+        if not isinstance(error, ServiceUnavailableError):
+            raise error
     raise lost_submission(error.message, error.code, error.request_id)
 
 
-def _usable_id(given: Any, *, secret: str) -> str | None:
+def _accepted(body: Body, *, secret: str) -> Generation | None:
+    """Return the generation that a successful response to a submission describes."""
+    if (task_id := body.first("task_id")) is not None:
+        return _with_id(task_id, secret=secret)
+    if images := body.images:  # finished: it has no id to poll
+        generation_id = hashlib.sha256("\n".join(images).encode()).hexdigest()[:32]
+        return Generation.from_body(body, generation_id=generation_id).with_images_as_success()
+    return None if body.error.is_error else _with_id(body.first("id"), secret=secret)
+
+
+def _with_id(given: Any, *, secret: str) -> Generation | None:
+    """Return a generation that runs, unless what was given as its id is unusable."""
+    if isinstance(given, float) and given.is_integer() and abs(given) < 2**53:
+        given = int(given)
     try:
         generation_id = checked_id(given)
     except InvalidRequestError:
         return None
-    return generation_id if redacted(generation_id, secret) == generation_id else None  # logs show the id
-
-
-def _finished_at_once(body: Mapping[str, Any], *, is_error: bool, secret: str) -> Generation | None:
-    """Return the generation if a response to a submission contains its images: it has no id to poll.
-
-    An error may contain another URL, such as that of the page to visit.
-    """
-    if is_error:
-        body = {name: part for name, part in body.items() if not isinstance(part, Mapping)}
-    images = output_images(body)
-    if not images or body.get("success") is False:
-        return None
-    generation_id = hashlib.sha256("\n".join(images).encode()).hexdigest()[:32]
-    generation = Generation.from_json(body, generation_id=generation_id, secret=secret)
-    return generation.with_images_as_success()
+    is_secret = redacted(generation_id, secret) != generation_id  # logs show the id
+    return None if is_secret else Generation(generation_id=generation_id, status="")
 
 
 def lost_submission(
@@ -249,36 +245,46 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
     """Return the generation that the response to a poll describes.
 
     Images count at any HTTP status but a redirect's, the reason of a failure at 400 and 5xx: only the service
-    itself knows those. So does JSON with status 400, 404 or 410 that says that the
-    task does not exist. Few other errors are final, and only as JSON of the API: a gateway's 404, a proxy's
-    page or any 5xx may be temporary, and the running generation is paid for.
+    itself knows those. So does JSON with status 400, 404 or 410 that says that the task does not exist. Few
+    other errors are final, and only as JSON of the API: a gateway's 404, a proxy's page or any 5xx may be
+    temporary, and the running generation is paid for.
 
     :raises ServiceUnavailableError: if a later poll may succeed.
     :raises ModelScopeError: the error that any other response means.
     """
-    status, body = response.status_code, response.json
-    is_success = 200 <= status < 300
-    if body is not None and (has_status(body) or (is_success and output_images(body))):
-        generation = Generation.from_json(body, generation_id=generation_id, secret=account.token)
-        if not generation.is_finished:
-            if is_success:
-                return generation
-        elif (
-            is_success
-            or (status >= 400 and generation.output_images)
-            or ((status == 400 or status >= 500) and generation.error.message)
-        ):
-            return _with_evidence(generation, response, secret=account.token)
-    error = error_from(response, account=account)
-    if body is not None and status in (400, 404, 410):
-        detail = response.error_detail(secret=account.token)
-        generation = Generation(generation_id=generation_id, status=FAILED, error=detail)
-        if generation.is_not_found:
+    for step in (_reported, _unknown_id):
+        if generation := step(response, generation_id, secret=account.token):
             return generation
-    is_verdict = body is not None and isinstance(error, _FINAL_FOR_A_POLL.get(status, ()))
-    if status == 403 and meaning_of(200, response.text(secret=account.token)) is UNAVAILABLE:
-        is_verdict = False  # a gateway's, which has no words of the service
-    if isinstance(error, ModelScopeFinalError) and not is_verdict:
+    raise _error_of_poll(response, generation_id, account=account)
+
+
+def _reported(response: HttpResponse, generation_id: str, *, secret: str) -> Generation | None:
+    """Return the generation if the response describes it, at a status at which that counts."""
+    status, body = response.status_code, response.parsed(secret=secret)
+    is_success = 200 <= status < 300
+    if not body.has_status and not (is_success and body.images):
+        return None
+    generation = Generation.from_body(body, generation_id=generation_id)
+    if generation.output_images:
+        counts = is_success or (status >= 400 and generation.is_finished)
+    else:
+        has_reason = generation.status == FAILED and bool(generation.error.message)
+        counts = is_success or (has_reason and (status == 400 or status >= 500))
+    return _with_evidence(generation, response, secret=secret) if counts else None
+
+
+def _unknown_id(response: HttpResponse, generation_id: str, *, secret: str) -> Generation | None:
+    if response.status_code not in (400, 404, 410) or not response.json:
+        return None
+    error = response.error_detail(secret=secret)
+    generation = Generation(generation_id=generation_id, status=FAILED, error=error)
+    return generation if generation.is_not_found else None
+
+
+def _error_of_poll(response: HttpResponse, generation_id: str, *, account: Account) -> ModelScopeError:
+    error = error_from(response, account=account)
+    verdicts = _FINAL_FOR_A_POLL.get(response.status_code, ()) if response.json is not None else ()
+    if isinstance(error, ModelScopeFinalError) and not isinstance(error, verdicts):
         error = ServiceUnavailableError(
             f"Unexpected response to a poll: {response.excerpt(secret=account.token)}",
             code=error.code,
@@ -286,14 +292,14 @@ def read_status(response: HttpResponse, *, account: Account, generation_id: str)
             retry_after=error.retry_after,
         )
     error.generation_id = generation_id
-    raise error
+    return error
 
 
 def running_generation(beginning: bytes, *, generation_id: str) -> Generation | None:
     """Return the generation if the beginning of a response to a poll says that it is still running."""
     found = re.search(rb'"task_status"\s*:\s*"(\w+)"', beginning)
-    body = {"task_status": found[1].decode()} if found else {}
-    generation = Generation.from_json(body, generation_id=generation_id)
+    body = Body({"task_status": found[1].decode()} if found else {})
+    generation = Generation.from_body(body, generation_id=generation_id)
     return generation if generation.status not in ("", SUCCEED, FAILED) else None
 
 
@@ -306,10 +312,13 @@ _FINAL_FOR_A_POLL: Mapping[int, tuple[type[ModelScopeError], ...]] = {
 
 
 def _with_evidence(generation: Generation, response: HttpResponse, *, secret: str) -> Generation:
-    """Add the request id from the headers and, if a failure has no reason, the text of the response."""
+    """Add the request id from the headers and, if an end has no images and no reason, the response's text."""
+    if generation.status not in (SUCCEED, FAILED):
+        return generation
     message = generation.error.message
-    if generation.status == FAILED and not message:
-        message = f"no reason given, response: {response.excerpt(secret=secret)}"
+    if not message and not generation.output_images:
+        reason = "no reason given, response" if generation.status == FAILED else "response"
+        message = f"{reason}: {response.excerpt(secret=secret)}"
     request_id = response.error_detail(secret=secret).request_id
     return replace(generation, error=replace(generation.error, message=message, request_id=request_id))
 
@@ -321,14 +330,14 @@ def error_from(response: HttpResponse, *, account: Account, echoes: Iterable[str
     """
     status, detail = response.status_code, response.error_detail(secret=account.token)
     excerpt = response.excerpt(secret=account.token)
-    is_page = response.body.lstrip()[:1] == b"<"  # of a proxy: its words are not those of the service
-    words = "" if is_page else response.text(secret=account.token)
+    words = "" if response.is_page else response.text(secret=account.token)
     if 200 <= status < 300 and detail.is_error:
         meaning = meaning_of(status_of(detail.code, default=400), words, echoes=echoes)
         status = status if detail.code is None else detail.code
+    elif status in (401, 403) and response.is_page:
+        meaning = REFUSED
     elif status >= 400:
-        is_proxy = status == 403 and response.json is None
-        meaning = _REFUSED_BY_PROXY if is_proxy else meaning_of(status, words, echoes=echoes)
+        meaning = meaning_of(status, words, echoes=echoes)
     elif status >= 300:
         target = one_line(response.headers.get("Location") or "", 200, secret=account.token)
         meaning, excerpt = _REDIRECT, target or "(no address)"
@@ -355,11 +364,6 @@ _REDIRECT = Meaning(
     kind=ServiceUnavailableError,
     problem="Redirect from {base_url} not followed",
     advice="Check the connection's host",
-)
-_REFUSED_BY_PROXY = Meaning(
-    kind=RequestRejectedError,
-    problem="A proxy or firewall refused the request to {base_url}",
-    advice="Check the egress rules and the connection's proxy",
 )
 _OTHER_SERVICE = Meaning(
     kind=ServiceUnavailableError,

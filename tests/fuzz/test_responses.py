@@ -50,7 +50,7 @@ words = st.sampled_from(
         "insufficient balance (1008)", "Server is busy, please try again later", "image queue is full",
         "filtered by safety checker", "Too many concurrent requests", "Model not found", "系统繁忙", "敏感",
         "https://[", "ftp://a.example/b", TOKEN, f"Bearer {TOKEN}", f"a\n{TOKEN}\0", f"https://a.example/{TOKEN}",
-        "\x1b[31mred\x1b[0m", "x" * 5000, "500", "9" * 5000, "<html>", "\u202e",
+        "\x1b[31mred\x1b[0m", "x" * 5000, "a: " * 1000, "a, " * 1000, "500", "9" * 5000, "<html>", "\u202e",
     ]
 )  # fmt: skip
 numbers = st.one_of(
@@ -64,7 +64,20 @@ values = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.sampled_from(["message", "code", "request_id", "seed", "zh", "url", "task_id", "images"])
+            st.sampled_from(
+                [
+                    "message",
+                    "Code",
+                    "code",
+                    "request_id",
+                    "seed",
+                    "url",
+                    "task_id",
+                    "images",
+                    "image_url",
+                    "0",
+                ]
+            )
             | texts,
             inner,
             max_size=3,
@@ -77,7 +90,7 @@ envelopes = st.one_of(
     st.lists(values, max_size=2),
     values,
 )
-CONTAINERS = ("outputs", "output", "data", "images", "results")
+CONTAINERS = ("outputs", "output", "data", "images", "results", "image_urls", "output_image", "OutputImages")
 fields: dict[str, st.SearchStrategy[object]] = {
     "task_status": words | values,
     "task_id": words | values,
@@ -91,10 +104,8 @@ fields: dict[str, st.SearchStrategy[object]] = {
     "code": values,
     "success": st.booleans() | values,
     "id": words | values,
-    **{
-        name: st.lists(words, max_size=3) | values
-        for name in ("outputs", "output", "data", "images", "results")
-    },
+    **{name: st.lists(words, max_size=3) | values for name in CONTAINERS},
+    **dict.fromkeys(("Code", "Message", "Success", "detail", "msg", "error_message", "error_code"), values),
 }
 objects = st.fixed_dictionaries({}, optional=fields)
 nearly_valid = st.fixed_dictionaries(
@@ -157,7 +168,10 @@ headers = st.fixed_dictionaries(
         "modelscope-ratelimit-requests-limit": words | texts,
     },
 )
-SIGNS_OF_AN_ERROR = {"errors", "error", "success", "code", "message"}
+SIGNS_OF_AN_ERROR = {
+    *("errors", "error", "success", "code", "message", "msg", "detail", "errormessage", "errorcode"),
+    *("output", "data"),  # which may contain the others
+}
 STATUSES = [200, 200, 201, 204, 206, 302, 400, 401, 402, 403, 404, 408, 429, 500, 502]
 statuses = st.integers(-1, 1000)
 
@@ -203,7 +217,8 @@ def check_submission(response: HttpResponse) -> str:
     except ModelScopeError as error:
         check_shown(error)
         if 200 <= response.status_code < 300:
-            assert type(error) is SubmissionLostError or SIGNS_OF_AN_ERROR & (response.json or {}).keys()
+            names = {name.replace("_", "").lower() for name in response.json or {}}
+            assert type(error) is SubmissionLostError or SIGNS_OF_AN_ERROR & names
         else:
             assert error.code == response.status_code
         if 300 <= response.status_code < 400:
@@ -293,8 +308,9 @@ def test_any_response_becomes_a_value_or_a_typed_error() -> None:
 def shapes_of_images(draw: st.DrawFn) -> object:
     """Return the images of a response, in one of the shapes that are read, and ``URL`` among them."""
     gaps: st.SearchStrategy[list[object]] = st.lists(st.sampled_from([None, "", {}, "https://["]), max_size=2)
-    url = draw(st.sampled_from([URL, {"url": URL}, [URL]]))
-    found: object = draw(st.sampled_from([URL, [*draw(gaps), url, *draw(gaps)]]))
+    url = draw(st.sampled_from([URL, {"url": URL}, [URL], {"image_url": URL}]))
+    listed = [*draw(gaps), url, *draw(gaps)]
+    found: object = draw(st.sampled_from([URL, f" {URL}\n", listed, json.dumps(listed), {"7": url}]))
     for name in draw(st.lists(st.sampled_from(["output", "data", "results", "images"]), max_size=2)):
         found = {name: found, **draw(st.fixed_dictionaries({}, optional={"seed": values}))}
     return found

@@ -583,6 +583,7 @@ def test_a_generation_can_succeed_in_part(emulator: Emulator) -> None:
         ("busy", 200, "Server is busy"),
         ("not-found-400", 400, "task not found"),
         ("unlucky", 503, "model Qwen/Qwen-Image is not available"),
+        ("forbidden", 403, "Forbidden"),
         ("bad-request", 400, "upstream connect error"),
     ],
 )
@@ -656,13 +657,30 @@ def test_an_image_can_differ_from_what_its_url_says(emulator: Emulator) -> None:
     assert list(emulator.served.values()) == [jpeg.content]
 
 
+def test_a_failure_can_be_in_an_inner_object(emulator: Emulator) -> None:
+    emulator.fail("poll:moderated-nested")
+    body = poll(emulator, submit(emulator).json()["task_id"]).json()
+    assert body.keys() == {"output", "request_id"}
+    assert (body["output"]["task_status"], body["output"]["code"]) == ("FAILED", "DataInspectionFailed")
+
+
 def test_every_named_fault_is_tested_in_this_file() -> None:
     tested = {where: {what for what in names if not what.isdigit()} for where, names in FAULTS.items()}
     assert tested == {
         "submit": {what for what, _, _ in SUBMIT_FAULTS if not what.isdigit()}
         | {"lost", "reset", "html", "no-id", "nested-id", "images", "no-end"},
         "poll": {what for what, _, _ in (*POLL_FAILURES, *ENDS)}
-        | {"stall", "other-words", "partial", "not-found", "no-images", "empty", "reset", "html"}
+        | {
+            "stall",
+            "moderated-nested",
+            "other-words",
+            "partial",
+            "not-found",
+            "no-images",
+            "empty",
+            "reset",
+            "html",
+        }
         | set(POLL_ERRORS),
         "image": {"truncated", "garbage", "wrong-suffix", "reset", "html"},
     }

@@ -457,7 +457,7 @@ class TestConnection:
             (404, 200, True, "the token is valid"),
             (200, 401, False, "Check the connection's password"),
             (401, 200, False, "Check the connection's password"),
-            (403, 200, False, "Check the connection's password"),
+            (403, 200, False, "what the token may do: https://modelscope.cn/my/myaccesstoken"),
             (400, 200, True, "the token is valid"),
             (500, 200, True, "the token is valid"),
             (200, 500, False, "ModelScope is unavailable"),

@@ -65,9 +65,11 @@ ANSWERS: list[tuple[str, int, int, int, type[ModelScopeError] | None, str]] = [
     ("poll:not-found-400:3", 1, 1, 1, None, ""),
     ("poll:409:3", 1, 1, 1, None, ""),
     ("poll:413:3", 1, 1, 1, None, ""),
+    ("poll:forbidden:3", 1, 1, 1, None, ""),
     # ended without images: final if the same request would fail again
     ("poll:rejected:*", 1, 1, 0, GenerationRejectedError, "inappropriate content"),
     ("poll:moderated:*", 1, 1, 0, GenerationRejectedError, "DataInspectionFailed"),
+    ("poll:moderated-nested:*", 1, 1, 0, GenerationRejectedError, "DataInspectionFailed"),
     ("poll:moderated-40301:*", 1, 1, 0, GenerationRejectedError, "the prompt was rejected"),
     ("poll:moderated-chinese:*", 1, 1, 0, GenerationRejectedError, "敏感"),
     ("poll:filtered:*", 1, 1, 0, GenerationRejectedError, "filtered by safety checker"),
@@ -112,7 +114,7 @@ def resume_after(fault: str, emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["unlucky", "bad-request", "not-found", "not-found-400", "409", "413", "421", "503"]
+    "fault", ["unlucky", "bad-request", "forbidden", "not-found", "not-found-400", "409", "413", "421", "503"]
 )
 def test_one_odd_answer_does_not_pay_for_another_generation(emulator: Emulator, fault: str) -> None:
     resume_after(f"poll:{fault}", emulator)

@@ -13,25 +13,22 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.protocol.generation import (
-    ErrorDetail,
-    Generation,
-    checked_id,
-)
+from airflow_provider_modelscope.protocol.body import Body, ErrorDetail
+from airflow_provider_modelscope.protocol.generation import Generation, checked_id
 
 URL = "https://muse-ai.oss-cn-hangzhou.aliyuncs.com/img/0f.jpeg"
 USED = {"seed": 212259417, "width": 960, "height": 1280, "guidanceScale": 7.5, "prompt": "猫"}
 
 ODD: list[Any] = [
     None, True, False, 0, -1, 1.5, float("nan"), float("inf"), 10**400, "", " ", "text", [], [1], [None],
-    [[[[[URL]]]]], ["ftp://a.example/b.png"], ["/img/0f.jpeg"], {}, {"0": URL}, {"image_url": URL},
+    [[[[[URL]]]]], ["ftp://a.example/b.png"], ["/img/0f.jpeg"], {}, {"image": URL}, {"image_url": URL},
     {"message": None}, {"code": "E500"}, {"code": 10**400}, {"code": 1e400}, {"code": []}, {"seed": "x"},
     {"seed": {}}, {"request_id": []},
 ]  # fmt: skip
 
 
 def read(body: Any) -> Generation:
-    return Generation.from_json(body, generation_id="42")
+    return Generation.from_body(Body(body), generation_id="42")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +82,22 @@ def read(body: Any) -> Generation:
             0,
         ),
         ({"task_status": "FAILED", "error": {"message": "task not found"}}, "FAILED", 1, 1),
+        ({"data": {"task_status": "FAILED", "message": "NotFound: Task 42 not found"}}, "FAILED", 1, 1),
+        *[
+            ({"task_status": "FAILED", "errors": {"code": code, "message": said}}, "FAILED", 1, 0)
+            for code, said in (
+                (422, "task not found"),
+                (40001, "task not found"),
+                (500, "task failed: image_url https://a.example/b.png: 404 Not Found"),
+                (500, "task aborted: NSFW content, a safe image was not found"),
+                (500, "task lora_weights not found"),
+                (500, "invalid task parameters: no prompt"),
+                (500, "任务失败：lora 不存在"),
+            )
+        ],
+        ({"task_status": "UNKNOWN", "errors": {"message": "No"}, "output_images": [URL]}, "SUCCEED", 1, 0),
+        ({"task_status": "SUCCEED", "errors": {"message": "success"}}, "SUCCEED", 0, 0),
+        ({"code": 20000, "message": "success", "data": {"task_status": "SUCCEED"}}, "SUCCEED", 0, 0),
         ({"task_status": "PROCESSING", "errors": {"message": "task not found"}}, "PROCESSING", 0, 0),
     ],
     ids=str,
@@ -203,7 +216,7 @@ def test_a_malformed_response_never_breaks_or_counts_as_success(status: str, nam
 def test_error_details_are_read_from_any_envelope(
     body: Any, message: str, code: int | None, request_id: str | None
 ) -> None:
-    assert ErrorDetail.from_json(body) == ErrorDetail(message=message, code=code, request_id=request_id)
+    assert Body(body).error == ErrorDetail(message=message, code=code, request_id=request_id)
 
 
 OTHER = "https://b.example/2.png"
@@ -217,6 +230,14 @@ SHAPES: dict[str, Any] = {
     "data": {"data": [{"url": URL}, {"url": OTHER}]},
     "images": {"output_images": [], "images": [{"url": URL}, {"url": OTHER}]},
     "deep": {"data": {"output": {"images": [URL, OTHER]}}},
+    "text": {"output_images": f'["{URL}", "{OTHER}"]'},
+    "numbers": {"output_images": {"0": URL, "1": OTHER}},
+    "image_url": {"output_images": [{"image_url": URL}, {"type": "image_url", "image_url": {"url": OTHER}}]},
+    "image_urls": {"outputs": {"image_urls": [URL, OTHER]}},
+    "output_image": {"output_image": [URL, OTHER]},
+    "names": {"Data": {"OutputImages": [{"Url": URL}, {"Url": OTHER}]}},
+    "request": {"image_url": "https://b.example/source.png", "images": [URL, OTHER]},
+    "echo": {"data": {"image_url": "https://b.example/source.png", "output_images": [URL, OTHER]}},
 }
 
 
@@ -233,6 +254,51 @@ def test_images_are_found_in_every_shape_and_order(shape: Any, word: str) -> Non
 def test_a_single_url_is_one_image() -> None:
     for value in (URL, {"url": URL}, [[URL]]):
         assert read({"task_status": "SUCCEED", "output_images": value}).output_images == (URL,)
+
+
+FAULT = {"code": 500, "message": "CUDA oom"}
+SOURCE = "https://b.example/source.png"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": {"url": SOURCE}},
+        {"data": {"images": [SOURCE]}},
+        {"data": [{"url": SOURCE}]},
+        {"output": {"url": SOURCE}},
+        {"input": {"image_url": [SOURCE]}, "images": [SOURCE]},
+        {"image_url": SOURCE, "output": {"images": [SOURCE]}},
+        {"output_images": [SOURCE], "input": {"image_url": SOURCE}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("word", ["FAILED", "EXPIRED"])
+def test_a_page_or_a_source_image_is_no_result_of_a_failure(word: str, body: Any) -> None:
+    failed = read({"task_status": word, "errors": FAULT, **body})
+    assert (failed.status, failed.output_images) == ("FAILED", ())
+    assert "CUDA oom" in failed.error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"output_images": [URL]},
+        {"outputs": {"images": [URL]}},
+        {"images": [{"url": URL}], "input": {"image_url": SOURCE}},
+        {"output": {"images": [URL]}},
+        {"data": {"output_images": [URL]}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("word", ["FAILED", "EXPIRED", "UNKNOWN"])
+def test_images_of_a_failure_are_paid_for_and_count(word: str, body: Any) -> None:
+    generation = read({"task_status": word, "errors": FAULT, **body})
+    assert (generation.status, generation.output_images) == ("SUCCEED", (URL,))
+
+
+def test_at_the_deadline_a_page_in_an_error_is_no_image() -> None:
+    assert read({"task_status": "RUNNING", "errors": FAULT, "data": {"url": SOURCE}}).output_images == ()
 
 
 ENDED: dict[str, tuple[Any, str]] = {
@@ -275,47 +341,41 @@ FAILURES: list[tuple[Any, str, bool]] = [
     (500, "task not found", False),
     (404, "task not found", False),
     ("DataInspectionFailed", "Input data may contain inappropriate content.", True),
-    ("data_inspection_failed", "no", True),
-    (None, "DataInspectionFailed", True),
-    ("InvalidParameter", "The size is not match the allowed size", True),
-    ("InvalidParameter.Size", "no", True),
     (500, "Potential NSFW content detected", True),
-    (500, "content moderation failed", True),
-    (500, "Rejected by Content  Review", True),
-    (500, "filtered by safety checker", True),
-    (None, "The image has been filtered", True),
-    (500, "输入内容包含敏感信息，请修改后重试", True),
-    (500, "提示词违规", True),
+    (None, "内容安全检测未通过", True),
     (500, "model is not supported", True),
     (500, "magicube balance exhausted", True),
     (500, "Server is busy, please try again later", False),
     (400, "Server is busy, please try again later", False),
     ("Throttling", "slow down", False),
     (400, "task 7 failed: LoRA a/b not found", True),
-    (500, "图片未通过内容审核", True),
-    (500, "The prompt was flagged by our moderation system", True),
-    (500, "blocked by the safety filters", True),
     (500, "content moderation service timeout", False),
-    (500, "内容审核服务调用失败", False),
-    (500, "safety checker failed to load: CUDA out of memory", False),
-    (500, "Model UnfilteredAI/NSFW-gen-v2 crashed", False),
-    (500, "CUDA error: invalid argument", False),
-    (500, "failed to process prompt 'a cup of filtered coffee'", False),
-    (500, "failed negative_prompt=nsfw, lowres", False),
     (500, "Authentication failed", False),
     (None, "Authentication failed", False),
     (500, "CUDA out of memory", False),
 ]
 
 
-@pytest.mark.parametrize("envelope", ["errors", "error", "hub"])
+ENVELOPES: dict[str, Any] = {
+    "errors": lambda code, said: {"errors": {"code": code, "message": said}},
+    "error": lambda code, said: {"error": {"code": code, "message": said}},
+    "hub": lambda code, said: {"success": False, "code": code, "message": said},
+    "output": lambda code, said: {"output": {"task_status": "FAILED", "code": code, "message": said}},
+    "data": lambda code, said: {"data": {"task_status": "FAILED", "errors": {"code": code, "message": said}}},
+    "names": lambda code, said: {"error_code": code, "error_message": said},
+    "detail": lambda code, said: {"errors": {"code": code, "detail": said}},
+    "capitals": lambda code, said: {"Code": code, "Message": said},
+}
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
 @pytest.mark.parametrize(("code", "message", "is_final"), FAILURES, ids=str)
 def test_a_failure_is_final_if_the_same_request_would_fail_again(
-    code: Any, message: str, is_final: bool, envelope: str
+    code: Any, message: str, is_final: bool, envelope: Any
 ) -> None:
-    detail = {"code": code, "message": message}
-    body = {"success": False, **detail} if envelope == "hub" else {envelope: detail}
-    failed = read({"task_status": "FAILED", **body, "request_id": "r-1"})
+    body = envelope(code, message)
+    status = {} if {"output", "data"} & body.keys() else {"task_status": "FAILED"}
+    failed = read({**status, **body, "request_id": "r-1"})
     with pytest.raises(ModelScopeError) as caught:
         failed.raise_for_failure(retry_resubmits=True)
     assert type(caught.value) is (GenerationRejectedError if is_final else GenerationFailedError)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from requests.structures import CaseInsensitiveDict
 
 from airflow_provider_modelscope.exceptions import (
-    AccountNotReadyError,
     AuthenticationError,
     GenerationFailedError,
     ModelScopeError,
@@ -25,9 +24,14 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.protocol import messages
 from airflow_provider_modelscope.protocol.account import Account
-from airflow_provider_modelscope.protocol.generation import ErrorDetail, Generation
+from airflow_provider_modelscope.protocol.body import ErrorDetail
+from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.protocol.messages import HttpResponse, Quota
 from airflow_provider_modelscope.protocol.request import GenerationRequest
+from tests.unit.protocol.test_errors import EXAMPLES, has_code
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.protocol.errors import Meaning
 
 TOKEN = "ms-8f3b1c9a-0000-4000-8000-0123456789ab"
 ACCOUNT = Account(token=TOKEN)
@@ -122,7 +126,14 @@ def test_the_repr_of_a_request_hides_token_and_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("task_id", "generation_id"),
-    [("4003503", "4003503"), (4003503, "4003503"), (" 7\n", "7"), (0, "0"), ("a/b", "a/b")],
+    [
+        ("4003503", "4003503"),
+        (4003503, "4003503"),
+        (4003503.0, "4003503"),
+        (" 7\n", "7"),
+        (0, "0"),
+        ("a/b", "a/b"),
+    ],
 )
 @pytest.mark.parametrize("status", [200, 201, 202])
 def test_an_accepted_submission_returns_an_opaque_id(status: int, task_id: Any, generation_id: str) -> None:
@@ -165,6 +176,7 @@ def test_an_id_beside_a_passing_error_is_accepted(status: int) -> None:
         {"code": 20000, "message": "success", "data": {"images": [URL]}},
         {"output_images": [URL], "task_status": "SUCCEED", "task_id": ""},
         {"output": {"results": [{"url": URL}, None]}, "id": "7"},
+        {"code": 200, "message": "ok", "data": {"image_urls": [URL]}},
     ],
     ids=str,
 )
@@ -182,11 +194,33 @@ def test_a_submission_with_its_images_is_finished(body: Any) -> None:
         {"success": False, "message": "No", "images": [URL]},
         {"errors": {"message": "No"}, "data": {"url": URL}},
         {"code": "BadRequest", "message": "invalid parameter", "output": {"url": URL}},
+        {"success": False, "message": "No", "data": {"images": [URL]}},
+        {"data": {"errors": {"message": "No"}, "url": URL}},
     ],
     ids=str,
 )
 def test_a_url_in_an_error_is_no_image(body: Any) -> None:
     assert type(submission_error(response(200, body))) is RequestRejectedError
+    assert type(poll_error(response(200, body))) is ServiceUnavailableError
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        ({"output": {"code": "Arrearage", "message": "overdue"}}, QuotaExhaustedError, "overdue"),
+        ({"data": {"errors": {"message": "今日额度已用完"}}}, QuotaExhaustedError, "今日额度"),
+        ({"Code": 1, "Message": "Model not found", "Success": False}, UnknownModelError, "Model not found"),
+        ({"msg": "today's quota is used up", "status": "error"}, QuotaExhaustedError, "quota"),
+        ({"code": "InternalError", "message": "An error"}, ServiceUnavailableError, "An error"),
+    ],
+    ids=str,
+)
+def test_a_refusal_of_another_shape_is_not_unconfirmed(
+    body: Any, kind: type[ModelScopeError], said: str
+) -> None:
+    error = submission_error(response(200, body))
+    assert type(error) is kind
+    assert said in error.message
 
 
 def test_images_beside_an_error_are_images() -> None:
@@ -201,7 +235,7 @@ def test_a_failed_submission_with_images_is_finished() -> None:
 
 
 NO_IDS: list[Any] = [
-    " ", True, False, 1.5, [], ["7"], {"id": "7"},
+    " ", True, False, 1.5, 1e300, [], ["7"], {"id": "7"},
     "None", "..", "7\n8", "7  8", "7\0", "7" * 201, int("7" * 201), TOKEN, f"7?key={TOKEN}",
 ]  # fmt: skip
 
@@ -221,7 +255,8 @@ def test_an_unusable_id_is_a_lost_submission(task_id: Any) -> None:
 NO_ERRORS: list[Any] = [
     {}, {"task_status": "SUCCEED"}, {"task_id": ""}, {"task_id": None, "request_id": "r-1"}, {"errors": {}},
     {"error": None}, {"success": True, "code": 200, "message": "ok"}, {"code": "Success", "message": "ok"},
-    {"errors": {"code": 0, "message": ""}}, {"task_status": "FAILED"},
+    {"errors": {"code": 0, "message": ""}}, {"task_status": "FAILED"}, {"errors": {"message": "success"}},
+    {"code": 20000, "message": "success", "data": {"task_status": "SUCCEED"}}, {"code": "Odd"},
 ]  # fmt: skip
 
 
@@ -239,97 +274,18 @@ QUOTA = f"You have exceeded today's quota for model {MODEL}, please try again to
 BUSY = "Server is busy, please try again later"
 FULL = "enqueue failed: user queue is full"
 
-# What the service says: the textual code, the message, the error that it means at every status, and a part of
-# its text that says what to do.
-WORDS: list[tuple[str, str, type[ModelScopeError], str]] = [
-    ("QuotaLimitExceed", "magicube balance exhausted", QuotaExhaustedError, CREDIT),
-    ("QuotaLimitExceed", "no", QuotaExhaustedError, CREDIT),
-    ("quota_limit_exceeded", "no", QuotaExhaustedError, CREDIT),
-    ("Throttling.RateQuota", "Requests rate limit exceeded", RateLimitedError, ""),
-    ("RateLimitExceed", "no", RateLimitedError, ""),
-    ("RateLimitExceed", QUOTA, RateLimitedError, ""),
-    ("QuotaLimitExceed", BUSY, QuotaExhaustedError, CREDIT),
-    ("too_many_requests", "AppId:123 达到使用量上限", RateLimitedError, ""),
-    ("ModelNotFound", "no", UnknownModelError, "shows API-Inference"),
-    ("InvalidAuthentication", "no", AuthenticationError, TOKENS),
-    ("OperationNotAllowed", "insufficient token permission", AuthenticationError, "lacks a permission"),
-    ("", FULL, QueueFullError, ""),
-    ("", "image queue is full, please retry later", QueueFullError, ""),
-    ("", "failed to enqueue: user queue is full", QueueFullError, ""),
-    ("", "rpc error: code = ResourceExhausted desc = user queue is full", QueueFullError, ""),
-    ("", f"Service Unavailable: {BUSY}", RateLimitedError, "is busy"),
-    ("", "服务异常：系统繁忙", RateLimitedError, "is busy"),
-    ("", "task queue is full, please wait", QueueFullError, ""),
-    ("", "队列已满", QueueFullError, ""),
-    ("", BUSY, RateLimitedError, "is busy"),
-    ("", "The model is currently overloaded", RateLimitedError, "is busy"),
-    ("", "系统繁忙，请稍后再试", RateLimitedError, "is busy"),
-    ("", "服务器正忙", RateLimitedError, "is busy"),
-    ("insufficient_quota", "no", QuotaExhaustedError, "tomorrow"),
-    ("", "insufficient_quota", QuotaExhaustedError, "tomorrow"),
-    ("Throttling.AllocationQuota", "Free allocated quota exceeded.", QuotaExhaustedError, "tomorrow"),
-    ("DataInspectionFailed", "Input data may contain inappropriate content.", RequestRejectedError, ""),
-    ("InputParameterError", "no", RequestRejectedError, ""),
-]
-
-# Words that count only below 500: after a 5xx a generation may have been created.
-WORDS_BELOW_500: list[tuple[str, str, type[ModelScopeError], str]] = [
-    ("", "Magicube  Balance\nExhausted", QuotaExhaustedError, CREDIT),
-    ("", "魔粒不足，请获取魔粒后重试", QuotaExhaustedError, CREDIT),
-    ("", "魔粒余额不足", QuotaExhaustedError, CREDIT),
-    ("", "您的魔粒已用完", QuotaExhaustedError, CREDIT),
-    ("", "账户余额不足", QuotaExhaustedError, CREDIT),
-    ("", "账户已欠费", QuotaExhaustedError, CREDIT),
-    ("", "Your balance is 0", QuotaExhaustedError, CREDIT),
-    ("", "Insufficient funds", QuotaExhaustedError, CREDIT),
-    ("", "Not enough credits", QuotaExhaustedError, CREDIT),
-    ("", "Out of credit", QuotaExhaustedError, CREDIT),
-    ("", "insufficient balance (1008)", QuotaExhaustedError, "model is no longer served"),
-    ("", "Insufficient Balance（1008）", QuotaExhaustedError, "model is no longer served"),
-    ("", QUOTA, QuotaExhaustedError, "tomorrow"),
-    ("", QUOTA.replace("'", "’").upper(), QuotaExhaustedError, "tomorrow"),
-    ("", "Today’s quota has run out", QuotaExhaustedError, "tomorrow"),
-    ("", "今日额度已用完", QuotaExhaustedError, "tomorrow"),
-    ("", "该模型的额度已用尽", QuotaExhaustedError, "tomorrow"),
-    ("", "exceeded your current quota, please check your plan", QuotaExhaustedError, "tomorrow"),
-    ("", f"Quota exceeded for model {MODEL}", QuotaExhaustedError, "tomorrow"),
-    ("", f"Model id : {MODEL} , has no provider supported", UnknownModelError, "shows API-Inference"),
-    ("", "Model does not exist", UnknownModelError, "shows API-Inference"),
-    ("", f"Model {MODEL} not found", UnknownModelError, "shows API-Inference"),
-    ("", "模型不存在", UnknownModelError, "shows API-Inference"),
-    ("", "Please bind your Alibaba Cloud account before use.", AccountNotReadyError, SETTINGS),
-    ("", "Your account must be real name verified first", AccountNotReadyError, SETTINGS),
-    ("", "Needs Real-Name check", AccountNotReadyError, SETTINGS),
-    ("", "请先绑定阿里云账号", AccountNotReadyError, SETTINGS),
-    ("", "输入内容包含敏感信息，请修改后重试", RequestRejectedError, ""),
-    ("", "图片未通过内容审核", RequestRejectedError, ""),
-    ("", "rejected by moderation", RequestRejectedError, ""),
-    ("", "The prompt was flagged by our moderation system", RequestRejectedError, ""),
-    ("", "魔力值不足", QuotaExhaustedError, CREDIT),
-    ("", "rpm exhausted", RateLimitedError, ""),
-    ("", "AppId:123 达到使用量上限", RateLimitedError, ""),
-    ("", f"Too many concurrent requests for model {MODEL}, please slow down", RateLimitedError, ""),
-    ("", "quota exceeded: 20 requests per minute", RateLimitedError, ""),
-    ("", "请求过于频繁", RateLimitedError, ""),
-    ("", "insufficient token permission", AuthenticationError, "lacks a permission"),
-    ("", "Authentication failed, please supply a valid token", AuthenticationError, TOKENS),
-]
-
 # The status decides if neither code nor words are known: the error of a submission and of a poll (None: the
 # same), and a part of its text.
 STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | None, str]] = [
     (400, "image_url is required", RequestRejectedError, None, ""),
     (400, f"{MODEL} does not support synchronous calls, set async", RequestRejectedError, None, ""),
-    (400, "prompt not allowed: a busy street, a queue full of people", RequestRejectedError, None, ""),
-    (400, "Invalid token in the prompt", RequestRejectedError, None, ""),
-    (400, "color balance must be greater than 0", RequestRejectedError, None, ""),
-    (400, "model X is not supported with size 4096x4096", RequestRejectedError, None, ""),
-    (400, "lora model foo/bar not found", RequestRejectedError, None, ""),
     (409, "No", RequestRejectedError, ServiceUnavailableError, ""),
     (413, "Payload too large", RequestRejectedError, ServiceUnavailableError, ""),
     (422, "No", RequestRejectedError, ServiceUnavailableError, ""),
     (401, "No", AuthenticationError, None, TOKENS),
-    (403, "No", AuthenticationError, ServiceUnavailableError, "Check the connection's password"),
+    *[(403, said, RequestRejectedError, ServiceUnavailableError, TOKENS) for said in ("No", "Forbidden")],
+    (403, "Forbidden", RequestRejectedError, ServiceUnavailableError, "egress rules, the connection's proxy"),
+    (403, "request was denied due to request throttling", RateLimitedError, None, ""),
     (402, "Payment required", QuotaExhaustedError, ServiceUnavailableError, CREDIT),
     (429, "Request limit exceeded", RateLimitedError, None, ""),
     (429, f"Too many calls of {MODEL}", RateLimitedError, None, ""),
@@ -343,12 +299,8 @@ STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | No
         (status, said, SubmissionLostError, ServiceUnavailableError, "")
         for status in (500, 503)
         for said in (
-            "load balance failed: 0 backends available", "no healthy upstream; load balance exhausted",
-            "GPU memory insufficient, balance of load 0", "model not available, please retry",
-            "model file not found on worker 12", "upstream model server not available",
-            "content filter service error", "Failed: unauthorized",
-            "old system overloaded with wires", "审核服务调用失败",
-            "safety checker failed to load: CUDA out of memory",
+            "model not available, please retry", "model file not found on worker 12", "审核服务调用失败",
+            "upstream model server not available", "old system overloaded with wires",
             "failed: the user said that the queue is full",
         )
     ],
@@ -359,21 +311,31 @@ ENVELOPES = {
     "error": lambda said, code: {"error": {"message": said, "code": code, "request_id": "r-1"}},
     "hub": lambda said, code: {"success": False, "message": said, "code": code, "request_id": "r-1"},
     "list": lambda said, code: {"errors": [{"message": said, "code": code}], "request_id": "r-1"},
+    "capitals": lambda said, code: {"Success": False, "Code": code, "Message": said, "RequestId": "r-1"},
+    "output": lambda said, code: {
+        "output": {"code": code, "message": said, "success": False},
+        "request_id": "r-1",
+    },
+    "data": lambda said, code: {
+        "success": True,
+        "data": [{"errors": {"code": code, "msg": said}}],
+        "request_id": "r-1",
+    },
+    "names": lambda said, code: {"error": {"detail": said, "error_code": code}, "request_id": "r-1"},
 }
 
 
 @pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
-@pytest.mark.parametrize(("code", "said", "kind", "advice"), [*WORDS, *WORDS_BELOW_500], ids=str)
-def test_code_and_words_mean_the_same_at_every_status(
-    envelope: Any, code: str, said: str, kind: type[ModelScopeError], advice: str
-) -> None:
+@pytest.mark.parametrize(("said", "row"), EXAMPLES, ids=[said for said, _ in EXAMPLES])
+def test_code_and_words_mean_the_same_at_every_status(envelope: Any, said: str, row: Meaning) -> None:
+    code, _, message = said.partition(": ") if has_code(said) else ("", "", said)
+    urls = {name: getattr(ACCOUNT, name) for name in ("credit_url", "account_url", "token_url")}
     for status in (200, 400, 401, 403, 404, 429, 500, 503):
-        if status >= 500 and (code, said, kind, advice) in WORDS_BELOW_500:
-            kind = SubmissionLostError
-            advice = ""
-        error = submission_error(response(status, envelope(said, code or None), retry_after="7"))
+        counts = bool(code) or status in row.words_at
+        kind, advice = (row.kind, row.advice.format(**urls)) if counts else (SubmissionLostError, "")
+        error = submission_error(response(status, envelope(message, code or None), retry_after="7"))
         assert type(error) is kind, status
-        assert " ".join(said.split()) in error.message
+        assert " ".join(said.split()).rstrip(".") in error.message
         assert advice in error.message
         assert (error.code, error.request_id) == (status, "r-1")
         assert error.retry_after == (None if kind is SubmissionLostError else 7)
@@ -405,6 +367,7 @@ ECHOES = {
     "double quotes": lambda text: {"message": f'Internal Server Error: "{text}" failed'},
     "cut off": lambda text: {"message": f"cannot process prompt '{text[:50]}"},
     "bare": lambda text: {"message": f"Failed: {text}"},
+    "bare, cut off": lambda text: {"message": f"Failed: {text[:50]}"},
     "other case": lambda text: {"message": f"Failed: {text.upper()}\n"},
     "negative": lambda text: {"message": "failed negative_prompt=nsfw, lowres"},
     "escaped": lambda text: {"message": f"Failed: {json.dumps(text)}"},
@@ -476,6 +439,11 @@ def test_a_200_with_an_error_is_a_refusal_by_its_code(
         {"code": 400, "msg": "No cats"},
         {"detail": "No cats: invalid parameter"},
         {"message": "No cats: invalid parameter"},
+        {"error_message": "No cats", "error_code": 400},
+        {"code": 200, "message": "ok", "errors": {"message": "No cats"}},
+        {"output": {"task_status": "FAILED", "code": "InvalidParameter", "message": "No cats"}},
+        {"success": True, "data": {"errors": {"message": "No cats"}}},
+        {"data": [{"errors": {"detail": "No cats"}}]},
         {"task_status": "FAILED", "task_id": "", "errors": {"message": "No cats"}},
     ],
     ids=str,
@@ -507,14 +475,34 @@ def test_the_words_on_a_proxys_page_mean_nothing(said: str) -> None:
         assert type(submission_error(response(status, f"\n<html>{said}</html>".encode()))) is kind
 
 
-@pytest.mark.parametrize("body", [b"<html>Forbidden</html>", b"RBAC: access denied"])
-def test_a_proxys_page_with_403_does_not_blame_the_token(body: bytes) -> None:
-    error = submission_error(response(403, body))
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, b"<html>SSO login</html>"),
+        (401, b"\xef\xbb\xbf<html>SSO login</html>"),
+        (403, b"<html>Forbidden</html>"),
+        (403, b"\xef\xbb\xbf<!DOCTYPE html>Authentication failed"),
+        (403, b"RBAC: access denied"),
+        (403, b"error code: 1020"),
+        (403, b'\xef\xbb\xbf{"message": "Forbidden"}'),
+    ],
+    ids=str,
+)
+def test_a_refusal_of_a_proxy_names_proxy_and_token(status: int, body: bytes) -> None:
+    error = submission_error(response(status, body))
     assert type(error) is RequestRejectedError
     assert error.message.startswith(
-        "A proxy or firewall refused the request to https://api-inference.modelscope.cn: " + body.decode()[:9]
+        "A proxy or firewall, or ModelScope, refused the request to https://api-inference.modelscope.cn: "
     )
-    assert "Check the egress rules and the connection's proxy" in error.message
+    assert "\ufffd" not in error.message
+    assert (
+        f"Check the egress rules, the connection's proxy, and what the token may do: {TOKENS}"
+        in error.message
+    )
+
+
+def test_a_plain_403_may_be_rate_limiting() -> None:
+    assert type(submission_error(response(403, b"Throttled by USER Flow Control"))) is RateLimitedError
 
 
 def test_the_services_words_may_be_plain_text() -> None:
@@ -587,7 +575,8 @@ def test_other_bodies_than_the_apis_json_are_retryable_and_shown(
 
 @pytest.mark.parametrize(("body", "excerpt"), BODIES.values(), ids=BODIES)
 def test_a_submission_refused_without_json_is_still_refused(body: bytes, excerpt: str) -> None:
-    for status, kind in ((400, RequestRejectedError), (401, AuthenticationError), (429, RateLimitedError)):
+    of_401 = RequestRejectedError if b"<html>" in body else AuthenticationError
+    for status, kind in ((400, RequestRejectedError), (401, of_401), (429, RateLimitedError)):
         error = submission_error(response(status, body))
         assert type(error) is kind
         assert excerpt in error.message
@@ -658,6 +647,14 @@ def test_a_final_status_in_the_body_counts_under_400_and_5xx(
 def test_images_count_under_every_error_status(status: int) -> None:
     given = response(status, {"task_status": "SUCCEED", "output_images": [URL]})
     assert polled(given).output_images == (URL,)
+
+
+def test_succeed_without_images_shows_the_response() -> None:
+    broken = polled(response(200, {"task_status": "SUCCEED", "output_images": ["/img/0f.jpeg"]}))
+    assert not broken.is_finished
+    assert "/img/0f.jpeg" in broken.error.message
+    long = polled(response(200, {"task_status": "SUCCEED", "why": "x" * 5000}))
+    assert len(long.error.message) < 250
 
 
 def test_a_gateways_403_does_not_end_the_wait() -> None:

@@ -21,7 +21,8 @@ from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
     ServiceUnavailableError,
 )
-from airflow_provider_modelscope.protocol.generation import ErrorDetail, Generation
+from airflow_provider_modelscope.protocol.body import ErrorDetail
+from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.poll import PollSchedule, end_of_wait
 
