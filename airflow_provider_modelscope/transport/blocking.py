@@ -220,8 +220,10 @@ class _Exchange:
                 **request_options(call.url, self._account),
             ) as response:
                 self._head = (response.status_code, response.headers)
-                # Not by iter_content, which loses what has come if the rest of a chunk does not.
-                while part := response.raw.read1(CHUNK, decode_content=True):
+                # Not by iter_content, which loses what has come if the rest of a chunk does not. So does
+                # urllib3 before 2.2, which has no read1.
+                read = getattr(response.raw, "read1", response.raw.read)
+                while part := read(CHUNK, decode_content=True):
                     self._body += part
                     if len(self._body) >= MAX_BODY:
                         break
