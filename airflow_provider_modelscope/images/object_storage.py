@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import stat
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
@@ -63,6 +64,9 @@ _REREAD_PAUSES = (0.5, 2.0)  # seconds, for a store that shows a new object late
 
 log = logging.getLogger(__name__)
 
+# What each connection said when its filesystem was opened, as a checksum: it contains secrets.
+_opened_with: dict[tuple[str, str | None], str] = {}
+
 
 def check_destination(destination: str) -> None:
     """Check everything about a destination that needs no filesystem and no connection.
@@ -109,13 +113,11 @@ class Destination:
 
     :param uri: Without the connection.
     :param format: Pillow's name of the format to convert images to; None stores them as they are.
-    :param filesystem: The filesystem of fsspec, opened once for all objects.
     """
 
     uri: str
     storage_conn_id: str | None
     format: str | None
-    filesystem: Any = field(repr=False)
 
     @classmethod
     def parse(cls, destination: str, *, storage_conn_id: str | None = None, sidecar: bool = False) -> Self:
@@ -137,7 +139,7 @@ class Destination:
             beside = Path(_sidecar_of(path.path))
             if sidecar and name.name and (obstacle := _obstacle(beside, is_folder=False)):
                 raise _invalid(destination, f"its sidecar {preview(beside.name)}: {obstacle}")
-        return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name), filesystem=path.fs)
+        return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name))
 
     def beside(self, name: str = "") -> ObjectStoragePath:
         """Return the path of an object beside the images; by default that of their folder."""
@@ -176,10 +178,10 @@ class Destination:
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
         from airflow.sdk import ObjectStoragePath
 
-        path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)  # names the object, and opens nothing
+        path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)
         body.file.seek(0)
         try:
-            _write(self.filesystem, path, body)
+            _write(path, body)
         except Exception as error:  # each store has errors of its own
             failure = _storage_error(uri, error)
             failure.generation_id = generation_id
@@ -227,6 +229,20 @@ def read_object(uri: str, storage_conn_id: str | None, *, most: int, parameter: 
     return content
 
 
+def describe_object(uri: str, storage_conn_id: str | None) -> str:
+    """Return what the store says of an object now: a text that differs if the object was written since.
+
+    The object is not read, and nothing comes from a cache.
+
+    :raises InvalidDestinationError: if its filesystem cannot be opened.
+    :raises Exception: any error of its store, such as FileNotFoundError.
+    """
+    path, *_ = _open(uri, storage_conn_id, parameter="uri")
+    path.fs.invalidate_cache()
+    description: str = path.fs.ukey(path.path)  # of its size, and its ETag or time
+    return description
+
+
 def open_folder(uri: str, *, parameter: str) -> ObjectStoragePath:
     """Return a folder in object storage with an open filesystem.
 
@@ -249,8 +265,9 @@ def read_latest(path: ObjectStoragePath) -> bytes:
     :raises FileNotFoundError: if there is no object.
     :raises Exception: any other error of its store.
     """
-    path.fs.invalidate_cache()
-    content: bytes = path.fs.cat_file(path.path)
+    filesystem = open_filesystem(path)
+    filesystem.invalidate_cache()
+    content: bytes = filesystem.cat_file(path.path)
     return content
 
 
@@ -259,7 +276,21 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
 
     :raises Exception: any error of its store.
     """
-    _write(path.fs, path, _Body(BytesIO(content), len(content), content_type))
+    _write(path, _Body(BytesIO(content), len(content), content_type))
+
+
+def remove_object(path: ObjectStoragePath) -> None:
+    """Remove an object.
+
+    :raises Exception: any error of its store, such as FileNotFoundError.
+    """
+    open_filesystem(path).rm_file(path.path)
+
+
+def open_filesystem(path: ObjectStoragePath) -> Any:
+    """Return a path's filesystem, with the credentials that its connection has now."""
+    _follow_connection(path.protocol, path.conn_id)
+    return path.fs
 
 
 def is_permanent(error: Exception) -> bool:
@@ -355,7 +386,7 @@ def _open(
     """
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_modelscope.compat import AirflowNotFoundException, BaseHook
+    from airflow_provider_modelscope.compat import AirflowNotFoundException
 
     if not isinstance(storage_conn_id, str | None):
         raise _invalid(
@@ -366,11 +397,9 @@ def _open(
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")
         bare_uri = uri.replace(connection + at, "", 1)
         connection_id = storage_conn_id or connection or None
+        _follow_connection(urlsplit(uri).scheme, connection_id)
         path = ObjectStoragePath(bare_uri, conn_id=connection_id)
         _ = path.fs
-        # AWS ignores a missing connection; only its default one may be missing.
-        if connection_id and connection_id != "aws_default" and path.protocol not in LOCAL:
-            BaseHook.get_connection(connection_id)
     except AirflowNotFoundException as error:
         problem = (
             f"cannot be opened ({error}): define that connection, or name another in {connection_parameter}"
@@ -392,11 +421,38 @@ def _open(
     return path, bare_uri, connection_id
 
 
-def _write(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
+def _follow_connection(protocol: str, connection_id: str | None) -> None:
+    """Let a filesystem be opened again if its connection has changed. Airflow keeps it otherwise.
+
+    :raises AirflowNotFoundException: if there is no such connection.
+    """
+    from airflow.sdk.io import attach
+
+    from airflow_provider_modelscope.compat import AirflowNotFoundException, BaseHook
+
+    says = ""
+    if connection_id and protocol not in LOCAL:
+        try:
+            connection = BaseHook.get_connection(connection_id)
+        except AirflowNotFoundException:
+            if (
+                connection_id != "aws_default"
+            ):  # AWS does without; others ignore a missing one, and fail later
+                raise
+        else:
+            names = ("conn_type", "host", "schema", "login", "password", "port", "extra")
+            fields = repr([getattr(connection, name) for name in names])
+            says = hashlib.sha256(fields.encode()).hexdigest()
+    if _opened_with.get((protocol, connection_id)) != says:
+        vars(attach(protocol=protocol, conn_id=connection_id)).pop("fs", None)  # a cached property
+        _opened_with[protocol, connection_id] = says
+
+
+def _write(path: ObjectStoragePath, body: _Body) -> None:
     if path.protocol in LOCAL:
         _replace_file(Path(path.path), body)
     else:
-        _put_object(filesystem, path, body)
+        _put_object(open_filesystem(path), path, body)
 
 
 def _replace_file(path: Path, body: _Body) -> None:

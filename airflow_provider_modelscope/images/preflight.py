@@ -6,7 +6,7 @@ import logging
 import secrets
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_provider_modelscope.exceptions import ImageStorageError, InvalidDestinationError, ModelScopeError
@@ -16,6 +16,8 @@ from airflow_provider_modelscope.images.object_storage import (
     is_missing,
     is_permanent,
     is_unsupported,
+    open_filesystem,
+    remove_object,
     write_object,
 )
 from airflow_provider_modelscope.redaction import preview, truncated
@@ -75,7 +77,7 @@ def _list_one(path: ObjectStoragePath) -> bool:
     """Ask for one object of a folder, which need not exist. Return whether this store can be asked."""
     if path.protocol not in _LISTABLE:
         return path.protocol in LOCAL
-    filesystem: Any = path.fs
+    filesystem = open_filesystem(path)
     bucket, key, *_ = filesystem.split_path(path.path)
     prefix = f"{key.rstrip('/')}/" if key else ""
     match path.protocol:
@@ -101,7 +103,7 @@ def _write_and_remove(destination: Destination, folder: ObjectStoragePath) -> No
     probe = destination.beside(f".preflight-{secrets.token_hex(8)}")
     write_object(probe, b"", "application/octet-stream")
     try:
-        probe.fs.rm_file(probe.path)
+        remove_object(probe)
     except Exception as error:  # such as a connection that may not delete
         log.warning("The empty object %s was not removed: %s", probe, error)
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_modelscope import compat
-from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
     ImageStorageError,
     InvalidDestinationError,
@@ -25,11 +24,21 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.images import object_storage
 from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
 from airflow_provider_modelscope.images.image import Image
-from airflow_provider_modelscope.images.object_storage import Destination, check_destination
+from airflow_provider_modelscope.images.object_storage import (
+    Destination,
+    check_destination,
+    describe_object,
+    read_latest,
+    read_object,
+    remove_object,
+    write_object,
+)
 from tests.support.disk import full_disk
 from tests.unit.images.conftest import AzureError, GoogleError, Store, encoded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.unit.images.conftest import Register
 
 HOSTILE_IDS = [
@@ -56,6 +65,22 @@ def image(format_: str = "PNG", side: int = 16) -> Image:
 
 def store(destination: str, stored: Image, generation_id: str = "42", number: int = 1) -> str:
     return Destination.parse(destination).store(stored, generation_id=generation_id, number=number)
+
+
+class Remembering(Store):
+    """A store that remembers what it said of an object until its cache is invalidated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remembered: dict[str, Any] = {}
+
+    def info(self, path: str, **options: Any) -> Any:
+        if path not in self.remembered:
+            self.remembered[path] = super().info(path, **options)
+        return self.remembered[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.remembered.clear()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -246,6 +271,7 @@ class TestConnections:
             raise error
 
         monkeypatch.setitem(filesystems, "abfs", get_fs)
+        monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "wasb"}')
         uri = "abfs://container/cats/"
         with pytest.raises(InvalidDestinationError) as raised:
             Destination.parse(uri, storage_conn_id="mine")
@@ -315,24 +341,37 @@ class TestConnections:
     def test_one_opening_serves_all_images_and_sidecars(
         self, register: Register, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        read: list[str] = []
-        get_connection = BaseHook.get_connection
-
-        def counted(conn_id: str) -> Any:
-            read.append(conn_id)
-            return get_connection(conn_id)
-
-        monkeypatch.setattr(BaseHook, "get_connection", counted)
         monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "aws", "host": "mine.example"}')
         s3 = register("s3")
         destination = Destination.parse("s3://mine@bucket/cats/", sidecar=True)
-        read_by_parse = list(read)
         for number in (1, 2, 3):
             uri = destination.store(image(), generation_id="42", number=number)
             destination.store_sidecar(uri, b"{}", generation_id="42")
+            read_object(uri, "mine", most=10)
+            describe_object(uri, "mine")
         assert len(s3.objects) == 6
         assert s3.opened_with == ["mine.example"]
-        assert read == read_by_parse
+
+    def test_a_changed_connection_is_used_at_once(
+        self, register: Register, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        s3 = register("s3")
+        calls: list[Callable[[], Any]] = [
+            lambda: destination.store(image(), generation_id="42", number=1),
+            lambda: read_object("s3://bucket/cats/42-1.png", "mine", most=10),
+            lambda: describe_object("s3://bucket/cats/42-1.png", "mine"),
+            lambda: write_object(record, b"{}", "application/json"),
+            lambda: read_latest(record),
+            lambda: remove_object(record),
+        ]
+        monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "aws", "host": "first"}')
+        destination = Destination.parse("s3://mine@bucket/cats/")
+        record = destination.beside("record.json")
+        hosts = [f"host-{number}" for number, _ in enumerate(calls)]
+        for host, call in zip(hosts, calls, strict=True):
+            monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps({"conn_type": "aws", "host": host}))
+            call()
+        assert s3.opened_with == ["first", *hosts]
 
     def test_only_a_connection_is_removed_from_a_uri(self, memory: Store) -> None:
         for destination in ("memory://bucket/me@home/", "memory://bucket/a://b@c/"):
@@ -602,19 +641,6 @@ class TestAtomicWrites:
         assert not files(tmp_path)
 
     def test_the_size_is_read_from_the_store_not_from_a_cache(self, register: Register) -> None:
-        class Remembering(Store):
-            def __init__(self) -> None:
-                super().__init__()
-                self.remembered: dict[str, Any] = {}
-
-            def info(self, path: str, **options: Any) -> Any:
-                if path not in self.remembered:
-                    self.remembered[path] = super().info(path, **options)
-                return self.remembered[path]
-
-            def invalidate_cache(self, path: str | None = None) -> None:
-                self.remembered.clear()
-
         s3 = register("s3", Remembering())
         for side in (10, 40):
             assert store("s3://bucket/cat.png", image(side=side)) == "s3://bucket/cat.png"
@@ -661,6 +687,32 @@ def test_the_content_type_is_set_in_azure(
     opened = register(protocol)
     store(f"{protocol}://container/cats/", image("JPEG"))
     assert opened.options == {"content_settings": ("settings", "image/jpeg")}
+
+
+class TestDescriptions:
+    @pytest.mark.parametrize("folder", ["memory://bucket/", "file://{tmp_path}/"])
+    def test_a_description_changes_only_with_the_object(
+        self, folder: str, tmp_path: Path, memory: Store
+    ) -> None:
+        uri = folder.format(tmp_path=tmp_path) + "cat.png"
+        descriptions = []
+        for stored in (image(), image(side=20), image(side=20)):
+            store(uri, stored)
+            descriptions.append(describe_object(uri, None))
+            assert describe_object(uri, None) == descriptions[-1]
+        assert len(set(descriptions)) == 3
+
+    @pytest.mark.parametrize("folder", ["memory://bucket/", "file://{tmp_path}/"])
+    def test_a_missing_object_has_no_description(self, folder: str, tmp_path: Path, memory: Store) -> None:
+        with pytest.raises(FileNotFoundError):
+            describe_object(folder.format(tmp_path=tmp_path) + "none.png", None)
+
+    def test_a_description_comes_from_the_store_not_from_a_cache(self, register: Register) -> None:
+        s3 = register("s3", Remembering())
+        store("s3://bucket/cat.png", image())
+        before = describe_object("s3://bucket/cat.png", None)
+        s3.open("bucket/cat.png", "wb", data=b"another")
+        assert describe_object("s3://bucket/cat.png", None) != before
 
 
 class TestLineage:
