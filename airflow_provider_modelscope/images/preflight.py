@@ -12,13 +12,16 @@ from urllib.parse import urlsplit
 from airflow_provider_modelscope.exceptions import ImageStorageError, InvalidDestinationError, ModelScopeError
 from airflow_provider_modelscope.images.object_storage import (
     LOCAL,
+    open_filesystem,
+    remove_object,
+    write_object,
+)
+from airflow_provider_modelscope.images.storage_errors import (
+    advice_for,
     is_forbidden,
     is_missing,
     is_permanent,
     is_unsupported,
-    open_filesystem,
-    remove_object,
-    write_object,
 )
 from airflow_provider_modelscope.redaction import preview, truncated
 from airflow_provider_modelscope.validation import choice_errors, raise_invalid
@@ -118,10 +121,13 @@ def _failure(destination: Destination, place: str, error: Exception) -> ModelSco
             f"{uri}: {preview(place)} does not exist, or {access} may not see it {problem}: create it, or "
             "correct its name"
         )
+    advice = advice_for(error)
     if is_permanent(error):
         return InvalidDestinationError(
-            f"{uri}: {access} may not write to it {problem}: check its credentials and permissions"
+            f"{uri}: {access} may not write to it {problem}: "
+            f"{advice or 'check its credentials and permissions'}"
         )
     return ImageStorageError(
-        f"{uri}: cannot be checked {problem}. A retry checks it again; preflight='off' does not"
+        f"{uri}: cannot be checked {problem}. {f'{advice}. ' if advice else ''}A retry checks it again; "
+        "preflight='off' does not"
     )
