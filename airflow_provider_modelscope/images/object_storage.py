@@ -268,8 +268,9 @@ def remove_object(path: ObjectStoragePath) -> None:
 
 def open_filesystem(path: ObjectStoragePath) -> Any:
     """Return a path's filesystem, with the credentials that its connection has now."""
-    _follow_connection(path.protocol, path.conn_id)
-    return path.fs
+    # In Airflow 3.0 and 3.1, a path has no conn_id, and keeps the filesystem that it was opened with.
+    connection_id = path.storage_options.get("conn_id") or getattr(path, "conn_id", None)
+    return _attached(path.protocol, connection_id).fs
 
 
 def _obstacle(path: Path, *, is_folder: bool) -> str | None:
@@ -321,7 +322,7 @@ def _open(
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")
         bare_uri = uri.replace(connection + at, "", 1)
         connection_id = storage_conn_id or connection or None
-        _follow_connection(urlsplit(uri).scheme, connection_id)
+        _attached(urlsplit(uri).scheme, connection_id)
         path = ObjectStoragePath(bare_uri, conn_id=connection_id)
         _ = path.fs
     except AirflowNotFoundException as error:
@@ -345,8 +346,8 @@ def _open(
     return path, bare_uri, connection_id
 
 
-def _follow_connection(protocol: str, connection_id: str | None) -> None:
-    """Let a filesystem be opened again if its connection has changed. Airflow keeps it otherwise.
+def _attached(protocol: str, connection_id: str | None) -> Any:
+    """Return Airflow's object store, which opens its filesystem again if its connection has changed.
 
     :raises AirflowNotFoundException: if there is no such connection.
     """
@@ -354,6 +355,7 @@ def _follow_connection(protocol: str, connection_id: str | None) -> None:
 
     from airflow_provider_modelscope.compat import AirflowNotFoundException, BaseHook
 
+    store = attach(protocol=protocol, conn_id=connection_id)
     says = ""
     if connection_id and protocol not in LOCAL:
         try:
@@ -366,8 +368,9 @@ def _follow_connection(protocol: str, connection_id: str | None) -> None:
             fields = repr([getattr(connection, name) for name in names])
             says = hashlib.sha256(fields.encode()).hexdigest()
     if _opened_with.get((protocol, connection_id)) != says:
-        vars(attach(protocol=protocol, conn_id=connection_id)).pop("fs", None)  # a cached property
+        vars(store).pop("fs", None)  # a cached property, which Airflow would keep until its process ends
         _opened_with[protocol, connection_id] = says
+    return store
 
 
 def _write(path: ObjectStoragePath, body: _Body) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ def test_a_server_of_any_manners_stores_an_image(
     assert put.headers["Content-Type"] == "image/png"
     assert put.headers["x-amz-checksum-sha256"]
     assert "aws-chunked" not in str(put.headers)
-    assert not caplog.messages
+    assert "without a check" not in caplog.text
 
 
 @pytest.mark.parametrize("manners", ["b2", "r2", "b2 lock"])
@@ -160,8 +159,7 @@ def test_a_forbidden_head_stores_with_a_warning(
 ) -> None:
     server.manners.add("head-403")
     assert store(connection) == URI
-    [warning] = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert re.match(r"Stored s3://\S+/cat.png without a check, because it cannot be read back: ", warning)
+    assert re.search(r"Stored s3://\S+/cat.png without a check, because it cannot be read back", caplog.text)
 
 
 def test_a_head_that_fails_is_no_failed_write(connection: str, server: MannersServer) -> None:
