@@ -263,7 +263,11 @@ def remove_object(path: ObjectStoragePath) -> None:
 
     :raises Exception: any error of its store, such as FileNotFoundError.
     """
-    open_filesystem(path).rm_file(path.path)
+    filesystem = open_filesystem(path)
+    try:
+        filesystem.rm_file(path.path)
+    except NotImplementedError:  # in the adlfs of Airflow 3.0; elsewhere rm needs the right to list
+        filesystem.rm(path.path)
 
 
 def open_filesystem(path: ObjectStoragePath) -> Any:

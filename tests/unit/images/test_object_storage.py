@@ -679,6 +679,22 @@ def test_azure_gets_the_content_type_and_checks_the_bytes(
     assert opened.options == {"content_settings": ("settings", "image/jpeg"), "validate_content": True}
 
 
+def test_a_store_that_removes_only_paths_removes_an_object(register: Register) -> None:
+    class OldAzure(Store):
+        def rm_file(self, path: str) -> None:
+            raise NotImplementedError
+
+        def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+            super().rm_file(path)
+
+    s3 = register("s3", OldAzure())
+    destination = Destination.parse("s3://bucket/cats/")
+    write_object(destination.beside("one.json"), b"{}", "application/json")
+    write_object(destination.beside("two.json"), b"{}", "application/json")
+    remove_object(destination.beside("one.json"))
+    assert s3.objects.keys() == {"bucket/cats/two.json"}
+
+
 class TestDescriptions:
     @pytest.mark.parametrize("folder", ["memory://bucket/", "file://{tmp_path}/"])
     def test_a_description_changes_only_with_the_object(
