@@ -371,7 +371,7 @@ def _attached(protocol: str, connection_id: str | None) -> Any:
             names = ("conn_type", "host", "schema", "login", "password", "port", "extra")
             fields = repr([getattr(connection, name) for name in names])
             says = hashlib.sha256(fields.encode()).hexdigest()
-    if _opened_with.get((protocol, connection_id)) != says:
+    if _opened_with.setdefault((protocol, connection_id), says) != says:
         vars(store).pop("fs", None)  # a cached property, which Airflow would keep until its process ends
         _opened_with[protocol, connection_id] = says
     return store

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.io import attach
 
 from airflow_provider_modelscope import compat
 from airflow_provider_modelscope.exceptions import (
@@ -21,7 +22,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images import read_back
+from airflow_provider_modelscope.images import object_storage, read_back
 from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
 from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.object_storage import (
@@ -372,6 +373,20 @@ class TestConnections:
             monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps({"conn_type": "aws", "host": host}))
             call()
         assert s3.opened_with == ["first", *hosts]
+
+    @pytest.mark.parametrize("conn_id", [None, "mine"])
+    def test_an_attached_filesystem_is_kept(
+        self, conn_id: str | None, filesystems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With Airflow's ``attach``, a Dag may bring a filesystem that no provider has."""
+        monkeypatch.setattr(object_storage, "_opened_with", {})
+        monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "generic"}')
+        attached = Store()
+        attach(protocol="memory", conn_id=conn_id, fs=attached)
+        Destination.parse("memory://bucket/", storage_conn_id=conn_id).store(
+            image(), generation_id="42", number=1
+        )
+        assert list(attached.objects) == ["bucket/42-1.png"]
 
     def test_only_a_connection_is_removed_from_a_uri(self, memory: Store) -> None:
         for destination in ("memory://bucket/me@home/", "memory://bucket/a://b@c/"):
