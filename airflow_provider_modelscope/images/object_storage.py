@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import errno
-import logging
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
-import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
@@ -23,6 +23,8 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
 )
 from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
+from airflow_provider_modelscope.images.read_back import ReadBackError, check_stored, md5_of
+from airflow_provider_modelscope.images.storage_errors import advice_for, is_permanent, rejects_checksum
 from airflow_provider_modelscope.redaction import preview, preview_url
 from airflow_provider_modelscope.resuming import how_to_store_again
 
@@ -31,37 +33,13 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.images.image import Image
 
-# The argument of each filesystem's pipe_file that sets the content type, so that a browser shows the object.
 # These stores write atomically: readers never see a partial object.
-_CONTENT_TYPE_ARGUMENT = {
-    "s3": "ContentType",
-    "s3a": "ContentType",
-    "gs": "content_type",
-    "gcs": "content_type",
-    "abfs": "content_settings",
-    "abfss": "content_settings",
-}
+_ATOMIC = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
 LOCAL = ("file", "local")
 # The extra of this package that brings the filesystem of a scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
-_PERMANENT_ERRORS = (
-    FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError,
-)  # fmt: skip
-_PERMANENT_ERRNOS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
-# Errors of botocore, google.auth and azure.identity, which may not be installed.
-_CREDENTIAL_ERRORS = {
-    "ClientAuthenticationError", "DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError",
-    "ProfileNotFound",
-}  # fmt: skip
-# What stores call credentials that they do not accept, and those that only time has made invalid.
-_REJECTED_CREDENTIALS = {
-    "AuthenticationFailed", "InvalidAccessKeyId", "InvalidToken", "NoAuthenticationInformation",
-    "PublicAccessNotPermitted", "SignatureDoesNotMatch",
-}  # fmt: skip
-_STALE_CREDENTIALS = {"ExpiredToken", "RequestTimeTooSkewed"}
-_REREAD_PAUSES = (0.5, 2.0)  # seconds, for a store that shows a new object late
-
-log = logging.getLogger(__name__)
+# What each connection said when its filesystem was opened, as a checksum: it contains secrets.
+_opened_with: dict[tuple[str, str | None], str] = {}
 
 
 def check_destination(destination: str) -> None:
@@ -109,13 +87,11 @@ class Destination:
 
     :param uri: Without the connection.
     :param format: Pillow's name of the format to convert images to; None stores them as they are.
-    :param filesystem: The filesystem of fsspec, opened once for all objects.
     """
 
     uri: str
     storage_conn_id: str | None
     format: str | None
-    filesystem: Any = field(repr=False)
 
     @classmethod
     def parse(cls, destination: str, *, storage_conn_id: str | None = None, sidecar: bool = False) -> Self:
@@ -137,7 +113,7 @@ class Destination:
             beside = Path(_sidecar_of(path.path))
             if sidecar and name.name and (obstacle := _obstacle(beside, is_folder=False)):
                 raise _invalid(destination, f"its sidecar {preview(beside.name)}: {obstacle}")
-        return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name), filesystem=path.fs)
+        return cls(uri=uri, storage_conn_id=connection_id, format=_format_of(name))
 
     def beside(self, name: str = "") -> ObjectStoragePath:
         """Return the path of an object beside the images; by default that of their folder."""
@@ -158,7 +134,8 @@ class Destination:
         from airflow_provider_modelscope.compat import get_hook_lineage_collector
 
         uri = self._uri_of(generation_id, number, image.suffix)
-        path = self._put(uri, _Body(image.file, image.length, image.content_type), generation_id)
+        body = _Body(image.file, image.length, image.content_type, image.sha256)
+        path = self._put(uri, body, generation_id)
         with suppress(ValueError):  # an asset's URI has at most 1500 characters, in Airflow 3.0 of ASCII
             get_hook_lineage_collector().add_output_asset(context=path, uri=uri)
         return uri
@@ -169,17 +146,16 @@ class Destination:
         Raises the same errors as :meth:`store`.
         """
         sidecar_uri = _sidecar_of(uri)
-        body = _Body(BytesIO(document), len(document), "application/json")
-        self._put(sidecar_uri, body, generation_id)
+        self._put(sidecar_uri, _Body.of(document, "application/json"), generation_id)
         return sidecar_uri
 
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
         from airflow.sdk import ObjectStoragePath
 
-        path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)  # names the object, and opens nothing
+        path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)
         body.file.seek(0)
         try:
-            _write(self.filesystem, path, body)
+            _write(path, body)
         except Exception as error:  # each store has errors of its own
             failure = _storage_error(uri, error)
             failure.generation_id = generation_id
@@ -202,6 +178,11 @@ class _Body(NamedTuple):
     file: IO[bytes]
     length: int
     content_type: str
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes, content_type: str) -> Self:
+        return cls(BytesIO(content), len(content), content_type, hashlib.sha256(content).hexdigest())
 
 
 def _format_of(name: PurePosixPath) -> str | None:
@@ -227,6 +208,20 @@ def read_object(uri: str, storage_conn_id: str | None, *, most: int, parameter: 
     return content
 
 
+def describe_object(uri: str, storage_conn_id: str | None) -> str:
+    """Return what the store says of an object now: a text that differs if the object was written since.
+
+    The object is not read, and nothing comes from a cache.
+
+    :raises InvalidDestinationError: if its filesystem cannot be opened.
+    :raises Exception: any error of its store, such as FileNotFoundError.
+    """
+    path, *_ = _open(uri, storage_conn_id, parameter="uri")
+    path.fs.invalidate_cache()
+    description: str = path.fs.ukey(path.path)  # of its size, and its ETag or time
+    return description
+
+
 def open_folder(uri: str, *, parameter: str) -> ObjectStoragePath:
     """Return a folder in object storage with an open filesystem.
 
@@ -249,8 +244,9 @@ def read_latest(path: ObjectStoragePath) -> bytes:
     :raises FileNotFoundError: if there is no object.
     :raises Exception: any other error of its store.
     """
-    path.fs.invalidate_cache()
-    content: bytes = path.fs.cat_file(path.path)
+    filesystem = open_filesystem(path)
+    filesystem.invalidate_cache()
+    content: bytes = filesystem.cat_file(path.path)
     return content
 
 
@@ -259,62 +255,26 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
 
     :raises Exception: any error of its store.
     """
-    _write(path.fs, path, _Body(BytesIO(content), len(content), content_type))
+    _write(path, _Body.of(content, content_type))
 
 
-def is_permanent(error: Exception) -> bool:
-    """Return whether a store would raise the same error for the same call again."""
-    if _code_of(error) in _STALE_CREDENTIALS:
-        return False
-    if isinstance(error, _PERMANENT_ERRORS) or getattr(error, "errno", None) in _PERMANENT_ERRNOS:
-        return True
-    return is_missing(error) or is_forbidden(error) or _rejects_credentials(error)
+def remove_object(path: ObjectStoragePath) -> None:
+    """Remove an object.
+
+    :raises Exception: any error of its store, such as FileNotFoundError.
+    """
+    filesystem = open_filesystem(path)
+    try:
+        filesystem.rm_file(path.path)
+    except NotImplementedError:  # in the adlfs of Airflow 3.0; elsewhere rm needs the right to list
+        filesystem.rm(path.path)
 
 
-def is_missing(error: Exception) -> bool:
-    """Return whether an object, a folder or its bucket does not exist."""
-    return isinstance(error, FileNotFoundError) or _status_of(error) == "404"
-
-
-def is_forbidden(error: Exception) -> bool:
-    """Return whether a store accepts the credentials, but does not allow the call."""
-    if _code_of(error) in _STALE_CREDENTIALS or _rejects_credentials(error):
-        return False
-    if isinstance(error, PermissionError) or _status_of(error) == "403":
-        return True
-    return str(error).startswith("Forbidden: ")  # Google's, which has no number
-
-
-def is_unsupported(error: Exception) -> bool:
-    """Return whether a store does not have the call at all."""
-    return (
-        isinstance(error, NotImplementedError)
-        or getattr(error, "errno", None) == errno.ENOSYS
-        or _code_of(error) in ("NotImplemented", "MethodNotAllowed")
-        or _status_of(error) in ("405", "501")
-    )
-
-
-def _rejects_credentials(error: Exception) -> bool:
-    if _status_of(error) == "401" or _code_of(error) in _REJECTED_CREDENTIALS:
-        return True
-    if "Server failed to authenticate the request" in str(error):  # Azurite has another code for it
-        return True
-    return not _CREDENTIAL_ERRORS.isdisjoint(kind.__name__ for kind in type(error).__mro__)
-
-
-def _status_of(error: Exception) -> str:
-    """Return the HTTP status of Azure's and Google's errors, which have classes of their own."""
-    return str(getattr(error, "status_code", None) or getattr(error, "code", None))
-
-
-def _code_of(error: Exception) -> str:
-    """Return the word of S3 or Azure for an error, such as ``NoSuchBucket``."""
-    response = getattr(error.__cause__, "response", None)  # s3fs raises its errors from those of botocore
-    if isinstance(response, dict):
-        return str(response.get("Error", {}).get("Code"))
-    code = getattr(error, "error_code", None)
-    return str(getattr(code, "value", code))
+def open_filesystem(path: ObjectStoragePath) -> Any:
+    """Return a path's filesystem, with the credentials that its connection has now."""
+    # In Airflow 3.0 and 3.1, a path has no conn_id, and keeps the filesystem that it was opened with.
+    connection_id = path.storage_options.get("conn_id") or getattr(path, "conn_id", None)
+    return _attached(path.protocol, connection_id).fs
 
 
 def _obstacle(path: Path, *, is_folder: bool) -> str | None:
@@ -355,7 +315,7 @@ def _open(
     """
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_modelscope.compat import AirflowNotFoundException, BaseHook
+    from airflow_provider_modelscope.compat import AirflowNotFoundException
 
     if not isinstance(storage_conn_id, str | None):
         raise _invalid(
@@ -366,11 +326,9 @@ def _open(
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")
         bare_uri = uri.replace(connection + at, "", 1)
         connection_id = storage_conn_id or connection or None
+        _attached(urlsplit(uri).scheme, connection_id)
         path = ObjectStoragePath(bare_uri, conn_id=connection_id)
         _ = path.fs
-        # AWS ignores a missing connection; only its default one may be missing.
-        if connection_id and connection_id != "aws_default" and path.protocol not in LOCAL:
-            BaseHook.get_connection(connection_id)
     except AirflowNotFoundException as error:
         problem = (
             f"cannot be opened ({error}): define that connection, or name another in {connection_parameter}"
@@ -392,11 +350,38 @@ def _open(
     return path, bare_uri, connection_id
 
 
-def _write(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
+def _attached(protocol: str, connection_id: str | None) -> Any:
+    """Return Airflow's object store, which opens its filesystem again if its connection has changed.
+
+    :raises AirflowNotFoundException: if there is no such connection.
+    """
+    from airflow.sdk.io import attach
+
+    from airflow_provider_modelscope.compat import AirflowNotFoundException, BaseHook
+
+    store = attach(protocol=protocol, conn_id=connection_id)
+    says = ""
+    if connection_id and protocol not in LOCAL:
+        try:
+            connection = BaseHook.get_connection(connection_id)
+        except AirflowNotFoundException:
+            if connection_id != "aws_default":  # AWS ignores any missing one; only its default may be missing
+                raise
+        else:
+            names = ("conn_type", "host", "schema", "login", "password", "port", "extra")
+            fields = repr([getattr(connection, name) for name in names])
+            says = hashlib.sha256(fields.encode()).hexdigest()
+    if _opened_with.setdefault((protocol, connection_id), says) != says:
+        vars(store).pop("fs", None)  # a cached property, which Airflow would keep until its process ends
+        _opened_with[protocol, connection_id] = says
+    return store
+
+
+def _write(path: ObjectStoragePath, body: _Body) -> None:
     if path.protocol in LOCAL:
         _replace_file(Path(path.path), body)
     else:
-        _put_object(filesystem, path, body)
+        _put_object(open_filesystem(path), path, body)
 
 
 def _replace_file(path: Path, body: _Body) -> None:
@@ -418,39 +403,69 @@ def _replace_file(path: Path, body: _Body) -> None:
 
 def _put_object(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
     """Put the complete object at once, and check that the store holds it; remove a partial one."""
-    is_atomic = path.protocol in _CONTENT_TYPE_ARGUMENT
-    before = None if is_atomic else _size(filesystem, path)
+    if path.protocol in _ATOMIC:
+        _put_atomically(filesystem, path, body)
+        check_stored(filesystem, path, body.file, body.length, body.sha256)
+        return
+    before = _size(filesystem, path)
     try:
-        # Not put_file: it takes the content type from the name of the file on disk, and if a filesystem
-        # offers only open(), an error while reading leaves a partial object.
-        options = _content_type(path.protocol, body.content_type)
-        filesystem.pipe_file(path.path, body.file.read(), **options)
-        if is_atomic:
-            _read_back(filesystem, path, body)
-        else:
-            _check_size(_size(filesystem, path), body)
+        filesystem.pipe_file(path.path, body.file.read())
+        _check_size(_size(filesystem, path), body)
     except BaseException:
         with suppress(Exception):  # the first error is the one to report
-            # In an atomic store any object there is complete, and belongs to another task.
-            if not is_atomic and _size(filesystem, path) not in (None, before, body.length):
+            if _size(filesystem, path) not in (None, before, body.length):
                 filesystem.rm_file(path.path)
         raise
 
 
-def _read_back(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
-    """Check that an atomic store holds the complete object, if its size may be read."""
+def _put_atomically(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
+    """Put an object with its content type and, where the store checks one, a checksum."""
+    # Not put_file: it takes the content type from the name of the file on disk.
+    match path.protocol:
+        case "s3" | "s3a":
+            try:
+                _put_to_s3(filesystem, path, body, ChecksumSHA256=_base64(bytes.fromhex(body.sha256)))
+            except Exception as error:  # each server has errors of its own
+                if not rejects_checksum(error):
+                    raise
+                _put_to_s3(filesystem, path, body, ContentMD5=_base64(bytes.fromhex(md5_of(body.file))))
+        case "abfs" | "abfss":
+            from azure.storage.blob import ContentSettings
+
+            settings = ContentSettings(content_type=body.content_type)
+            content = body.file.read()
+            filesystem.pipe_file(path.path, content, content_settings=settings, validate_content=True)
+        case _:  # gcsfs sends none: the checksum is compared when the object is read back
+            filesystem.pipe_file(path.path, body.file.read(), content_type=body.content_type)
+
+
+def _put_to_s3(filesystem: Any, path: ObjectStoragePath, body: _Body, **checksum: str) -> None:
+    """Put an object in one request, read from its file. The store verifies the checksum.
+
+    Without a checksum, botocore sends one of its own in a trailer, which OSS rejects. Methods of s3fs would
+    hold the content in memory twice, and send a large one in parts, without a checksum.
+    """
+    from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+    from fsspec.asyn import get_loop, sync  # type: ignore[import-untyped]
+    from s3fs.errors import translate_boto_error  # type: ignore[import-untyped]
+
+    bucket, key, *_ = filesystem.split_path(path.path)
+
+    async def put() -> None:
+        await filesystem.set_session()
+        client = await filesystem.get_s3(bucket)
+        options = {**filesystem.s3_additional_kwargs, "ContentType": body.content_type, **checksum}
+        await client.put_object(Bucket=bucket, Key=key, Body=body.file, **options)
+
+    body.file.seek(0)
     try:
-        size = _size(filesystem, path)
-        for pause in _REREAD_PAUSES:
-            if size is None:
-                time.sleep(pause)
-                size = _size(filesystem, path)
-    except Exception as error:  # each store has errors of its own
-        if not (is_forbidden(error) or is_unsupported(error)):  # s3fs lists if it does not find the object
-            raise
-        log.warning("Stored %s without a check of its size, which cannot be read: %s", path, error)
-        return
-    _check_size(size, body)
+        sync(get_loop(), put)
+    except ClientError as error:
+        raise translate_boto_error(error) from error
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
 
 
 def _check_size(size: int | None, body: _Body) -> None:
@@ -468,27 +483,20 @@ def _size(filesystem: Any, path: ObjectStoragePath) -> int | None:
     return size
 
 
-def _content_type(protocol: str, content_type: str) -> dict[str, Any]:
-    """Return the argument of a filesystem's ``pipe_file`` that sets the content type."""
-    argument = _CONTENT_TYPE_ARGUMENT.get(protocol)
-    if argument == "content_settings":
-        from azure.storage.blob import ContentSettings
-
-        return {argument: ContentSettings(content_type=content_type)}
-    return {argument: content_type} if argument else {}
-
-
 def _storage_error(uri: str, error: Exception) -> ModelScopeError:
     """Return our error for a store's own: a final one if the store would raise the same again."""
     problem = f"{type(error).__name__}: {error}"
-    advice = f"ModelScope keeps the generation: {how_to_store_again()}"
+    keeps = f"ModelScope keeps the generation: {how_to_store_again()}"
+    if isinstance(error, ReadBackError):
+        return ImageStorageError(f"{uri} was written, but {error}. {keeps}")
+    advice = advice_for(error)
     if is_permanent(error):
-        return _invalid(
-            uri,
-            f"cannot be written ({problem}). Check that its bucket or folder exists, and that the connection "
-            f"or the worker's user may write to it. {advice}",
+        advice = advice or (
+            "Check that its bucket or folder exists, and that the connection or the worker's user may write "
+            "to it"
         )
-    return ImageStorageError(f"{uri} was not stored ({problem}). {advice}")
+        return _invalid(uri, f"cannot be written ({problem}). {advice}. {keeps}")
+    return ImageStorageError(f"{uri} was not stored ({problem}). {f'{advice}. ' if advice else ''}{keeps}")
 
 
 def _invalid(uri: Any, problem: str, *, parameter: str = "destination") -> InvalidDestinationError:

@@ -6,17 +6,22 @@ import logging
 import secrets
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_provider_modelscope.exceptions import ImageStorageError, InvalidDestinationError, ModelScopeError
 from airflow_provider_modelscope.images.object_storage import (
     LOCAL,
+    open_filesystem,
+    remove_object,
+    write_object,
+)
+from airflow_provider_modelscope.images.storage_errors import (
+    advice_for,
     is_forbidden,
     is_missing,
     is_permanent,
     is_unsupported,
-    write_object,
 )
 from airflow_provider_modelscope.redaction import preview, truncated
 from airflow_provider_modelscope.validation import choice_errors, raise_invalid
@@ -75,7 +80,7 @@ def _list_one(path: ObjectStoragePath) -> bool:
     """Ask for one object of a folder, which need not exist. Return whether this store can be asked."""
     if path.protocol not in _LISTABLE:
         return path.protocol in LOCAL
-    filesystem: Any = path.fs
+    filesystem = open_filesystem(path)
     bucket, key, *_ = filesystem.split_path(path.path)
     prefix = f"{key.rstrip('/')}/" if key else ""
     match path.protocol:
@@ -101,7 +106,7 @@ def _write_and_remove(destination: Destination, folder: ObjectStoragePath) -> No
     probe = destination.beside(f".preflight-{secrets.token_hex(8)}")
     write_object(probe, b"", "application/octet-stream")
     try:
-        probe.fs.rm_file(probe.path)
+        remove_object(probe)
     except Exception as error:  # such as a connection that may not delete
         log.warning("The empty object %s was not removed: %s", probe, error)
 
@@ -116,10 +121,13 @@ def _failure(destination: Destination, place: str, error: Exception) -> ModelSco
             f"{uri}: {preview(place)} does not exist, or {access} may not see it {problem}: create it, or "
             "correct its name"
         )
+    advice = advice_for(error)
     if is_permanent(error):
         return InvalidDestinationError(
-            f"{uri}: {access} may not write to it {problem}: check its credentials and permissions"
+            f"{uri}: {access} may not write to it {problem}: "
+            f"{advice or 'check its credentials and permissions'}"
         )
     return ImageStorageError(
-        f"{uri}: cannot be checked {problem}. A retry checks it again; preflight='off' does not"
+        f"{uri}: cannot be checked {problem}. {f'{advice}. ' if advice else ''}A retry checks it again; "
+        "preflight='off' does not"
     )

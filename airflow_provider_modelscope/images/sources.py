@@ -15,7 +15,8 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.images.formats import MAX_PIXELS
 from airflow_provider_modelscope.images.image import Image
-from airflow_provider_modelscope.images.object_storage import is_permanent, read_object
+from airflow_provider_modelscope.images.object_storage import read_object
+from airflow_provider_modelscope.images.storage_errors import is_permanent
 from airflow_provider_modelscope.redaction import preview_url, truncated
 from airflow_provider_modelscope.validation import INVALID, check_all
 

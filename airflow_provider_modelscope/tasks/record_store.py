@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.exceptions import SubmissionRecordError
-from airflow_provider_modelscope.images.object_storage import LOCAL, open_folder, read_latest, write_object
+from airflow_provider_modelscope.images.object_storage import (
+    LOCAL,
+    open_folder,
+    read_latest,
+    remove_object,
+    write_object,
+)
 from airflow_provider_modelscope.resuming import SETTING
 
 if TYPE_CHECKING:
@@ -77,6 +83,6 @@ class RecordStore:
         """Delete the record, if there is one."""
         record = self._object
         try:
-            record.fs.rm_file(record.path)
+            remove_object(record)
         except FileNotFoundError:
             return

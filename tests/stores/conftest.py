@@ -1,4 +1,4 @@
-"""The emulator, every store and a bucket for each test. Names below localhost resolve to this machine."""
+"""The emulator, every store and a bucket for each test. Names below localhost are local."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from cryptography.x509.oid import NameOID
 FOLDER = Path(tempfile.mkdtemp(prefix="stores-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 CERTIFICATE = FOLDER / "certificate.pem"
+os.environ["AWS_CA_BUNDLE"] = str(CERTIFICATE)
 # Both are read when aiohttp and gcsfs are imported.
 os.environ["SSL_CERT_FILE"] = str(CERTIFICATE)
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it uses gRPC, which the server does not have
@@ -38,13 +39,16 @@ REQUEST: dict[str, Any] = {"model": "Qwen/Qwen-Image", "prompt": "一只金色�
 def _make_certificate() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    hosts = [f"{bucket}{host}.localhost" for host in ("s3", "s3.oss-cn-hangzhou") for bucket in ("", "*.")]
+    names = x509.SubjectAlternativeName(
+        [x509.IPAddress(ip_address("127.0.0.1")), *(x509.DNSName(host) for host in hosts)]
+    )
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(address, critical=False)
+        .add_extension(names, critical=False)
         .sign(key, SHA256())
     )
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -68,9 +72,15 @@ from tests.unit.conftest import TaskInstance, connect  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def stores() -> Iterator[Stores]:
+def tls() -> ssl.SSLContext:
+    """The certificate of every server."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(CERTIFICATE)
+    return tls
+
+
+@pytest.fixture(scope="session")
+def stores(tls: ssl.SSLContext) -> Iterator[Stores]:
     resolve = socket.getaddrinfo
 
     def local(host: Any, *args: Any, **options: Any) -> Any:

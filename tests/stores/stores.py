@@ -183,7 +183,7 @@ class _Disk(Backdoor):
 @contextmanager
 def s3_by_path(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
     """S3, with the bucket in the path, as botocore does if the endpoint is an IP address."""
-    with moto() as url, Proxy(url) as relay:
+    with moto() as url, Proxy(url, tls=tls) as relay:
         recipe = RECIPES["MY_S3"]
         fields = recipe.fields
         fields["extra"]["endpoint_url"] = relay.url
@@ -193,7 +193,7 @@ def s3_by_path(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
 @contextmanager
 def s3_by_host(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
     """S3, with the bucket in the host name."""
-    with moto() as url, Proxy(url) as relay:
+    with moto() as url, Proxy(url, tls=tls) as relay:
         recipe = RECIPES["MY_S3"]
         fields = recipe.fields
         fields["extra"]["endpoint_url"] = relay.url.replace("127.0.0.1", "s3.localhost")
@@ -204,7 +204,7 @@ def s3_by_host(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
 @contextmanager
 def oss(folder: Path, tls: ssl.SSLContext) -> Iterator[Store]:
     """Alibaba Cloud OSS through its S3-compatible endpoint."""
-    with moto() as url, Proxy(url) as relay:
+    with moto() as url, Proxy(url, tls=tls) as relay:
         recipe = RECIPES["MY_OSS"]
         fields = recipe.fields
         real = "https://s3.oss-cn-hangzhou.aliyuncs.com"

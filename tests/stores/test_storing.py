@@ -19,7 +19,7 @@ from airflow_provider_modelscope.gallery.files import (
     read_image,
 )
 from airflow_provider_modelscope.images.image import Image
-from airflow_provider_modelscope.images.object_storage import Destination
+from airflow_provider_modelscope.images.object_storage import Destination, describe_object
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.xcoms import StoredImage
 from tests.stores.conftest import attempt, missing_bucket_of, one_step, opened, submitted, transfer
@@ -173,12 +173,28 @@ def test_a_bucket_may_be_in_the_host_name(emulator: Emulator, store: Store, buck
     assert not any(bucket.name.encode() in head.splitlines()[0] for head in store.relay.heads)
 
 
-@pytest.mark.parametrize("store", REMOTE[2:3], indirect=True, ids=lambda kind: kind.__name__)
-def test_oss_receives_no_checksums_that_it_does_not_know(
+@pytest.mark.parametrize("store", REMOTE[:3], indirect=True, ids=lambda kind: kind.__name__)
+def test_s3_receives_a_checksum_and_no_aws_chunked_body(
     emulator: Emulator, store: Store, bucket: Bucket
 ) -> None:
     assert store.relay is not None
+    assert store.relay.url.startswith("https://")  # only there would a checksum be sent in chunks
+    before = len(store.relay.heads)
     transfer(submitted(), bucket.uri("cat.png"), store.storage_conn_id, sidecar=True).execute(attempt())
-    puts = [head.lower() for head in store.relay.heads if head.startswith(b"PUT /cat.png")]
-    assert puts
-    assert not any(word in head for head in puts for word in (b"aws-chunked", b"checksum", b"x-amz-trailer"))
+    puts = [head.lower() for head in store.relay.heads[before:] if head.startswith(b"PUT")]
+    assert len(puts) == 2
+    assert all(b"\r\nx-amz-checksum-sha256: " in head for head in puts)
+    assert not any(word in head for head in puts for word in (b"aws-chunked", b"x-amz-trailer"))
+
+
+@in_every_store
+def test_a_description_changes_only_with_the_object(store: Store, bucket: Bucket) -> None:
+    to = Destination.parse(bucket.uri("cat.png"), storage_conn_id=store.storage_conn_id)
+    descriptions = []
+    for side in (20, 30):
+        uri = to.store(Image.from_bytes(png(side, side)), generation_id="42", number=1)
+        descriptions.append(describe_object(uri, store.storage_conn_id))
+        assert describe_object(uri, store.storage_conn_id) == descriptions[-1]
+    assert descriptions[0] != descriptions[1]
+    with pytest.raises(FileNotFoundError):
+        describe_object(bucket.uri("none.png"), store.storage_conn_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
@@ -35,6 +36,30 @@ class Store(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
         self.options = options
         super().pipe_file(path, value, mode)
 
+    s3_additional_kwargs: dict[str, Any] = {}
+
+    async def set_session(self) -> None:
+        """Connect, like s3fs."""
+
+    async def get_s3(self, bucket: str) -> Store:
+        """Return the client of aiobotocore, like s3fs: this store is its own."""
+        return self
+
+    async def put_object(self, **arguments: Any) -> None:
+        path = f"{arguments.pop('Bucket')}/{arguments.pop('Key')}"
+        self.pipe_file(path, arguments.pop("Body").read(), **arguments)
+
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        bucket, _, key = path.partition("/")
+        return bucket, key, None
+
+    def call_s3(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """Answer a HEAD request, like s3fs."""
+        assert method == "head_object"
+        path = f"{arguments['Bucket']}/{arguments['Key']}"
+        etag = hashlib.md5(self.objects.get(path, b""), usedforsecurity=False).hexdigest()
+        return {"ContentLength": self.info(path)["size"], "ETag": f'"{etag}"'}
+
 
 class AzureError(Exception):
     """As from adlfs: no OSError, but with the status of the response."""
@@ -50,6 +75,21 @@ class GoogleError(Exception):
     def __init__(self, message: str, code: int | str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class ClientError(Exception):
+    """As from botocore."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}}
+
+
+def translated(code: str, kind: type[Exception] = PermissionError) -> Exception:
+    """Return an error as s3fs raises it for a code of S3."""
+    error = kind(f"translated from {code}")
+    error.__cause__ = ClientError(code)
+    return error
 
 
 class Register(Protocol):

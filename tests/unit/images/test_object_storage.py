@@ -14,22 +14,32 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.io import attach
 
 from airflow_provider_modelscope import compat
-from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
     ImageStorageError,
     InvalidDestinationError,
     ModelScopeError,
 )
-from airflow_provider_modelscope.images import object_storage
+from airflow_provider_modelscope.images import object_storage, read_back
 from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
 from airflow_provider_modelscope.images.image import Image
-from airflow_provider_modelscope.images.object_storage import Destination, check_destination
+from airflow_provider_modelscope.images.object_storage import (
+    Destination,
+    check_destination,
+    describe_object,
+    read_latest,
+    read_object,
+    remove_object,
+    write_object,
+)
 from tests.support.disk import full_disk
 from tests.unit.images.conftest import AzureError, GoogleError, Store, encoded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.unit.images.conftest import Register
 
 HOSTILE_IDS = [
@@ -56,6 +66,22 @@ def image(format_: str = "PNG", side: int = 16) -> Image:
 
 def store(destination: str, stored: Image, generation_id: str = "42", number: int = 1) -> str:
     return Destination.parse(destination).store(stored, generation_id=generation_id, number=number)
+
+
+class Remembering(Store):
+    """A store that remembers what it said of an object until its cache is invalidated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remembered: dict[str, Any] = {}
+
+    def info(self, path: str, **options: Any) -> Any:
+        if path not in self.remembered:
+            self.remembered[path] = super().info(path, **options)
+        return self.remembered[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.remembered.clear()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -246,6 +272,7 @@ class TestConnections:
             raise error
 
         monkeypatch.setitem(filesystems, "abfs", get_fs)
+        monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "wasb"}')
         uri = "abfs://container/cats/"
         with pytest.raises(InvalidDestinationError) as raised:
             Destination.parse(uri, storage_conn_id="mine")
@@ -315,24 +342,51 @@ class TestConnections:
     def test_one_opening_serves_all_images_and_sidecars(
         self, register: Register, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        read: list[str] = []
-        get_connection = BaseHook.get_connection
-
-        def counted(conn_id: str) -> Any:
-            read.append(conn_id)
-            return get_connection(conn_id)
-
-        monkeypatch.setattr(BaseHook, "get_connection", counted)
         monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "aws", "host": "mine.example"}')
         s3 = register("s3")
         destination = Destination.parse("s3://mine@bucket/cats/", sidecar=True)
-        read_by_parse = list(read)
         for number in (1, 2, 3):
             uri = destination.store(image(), generation_id="42", number=number)
             destination.store_sidecar(uri, b"{}", generation_id="42")
+            read_object(uri, "mine", most=10)
+            describe_object(uri, "mine")
         assert len(s3.objects) == 6
         assert s3.opened_with == ["mine.example"]
-        assert read == read_by_parse
+
+    def test_a_changed_connection_is_used_at_once(
+        self, register: Register, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        s3 = register("s3")
+        calls: list[Callable[[], Any]] = [
+            lambda: destination.store(image(), generation_id="42", number=1),
+            lambda: read_object("s3://bucket/cats/42-1.png", "mine", most=10),
+            lambda: describe_object("s3://bucket/cats/42-1.png", "mine"),
+            lambda: write_object(record, b"{}", "application/json"),
+            lambda: read_latest(record),
+            lambda: remove_object(record),
+        ]
+        monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "aws", "host": "first"}')
+        destination = Destination.parse("s3://mine@bucket/cats/")
+        record = destination.beside("record.json")
+        hosts = [f"host-{number}" for number, _ in enumerate(calls)]
+        for host, call in zip(hosts, calls, strict=True):
+            monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps({"conn_type": "aws", "host": host}))
+            call()
+        assert s3.opened_with == ["first", *hosts]
+
+    @pytest.mark.parametrize("conn_id", [None, "mine"])
+    def test_an_attached_filesystem_is_kept(
+        self, conn_id: str | None, filesystems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With Airflow's ``attach``, a Dag may bring a filesystem that no provider has."""
+        monkeypatch.setattr(object_storage, "_opened_with", {})
+        monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "generic"}')
+        attached = Store()
+        attach(protocol="memory", conn_id=conn_id, fs=attached)
+        Destination.parse("memory://bucket/", storage_conn_id=conn_id).store(
+            image(), generation_id="42", number=1
+        )
+        assert list(attached.objects) == ["bucket/42-1.png"]
 
     def test_only_a_connection_is_removed_from_a_uri(self, memory: Store) -> None:
         for destination in ("memory://bucket/me@home/", "memory://bucket/a://b@c/"):
@@ -464,7 +518,7 @@ class TestAtomicWrites:
         stored = image()
         with pytest.raises(
             ImageStorageError,
-            match=rf"^s3://bucket/cat.png was not stored .*: the store holds 100 of {stored.length} bytes",
+            match=rf"^s3://bucket/cat.png was written, but the store holds 100 of {stored.length} bytes",
         ):
             store("s3://bucket/cat.png", stored)
 
@@ -490,7 +544,7 @@ class TestAtomicWrites:
         assert s3.objects == {"bucket/cat.png": stored.content}
         [message] = caplog.messages
         assert message == (
-            f"Stored s3://bucket/cat.png without a check of its size, which cannot be read: {fault}"
+            f"Stored s3://bucket/cat.png without a check, because it cannot be read back: {fault}"
         )
 
     @pytest.mark.parametrize(("late", "error"), [(2, None), (3, "holds 0 of")])
@@ -506,7 +560,7 @@ class TestAtomicWrites:
                     raise FileNotFoundError(path)
                 return super().info(path, **options)
 
-        monkeypatch.setattr(object_storage, "_REREAD_PAUSES", (0.0, 0.0))
+        monkeypatch.setattr(read_back, "_PAUSES", (0.0, 0.0))
         register("s3", Late())
         with pytest.raises(ImageStorageError, match=error) if error else nullcontext():
             store("s3://bucket/cat.png", image())
@@ -602,19 +656,6 @@ class TestAtomicWrites:
         assert not files(tmp_path)
 
     def test_the_size_is_read_from_the_store_not_from_a_cache(self, register: Register) -> None:
-        class Remembering(Store):
-            def __init__(self) -> None:
-                super().__init__()
-                self.remembered: dict[str, Any] = {}
-
-            def info(self, path: str, **options: Any) -> Any:
-                if path not in self.remembered:
-                    self.remembered[path] = super().info(path, **options)
-                return self.remembered[path]
-
-            def invalidate_cache(self, path: str | None = None) -> None:
-                self.remembered.clear()
-
         s3 = register("s3", Remembering())
         for side in (10, 40):
             assert store("s3://bucket/cat.png", image(side=side)) == "s3://bucket/cat.png"
@@ -630,29 +671,19 @@ class TestAtomicWrites:
         assert (tmp_path / "cat.png").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-@pytest.mark.parametrize(
-    ("protocol", "argument"),
-    [
-        ("s3", "ContentType"),
-        ("s3a", "ContentType"),
-        ("gs", "content_type"),
-        ("gcs", "content_type"),
-        ("memory", None),
-    ],
-)
 @pytest.mark.parametrize(("format_", "content_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg")])
-def test_the_content_type_is_set(
-    protocol: str, argument: str | None, format_: str, content_type: str, register: Register
-) -> None:
+@pytest.mark.parametrize("protocol", ["s3", "s3a", "gs", "gcs", "memory"])
+def test_the_content_type_is_set(protocol: str, format_: str, content_type: str, register: Register) -> None:
     opened = register(protocol)
     stored = image(format_)
     uri = store(f"{protocol}://bucket/cats/", stored)
     assert opened.objects == {uri.removeprefix(f"{protocol}://"): stored.content}
-    assert opened.options == ({argument: content_type} if argument else {})
+    argument = {"s": "ContentType", "g": "content_type"}.get(protocol[0])
+    assert argument is None or opened.options.pop(argument) == content_type
 
 
 @pytest.mark.parametrize("protocol", ["abfs", "abfss"])
-def test_the_content_type_is_set_in_azure(
+def test_azure_gets_the_content_type_and_checks_the_bytes(
     protocol: str, register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its library comes with the azure extra, which the tests go without.
@@ -660,7 +691,49 @@ def test_the_content_type_is_set_in_azure(
     monkeypatch.setitem(sys.modules, "azure.storage.blob", library)
     opened = register(protocol)
     store(f"{protocol}://container/cats/", image("JPEG"))
-    assert opened.options == {"content_settings": ("settings", "image/jpeg")}
+    assert opened.options == {"content_settings": ("settings", "image/jpeg"), "validate_content": True}
+
+
+def test_a_store_that_removes_only_paths_removes_an_object(register: Register) -> None:
+    class OldAzure(Store):
+        def rm_file(self, path: str) -> None:
+            raise NotImplementedError
+
+        def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+            super().rm_file(path)
+
+    s3 = register("s3", OldAzure())
+    destination = Destination.parse("s3://bucket/cats/")
+    write_object(destination.beside("one.json"), b"{}", "application/json")
+    write_object(destination.beside("two.json"), b"{}", "application/json")
+    remove_object(destination.beside("one.json"))
+    assert s3.objects.keys() == {"bucket/cats/two.json"}
+
+
+class TestDescriptions:
+    @pytest.mark.parametrize("folder", ["memory://bucket/", "file://{tmp_path}/"])
+    def test_a_description_changes_only_with_the_object(
+        self, folder: str, tmp_path: Path, memory: Store
+    ) -> None:
+        uri = folder.format(tmp_path=tmp_path) + "cat.png"
+        descriptions = []
+        for stored in (image(), image(side=20), image(side=20)):
+            store(uri, stored)
+            descriptions.append(describe_object(uri, None))
+            assert describe_object(uri, None) == descriptions[-1]
+        assert len(set(descriptions)) == 3
+
+    @pytest.mark.parametrize("folder", ["memory://bucket/", "file://{tmp_path}/"])
+    def test_a_missing_object_has_no_description(self, folder: str, tmp_path: Path, memory: Store) -> None:
+        with pytest.raises(FileNotFoundError):
+            describe_object(folder.format(tmp_path=tmp_path) + "none.png", None)
+
+    def test_a_description_comes_from_the_store_not_from_a_cache(self, register: Register) -> None:
+        s3 = register("s3", Remembering())
+        store("s3://bucket/cat.png", image())
+        before = describe_object("s3://bucket/cat.png", None)
+        s3.open("bucket/cat.png", "wb", data=b"another")
+        assert describe_object("s3://bucket/cat.png", None) != before
 
 
 class TestLineage:

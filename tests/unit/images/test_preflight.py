@@ -18,7 +18,7 @@ from airflow_provider_modelscope.images import preflight
 from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.images.preflight import check_store
 from tests.unit.builders import SLOT_FREE, Context, one_step, rendered, run
-from tests.unit.images.conftest import AzureError, Store
+from tests.unit.images.conftest import AzureError, Store, translated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,14 +36,13 @@ class S3(Store):
         self.anon = False
         self.listings: list[Any] = []
 
-    def split_path(self, path: str) -> tuple[str, str, None]:
-        bucket, _, key = path.partition("/")
-        return bucket, key, None
-
-    def call_s3(self, method: str, **arguments: Any) -> None:
+    def call_s3(self, method: str, **arguments: Any) -> dict[str, Any]:
+        if method == "head_object":
+            return super().call_s3(method, **arguments)
         self.listings.append((method, arguments))
         if self.failure:
             raise self.failure
+        return {}
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         if self.failure:
@@ -51,23 +50,8 @@ class S3(Store):
         super().pipe_file(path, value, mode, **options)
 
 
-class ClientError(Exception):
-    """As from botocore."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.response = {"Error": {"Code": code}}
-
-
 class NoCredentialsError(Exception):
     """As from botocore."""
-
-
-def translated(code: str, kind: type[Exception] = PermissionError) -> Exception:
-    """Return an error as s3fs raises it for a code of S3."""
-    error = kind(f"translated from {code}")
-    error.__cause__ = ClientError(code)
-    return error
 
 
 @pytest.fixture
@@ -102,6 +86,7 @@ REJECTED = "the worker without a storage_conn_id may not write to it"
         (AzureError("Server failed to authenticate the request. Make sure", 403), REJECTED),
         (AzureError("no such account", 401), REJECTED),
         (NoCredentialsError("Unable to locate credentials"), REJECTED),
+        (translated("PermanentRedirect", OSError), REJECTED),
     ],
     ids=str,
 )
