@@ -160,9 +160,13 @@ class Database:
         key = self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
         self._tasks[dag_id, run_id, task_id, map_index, region_id] = key[0]
 
-    def push(
+    def push(self, value: Any, key: str = "images", **ids: Any) -> None:
+        """Add an XCom; from Airflow 3.4 on also its task instance, if there is none."""
+        self.push_text(json.dumps(value), key, **ids)
+
+    def push_text(
         self,
-        value: Any,
+        text: str,
         key: str = "images",
         *,
         dag_id: str = "a_dag",
@@ -171,11 +175,10 @@ class Database:
         map_index: int = -1,
         region_id: UUID | None = None,
     ) -> None:
-        """Add an XCom; from Airflow 3.4 on also its task instance, if there is none."""
+        """Add an XCom of this JSON: a text in a JSON column, as Airflow's task SDK sends it."""
         from airflow.models import xcom
 
-        # A JSON text in a JSON column, as Airflow's task SDK sends it.
-        columns = {"key": key, "value": json.dumps(value), "timestamp": datetime.now(UTC)}
+        columns = {"key": key, "value": text, "timestamp": datetime.now(UTC)}
         ids: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id}
         instance: dict[str, Any] = {"task_id": task_id, "map_index": map_index}
         if not HAS_LOOPS:
