@@ -1,6 +1,7 @@
 """The XComs that tasks leave beside their return value: ``request`` and ``images``, as values.
 
-Readers get ``None`` for an entry that they cannot use: any task may push an XCom with the same key.
+Any task may push an XCom with the same key. Readers get ``None`` for an entry that they cannot use; of any
+other entry, texts that UTF-8 can encode, and numbers that can be printed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SUBMITTERS = (
 )
 
 _MAX_NUMBER = 2**53  # the largest integer that every JSON reader keeps exactly
+_MAX_FLOAT = 1e308
+_MAX_DEPTH = 20  # of lists and objects in a parameter
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +80,10 @@ class StoredImage:
                     or not isinstance(storage_conn_id, str | None)
                 ):
                     return None
-                parameters = entry.get("parameters")
+                parameters = _plain(entry.get("parameters"))
                 return cls(
-                    uri=uri,
-                    storage_conn_id=storage_conn_id,
+                    uri=_printable(uri),
+                    storage_conn_id=_text(storage_conn_id),
                     content_type=_text(entry.get("content_type")),
                     width=_integer(entry.get("width")),
                     height=_integer(entry.get("height")),
@@ -134,11 +137,12 @@ class Submission:
                 if submitted_at is None:
                     return None
                 not_requested = ("generation_id", "submitted_at")
+                request = {name: value for name, value in value.items() if name not in not_requested}
                 return cls(
-                    generation_id=generation_id,
-                    model=model,
+                    generation_id=_printable(generation_id),
+                    model=_printable(model),
                     submitted_at=submitted_at,
-                    request={name: value for name, value in value.items() if name not in not_requested},
+                    request=_plain(request),
                 )
         return None
 
@@ -186,8 +190,31 @@ def own_xcom(context: Context, key: str) -> Any:
         return None
 
 
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Return a parameter of any type as one that can be printed, stored and repeated."""
+    if depth > _MAX_DEPTH:
+        return None
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _printable(value)
+        case int() | float():
+            return value if abs(value) <= _MAX_FLOAT else None  # not NaN either
+        case list() | tuple():
+            return [_plain(item, depth + 1) for item in value]
+        case dict():
+            return {_printable(str(name)): _plain(item, depth + 1) for name, item in value.items()}
+    return None
+
+
+def _printable(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can hold, but UTF-8 cannot."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return _printable(value) if isinstance(value, str) else None
 
 
 def _integer(value: Any) -> int | None:

@@ -6,11 +6,12 @@ can be served.
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
-import time
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -23,9 +24,12 @@ from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.cards import cards_of
 from airflow_provider_modelscope.gallery.files import (
     THUMBNAIL_SIDE,
+    FoundObject,
     ImageUnavailableError,
+    find_object,
     make_thumbnail,
     read_image,
+    verify,
 )
 from airflow_provider_modelscope.gallery.metadata import read_images, read_run
 from airflow_provider_modelscope.links import Instance
@@ -34,7 +38,11 @@ from airflow_provider_modelscope.xcoms import StoredImage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 THREADS = 4  # for images. The API server's other pages share 40 others.
+
+_running: dict[tuple[Any, FoundObject], asyncio.Future[Any]] = {}
 
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 # Browsers revalidate each time, because permissions can be revoked; unchanged images are not sent again.
@@ -94,21 +102,13 @@ def _images(request: Request, dag_id: str) -> Response:
 async def image(request: Request, dag_id: str) -> Response:
     """Serve a stored image, byte for byte."""
     stored = await _stored_image(request, dag_id)
-
-    def content() -> tuple[bytes, str]:
-        return read_image(stored)
-
-    return await _serve(request, content, etag=f'"{stored.sha256}"')
+    return await _serve(request, stored, read_image, etag=f'"{stored.sha256}"')
 
 
 async def thumbnail(request: Request, dag_id: str) -> Response:
     """Serve the thumbnail of a stored image."""
     stored = await _stored_image(request, dag_id)
-
-    def content() -> tuple[bytes, str]:
-        return make_thumbnail(stored, now=time.time()), "image/webp"
-
-    return await _serve(request, content, etag=f'"{stored.sha256}-{THUMBNAIL_SIDE}"')
+    return await _serve(request, stored, make_thumbnail, etag=f'"{stored.sha256}-{THUMBNAIL_SIDE}"')
 
 
 async def _stored_image(request: Request, dag_id: str) -> StoredImage:
@@ -123,15 +123,42 @@ async def _stored_image(request: Request, dag_id: str) -> StoredImage:
     return stored
 
 
-async def _serve(request: Request, content: Callable[[], tuple[bytes, str]], *, etag: str) -> Response:
+async def _serve(
+    request: Request,
+    stored: StoredImage,
+    content_of: Callable[[FoundObject], tuple[bytes, str]],
+    *,
+    etag: str,
+) -> Response:
     headers = {**_IMAGE_HEADERS, "ETag": etag}
-    if etag in request.headers.get("If-None-Match", ""):
-        return Response(status_code=304, headers=headers)
     try:
-        body, content_type = await to_thread.run_sync(content, limiter=_limiter())
+        found = await to_thread.run_sync(find_object, stored, limiter=_limiter())
+        if _has_etag(request, etag):
+            await _once(verify, found)
+            return Response(status_code=304, headers=headers)
+        body, content_type = await _once(content_of, found)
     except ImageUnavailableError as error:
         raise HTTPException(404, str(error)) from error
     return Response(body, media_type=content_type, headers=headers)
+
+
+def _has_etag(request: Request, etag: str) -> bool:
+    """Whether the browser names the ETag of what it has, by HTTP's rules for ``If-None-Match``."""
+    known = ",".join(request.headers.getlist("If-None-Match"))
+    return known.strip() == "*" or etag in re.findall('"[^"]*"', known)  # W/ makes no difference
+
+
+async def _once(function: Callable[[FoundObject], T], found: FoundObject) -> T:
+    """Call a function in a thread. Requests that come meanwhile for the same get the same result or error.
+
+    They need no thread while they wait. The call goes on if the first of them is cancelled.
+    """
+    key = (function, found)
+    if key not in _running:
+        _running[key] = asyncio.ensure_future(to_thread.run_sync(function, found, limiter=_limiter()))
+        _running[key].add_done_callback(lambda _: _running.pop(key))
+    result: T = await asyncio.shield(_running[key])
+    return result
 
 
 async def _error_response(request: Request, error: Exception) -> Response:

@@ -103,5 +103,5 @@ def _decode(value: Any) -> Any:
     """Return a value as the task pushed it. Airflow stores JSON as a text in a JSON column."""
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or lists in lists in lists ...
         return value

@@ -17,7 +17,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     InvalidRequestError,
 )
-from airflow_provider_modelscope.gallery.files import ImageUnavailableError, read_image
+from airflow_provider_modelscope.gallery.files import ImageUnavailableError, find_object, read_image
 from airflow_provider_modelscope.xcoms import StoredImage
 from tests.stores.conftest import attempt, one_step
 from tests.stores.test_storing import png
@@ -138,5 +138,5 @@ def test_an_unreadable_image_is_neither_sent_nor_shown(emulator: Emulator, tmp_p
     with pytest.raises(InvalidRequestError, match=r"cannot be read \(PermissionError"):
         as_ordinary_user(lambda: task.execute(attempt()))
     with pytest.raises(ImageUnavailableError, match="does not contain this image"):
-        as_ordinary_user(lambda: read_image(stored))
+        as_ordinary_user(lambda: read_image(find_object(stored)))
     assert emulator.requests == []

@@ -18,7 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ModelScopeRetryableError,
 )
-from airflow_provider_modelscope.gallery.files import ImageUnavailableError, read_image
+from airflow_provider_modelscope.gallery.files import ImageUnavailableError, find_object, read_image
 from airflow_provider_modelscope.xcoms import StoredImage
 from tests.stores.conftest import attempt, one_step, submitted, transfer
 from tests.stores.stores import Object, Store, azure
@@ -156,8 +156,8 @@ def test_the_gallery_shows_an_image_when_its_store_is_back(what: str, store: Sto
     )
     assert stored
     with trouble(store, what), pytest.raises(ImageUnavailableError, match=f"{uri} does not contain"):
-        read_image(stored)
-    assert read_image(stored) == (content, "image/png")
+        read_image(find_object(stored))
+    assert read_image(find_object(stored)) == (content, "image/png")
 
 
 @pytest.mark.parametrize("store", [azure], indirect=True, ids=lambda kind: kind.__name__)

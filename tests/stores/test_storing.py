@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from airflow_provider_modelscope.gallery.files import (
     THUMBNAIL_SIDE,
     ImageUnavailableError,
+    find_object,
     make_thumbnail,
     read_image,
 )
@@ -151,12 +152,13 @@ def test_the_gallery_shows_only_the_stored_image(emulator: Emulator, store: Stor
     stored = StoredImage.from_json(context["ti"].pushed["images"][0])
     assert stored is not None
     [served] = emulator.served.values()
-    assert read_image(stored) == (served, "image/png")
-    thumbnail = Pillow.open(BytesIO(make_thumbnail(stored, now=0)))
+    assert read_image(find_object(stored)) == (served, "image/png")
+    content, _ = make_thumbnail(find_object(stored))
+    thumbnail = Pillow.open(BytesIO(content))
     assert (thumbnail.format, max(thumbnail.size)) == ("WEBP", THUMBNAIL_SIDE)
     for other in (replace(stored, sha256="0" * 64), replace(stored, uri=uri.replace("-1.png", "-2.png"))):
         with pytest.raises(ImageUnavailableError, match="does not contain this image"):
-            read_image(other)
+            read_image(find_object(other))
 
 
 @pytest.mark.parametrize("store", REMOTE[1:3], indirect=True, ids=lambda kind: kind.__name__)

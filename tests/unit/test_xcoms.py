@@ -96,6 +96,43 @@ class TestStoredImage:
     def test_wrong_parameters_become_empty(self, wrong: Any) -> None:
         assert StoredImage.from_json(IMAGE.to_json() | {"parameters": wrong}) == replace(IMAGE, parameters={})
 
+    def test_lone_surrogates_are_replaced(self) -> None:
+        names = ("uri", "storage_conn_id", "content_type", "model", "generation_id", "sidecar_uri")
+        image = StoredImage.from_json(IMAGE.to_json() | dict.fromkeys(names, "a\ud800b\udfff猫😀"))
+        assert image
+        assert {getattr(image, name) for name in names} == {"a\ufffdb\ufffd猫😀"}
+
+    @pytest.mark.parametrize(
+        ("odd", "expected"),
+        [
+            ("a\ud800", "a\ufffd"),
+            (["\udfff", 1], ["\ufffd", 1]),
+            ({"\ud800": {"a": "\ud800"}}, {"\ufffd": {"a": "\ufffd"}}),
+            (float("nan"), None),
+            ([float("-inf"), -1.5], [None, -1.5]),
+            (10**5000, None),
+            (2**64, 2**64),
+            ((1, 2), [1, 2]),
+            ({1: 2}, {"1": 2}),
+            (object(), None),
+            (True, True),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_odd_parameters_can_be_printed(self, odd: Any, expected: Any) -> None:
+        image = StoredImage.from_json(IMAGE.to_json() | {"parameters": {"prompt": odd}})
+        assert image == replace(IMAGE, parameters={"prompt": expected})
+        submission = Submission.from_json(RECORDED | {"prompt": odd})
+        assert submission == replace(SUBMISSION, request={"model": "a/b", "prompt": expected})
+
+    def test_deep_parameters_are_cut(self) -> None:
+        deep: Any = "?"
+        for _ in range(5000):
+            deep = [deep]
+        image = StoredImage.from_json(IMAGE.to_json() | {"parameters": {"prompt": deep}})
+        assert image
+        assert 5 < len(str(image.parameters)) < 100
+
 
 class TestSubmission:
     def test_it_survives_json(self) -> None:

@@ -7,7 +7,10 @@ import json
 import threading
 import warnings
 from datetime import UTC, datetime
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -22,11 +25,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+    from fastapi.testclient import TestClient
     from sqlalchemy import CursorResult
 
 HAS_LOOPS = not __version__.startswith(("3.0.", "3.1.", "3.2.", "3.3."))
 
 needs_loops = pytest.mark.skipif(not HAS_LOOPS, reason="Airflow has loops from 3.4 on")
+SIGNED_IN = {"Authorization": "Bearer a-token"}
+
 needs_gallery = pytest.mark.skipif(not HAS_GALLERY, reason="Airflow 3.0 has no tabs for plugins")
 
 
@@ -59,7 +65,7 @@ def entry_of(uri: str, content: bytes, **facts: Any) -> dict[str, Any]:
 
 
 class Bucket(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
-    """``memory://bucket/``, which counts reads and holds them back while ``released`` is not set."""
+    """``memory://bucket/``, which counts what is asked, and holds reads back until ``released`` is set."""
 
     cachable = False
 
@@ -69,14 +75,20 @@ class Bucket(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
         self.pseudo_dirs = [""]
         self.bytes_read = 0
         self.reads = 0
+        self.descriptions = 0
         self.released = threading.Event()
         self.released.set()
         self._lock = threading.Lock()
 
-    def put_image(self, content: bytes, **facts: Any) -> dict[str, Any]:
+    def put_image(self, content: bytes, *, name: str = "a.png", **facts: Any) -> dict[str, Any]:
         """Store an image, and return its entry of the XCom ``images``."""
-        self.pipe_file("/bucket/a.png", content)
-        return entry_of("memory://bucket/a.png", content, **facts)
+        self.pipe_file(f"/bucket/{name}", content)
+        return entry_of(f"memory://bucket/{name}", content, **facts)
+
+    def info(self, path: str, **options: Any) -> Any:
+        with self._lock:
+            self.descriptions += 1
+        return super().info(path, **options)
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         if mode != "rb":
@@ -100,11 +112,11 @@ class _CountingFile(BytesIO):
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    from airflow.sdk.io import attach
-
-    monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
+    # The registry of providers' filesystems moved after Airflow 3.1.
+    module = import_module("airflow.sdk.io.fs" if find_spec("airflow.sdk.io.fs") else "airflow.io")
     bucket = Bucket()
-    attach(protocol="memory", fs=bucket)
+    monkeypatch.setattr("airflow.sdk.io.store._STORE_CACHE", {})
+    monkeypatch.setitem(module._register_filesystems(), "memory", lambda conn_id: bucket)
     return bucket
 
 
@@ -148,9 +160,13 @@ class Database:
         key = self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
         self._tasks[dag_id, run_id, task_id, map_index, region_id] = key[0]
 
-    def push(
+    def push(self, value: Any, key: str = "images", **ids: Any) -> None:
+        """Add an XCom; from Airflow 3.4 on also its task instance, if there is none."""
+        self.push_text(json.dumps(value), key, **ids)
+
+    def push_text(
         self,
-        value: Any,
+        text: str,
         key: str = "images",
         *,
         dag_id: str = "a_dag",
@@ -159,11 +175,10 @@ class Database:
         map_index: int = -1,
         region_id: UUID | None = None,
     ) -> None:
-        """Add an XCom; from Airflow 3.4 on also its task instance, if there is none."""
+        """Add an XCom of this JSON: a text in a JSON column, as Airflow's task SDK sends it."""
         from airflow.models import xcom
 
-        # A JSON text in a JSON column, as Airflow's task SDK sends it.
-        columns = {"key": key, "value": json.dumps(value), "timestamp": datetime.now(UTC)}
+        columns = {"key": key, "value": text, "timestamp": datetime.now(UTC)}
         ids: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id}
         instance: dict[str, Any] = {"task_id": task_id, "map_index": map_index}
         if not HAS_LOOPS:
@@ -212,3 +227,39 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
     monkeypatch.setattr(settings, "Session", scoped_session(sessionmaker(engine)))
     yield Database()
     engine.dispose()
+
+
+class AuthManager:
+    """Airflow's auth manager, with one user, whose requests for access it records."""
+
+    def __init__(self) -> None:
+        self.is_allowed = True
+        self.requests: list[SimpleNamespace] = []
+        self.user = object()
+
+    async def get_user_from_token(self, token: str) -> object:
+        return self.user
+
+    def is_authorized_dag(self, **request: Any) -> bool:
+        self.requests.append(SimpleNamespace(**request))
+        return self.is_allowed
+
+
+@pytest.fixture
+def auth_manager(monkeypatch: pytest.MonkeyPatch) -> AuthManager:
+    manager = AuthManager()
+    monkeypatch.setattr("airflow.api_fastapi.core_api.security.get_auth_manager", lambda: manager)
+    return manager
+
+
+@pytest.fixture
+def client(auth_manager: AuthManager, database: Database) -> Iterator[TestClient]:
+    """A signed-in user's browser, and a run whose task is running."""
+    database.add_run()
+    database.add_task(state="running", operator="ModelScopeImageGenerationOperator")
+    from fastapi.testclient import TestClient
+
+    from airflow_provider_modelscope.gallery.app import make_app
+
+    with TestClient(make_app(), headers=SIGNED_IN) as client:
+        yield client

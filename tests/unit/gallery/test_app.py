@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -20,44 +18,21 @@ from airflow_provider_modelscope.gallery.app import THREADS, _limiter, make_app
 from tests.unit.gallery.conftest import encoded, entry, needs_gallery, needs_loops
 
 if TYPE_CHECKING:
-    from tests.unit.gallery.conftest import Bucket, Database
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from anyio import CapacityLimiterStatistics
+
+    from tests.unit.gallery.conftest import AuthManager, Bucket, Database
 
 pytestmark = needs_gallery
 
 ROUTES = ("images", "image", "thumbnail")
-SIGNED_IN = {"Authorization": "Bearer a-token"}
+IMAGE_ROUTES = ("image", "thumbnail")
 
 
-class AuthManager:
-    """Airflow's auth manager, with one user, whose requests for access it records."""
-
-    def __init__(self) -> None:
-        self.is_allowed = True
-        self.requests: list[SimpleNamespace] = []
-        self.user = object()
-
-    async def get_user_from_token(self, token: str) -> object:
-        return self.user
-
-    def is_authorized_dag(self, **request: Any) -> bool:
-        self.requests.append(SimpleNamespace(**request))
-        return self.is_allowed
-
-
-@pytest.fixture
-def auth_manager(monkeypatch: pytest.MonkeyPatch) -> AuthManager:
-    manager = AuthManager()
-    monkeypatch.setattr("airflow.api_fastapi.core_api.security.get_auth_manager", lambda: manager)
-    return manager
-
-
-@pytest.fixture
-def client(auth_manager: AuthManager, database: Database) -> Iterator[TestClient]:
-    """A signed-in user's browser, and a run whose task is running."""
-    database.add_run()
-    database.add_task(state="running", operator="ModelScopeImageGenerationOperator")
-    with TestClient(make_app(), headers=SIGNED_IN) as client:
-        yield client
+def is_done(response: Future[Any]) -> bool:
+    return response.done()
 
 
 def url(route: str, *, dag_id: str = "a_dag", **others: Any) -> str:
@@ -111,7 +86,7 @@ class TestAccess:
         is_a_dag = auth_manager.requests[-1].details.id == "a_dag"
         assert response.status_code == (200 if is_a_dag else 404)
 
-    @pytest.mark.parametrize("route", ["image", "thumbnail"])
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
     def test_images_of_another_dag_are_not_served(
         self, client: TestClient, database: Database, bucket: Bucket, route: str
     ) -> None:
@@ -217,7 +192,7 @@ class TestImage:
         assert response.headers["Content-Type"] == "image/webp"
         assert Pillow.open(BytesIO(response.content)).size == (320, 200)
 
-    @pytest.mark.parametrize("route", ["image", "thumbnail"])
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
     def test_only_the_users_own_browser_may_cache_it(
         self, client: TestClient, content: bytes, route: str
     ) -> None:
@@ -227,7 +202,7 @@ class TestImage:
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert headers["X-Content-Type-Options"] == "nosniff"
 
-    @pytest.mark.parametrize("route", ["image", "thumbnail"])
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
     def test_an_unchanged_image_is_not_sent_again(
         self,
         client: TestClient,
@@ -282,17 +257,101 @@ class TestImage:
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
         assert response.headers["Cache-Control"] == "no-store"
 
-    def test_few_images_are_read_at_once(self, client: TestClient, content: bytes, bucket: Bucket) -> None:
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
+    @pytest.mark.parametrize("replacement", [None, b"other bytes"], ids=["deleted", "overwritten"])
+    def test_an_image_that_is_gone_is_not_unchanged(
+        self, client: TestClient, content: bytes, bucket: Bucket, route: str, replacement: bytes | None
+    ) -> None:
+        etag = {"If-None-Match": client.get(url(route)).headers["ETag"]}
+        bucket.rm_file("/bucket/a.png")
+        if replacement:
+            bucket.pipe_file("/bucket/a.png", replacement)
+        assert client.get(url(route), headers=etag).status_code == 404
+        bucket.pipe_file("/bucket/a.png", content)
+        assert client.get(url(route), headers=etag).status_code == 304
+
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
+    def test_an_etag_of_unverified_bytes_is_no_proof(
+        self, client: TestClient, database: Database, bucket: Bucket, route: str
+    ) -> None:
+        """The ETag is known to everyone who may read the XCom; the bytes at its URI may be anything."""
+        database.push([bucket.put_image(b"a secret", sha256="ab" * 32)])
+        for etag in (f'"{"ab" * 32}"', f'"{"ab" * 32}-320"', "*"):
+            assert client.get(url(route), headers={"If-None-Match": etag}).status_code == 404
+
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
+    def test_etags_are_compared_as_http_demands(self, client: TestClient, content: bytes, route: str) -> None:
+        etag = client.get(url(route)).headers["ETag"]
+        matching = ([etag], [f"W/{etag}"], [f'"a", W/"b,c",{etag} ,"d"'], ['"a"', etag], ["*"], [" * "])
+        others = ([""], ['"a"'], ['"*"'], [f'"a{etag[1:]}'], [etag.strip('"')], [f"{etag[:-1]}, {etag[1:]}"])
+        for cases, status in ((matching, 304), (others, 200)):
+            for lines in cases:
+                response = client.get(url(route), headers=[("If-None-Match", line) for line in lines])
+                assert response.status_code == status, lines
+
+    def test_an_image_and_its_thumbnail_have_their_own_etags(
+        self, client: TestClient, content: bytes
+    ) -> None:
+        etags = {route: client.get(url(route)).headers["ETag"] for route in IMAGE_ROUTES}
+        for route, other in (IMAGE_ROUTES, IMAGE_ROUTES[::-1]):
+            headers = {"If-None-Match": etags[other]}
+            assert client.get(url(route), headers=headers).status_code == 200
+
+
+class TestTogether:
+    """Several requests at the same time. No store answers before all of them are where they wait."""
+
+    def together(
+        self,
+        client: TestClient,
+        bucket: Bucket,
+        urls: list[str],
+        is_reached: Callable[[CapacityLimiterStatistics], bool],
+    ) -> list[Any]:
         assert client.portal
-        requests = THREADS + 2
         bucket.released.clear()
-        with ThreadPoolExecutor(requests) as pool:
-            responses = [pool.submit(client.get, url("image")) for _ in range(requests)]
+        with ThreadPoolExecutor(len(urls)) as pool:
+            responses: list[Future[Any]] = [pool.submit(client.get, one) for one in urls]
             try:
-                queued = 0
-                while bucket.reads + queued < requests and not any(one.done() for one in responses):
-                    queued = client.portal.call(_limiter().statistics).tasks_waiting
-                assert bucket.reads == THREADS == 4
+                while not (
+                    is_reached(client.portal.call(_limiter().statistics)) or any(map(is_done, responses))
+                ):
+                    pass
             finally:
                 bucket.released.set()
-        assert [one.result().status_code for one in responses] == [200] * requests
+        return [one.result() for one in responses]
+
+    def test_few_images_are_read_at_once(
+        self, client: TestClient, database: Database, bucket: Bucket
+    ) -> None:
+        names = [f"{number}.png" for number in range(THREADS + 2)]
+        database.push([bucket.put_image(encoded(), name=name) for name in names])
+        urls = [url("image", number=number + 1) for number in range(len(names))]
+        reads = []
+
+        def is_reached(threads: CapacityLimiterStatistics) -> bool:
+            reads.append(bucket.reads)
+            return bucket.reads + threads.tasks_waiting == len(urls)
+
+        responses = self.together(client, bucket, urls, is_reached)
+        assert [one.status_code for one in responses] == [200] * len(urls)
+        assert max(reads) == THREADS == 4
+
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
+    @pytest.mark.parametrize("facts", [{}, {"sha256": "00" * 32}], ids=["shown", "not shown"])
+    def test_an_image_is_read_once_for_all_who_ask(
+        self, client: TestClient, database: Database, bucket: Bucket, route: str, facts: dict[str, str]
+    ) -> None:
+        database.push([bucket.put_image(encoded(), **facts)])
+
+        def is_reached(threads: CapacityLimiterStatistics) -> bool:
+            """Whether one reads the image, and the seven others need no thread."""
+            is_shared = bucket.descriptions == 8 and threads.borrowed_tokens == bucket.reads == 1
+            return is_shared or bucket.reads > 1
+
+        responses = self.together(client, bucket, [url(route)] * 8, is_reached)
+        assert {one.status_code for one in responses} == {404 if facts else 200}
+        assert len({one.content for one in responses}) == 1
+        assert bucket.reads == 1
+        client.get(url(route))
+        assert bucket.reads == (1 if route == "thumbnail" and not facts else 2)
