@@ -270,7 +270,7 @@ class ImageError(ModelScopeRetryableError):
 
 
 class BrokenImageError(ImageError):
-    """The service delivered an output image that is not a complete image of a known format.
+    """The service delivered an output image that is not complete, in no known format, or over a limit.
 
     A retry downloads it again. If it stays broken, clear the task to get a new generation.
     """

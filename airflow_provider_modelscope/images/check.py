@@ -3,22 +3,92 @@
 from __future__ import annotations
 
 import warnings
-from typing import IO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from threading import Lock
+from typing import IO, TYPE_CHECKING
 
-from airflow_provider_modelscope.images.formats import format_of, open_image
+from airflow_provider_modelscope.images.blocks import check_gif_blocks, check_jpeg_blocks
+from airflow_provider_modelscope.images.formats import format_of, only_image_errors, open_image
+from airflow_provider_modelscope.images.limits import Budget
+from airflow_provider_modelscope.images.png import SIGNATURE, check_png
+
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
+_settings = Lock()
 
 
 def check_image(file: IO[bytes]) -> tuple[str, int, int]:
     """Return the format, the width and the height of a complete image.
 
-    :raises ImageError: if it is not a complete image of at most 64 Mi pixels; the file stays open.
+    Only the pixels matter, those of all frames: odd metadata is not an error. Pillow decodes all formats but
+    PNG, which takes less time and memory in pieces.
+
+    :raises ImageError: if it is not complete, or exceeds a limit; the file stays open.
     """
-    # Odd metadata is not an error. Not in open_image: warning filters belong to the process, and the gallery
-    # opens images in several threads.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with open_image(file) as opened:
-            opened.verify()  # reads checksums, but leaves the object unusable
-        with open_image(file) as opened:
+    file.seek(0)
+    start = file.read(len(SIGNATURE))
+    if start == SIGNATURE:
+        with only_image_errors(file):
+            return ("PNG", *check_png(file))
+    frames = None
+    with only_image_errors(file):
+        if start.startswith(b"\xff\xd8\xff"):
+            check_jpeg_blocks(file)
+        elif start.startswith(b"GIF8"):
+            frames = check_gif_blocks(file)
+    with _own_settings(), open_image(file) as opened:
+        found = (format_of(opened), opened.width, opened.height)
+        if found[0] == "JPEG":
+            _decode_jpegs(file, getattr(opened, "n_frames", 1))
+        else:
+            decoded = _decode_frames(opened)
+            if frames not in (None, decoded):
+                raise ValueError(f"only {decoded} of {frames} frames can be decoded")
+    return found
+
+
+def _decode_jpegs(file: IO[bytes], images: int) -> None:
+    """Decode all images of a JPEG, at an eighth of their size: every coefficient is read."""
+    budget = Budget()
+    for number in range(images):
+        with open_image(file) as opened:  # a new one: Pillow 11 does not expect images of several sizes
+            opened.seek(number)
+            budget.take(opened.width, opened.height)
+            opened.draft("L", (1, 1))
             opened.load()
-    return format_of(opened), opened.width, opened.height
+
+
+def _decode_frames(opened: Pillow.Image) -> int:
+    """Decode all frames, and return their number."""
+    budget = Budget()
+    for number in count():
+        try:
+            opened.seek(number)
+        except EOFError:
+            break
+        budget.take(opened.width, opened.height)
+        opened.load()
+    return number
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Decode in one thread at a time, without what this process may have set: the settings are global.
+
+    Warnings may be errors, and Pillow's LOAD_TRUNCATED_IMAGES completes an image that is cut off with grey.
+    """
+    from PIL import ImageFile
+
+    with _settings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setting = ImageFile.LOAD_TRUNCATED_IMAGES
+        if setting:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            if setting:
+                ImageFile.LOAD_TRUNCATED_IMAGES = setting

@@ -27,6 +27,19 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
 FORMAT_OF_SUFFIX = {suffix: name for name, (_, suffixes) in FORMATS.items() for suffix in suffixes}
 CONVERTIBLE = ("PNG", "JPEG", "WEBP")  # the formats that hold the labels of an image
 
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+# How other files start, which a service or a proxy may send instead of an image.
+_OTHER_FORMATS = (
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\x1aE\xdf\xa3", "a video (WebM)"),
+    (b"%PDF-", "PDF"),
+    (b"<", "HTML, XML or SVG"),
+    (b"{", "JSON"),
+    (b"[", "JSON"),
+)
+
 
 @contextmanager
 def open_image(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pillow.Image]:
@@ -35,26 +48,69 @@ def open_image(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pil
     :raises ImageError: if it has more pixels, or if anything fails here or in the block that uses it:
         hostile bytes make Pillow raise nearly any exception.
     """
-    from PIL import Image as Pillow
+    from PIL import Image as Pillow, UnidentifiedImageError
 
     Pillow.init()
     formats = tuple(name for name in FORMATS if name in Pillow.OPEN)  # not every Pillow has them all
-    length = file.seek(0, SEEK_END)
     file.seek(0)
-    try:
-        with Pillow.open(file, formats=formats) as opened:
-            if opened.width * opened.height > max_pixels:
-                raise BrokenImageError(
-                    f"The image has {opened.width}x{opened.height} pixels, more than {max_pixels}"
-                )
+    with only_image_errors(file):
+        try:
+            image = Pillow.open(file, formats=formats)
+        except UnidentifiedImageError:
+            file.seek(0)
+            raise ValueError(_other_format(file.read(64))) from None
+        with image as opened:
+            check_size(opened.width, opened.height, max_pixels)
             yield opened
+
+
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise a ``BrokenImageError`` if an image has more pixels."""
+    if width * height > max_pixels:
+        raise BrokenImageError(f"The image has {width}x{height} pixels, more than {max_pixels}")
+
+
+@contextmanager
+def only_image_errors(file: IO[bytes]) -> Iterator[None]:
+    """Turn any other error of the block into one that shows how the file starts.
+
+    :raises BrokenImageError: if the block raises anything but an ``ImageError``.
+    """
+    try:
+        yield
     except ImageError:
         raise
     except Exception as error:
+        length = file.seek(0, SEEK_END)
         file.seek(0)
         raise BrokenImageError(
             f"Not a complete image ({error}); {length} bytes that start with {file.read(16)!r}"
         ) from error
+
+
+def read_exactly(file: IO[bytes], length: int) -> bytes:
+    """Return the next bytes of a file.
+
+    :raises ValueError: if it ends before.
+    """
+    data = file.read(length)
+    if len(data) < length:
+        raise ValueError("it is cut off")
+    return data
+
+
+def _other_format(start: bytes) -> str:
+    """Return why a file that starts with these bytes is no image that we accept."""
+    if not start:
+        return "the file is empty"
+    if start[4:12] in (b"ftypavif", b"ftypavis"):
+        return "an AVIF that this Pillow cannot open"
+    if start[4:8] == b"ftyp":
+        name: str | None = "HEIC or HEIF" if start[8:12] in _HEIF_BRANDS else "a video (MP4)"
+    else:
+        text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+        name = next((name for sign, name in _OTHER_FORMATS if text.startswith(sign)), None)
+    return f"{name} is not accepted" if name else "in no known format, or cut off at its start"
 
 
 def format_of(opened: Pillow.Image) -> str:

@@ -6,11 +6,12 @@ needed, so that many images cost the memory of one.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from hashlib import file_digest
+from functools import cached_property
 from io import SEEK_END, BytesIO
 from typing import IO, Self
 
@@ -21,7 +22,7 @@ from airflow_provider_modelscope.images.formats import FORMATS
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An image that Pillow has decoded completely. Close it, or use it in a ``with``, to close its file.
+    """An image that was checked completely. Close it, or use it in a ``with``, to close its file.
 
     :param file: The file that holds the original bytes, and nothing else.
     :param length: In bytes.
@@ -48,14 +49,17 @@ class Image:
         The file has no name, so it cannot be left behind: it disappears when it is closed.
 
         :raises ImageStorageError: if the temporary folder cannot hold it.
-        :raises ImageError: as :meth:`from_file`. Errors of the chunks are passed on.
+        :raises ImageError: as :meth:`from_file`; a ``BrokenImageError`` has the sha256 of the bytes. Errors
+            of the chunks are passed on.
         """
+        digest = hashlib.sha256()
         with ExitStack() as opened:
             try:
                 file = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
                 opened.callback(_close, file)
                 for chunk in chunks:
                     file.write(chunk)
+                    digest.update(chunk)
                 file.flush()
             except OSError as error:
                 raise ImageStorageError(
@@ -65,9 +69,9 @@ class Image:
             try:
                 image = cls.from_file(file)
             except BrokenImageError as error:
-                file.seek(0)
-                error.sha256 = file_digest(file, "sha256").hexdigest()
+                error.sha256 = digest.hexdigest()
                 raise
+            vars(image)["sha256"] = digest.hexdigest()
             opened.pop_all()
         return image
 
@@ -75,7 +79,7 @@ class Image:
     def from_file(cls, file: IO[bytes]) -> Self:
         """Return the image in a file. The image owns the file from then on.
 
-        :raises ImageError: if it is not a complete image of at most 64 Mi pixels; the file stays open.
+        :raises ImageError: if it is not complete, or exceeds a limit; the file stays open.
         """
         length = file.seek(0, SEEK_END)
         format_, width, height = check_image(file)
@@ -107,11 +111,11 @@ class Image:
         """The file suffix of this format, with its dot."""
         return FORMATS[self.format][1][0]
 
-    @property
+    @cached_property  # no field, which dataclasses.replace would copy to an image with other bytes
     def sha256(self) -> str:
-        """The checksum of the bytes in hexadecimal."""
+        """The checksum of the bytes in hexadecimal; computed once."""
         self.file.seek(0)
-        return file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type] # it is a binary file
+        return hashlib.file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type] # it is a binary file
 
     def converted(self, format_: str) -> Self:
         """Return the image in one of the ``CONVERTIBLE`` formats: itself if it has that format already.

@@ -24,6 +24,7 @@ from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
 from airflow_provider_modelscope.emulator.faults import FAULTS
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, PORT
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.images import blocks, formats, limits, png
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
 
@@ -44,6 +45,14 @@ PYTHON_BLOCKS = [
     for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 ]
 DAG_BLOCKS = [block for block in PYTHON_BLOCKS if "\n@dag(" in str(block.values[0])]
+LIMITS = {
+    "pixels of a frame": [formats.MAX_PIXELS],
+    "pixels of all frames": [limits.MAX_PIXELS_OF_ALL_FRAMES],
+    "frames": [limits.MAX_FRAMES],
+    "chunks of a PNG": [png.MAX_CHUNKS],
+    "scans, segments of a JPEG": [blocks.MAX_SCANS, blocks.MAX_SEGMENTS],
+    "blocks of a GIF": [blocks.MAX_BLOCKS],
+}
 ERRORS = {
     kind
     for kind in vars(exceptions).values()
@@ -183,6 +192,11 @@ def test_every_make_target_named_exists() -> None:
         assert set(named) <= targets
     listed = {words(row[0])[0].removeprefix("make ") for row in table("docs/development.md", "Commands")}
     assert listed == targets - {"help", "clean"}
+
+
+def test_the_documented_limits_of_an_image_are_those_of_its_check() -> None:
+    rows = table("docs/destination.md", "Which images are stored")
+    assert {row[0]: [int(limit) for limit in re.findall("[0-9]+", row[1])] for row in rows} == LIMITS
 
 
 def test_every_module_run_from_the_command_line_exists() -> None:

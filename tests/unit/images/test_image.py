@@ -8,6 +8,7 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
 from random import Random
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
-from airflow_provider_modelscope.exceptions import ImageError, ModelScopeRetryableError
+from airflow_provider_modelscope.exceptions import BrokenImageError, ImageError, ModelScopeRetryableError
 from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX, MAX_PIXELS
 from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.thumbnail import thumbnail
@@ -225,6 +226,28 @@ def test_the_error_shows_the_first_bytes(content: bytes, evidence: str) -> None:
         Image.from_bytes(content)
     assert isinstance(raised.value, ModelScopeRetryableError)
     assert "'AVIF'" not in str(raised.value)  # a name, if this Pillow does not know the format
+
+
+def test_the_sha256_is_known_when_the_chunks_have_arrived() -> None:
+    content = plain()
+    with Image.from_chunks([content[:9], content[9:]]) as image:
+        pass
+    assert image.file.closed
+    assert image.sha256 == sha256(content).hexdigest()
+
+
+def test_the_sha256_is_that_of_the_bytes_of_a_copy() -> None:
+    content, other = plain(), plain("GIF")
+    with Image.from_chunks([content]) as image:
+        copy = replace(image, file=BytesIO(other), length=len(other))
+    assert copy.sha256 == sha256(other).hexdigest()
+
+
+def test_the_error_of_complete_bytes_has_their_sha256() -> None:
+    content = plain()[:-9]
+    with pytest.raises(BrokenImageError) as raised:
+        Image.from_chunks([content[:9], content[9:]])
+    assert raised.value.sha256 == sha256(content).hexdigest()
 
 
 def test_a_wrong_checksum_is_an_error() -> None:
