@@ -7,9 +7,9 @@ needed, so that many images cost the memory of one.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest
 from io import SEEK_END, BytesIO
 from typing import IO, Self
@@ -17,6 +17,7 @@ from typing import IO, Self
 from airflow_provider_modelscope.exceptions import ImageError, ImageStorageError
 from airflow_provider_modelscope.images.check import check_image
 from airflow_provider_modelscope.images.formats import FORMATS
+from airflow_provider_modelscope.images.parts import Replacement, spliced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,14 @@ class Image:
         """The checksum of the bytes in hexadecimal."""
         self.file.seek(0)
         return file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type] # it is a binary file
+
+    def spliced(self, replacements: Sequence[Replacement]) -> Self:
+        """Return the image with some bytes of its metadata replaced. Nothing is decoded again.
+
+        Its file is a view of this image's file: close this image last.
+        """
+        file = spliced(self.file, replacements)
+        return replace(self, file=file, length=file.seek(0, SEEK_END))
 
     def converted(self, format_: str) -> Self:
         """Return the image in one of the ``CONVERTIBLE`` formats: itself if it has that format already.

@@ -25,7 +25,7 @@ def read_provenance(file: Path) -> dict[str, Any]:
             "file": f"{image.format}, {image.width}x{image.height}, {image.length} bytes",
             "sha256": image.sha256,
         }
-        properties = properties_of(packet_of(image.content) or "")
+        properties = properties_of(packet_of(image.file) or "")
     if LABEL in properties:
         found["AIGC label"] = properties[LABEL]
     if source_type := properties.get((IPTC, "DigitalSourceType")):

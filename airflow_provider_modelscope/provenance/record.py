@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope import __version__
-from airflow_provider_modelscope.exceptions import ImageError
-from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.protocol.request import redacted_json
 from airflow_provider_modelscope.provenance.xmp import (
     CannotEmbedError,
@@ -19,6 +17,7 @@ from airflow_provider_modelscope.provenance.xmp import (
 )
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.images.image import Image
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.xcoms import StoredImage, Submission
 
@@ -65,8 +64,8 @@ class Provenance:
             ),
         ]
         try:
-            return Image.from_bytes(with_properties(image.content, properties, own_namespace=NAMESPACE))
-        except (CannotEmbedError, ImageError) as error:
+            return image.spliced(with_properties(image.file, properties, own_namespace=NAMESPACE))
+        except CannotEmbedError as error:
             log.warning(
                 "Storing the %s of generation %s without embedded metadata: %s",
                 image.format, self.generation.generation_id, error,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from airflow_provider_modelscope.exceptions import InvalidDestinationError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.object_storage import Destination
+from airflow_provider_modelscope.images.parts import Part, parts_of, spliced
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.provenance.__main__ import main, read_provenance
@@ -71,8 +74,15 @@ def drawn(folder: Path, context: Any, name: str = "cat.png", **options: Any) -> 
 
 
 def own_properties(file: Path) -> dict[str, str]:
-    properties = properties_of(packet_of(file.read_bytes()) or "")
+    properties = properties_of(packet_of(BytesIO(file.read_bytes())) or "")
     return {name: text for (namespace, name), text in properties.items() if namespace == NAMESPACE}
+
+
+def xmp_chunk(png: bytes) -> Part:
+    [part] = [
+        part for part in parts_of(BytesIO(png), "PNG") if b"adobe.xmp" in png[part.start : part.data + 20]
+    ]
+    return part
 
 
 class TestSidecar:
@@ -155,9 +165,9 @@ class TestEmbedded:
         self, emulator: Emulator, context: Any, tmp_path: Path, suffix: str
     ) -> None:
         file = drawn(tmp_path, context, f"cat.{suffix}", embed_metadata=True)
-        packet = packet_of(file.read_bytes()) or ""
+        packet = packet_of(BytesIO(file.read_bytes())) or ""
         [served] = emulator.served.values()
-        label = (packet_of(served) or "").split("<rdf:RDF", 1)[1].split("</rdf:RDF>")[0]
+        label = (packet_of(BytesIO(served)) or "").split("<rdf:RDF", 1)[1].split("</rdf:RDF>")[0]
         assert label in packet
         properties = properties_of(packet)
         assert properties[IPTC, "DigitalSourceType"] == MADE_BY_AI
@@ -183,6 +193,34 @@ class TestEmbedded:
         [served] = emulator.served.values()
         with Pillow.open(file) as embedded, Image.from_bytes(served) as original:
             assert embedded.tobytes() == Pillow.open(original.file).tobytes()
+
+    def test_no_byte_outside_the_packet_changes(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        content = drawn(tmp_path, context, embed_metadata=True).read_bytes()
+        [served] = emulator.served.values()
+        before, after = (xmp_chunk(each) for each in (served, content))
+        assert content[: after.start] == served[: before.start]
+        assert content[after.end :] == served[before.end :]
+
+    @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+    def test_pixels_are_neither_decoded_nor_held_in_memory(
+        self, emulator: Emulator, tmp_path: Path, format_: str
+    ) -> None:
+        file = BytesIO()
+        Pillow.effect_noise((2000, 2000), 90).save(file, format_, quality=100)
+        provenance = Provenance(
+            generation=fetch_finished_generation(ModelScopeHook(), submitted()), submission=None
+        )
+        with Image.from_file(file) as image:
+            tracemalloc.start()
+            embedded = provenance.embedded_in(image)
+            assert embedded.sha256 != image.sha256
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert embedded.length > image.length > 2_000_000
+            assert most < 1_000_000
+            assert embedded.sha256 == hashlib.sha256(embedded.content).hexdigest()
 
     def test_an_image_without_room_stays_unchanged_with_a_warning(
         self, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -250,7 +288,8 @@ class TestCommand:
     def test_metadata_cannot_forge_facts_about_the_file(self, tmp_path: Path) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
         forged = [Property(namespace=NAMESPACE, prefix="own", name="sha256", text="f00d")]
-        content = with_properties((tmp_path / "plain.png").read_bytes(), forged, own_namespace=NAMESPACE)
+        with (tmp_path / "plain.png").open("rb") as file:
+            content = spliced(file, with_properties(file, forged, own_namespace=NAMESPACE)).read()
         (tmp_path / "plain.png").write_bytes(content)
         (tmp_path / "plain.png.json").write_text('{"sha256": "f00d"}')
         assert read_provenance(tmp_path / "plain.png")["sha256"] == hashlib.sha256(content).hexdigest()
