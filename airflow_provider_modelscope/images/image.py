@@ -51,18 +51,9 @@ class Image:
         :raises ImageStorageError: if the temporary folder cannot hold it.
         :raises ImageError: as :meth:`from_file`. Errors of the chunks are passed on.
         """
+        file = _temporary_file(chunks)
         with ExitStack() as opened:
-            try:
-                file = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
-                opened.callback(_close, file)
-                for chunk in chunks:
-                    file.write(chunk)
-                file.flush()
-            except OSError as error:
-                raise ImageStorageError(
-                    f"The image cannot be written to this machine's temporary folder: {error}. Free space "
-                    "there, or set the environment variable TMPDIR to another folder"
-                ) from error
+            opened.callback(_close, file)
             image = cls.from_file(file)
             opened.pop_all()
         return image
@@ -121,21 +112,44 @@ class Image:
         """Return the image in one of the ``CONVERTIBLE`` formats: itself if it has that format already.
 
         Labels of AI-generated content and parameters in the metadata are kept. Transparency becomes white
-        if the format has none. The new image has a temporary file of its own.
+        if the format has none. The new image has a temporary file of its own. It is not decoded again.
 
         :raises ImageError: if that format cannot hold the image or its labels.
+        :raises ImageStorageError: if the temporary folder cannot hold it.
         """
         if format_ == self.format:
             return self
         from airflow_provider_modelscope.images.conversion import convert
 
         try:
-            content = convert(self.file, format_)
+            content, (width, height) = convert(self.file, format_)
         except Exception as error:
             raise ImageError(
                 f"The {self.format} of {self.width}x{self.height} pixels cannot become {format_}: {error}"
             ) from error
-        return type(self).from_chunks([content])
+        file = _temporary_file([content])
+        return type(self)(file=file, length=len(content), format=format_, width=width, height=height)
+
+
+def _temporary_file(chunks: Iterable[bytes | memoryview]) -> IO[bytes]:
+    """Write bytes to a new temporary file.
+
+    :raises ImageStorageError: if the temporary folder cannot hold it. Errors of the chunks are passed on.
+    """
+    with ExitStack() as opened:
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
+            opened.callback(_close, file)
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+        except OSError as error:
+            raise ImageStorageError(
+                f"The image cannot be written to this machine's temporary folder: {error}. Free space "
+                "there, or set the environment variable TMPDIR to another folder"
+            ) from error
+        opened.pop_all()
+    return file
 
 
 def _close(file: IO[bytes]) -> None:
