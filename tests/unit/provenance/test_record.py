@@ -46,6 +46,7 @@ STORED = StoredImage(
     duration_ms=None,
 )
 STORED_BY: dict[str, Any] = {
+    "content_credentials": False,
     "stored_at": 1.0,
     "dag_id": "a_dag",
     "run_id": "a_run",
@@ -99,6 +100,7 @@ class TestSidecar:
         assert facts == {
             "uri": image["uri"],
             **{name: image[name] for name in ("sha256", "size_bytes", "content_type", "width", "height")},
+            "content_credentials": False,
             "seed": image["seed"],
             "model": "Qwen/Qwen-Image",
             "generation_id": image["generation_id"],
