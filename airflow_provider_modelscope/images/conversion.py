@@ -7,7 +7,7 @@ import math
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from airflow_provider_modelscope.images.metadata import metadata_for, without_oversized_metadata
+from airflow_provider_modelscope.images.metadata import metadata_for, readable
 from airflow_provider_modelscope.images.parts import has_content_credentials, parts_of
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def convert(file: IO[bytes], format_: str) -> tuple[memoryview, tuple[int, int]]
     output = BytesIO()
     if has_content_credentials(file):
         log.warning("The Content Credentials (C2PA) get lost in the conversion to %s", format_)
-    readable = without_oversized_metadata(file)
-    readable.seek(0)
-    with Pillow.open(readable) as source:
+    with Pillow.open(readable(file)) as source:
         if getattr(source, "is_animated", False):
             log.warning("Converting only the first image to %s: the %s holds several", format_, source.format)
         source.load()
@@ -50,8 +48,12 @@ def convert(file: IO[bytes], format_: str) -> tuple[memoryview, tuple[int, int]]
 
 def _check_end(output: BytesIO, format_: str) -> None:
     """Check that the encoder wrote the file to its end; what it wrote is its own affair."""
-    end = output.getbuffer()[-2:] if format_ == "JPEG" else parts_of(output, format_)[-1].end
-    if end not in (b"\xff\xd9", output.getbuffer().nbytes):
+    if format_ == "JPEG":
+        is_finished = bytes(output.getbuffer()[-2:]) == b"\xff\xd9"
+    else:
+        *_, last = parts_of(output, format_)
+        is_finished = last.end == output.getbuffer().nbytes
+    if not is_finished:
         raise ValueError("the encoder did not finish the file")
 
 

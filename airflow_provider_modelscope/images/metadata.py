@@ -34,29 +34,43 @@ _MAX_EXIF_IN_JPEG = 64_000  # a little less than one segment
 _MAX_XMP_IN_JPEG = 65_502
 _MAX_PROFILE = {"PNG": 1024 * 1024, "JPEG": 255 * 65_519, "WEBP": math.inf}  # Pillow reads no more in a PNG
 _MAX_UNPACKED, _MAX_TEXTS = 1024 * 1024, 32 * 1024 * 1024  # Pillow refuses a PNG with more
+_KEPT_IN_PNG = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"tEXt", b"iTXt", b"eXIf")
 
 log = logging.getLogger(__name__)
 
 
-def without_oversized_metadata(file: IO[bytes]) -> IO[bytes]:
-    """Return a view of a PNG without the metadata that Pillow refuses to read; any other file as it is.
+def readable(file: IO[bytes]) -> IO[bytes]:
+    """Return a view of a PNG without the metadata that makes Pillow refuse it; any other file as it is.
 
     :raises ValueError: if a label of AI-generated content is in what would be left out.
     """
+    from PIL import Image as Pillow
+
     if format_of_parts(file) != "PNG":
         return file
+    view = _without_oversized_metadata(file)
+    try:
+        with Pillow.open(view):
+            return view
+    except Exception as error:  # broken metadata makes Pillow raise nearly any exception
+        log.warning("Dropping all metadata of the PNG but texts and EXIF, since it cannot be read: %s", error)
+        others = [part for part in parts_of(file, "PNG") if part.kind not in _KEPT_IN_PNG]
+        return spliced(file, [Replacement(part.start, part.end, b"") for part in others])
+
+
+def _without_oversized_metadata(file: IO[bytes]) -> IO[bytes]:
     dropped, size_of_texts = [], 0
     for part in parts_of(file, "PNG"):
         if part.kind not in (b"iCCP", b"zTXt", b"iTXt", b"tEXt"):
             continue
         name, text, is_whole = _unpacked(part.kind, read_at(file, part.data, part.size))
-        if not is_whole or size_of_texts + len(text) > _MAX_TEXTS:
-            if name == _LABEL or (name == _XMP and _is_label(text)):
-                raise ValueError(f"its label is in metadata of more than {_MAX_UNPACKED} bytes")
-            log.warning("Dropping %r of the PNG: it is larger than %d bytes", name, _MAX_UNPACKED)
-            dropped.append(Replacement(part.start, part.end, b""))
-        else:
+        if is_whole and size_of_texts + len(text) <= _MAX_TEXTS:
             size_of_texts += len(text)
+            continue
+        if name == _LABEL or (name == _XMP and _is_label(text)):
+            raise ValueError(f"its label is in metadata of more than {_MAX_UNPACKED} bytes")
+        log.warning("Dropping %r of the PNG: it is larger than %d bytes", name, _MAX_UNPACKED)
+        dropped.append(Replacement(part.start, part.end, b""))
     return spliced(file, dropped) if dropped else file
 
 

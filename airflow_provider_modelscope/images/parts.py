@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from io import SEEK_END, BufferedReader, RawIOBase
-from itertools import islice
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -50,17 +49,17 @@ def format_of_parts(file: IO[bytes]) -> str | None:
     return "WEBP" if start.startswith(b"RIFF") and start.endswith(b"WEBP") else None
 
 
-def parts_of(file: IO[bytes], format_: str) -> list[Part]:
-    """Return the parts of a PNG or WebP, or those of a JPEG to the start of its first scan.
+def parts_of(file: IO[bytes], format_: str) -> Iterator[Part]:
+    """Yield the parts of a PNG or WebP, or those of a JPEG to the start of its first scan.
 
     :raises ValueError: if the file is cut off, malformed, or has more than 100,000 parts.
     """
     length = file.seek(0, SEEK_END)
     walk = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[format_]
-    parts = list(islice(walk(file, length), MAX_PARTS + 1))
-    if len(parts) > MAX_PARTS:
-        raise ValueError(f"The file has more than {MAX_PARTS} parts")
-    return parts
+    for number, part in enumerate(walk(file, length)):
+        if number == MAX_PARTS:
+            raise ValueError(f"The file has more than {MAX_PARTS} parts")
+        yield part
 
 
 def read_at(file: IO[bytes], offset: int, size: int) -> bytes:
@@ -76,12 +75,13 @@ def has_content_credentials(file: IO[bytes]) -> bool:
     """
     try:
         format_ = format_of_parts(file)
-        return format_ is not None and any(_is_manifest(file, part) for part in parts_of(file, format_))
+        return format_ is not None and any(is_manifest(file, part) for part in parts_of(file, format_))
     except ValueError:
         return False
 
 
-def _is_manifest(file: IO[bytes], part: Part) -> bool:
+def is_manifest(file: IO[bytes], part: Part) -> bool:
+    """Return whether a part is a manifest of Content Credentials."""
     if part.kind == _JPEG_APP11:  # a JUMBF box, and its description box begins with the type
         start = read_at(file, part.data, min(part.size, 64))
         return start.startswith(b"JP") and b"c2pa" in start

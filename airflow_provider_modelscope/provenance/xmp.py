@@ -24,7 +24,7 @@ from airflow_provider_modelscope.images.parts import (
     Part,
     Replacement,
     format_of_parts,
-    has_content_credentials,
+    is_manifest,
     parts_of,
     read_at,
     spliced,
@@ -117,7 +117,7 @@ def with_properties(
     if unfit := [each.name for each in properties if not _NAME.fullmatch(each.name)]:
         raise CannotEmbedError(f"The property name {unfit[0]!r} is not valid in XMP")
     carrier = _carrier_of(file)
-    if has_content_credentials(file):
+    if any(is_manifest(file, part) for part in carrier.parts):
         raise CannotEmbedError("The file contains Content Credentials (C2PA), which any change invalidates")
     if carrier.packet is None:
         packet = f"{_START}{_block('', properties)}{_END}".encode()
@@ -132,10 +132,32 @@ def with_properties(
             f"The XMP packet has {len(packet)} bytes, more than the limit of {carrier.max_bytes}"
         )
     replacements = carrier.put(packet)
-    result = _carrier_of(spliced(file, replacements))
-    if (result.packet, result.others) != (packet, carrier.others):
-        raise CannotEmbedError("The file with the XMP packet would not consist of the same parts")
+    _check(file, carrier, replacements)
     return replacements
+
+
+def _check(file: IO[bytes], carrier: _Carrier, replacements: list[Replacement]) -> None:
+    """Check that the result has one part in place of the old packet, and otherwise the parts of the file.
+
+    What follows that part needs no check: these are bytes of the file, from the start of a part on.
+    """
+    *header, (start, end, data) = replacements
+    place = start + sum(len(new) - (last - first) for first, last, new in header)
+    borders = {2, *(border for part in carrier.parts for border in (part.start, part.end))}  # 2: of a JPEG
+    before: list[Part] = []
+    for part in parts_of(spliced(file, replacements), carrier.format):
+        if part.start >= place:
+            is_one_part = (part.start, part.end) == (place, place + len(data))
+            expected = [each for each in carrier.parts if each.end <= start]
+            if is_one_part and _kinds(before) == _kinds(expected) and {start, end} <= borders:
+                return
+            break
+        before.append(part)
+    raise CannotEmbedError("The file with the XMP packet would not consist of the same parts")
+
+
+def _kinds(parts: list[Part]) -> list[tuple[bytes, int]]:
+    return [(part.kind, part.size) for part in parts if part.kind != b"VP8X"]  # it announces the packet
 
 
 def _block(about: str, properties: Sequence[Property]) -> str:
@@ -247,13 +269,13 @@ def _unfit(reason: str) -> CannotEmbedError:
 class _Carrier:
     """An image file as the carrier of a packet.
 
-    :param others: The types and sizes of all parts but the packet's, and WebP's announcement of it.
-    :param put: Returns what to replace in the file for another packet.
+    :param put: Returns what to replace in the file for another packet; the packet's part is the last.
     :param max_bytes: Of a packet.
     """
 
+    format: str
+    parts: list[Part]
     packet: bytes | None
-    others: list[tuple[bytes, int]]
     put: Callable[[bytes], list[Replacement]]
     max_bytes: int = MAX_PACKET
 
@@ -265,7 +287,7 @@ def _carrier_of(file: IO[bytes]) -> _Carrier:
             f"Only PNG, JPEG and WebP can hold metadata; this file starts with {read_at(file, 0, 12)!r}"
         )
     try:
-        parts = parts_of(file, format_)
+        parts = list(parts_of(file, format_))
     except ValueError as error:
         raise CannotEmbedError(str(error)) from error
     return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[format_](file, parts)
@@ -279,10 +301,6 @@ def _packet(file: IO[bytes], offset: int, size: int) -> bytes:
 
 def _start_of(file: IO[bytes], part: Part, size: int) -> bytes:
     return read_at(file, part.data, min(part.size, size))
-
-
-def _others(parts: list[Part], found: Part | None) -> list[tuple[bytes, int]]:
-    return [(part.kind, part.size) for part in parts if part is not found and part.kind != b"VP8X"]
 
 
 def _malformed(what: str) -> CannotEmbedError:
@@ -305,7 +323,7 @@ def _png(file: IO[bytes], parts: list[Part]) -> _Carrier:
         return [Replacement(start, end, b"".join((len(data).to_bytes(4), b"iTXt", data, checksum)))]
 
     packet = _png_text(_packet(file, found.data + name, found.size - name)) if found else None
-    return _Carrier(packet=packet, others=_others(parts, found), put=put)
+    return _Carrier(format="PNG", parts=parts, packet=packet, put=put)
 
 
 def _png_text(data: bytes) -> bytes:
@@ -345,7 +363,7 @@ def _jpeg(file: IO[bytes], parts: list[Part]) -> _Carrier:
 
     at = len(_JPEG_NAME)
     packet = _packet(file, found.data + at, found.size - at) if found else None
-    return _Carrier(packet=packet, others=_others(parts, found), put=put, max_bytes=MAX_PACKET_IN_JPEG)
+    return _Carrier(format="JPEG", parts=parts, packet=packet, put=put, max_bytes=MAX_PACKET_IN_JPEG)
 
 
 def _webp(file: IO[bytes], parts: list[Part]) -> _Carrier:
@@ -365,7 +383,7 @@ def _webp(file: IO[bytes], parts: list[Part]) -> _Carrier:
 
     packet = _packet(file, found.data, found.size) if found else None
     max_bytes = min(MAX_PACKET, _MAX_RIFF - stop)
-    return _Carrier(packet=packet, others=_others(parts, found), put=put, max_bytes=max_bytes)
+    return _Carrier(format="WEBP", parts=parts, packet=packet, put=put, max_bytes=max_bytes)
 
 
 def _webp_header(file: IO[bytes], parts: list[Part]) -> tuple[bytes, int]:

@@ -186,8 +186,8 @@ class TestWhatDoesNotFit:
         assert not caplog.records
 
 
-class TestOversizedMetadataInPNG:
-    """Pillow refuses to open these files, for a reason that has nothing to do with their pixels."""
+class TestMetadataThatPillowRefuses:
+    """Pillow cannot open these PNG files, for a reason that has nothing to do with their pixels."""
 
     TEXT = zlib.compress(b"t" * 2_000_000)
 
@@ -207,6 +207,24 @@ class TestOversizedMetadataInPNG:
         assert size == (16, 16)
         assert exif_of(bytes(content))[DESCRIPTION] == "Title: a cat"
         assert f"Dropping '{data.split(bytes(1))[0].decode()}' of the PNG" in caplog.text
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            chunk(b"zTXt", b"Comment\0\1x"),
+            chunk(b"iCCP", b"name\0\1x"),
+            chunk(b"gAMA", b"x"),
+            chunk(b"pHYs", b"x"),
+        ],
+        ids=repr,
+    )
+    def test_broken_metadata_is_left_out_with_a_warning(
+        self, part: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        text = chunk(b"iTXt", b"AIGC\0\0\0\0\0" + LABEL.encode())
+        content, _ = convert(png_with(part, text), "JPEG")
+        assert comment_of(bytes(content)) == COMMENT
+        assert "Dropping all metadata of the PNG but texts and EXIF" in caplog.text
 
     def test_many_texts_are_limited_together(self, caplog: pytest.LogCaptureFixture) -> None:
         text = zlib.compress(b"t" * 1_000_000)

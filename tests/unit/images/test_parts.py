@@ -95,7 +95,7 @@ class TestSpliced:
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
 def test_the_parts_follow_each_other(format_: str) -> None:
     content = saved(format_, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
-    parts = parts_of(BytesIO(content), format_)
+    parts = list(parts_of(BytesIO(content), format_))
     assert format_of_parts(BytesIO(content)) == format_
     assert [part.end for part in parts[:-1]] == [part.start for part in parts[1:]]
     assert all(part.start < part.data <= part.data + part.size <= part.end for part in parts)
@@ -112,7 +112,7 @@ def test_other_formats_have_no_parts(format_: str) -> None:
 def test_a_file_of_too_many_parts_is_rejected() -> None:
     file = png_with(chunk(b"emPy", b"") * MAX_PARTS)
     with pytest.raises(ValueError, match="more than 100000 parts"):
-        parts_of(file, "PNG")
+        list(parts_of(file, "PNG"))
 
 
 @pytest.mark.parametrize(

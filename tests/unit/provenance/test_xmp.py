@@ -18,12 +18,14 @@ from PIL import Image as Pillow, ImageSequence
 
 from airflow_provider_modelscope.emulator.drawing import draw
 from airflow_provider_modelscope.emulator.parameters import Parameters
-from airflow_provider_modelscope.images.parts import spliced
+from airflow_provider_modelscope.images.parts import Replacement, spliced
 from airflow_provider_modelscope.provenance.xmp import (
     MAX_PACKET,
     MAX_PACKET_IN_JPEG,
     CannotEmbedError,
     Property,
+    _carrier_of,
+    _check,
     packet_of,
     properties_of,
     with_properties,
@@ -242,6 +244,28 @@ class TestEveryImage:
                 with pytest.raises(CannotEmbedError):
                     embedded(complete[:length])
                 assert packet_in(complete[:length]) is None
+
+
+@each_format
+class TestTheFinalCheck:
+    @pytest.mark.parametrize("existing", [False, True], ids=["new packet", "existing packet"])
+    def test_any_other_replacement_is_rejected(self, format_: str, existing: bool) -> None:
+        file = BytesIO(carrying(format_, packet()) if existing else IMAGES[format_])
+        right = with_properties(file, [MARKER], own_namespace=OWN)
+        carrier = _carrier_of(file)
+        _check(file, carrier, right)
+        *header, (start, end, data) = right
+        for wrong in (
+            Replacement(start, end, data[:-2]),
+            Replacement(start, end, data + b"\0\0"),
+            Replacement(start, end, data + data),
+            Replacement(start, end, b""),
+            Replacement(start - 1, end, data),
+            Replacement(start + 1, max(start + 1, end), data),
+            Replacement(start - 20, end, data),
+        ):
+            with pytest.raises((CannotEmbedError, ValueError)):
+                _check(file, carrier, [*header, wrong])
 
 
 @each_format
