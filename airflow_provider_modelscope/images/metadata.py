@@ -69,7 +69,10 @@ def _without_oversized_metadata(file: IO[bytes]) -> IO[bytes]:
             continue
         if name == _LABEL or (name == _XMP and _is_label(text)):
             raise ValueError(f"its label is in metadata of more than {_MAX_UNPACKED} bytes")
-        log.warning("Dropping %r of the PNG: it is larger than %d bytes", name, _MAX_UNPACKED)
+        log.warning(
+            "Dropping the %s chunk %r of the PNG: only %d bytes of each, and %d of all, can be read",
+            part.kind.decode(), name, _MAX_UNPACKED, _MAX_TEXTS,
+        )  # fmt: skip
         dropped.append(Replacement(part.start, part.end, b""))
     return spliced(file, dropped) if dropped else file
 

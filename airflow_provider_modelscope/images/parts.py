@@ -19,7 +19,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_APP0, JPEG_APP1, JPEG_APP2, _JPEG_APP11, _JPEG_SCAN = b"\xe0", b"\xe1", b"\xe2", b"\xeb", b"\xda"
 # Any number of padding bytes 0xFF and of markers without data, and a marker with its size.
 _SEGMENT = re.compile(rb"(?s)(?:\xff+[\x01\xd0-\xd7])*\xff+([\xc0-\xcf\xda-\xfe])(..)")
-_MAX_PADDING = 4096  # bytes before a segment
+_BLOCK = 4096  # bytes to find the next segment in
 
 
 class Part(NamedTuple):
@@ -106,7 +106,11 @@ def _png(file: IO[bytes], length: int) -> Iterator[Part]:
 def _jpeg(file: IO[bytes], length: int) -> Iterator[Part]:
     at, kind = 2, b""
     while kind != _JPEG_SCAN:
-        segment = _SEGMENT.match(read_at(file, at, _MAX_PADDING))
+        block = read_at(file, at, _BLOCK)
+        if (padding := len(block) - len(block.lstrip(b"\xff"))) > _BLOCK // 2:
+            at += padding - 1
+            continue
+        segment = _SEGMENT.match(block)
         size = int.from_bytes(segment[2]) if segment else 0
         if not segment or size < 2:
             raise _malformed("JPEG")

@@ -206,7 +206,8 @@ class TestMetadataThatPillowRefuses:
         content, size = convert(png_with(chunk(b"tEXt", b"Title\0a cat"), chunk(kind, data)), "WEBP")
         assert size == (16, 16)
         assert exif_of(bytes(content))[DESCRIPTION] == "Title: a cat"
-        assert f"Dropping '{data.split(bytes(1))[0].decode()}' of the PNG" in caplog.text
+        name = data.split(b"\0")[0].decode()
+        assert f"Dropping the {kind.decode()} chunk '{name}' of the PNG" in caplog.text
 
     @pytest.mark.parametrize(
         "part",

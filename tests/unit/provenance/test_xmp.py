@@ -593,7 +593,10 @@ class TestJPEG:
         assert properties_in(result)[PROMPT_KEY] == "A cat"
 
     def test_padding_and_markers_without_data_are_skipped(self) -> None:
-        fill = b"\xff" * 1000 + b"\x01\xff\xd3\xff\xff"
+        for fill in (b"\xff" * 1000 + b"\x01\xff\xd3\xff\xff", *(b"\xff" * n for n in (2048, 4094, 99_999))):
+            self.check_padding(fill)
+
+    def check_padding(self, fill: bytes) -> None:
         for content in (
             jpeg(fill + segment(0xFE, b"a")),
             jpeg(fill + xmp_segment(packet()), fill + segment(0xFE, b"a")),
