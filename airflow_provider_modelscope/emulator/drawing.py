@@ -40,7 +40,8 @@ def draw(parameters: Parameters, image_format: str = "PNG") -> bytes:
 
     The same parameters give the same bytes, given the same version of Pillow and the same fonts.
 
-    :param image_format: ``PNG`` or ``JPEG``. Only a PNG also contains the parameters as text.
+    :param image_format: ``PNG``, ``JPEG``, or ``signed PNG``: with Content Credentials, which are not valid.
+        Only a PNG also contains the parameters as text.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -54,6 +55,8 @@ def draw(parameters: Parameters, image_format: str = "PNG") -> bytes:
         info = PngInfo()
         info.add_itxt("XML:com.adobe.xmp", label)
         info.add_text("parameters", _parameters_text(parameters))
+        if image_format == "signed PNG":
+            info.add(b"caBX", b"\0\0\0\x16jumb\0\0\0\x0ejumdc2pa\0\0")
         image.save(file, "PNG", pnginfo=info, compress_level=4)
     return file.getvalue()
 

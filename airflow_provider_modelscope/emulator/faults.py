@@ -68,6 +68,7 @@ FAULTS = {
         "truncated": "half of the image, then the connection closes",
         "garbage": "status 200 with bytes that are not an image",
         "wrong-suffix": "a JPEG at a URL that ends in `.png`",
+        "signed": "a PNG with a manifest of Content Credentials (C2PA), which is not valid",
         "reset": "the connection closes without a response",
         "html": "status 200 with an HTML page",
     },

@@ -357,6 +357,8 @@ class Service:
                 )
             case "wrong-suffix":
                 response = replace(response, image_format="JPEG")
+            case "signed":
+                response = replace(response, image_format="signed PNG")
             case "html" | "reset":
                 response = self._faulty_response(fault)
             case _:

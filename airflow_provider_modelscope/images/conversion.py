@@ -5,49 +5,67 @@ from __future__ import annotations
 import logging
 import math
 from io import BytesIO
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from airflow_provider_modelscope.images.metadata import metadata_for, readable
+from airflow_provider_modelscope.images.parts import has_content_credentials, parts_of
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
 
-# The places of the labels of AI-generated content and the parameters (GB 45438-2025, and common practice).
-_XMP = "XML:com.adobe.xmp"  # keyword of the iTXt chunk in a PNG
-_LABEL, _PARAMETERS = "AIGC", "parameters"  # keywords of text chunks in a PNG
-_EXIF_IFD, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
-_MAX_EXIF_IN_JPEG = 64_000  # bytes; a little less than it can hold
+# JPEG without chroma subsampling, which smears coloured text. WebP cannot do without it.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+}
 
 log = logging.getLogger(__name__)
 
 
-def convert(file: IO[bytes], format_: str) -> bytes:
-    """Return the image of a file in one of the ``CONVERTIBLE`` formats.
+def convert(file: IO[bytes], format_: str) -> tuple[memoryview, tuple[int, int]]:
+    """Return the image of a file in one of the ``CONVERTIBLE`` formats: its bytes, and its width and height.
 
     Labels of AI-generated content and parameters in the metadata are kept. Transparency becomes white if the
-    format has none.
+    format has none. What else gets lost is named in a warning.
 
     :raises Exception: any error, if that format cannot hold the image or its labels.
     """
     from PIL import Image as Pillow
 
     output = BytesIO()
-    options = {} if format_ == "PNG" else {"quality": 95}
-    file.seek(0)
-    with Pillow.open(file) as source:
+    if has_content_credentials(file):
+        log.warning("The Content Credentials (C2PA) get lost in the conversion to %s", format_)
+    with Pillow.open(readable(file)) as source:
+        if getattr(source, "is_animated", False):
+            log.warning("Converting only the first image to %s: the %s holds several", format_, source.format)
         source.load()
         target = in_mode_for(format_, source)
-        target.save(output, format_, **options, **_metadata(source, target, format_))
-    return output.getvalue()
+        target.save(output, format_, **_OPTIONS[format_], **metadata_for(file, source, target, format_))
+    _check_end(output, format_)
+    return output.getbuffer(), target.size
+
+
+def _check_end(output: BytesIO, format_: str) -> None:
+    """Check that the encoder wrote the file to its end; what it wrote is its own affair."""
+    if format_ == "JPEG":
+        is_finished = bytes(output.getbuffer()[-2:]) == b"\xff\xd9"
+    else:
+        *_, last = parts_of(output, format_)
+        is_finished = last.end == output.getbuffer().nbytes
+    if not is_finished:
+        raise ValueError("the encoder did not finish the file")
 
 
 def in_mode_for(format_: str, source: Pillow.Image) -> Pillow.Image:
-    """Return the pixels in a mode that the format can hold."""
+    """Return the pixels in a mode that the format can hold: the same object if they are in it already."""
     from PIL import Image as Pillow
 
-    if source.mode == "I;16":  # Pillow would clip the tones above 255
-        source = source.point(lambda tone: tone / 256).convert("L")
+    if source.mode in ("I", "F") or source.mode.startswith("I;16"):
+        source = _in_8_bits(source)
     if not source.has_transparency_data:
-        return source.convert("L" if source.mode in ("1", "L") and format_ != "WEBP" else "RGB")
-    coloured = source.convert("RGBA")
+        return _in_mode("L" if source.mode in ("1", "L") and format_ != "WEBP" else "RGB", source)
+    coloured = _in_mode("RGBA", source)
     if format_ != "JPEG":
         return coloured
     ground = Pillow.new("RGB", source.size, "white")
@@ -55,63 +73,25 @@ def in_mode_for(format_: str, source: Pillow.Image) -> Pillow.Image:
     return ground
 
 
-def _metadata(source: Pillow.Image, target: Pillow.Image, format_: str) -> dict[str, Any]:
-    """Return the arguments of Pillow's ``save`` that carry the metadata into the other format."""
-    texts = {name: _text(text) for name, text in getattr(source, "text", {}).items() if name != _XMP}
-    if isinstance(comment := source.info.get("comment"), bytes):
-        texts["Comment"] = comment.decode(errors="replace")
-    profile: bytes = source.info.get("icc_profile") or b""
-    space = b"GRAY" if target.mode == "L" else b"RGB "  # a profile for other pixels would be wrong
-    kept: dict[str, Any] = {"icc_profile": profile if profile[16:20] == space else None}
-    xmp: bytes | None = source.info.get("xmp")
-    if format_ == "PNG":
-        from PIL.PngImagePlugin import PngInfo
-
-        kept["pnginfo"] = chunks = PngInfo()
-        if xmp:
-            texts[_XMP] = xmp.decode(errors="replace")
-        for name, text in texts.items():
-            chunks.add_itxt(name, text)
-    elif xmp:
-        kept["xmp"] = xmp
-    if texts and format_ != "PNG":
-        max_bytes = _MAX_EXIF_IN_JPEG if format_ == "JPEG" else math.inf
-        kept["exif"] = _with_texts(source.getexif(), texts, max_bytes=max_bytes)
-    elif exif := source.info.get("exif"):
-        kept["exif"] = b"Exif\0\0" + exif.removeprefix(b"Exif\0\0")
-    return kept
+def _in_mode(mode: str, source: Pillow.Image) -> Pillow.Image:
+    return source if source.mode == mode else source.convert(mode)
 
 
-def _with_texts(exif: Pillow.Exif, texts: dict[str, str], *, max_bytes: float) -> bytes:
-    """Add text chunks to EXIF: the label, or else the parameters, as comment; the rest as description."""
-    details = exif.get_ifd(_EXIF_IFD)
-    lines = [exif[_DESCRIPTION].encode("latin-1")] if _DESCRIPTION in exif else []
-    room = max_bytes - len(exif.tobytes())
-    for name in sorted(texts, key=(_LABEL, _PARAMETERS, *texts).index):
-        comment, line = _user_comment(texts[name]), f"{name}: {texts[name]}".encode()
-        size = max(len(comment), len(line))
-        if size > room and name != _LABEL:
-            log.warning("Dropping the text %r of %d bytes: EXIF in a JPEG has no room for it", name, size)
-            continue
-        room -= size
-        if name not in (_LABEL, _PARAMETERS) or details.setdefault(_USER_COMMENT, comment) != comment:
-            lines.append(line)
-    exif[_EXIF_IFD] = details  # get_ifd may have returned a new one
-    if lines:
-        exif[_DESCRIPTION] = b"\n".join(lines)
-    return exif.tobytes()
+def _in_8_bits(source: Pillow.Image) -> Pillow.Image:
+    """Return grey tones of 16 or 32 bits, or in floating point, as 8 bits; Pillow alone would clip them.
 
-
-def _text(text: str) -> str:
-    """Decode a PNG's text: many programs write UTF-8, although the format says Latin-1."""
-    try:
-        return text.encode("latin-1").decode()
-    except UnicodeError:
-        return str(text)
-
-
-def _user_comment(text: str) -> bytes:
-    """Encode EXIF's UserComment: its first eight bytes name the character set."""
-    if text.isascii():
-        return b"ASCII\0\0\0" + text.encode()
-    return b"UNICODE\0" + text.encode("utf-16-be")
+    White is the largest number of the range that they fit in. If they fit in none, it is the brightest tone,
+    and black is the darkest.
+    """
+    tones = source.convert("F")
+    black, white = cast("tuple[float, float]", tones.getextrema())  # there is one band
+    ranges = {"I": (255, 65_535), "F": (1, 255, 65_535)}.get(source.mode, (65_535,))
+    if black >= 0 and (fitting := [most for most in ranges if white <= most]):
+        black, white = 0, fitting[0]
+    elif not math.isfinite(white - black):
+        black, white = 0, 1
+    scale = 255 / ((white - black) or 1)
+    scaled = tones.point(lambda tone: (tone - black) * scale + 0.5).convert("L")
+    if isinstance(clear := source.info.get("transparency"), int):  # the tone that means transparency
+        scaled.info["transparency"] = int((clear - black) * scale + 0.5)
+    return scaled

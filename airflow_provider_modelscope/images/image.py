@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import SEEK_END, BytesIO
 from typing import IO, Self
@@ -18,6 +18,7 @@ from typing import IO, Self
 from airflow_provider_modelscope.exceptions import BrokenImageError, ImageError, ImageStorageError
 from airflow_provider_modelscope.images.check import check_image
 from airflow_provider_modelscope.images.formats import FORMATS
+from airflow_provider_modelscope.images.parts import Replacement, spliced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +53,15 @@ class Image:
         :raises ImageError: as :meth:`from_file`; a ``BrokenImageError`` has the sha256 of the bytes. Errors
             of the chunks are passed on.
         """
-        digest = hashlib.sha256()
+        file, sha256 = _temporary_file(chunks)
         with ExitStack() as opened:
-            try:
-                file = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
-                opened.callback(_close, file)
-                for chunk in chunks:
-                    file.write(chunk)
-                    digest.update(chunk)
-                file.flush()
-            except OSError as error:
-                raise ImageStorageError(
-                    f"The image cannot be written to this machine's temporary folder: {error}. Free space "
-                    "there, or set the environment variable TMPDIR to another folder"
-                ) from error
+            opened.callback(_close, file)
             try:
                 image = cls.from_file(file)
             except BrokenImageError as error:
-                error.sha256 = digest.hexdigest()
+                error.sha256 = sha256
                 raise
-            vars(image)["sha256"] = digest.hexdigest()
+            vars(image)["sha256"] = sha256
             opened.pop_all()
         return image
 
@@ -117,25 +107,60 @@ class Image:
         self.file.seek(0)
         return hashlib.file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type] # it is a binary file
 
+    def spliced(self, replacements: Sequence[Replacement]) -> Self:
+        """Return the image with some bytes of its metadata replaced. Nothing is decoded again.
+
+        Its file is a view of this image's file: close this image last.
+        """
+        file = spliced(self.file, replacements)
+        return replace(self, file=file, length=file.seek(0, SEEK_END))
+
     def converted(self, format_: str) -> Self:
         """Return the image in one of the ``CONVERTIBLE`` formats: itself if it has that format already.
 
         Labels of AI-generated content and parameters in the metadata are kept. Transparency becomes white
-        if the format has none. The new image has a temporary file of its own.
+        if the format has none. The new image has a temporary file of its own. It is not decoded again.
 
         :raises ImageError: if that format cannot hold the image or its labels.
+        :raises ImageStorageError: if the temporary folder cannot hold it.
         """
         if format_ == self.format:
             return self
         from airflow_provider_modelscope.images.conversion import convert
 
         try:
-            content = convert(self.file, format_)
+            content, (width, height) = convert(self.file, format_)
         except Exception as error:
             raise ImageError(
                 f"The {self.format} of {self.width}x{self.height} pixels cannot become {format_}: {error}"
             ) from error
-        return type(self).from_chunks([content])
+        file, sha256 = _temporary_file([content])
+        image = type(self)(file=file, length=len(content), format=format_, width=width, height=height)
+        vars(image)["sha256"] = sha256
+        return image
+
+
+def _temporary_file(chunks: Iterable[bytes | memoryview]) -> tuple[IO[bytes], str]:
+    """Write bytes to a new temporary file, and return it and their sha256.
+
+    :raises ImageStorageError: if the temporary folder cannot hold it. Errors of the chunks are passed on.
+    """
+    digest = hashlib.sha256()
+    with ExitStack() as opened:
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
+            opened.callback(_close, file)
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+            file.flush()
+        except OSError as error:
+            raise ImageStorageError(
+                f"The image cannot be written to this machine's temporary folder: {error}. Free space "
+                "there, or set the environment variable TMPDIR to another folder"
+            ) from error
+        opened.pop_all()
+    return file, digest.hexdigest()
 
 
 def _close(file: IO[bytes]) -> None:

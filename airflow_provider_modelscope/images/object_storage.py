@@ -193,13 +193,22 @@ def _sidecar_of(uri: str) -> str:
     return f"{uri}.json"
 
 
-def read_object(uri: str, storage_conn_id: str | None, *, most: int, parameter: str = "uri") -> bytes:
+def read_object(
+    uri: str,
+    storage_conn_id: str | None,
+    *,
+    most: int,
+    parameter: str = "uri",
+    connection_parameter: str = "storage_conn_id",
+) -> bytes:
     """Return an object's bytes: at most ``most`` of them, and one more if it is larger.
 
+    :param parameter: The name of the parameter that contains the URI, for errors.
+    :param connection_parameter: The name of the parameter that names the connection, for errors.
     :raises InvalidDestinationError: if its filesystem cannot be opened.
     :raises Exception: any error of its store.
     """
-    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
+    path, *_ = _open(uri, storage_conn_id, parameter=parameter, connection_parameter=connection_parameter)
     if path.protocol in LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
         # Reading a pipe would never return.
         raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")

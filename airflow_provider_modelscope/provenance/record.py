@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope import __version__
-from airflow_provider_modelscope.exceptions import ImageError
-from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.protocol.request import redacted_json
 from airflow_provider_modelscope.provenance.xmp import (
     CannotEmbedError,
@@ -19,6 +17,7 @@ from airflow_provider_modelscope.provenance.xmp import (
 )
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.images.image import Image
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.xcoms import StoredImage, Submission
 
@@ -51,8 +50,9 @@ class Provenance:
     def embedded_in(self, image: Image) -> Image:
         """Return the image with the provenance in its metadata, and the IPTC's marker of images made by AI.
 
-        Pixels and labels do not change. An image that cannot hold the metadata is returned unchanged, with a
-        warning: it has been paid for. The URLs of other images are left out, since the file may be published.
+        Pixels and labels do not change. An image that cannot hold the metadata, or that contains Content
+        Credentials, is returned unchanged, with a warning: it has been paid for. Its file is a view of the
+        image's file: close the image last. The URLs of other images are left out: the file may be published.
         """
         facts = {"generation_id": self.generation.generation_id, **self.parameters}
         for private in ("image_url", "extra_parameters"):
@@ -65,8 +65,8 @@ class Provenance:
             ),
         ]
         try:
-            return Image.from_bytes(with_properties(image.content, properties, own_namespace=NAMESPACE))
-        except (CannotEmbedError, ImageError) as error:
+            return image.spliced(with_properties(image.file, properties, own_namespace=NAMESPACE))
+        except CannotEmbedError as error:
             log.warning(
                 "Storing the %s of generation %s without embedded metadata: %s",
                 image.format, self.generation.generation_id, error,
@@ -77,6 +77,7 @@ class Provenance:
         self,
         stored: StoredImage,
         *,
+        content_credentials: bool,
         stored_at: float,
         dag_id: str,
         run_id: str,
@@ -85,11 +86,13 @@ class Provenance:
     ) -> bytes:
         """Return the JSON text of the sidecar of a stored image.
 
+        :param content_credentials: Whether the stored image contains them.
         :param stored_at: When, in epoch seconds. The other parameters identify the task that stored it.
         """
         submission = self.submission
         facts = {
             **{name: getattr(stored, name) for name in _IMAGE_FIELDS},
+            "content_credentials": content_credentials,
             "generation_id": self.generation.generation_id,
             "request_id": self.generation.request_id,
             "request": submission.request if submission else None,

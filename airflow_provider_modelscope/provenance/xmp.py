@@ -1,7 +1,8 @@
 """Metadata inside an image file: insert an XMP packet, or add to it, and change no other byte.
 
 Pillow would encode the pixels again and drop parts that it does not know, so this module walks the parts of
-the file itself. It takes and returns bytes; what the properties say is decided elsewhere.
+the file itself. It takes a file that was checked, and returns what to replace in it; what the properties say
+is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -11,9 +12,23 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 from xml.etree import ElementTree
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
+
+from airflow_provider_modelscope.images.parts import (
+    JPEG_APP0,
+    JPEG_APP1,
+    JPEG_APP2,
+    Part,
+    Replacement,
+    format_of_parts,
+    is_manifest,
+    parts_of,
+    read_at,
+    spliced,
+)
 
 MAX_PACKET = 1024 * 1024  # bytes; a compressed one could unpack to any size
 MAX_PACKET_IN_JPEG = 65_502  # bytes; what XMP's specification lets one segment hold
@@ -29,12 +44,10 @@ _EMPTY_TAG = re.compile(rb"""<[^"'/>]*(?:(?:"[^"]*"|'[^']*')[^"'/>]*)*/>""")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _FORBIDDEN = re.compile(r"[^\t\n\r -\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")  # by XML 1.0, even escaped
 
-_PNG_SIGNATURE, _PNG_KEYWORD = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp\0"
+_PNG_KEYWORD = b"XML:com.adobe.xmp\0"
 _JPEG_NAME = b"http://ns.adobe.com/xap/1.0/\0"
-_APP0, _APP1, _APP2, _SOS = b"\xe0", b"\xe1", b"\xe2", b"\xda"
-# Any number of padding bytes 0xFF, and a marker: one without data, or one with its size.
-_SEGMENT = re.compile(rb"(?s)\xff+(?:[\x01\xd0-\xd7]|([\xc0-\xcf\xda-\xfe])(..))")
 _WEBP_XMP, _WEBP_ALPHA = 0x04, 0x10  # flags of VP8X
+_WEBP_PIXELS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF")
 _MAX_RIFF = 2**32 - 64  # bytes; a little less than its size field can hold
 
 
@@ -58,10 +71,10 @@ class Property:
     text: str
 
 
-def packet_of(content: bytes) -> str | None:
+def packet_of(file: IO[bytes]) -> str | None:
     """Return the XMP packet of a PNG, JPEG or WebP; None if there is no such image or no readable packet."""
     try:
-        packet = _carrier_of(content).packet
+        packet = _carrier_of(file).packet
         return None if packet is None else packet.decode()
     except ValueError:  # CannotEmbedError is one, and UnicodeDecodeError
         return None
@@ -87,19 +100,25 @@ def properties_of(packet: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def with_properties(content: bytes, properties: Sequence[Property], *, own_namespace: str) -> bytes:
-    """Return the image with these properties in its packet, and everything else unchanged.
+def with_properties(
+    file: IO[bytes], properties: Sequence[Property], *, own_namespace: str
+) -> list[Replacement]:
+    """Return what to replace in an image, so that these properties are in its packet. Nothing else changes.
 
     A property that is in the packet already is kept and not added again: two different labels are an error.
 
+    :param file: An image that was checked: its pixels are not decoded here.
     :param own_namespace: The namespace of properties that only this package writes: they replace those that
         it wrote earlier.
-    :raises CannotEmbedError: if the bytes are not a complete PNG, JPEG or WebP, or their packet cannot be
-        added to, or there is no room, or a name would break the packet.
+    :raises CannotEmbedError: if the file is not a PNG, JPEG or WebP, or any change would invalidate its
+        Content Credentials, or its packet cannot be added to, or there is no room, or a name would break the
+        packet.
     """
     if unfit := [each.name for each in properties if not _NAME.fullmatch(each.name)]:
         raise CannotEmbedError(f"The property name {unfit[0]!r} is not valid in XMP")
-    carrier = _carrier_of(content)
+    carrier = _carrier_of(file)
+    if any(is_manifest(file, part) for part in carrier.parts):
+        raise CannotEmbedError("The file contains Content Credentials (C2PA), which any change invalidates")
     if carrier.packet is None:
         packet = f"{_START}{_block('', properties)}{_END}".encode()
     else:
@@ -107,12 +126,38 @@ def with_properties(content: bytes, properties: Sequence[Property], *, own_names
         properties = [each for each in properties if f"{each.namespace}}}{each.name}" not in outline.names]
         packet = outline.with_block(_block(outline.about or "", properties).encode())
     if not properties:
-        return content
+        return []
     if len(packet) > carrier.max_bytes:
         raise CannotEmbedError(
             f"The XMP packet has {len(packet)} bytes, more than the limit of {carrier.max_bytes}"
         )
-    return carrier.put(packet)
+    replacements = carrier.put(packet)
+    _check(file, carrier, replacements)
+    return replacements
+
+
+def _check(file: IO[bytes], carrier: _Carrier, replacements: list[Replacement]) -> None:
+    """Check that the result has one part in place of the old packet, and otherwise the parts of the file.
+
+    What follows that part needs no check: these are bytes of the file, from the start of a part on.
+    """
+    *header, (start, end, data) = replacements
+    place = start + sum(len(new) - (last - first) for first, last, new in header)
+    borders = {2, *(border for part in carrier.parts for border in (part.start, part.end))}  # 2: of a JPEG
+    before: list[Part] = []
+    for part in parts_of(spliced(file, replacements), carrier.format):
+        if part.start >= place:
+            is_one_part = (part.start, part.end) == (place, place + len(data))
+            expected = [each for each in carrier.parts if each.end <= start]
+            if is_one_part and _kinds(before) == _kinds(expected) and {start, end} <= borders:
+                return
+            break
+        before.append(part)
+    raise CannotEmbedError("The file with the XMP packet would not consist of the same parts")
+
+
+def _kinds(parts: list[Part]) -> list[tuple[bytes, int]]:
+    return [(part.kind, part.size) for part in parts if part.kind != b"VP8X"]  # it announces the packet
 
 
 def _block(about: str, properties: Sequence[Property]) -> str:
@@ -224,58 +269,61 @@ def _unfit(reason: str) -> CannotEmbedError:
 class _Carrier:
     """An image file as the carrier of a packet.
 
-    :param put: Returns the file with another packet.
+    :param put: Returns what to replace in the file for another packet; the packet's part is the last.
     :param max_bytes: Of a packet.
     """
 
+    format: str
+    parts: list[Part]
     packet: bytes | None
-    put: Callable[[bytes], bytes]
+    put: Callable[[bytes], list[Replacement]]
     max_bytes: int = MAX_PACKET
 
 
-def _carrier_of(content: bytes) -> _Carrier:
-    if content.startswith(_PNG_SIGNATURE):
-        carrier = _png(content)
-    elif content.startswith(b"\xff\xd8\xff"):
-        carrier = _jpeg(content)
-    elif content.startswith(b"RIFF") and content.startswith(b"WEBP", 8):
-        carrier = _webp(content)
-    else:
+def _carrier_of(file: IO[bytes]) -> _Carrier:
+    format_ = format_of_parts(file)
+    if format_ is None:
         raise CannotEmbedError(
-            f"Only PNG, JPEG and WebP can hold metadata; this file starts with {content[:12]!r}"
+            f"Only PNG, JPEG and WebP can hold metadata; this file starts with {read_at(file, 0, 12)!r}"
         )
-    if len(carrier.packet or b"") > MAX_PACKET:
+    try:
+        parts = list(parts_of(file, format_))
+    except ValueError as error:
+        raise CannotEmbedError(str(error)) from error
+    return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[format_](file, parts)
+
+
+def _packet(file: IO[bytes], offset: int, size: int) -> bytes:
+    if size > MAX_PACKET:
         raise CannotEmbedError(f"The XMP packet in the file has more than {MAX_PACKET} bytes")
-    return carrier
+    return read_at(file, offset, size)
+
+
+def _start_of(file: IO[bytes], part: Part, size: int) -> bytes:
+    return read_at(file, part.data, min(part.size, size))
 
 
 def _malformed(what: str) -> CannotEmbedError:
     return CannotEmbedError(f"The {what} is cut off or malformed")
 
 
-def _png(content: bytes) -> _Carrier:
-    at, kind, pixels, found = len(_PNG_SIGNATURE), b"", 0, None
-    while kind != b"IEND":
-        start, kind = at, content[at + 4 : at + 8]
-        at += 12 + int.from_bytes(content[at : at + 4])
-        if at > len(content) or (start == len(_PNG_SIGNATURE)) != (kind == b"IHDR"):
-            raise _malformed("PNG")
-        if kind == b"IDAT":
-            pixels = pixels or start
-        elif not found and kind == b"iTXt" and content.startswith(_PNG_KEYWORD, start + 8, at - 4):
-            found = start, at
-    if not pixels:
+def _png(file: IO[bytes], parts: list[Part]) -> _Carrier:
+    pixels = next((part.start for part in parts if part.kind == b"IDAT"), None)
+    if pixels is None:
         raise _malformed("PNG")
+    texts = (part for part in parts if part.kind == b"iTXt")
+    name = len(_PNG_KEYWORD)
+    found = next((part for part in texts if _start_of(file, part, name) == _PNG_KEYWORD), None)
     # A new chunk goes before the pixels: some programs stop reading there.
-    start, end = found or (pixels, pixels)
+    start, end = (found.start, found.end) if found else (pixels, pixels)
 
-    def put(packet: bytes) -> bytes:
+    def put(packet: bytes) -> list[Replacement]:
         data = _PNG_KEYWORD + b"\0\0\0\0" + packet  # not compressed, without a language
         checksum = zlib.crc32(b"iTXt" + data).to_bytes(4)
-        return b"".join((content[:start], len(data).to_bytes(4), b"iTXt", data, checksum, content[end:]))
+        return [Replacement(start, end, b"".join((len(data).to_bytes(4), b"iTXt", data, checksum)))]
 
-    packet = _png_text(content[start + 8 + len(_PNG_KEYWORD) : end - 4]) if found else None
-    return _Carrier(packet=packet, put=put)
+    packet = _png_text(_packet(file, found.data + name, found.size - name)) if found else None
+    return _Carrier(format="PNG", parts=parts, packet=packet, put=put)
 
 
 def _png_text(data: bytes) -> bytes:
@@ -292,65 +340,61 @@ def _png_text(data: bytes) -> bytes:
     raise CannotEmbedError(f"The PNG's XMP packet is malformed or longer than {MAX_PACKET} bytes")
 
 
-def _jpeg(content: bytes) -> _Carrier:
+def _jpeg(file: IO[bytes], parts: list[Part]) -> _Carrier:
     # A new segment goes after the leading ones of JFIF and EXIF, which must be first, and before an MPF: its
     # offsets of further images are relative to its own position.
-    at, marker, insertion, is_leading, mpf, found = 2, b"", 2, True, 0, None
-    while marker != _SOS:
-        segment = _SEGMENT.match(content, at)
-        if segment and not segment[1]:
-            at = segment.end()
-            continue
-        size = int.from_bytes(segment[2]) if segment else 0
-        if not segment or size < 2:
-            raise _malformed("JPEG")
-        marker, start, data, at = segment[1], segment.start(1) - 1, segment.end(), segment.start(2) + size
-        is_exif = marker == _APP1 and content.startswith(b"Exif\0", data, at)
-        if is_leading := is_leading and (marker == _APP0 or is_exif):
-            insertion = at
-        elif marker == _APP2 and content.startswith(b"MPF\0", data, at):
-            mpf = mpf or start
-        elif not found and marker == _APP1 and content.startswith(_JPEG_NAME, data, at):
-            found = start, at
-    if content.find(b"\xff\xd9", at) < 0:  # the end marker; pixel data cannot contain it
-        raise _malformed("JPEG")
-    start, end = found or (insertion, insertion)
+    insertion, is_leading, mpf, found = 2, True, 0, None
+    for part in parts:
+        name = _start_of(file, part, len(_JPEG_NAME))
+        is_exif = part.kind == JPEG_APP1 and name.startswith(b"Exif\0")
+        if is_leading := is_leading and (part.kind == JPEG_APP0 or is_exif):
+            insertion = part.end
+        elif part.kind == JPEG_APP2 and name.startswith(b"MPF\0"):
+            mpf = mpf or part.start
+        elif not found and part.kind == JPEG_APP1 and name == _JPEG_NAME:
+            found = part
+    start, end = (found.start, found.end) if found else (insertion, insertion)
 
-    def put(packet: bytes) -> bytes:
+    def put(packet: bytes) -> list[Replacement]:
         if 0 < mpf < start:
             raise CannotEmbedError("Longer XMP would move the JPEG's further images away from their offsets")
         size = (2 + len(_JPEG_NAME) + len(packet)).to_bytes(2)
-        return b"".join((content[:start], b"\xff\xe1", size, _JPEG_NAME, packet, content[end:]))
+        return [Replacement(start, end, b"".join((b"\xff\xe1", size, _JPEG_NAME, packet)))]
 
-    packet = content[start + 4 + len(_JPEG_NAME) : end] if found else None
-    return _Carrier(packet=packet, put=put, max_bytes=MAX_PACKET_IN_JPEG)
+    at = len(_JPEG_NAME)
+    packet = _packet(file, found.data + at, found.size - at) if found else None
+    return _Carrier(format="JPEG", parts=parts, packet=packet, put=put, max_bytes=MAX_PACKET_IN_JPEG)
 
 
-def _webp(content: bytes) -> _Carrier:
-    at, stop, found = 12, 8 + int.from_bytes(content[4:8], "little"), None
-    while at < stop <= len(content):
-        start, size = at, int.from_bytes(content[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-        if not found and content.startswith(b"XMP ", start):
-            found = start, at, content[start + 8 : start + 8 + size]
-    if not 12 < at == stop:
-        raise _malformed("WebP")
-    header, rest = _webp_header(content)
-    start, end, packet = found or (stop, stop, None)
+def _webp(file: IO[bytes], parts: list[Part]) -> _Carrier:
+    found = next((part for part in parts if part.kind == b"XMP "), None)
+    stop = parts[-1].end
+    header, after = _webp_header(file, parts)
+    start, end = (found.start, found.end) if found else (stop, stop)
 
-    def put(packet: bytes) -> bytes:
+    def put(packet: bytes) -> list[Replacement]:
         chunk = b"XMP " + len(packet).to_bytes(4, "little") + packet + b"\0" * (len(packet) % 2)
-        body = b"".join((b"WEBP", header, content[rest:start], chunk, content[end:stop]))
-        return b"".join((b"RIFF", len(body).to_bytes(4, "little"), body, content[stop:]))
+        size = stop - 8 + len(header) - (after - 12) + len(chunk) - (end - start)
+        return [
+            Replacement(4, 8, size.to_bytes(4, "little")),
+            Replacement(12, after, header),
+            Replacement(start, end, chunk),
+        ]
 
-    return _Carrier(packet=packet, put=put, max_bytes=min(MAX_PACKET, _MAX_RIFF - stop))
+    packet = _packet(file, found.data, found.size) if found else None
+    max_bytes = min(MAX_PACKET, _MAX_RIFF - stop)
+    return _Carrier(format="WEBP", parts=parts, packet=packet, put=put, max_bytes=max_bytes)
 
 
-def _webp_header(content: bytes) -> tuple[bytes, int]:
+def _webp_header(file: IO[bytes], parts: list[Part]) -> tuple[bytes, int]:
     """Return the start of the VP8X chunk that announces XMP, and the offset of what follows it."""
-    kind, size, data = content[12:16], int.from_bytes(content[16:20], "little"), content[20:30]
+    kind, *_, size, _ = parts[0]
+    start = read_at(file, 12, 18)
+    data = start[8:]
     if kind == b"VP8X" and size >= 10:
-        return content[12:20] + bytes([data[0] | _WEBP_XMP]), 21
+        return start[:8] + bytes([data[0] | _WEBP_XMP]), 21
+    if any(part.kind in _WEBP_PIXELS for part in parts[1:]):  # a new VP8X would give them a meaning
+        raise _malformed("WebP")
     sides, flags = [0], _WEBP_XMP
     if kind == b"VP8 " and size >= 10 and data[3:6] == b"\x9d\x01\x2a":
         sides = [int.from_bytes(side, "little") & 0x3FFF for side in (data[6:8], data[8:])]

@@ -16,6 +16,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ModelScopeError,
 )
+from airflow_provider_modelscope.images.parts import has_content_credentials
 from airflow_provider_modelscope.metrics import count_stored
 from airflow_provider_modelscope.provenance.record import Provenance
 from airflow_provider_modelscope.tasks.assets import emit_asset_events
@@ -107,6 +108,7 @@ def store_images(
             if sidecar:
                 document = provenance.document(
                     one,
+                    content_credentials=has_content_credentials(image.file),
                     stored_at=time.time(),
                     dag_id=ti.dag_id,
                     run_id=ti.run_id,

@@ -664,6 +664,16 @@ def test_a_failure_can_be_in_an_inner_object(emulator: Emulator) -> None:
     assert (body["output"]["task_status"], body["output"]["code"]) == ("FAILED", "DataInspectionFailed")
 
 
+def test_an_image_can_contain_content_credentials(emulator: Emulator) -> None:
+    url = image_url(emulator)
+    emulator.fail("image:signed")
+    signed, plain = (requests.get(url, timeout=5).content for _ in range(2))
+    with Image.open(BytesIO(signed)) as image, Image.open(BytesIO(plain)) as other:
+        assert image.tobytes() == other.tobytes()
+    assert b"caBX\0\0\0\x16jumb" in signed
+    assert b"caBX" not in plain
+
+
 def test_every_named_fault_is_tested_in_this_file() -> None:
     tested = {where: {what for what in names if not what.isdigit()} for where, names in FAULTS.items()}
     assert tested == {
@@ -682,7 +692,7 @@ def test_every_named_fault_is_tested_in_this_file() -> None:
             "html",
         }
         | set(POLL_ERRORS),
-        "image": {"truncated", "garbage", "wrong-suffix", "reset", "html"},
+        "image": {"truncated", "garbage", "wrong-suffix", "signed", "reset", "html"},
     }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from airflow_provider_modelscope.exceptions import InvalidDestinationError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.object_storage import Destination
+from airflow_provider_modelscope.images.parts import Part, parts_of, spliced
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.provenance.__main__ import main, read_provenance
@@ -23,6 +26,7 @@ from airflow_provider_modelscope.provenance.record import IPTC, LABEL, MADE_BY_A
 from airflow_provider_modelscope.provenance.xmp import Property, packet_of, properties_of, with_properties
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.xcoms import StoredImage, Submission
+from tests.unit.images.conftest import Register, Store
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -42,6 +46,7 @@ STORED = StoredImage(
     duration_ms=None,
 )
 STORED_BY: dict[str, Any] = {
+    "content_credentials": False,
     "stored_at": 1.0,
     "dag_id": "a_dag",
     "run_id": "a_run",
@@ -71,8 +76,15 @@ def drawn(folder: Path, context: Any, name: str = "cat.png", **options: Any) -> 
 
 
 def own_properties(file: Path) -> dict[str, str]:
-    properties = properties_of(packet_of(file.read_bytes()) or "")
+    properties = properties_of(packet_of(BytesIO(file.read_bytes())) or "")
     return {name: text for (namespace, name), text in properties.items() if namespace == NAMESPACE}
+
+
+def xmp_chunk(png: bytes) -> Part:
+    [part] = [
+        part for part in parts_of(BytesIO(png), "PNG") if b"adobe.xmp" in png[part.start : part.data + 20]
+    ]
+    return part
 
 
 class TestSidecar:
@@ -88,6 +100,7 @@ class TestSidecar:
         assert facts == {
             "uri": image["uri"],
             **{name: image[name] for name in ("sha256", "size_bytes", "content_type", "width", "height")},
+            "content_credentials": False,
             "seed": image["seed"],
             "model": "Qwen/Qwen-Image",
             "generation_id": image["generation_id"],
@@ -155,9 +168,9 @@ class TestEmbedded:
         self, emulator: Emulator, context: Any, tmp_path: Path, suffix: str
     ) -> None:
         file = drawn(tmp_path, context, f"cat.{suffix}", embed_metadata=True)
-        packet = packet_of(file.read_bytes()) or ""
+        packet = packet_of(BytesIO(file.read_bytes())) or ""
         [served] = emulator.served.values()
-        label = (packet_of(served) or "").split("<rdf:RDF", 1)[1].split("</rdf:RDF>")[0]
+        label = (packet_of(BytesIO(served)) or "").split("<rdf:RDF", 1)[1].split("</rdf:RDF>")[0]
         assert label in packet
         properties = properties_of(packet)
         assert properties[IPTC, "DigitalSourceType"] == MADE_BY_AI
@@ -183,6 +196,34 @@ class TestEmbedded:
         [served] = emulator.served.values()
         with Pillow.open(file) as embedded, Image.from_bytes(served) as original:
             assert embedded.tobytes() == Pillow.open(original.file).tobytes()
+
+    def test_no_byte_outside_the_packet_changes(
+        self, emulator: Emulator, context: Any, tmp_path: Path
+    ) -> None:
+        content = drawn(tmp_path, context, embed_metadata=True).read_bytes()
+        [served] = emulator.served.values()
+        before, after = (xmp_chunk(each) for each in (served, content))
+        assert content[: after.start] == served[: before.start]
+        assert content[after.end :] == served[before.end :]
+
+    @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+    def test_pixels_are_neither_decoded_nor_held_in_memory(
+        self, emulator: Emulator, tmp_path: Path, format_: str
+    ) -> None:
+        file = BytesIO()
+        Pillow.effect_noise((2000, 2000), 90).save(file, format_, quality=100)
+        provenance = Provenance(
+            generation=fetch_finished_generation(ModelScopeHook(), submitted()), submission=None
+        )
+        with Image.from_file(file) as image:
+            tracemalloc.start()
+            embedded = provenance.embedded_in(image)
+            assert embedded.sha256 != image.sha256
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert embedded.length > image.length > 2_000_000
+            assert most < 1_000_000
+            assert embedded.sha256 == hashlib.sha256(embedded.content).hexdigest()
 
     def test_an_image_without_room_stays_unchanged_with_a_warning(
         self, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -219,7 +260,7 @@ class TestEmbedded:
         self, emulator: Emulator, context: Any, tmp_path: Path
     ) -> None:
         file = drawn(tmp_path, context, embed_metadata=True, sidecar=True)
-        assert read_provenance(file)["cat.png.json"]["sha256"] == read_provenance(file)["sha256"]
+        assert read_provenance(str(file))["cat.png.json"]["sha256"] == read_provenance(str(file))["sha256"]
 
 
 class TestCommand:
@@ -250,20 +291,25 @@ class TestCommand:
     def test_metadata_cannot_forge_facts_about_the_file(self, tmp_path: Path) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
         forged = [Property(namespace=NAMESPACE, prefix="own", name="sha256", text="f00d")]
-        content = with_properties((tmp_path / "plain.png").read_bytes(), forged, own_namespace=NAMESPACE)
+        with (tmp_path / "plain.png").open("rb") as file:
+            content = spliced(file, with_properties(file, forged, own_namespace=NAMESPACE)).read()
         (tmp_path / "plain.png").write_bytes(content)
         (tmp_path / "plain.png.json").write_text('{"sha256": "f00d"}')
-        assert read_provenance(tmp_path / "plain.png")["sha256"] == hashlib.sha256(content).hexdigest()
-        assert "another image" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
+        assert read_provenance(str(tmp_path / "plain.png"))["sha256"] == hashlib.sha256(content).hexdigest()
+        assert "another image" in read_provenance(str(tmp_path / "plain.png"))["plain.png.json"]
 
     def test_a_sidecar_of_another_image_is_not_used(self, tmp_path: Path) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "plain.png")
         (tmp_path / "plain.png.json").write_text('{"sha256": "00"}')
-        assert "another image" in read_provenance(tmp_path / "plain.png")["plain.png.json"]
+        assert "another image" in read_provenance(str(tmp_path / "plain.png"))["plain.png.json"]
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [(None, "No such file"), (b"no image", "Not a complete image"), (b"", "Not a complete image")],
+        [
+            (None, "there is no such file"),
+            (b"no image", "Not a complete image"),
+            (b"", "Not a complete image"),
+        ],
         ids=str,
     )
     def test_a_file_that_is_no_image_is_an_error(
@@ -284,12 +330,78 @@ class TestCommand:
         assert main([str(tmp_path / "cat.png")]) == 1
         assert capsys.readouterr().err
 
-    @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--help"]], ids=str)
-    def test_without_a_file_it_prints_its_usage(
+    @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "--conn-id"]], ids=str)
+    def test_wrong_arguments_print_its_usage(
         self, capsys: pytest.CaptureFixture[str], arguments: list[str]
     ) -> None:
-        assert main(arguments) == 2
-        assert "provenance FILE" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert "usage: python -m airflow_provider_modelscope.provenance" in capsys.readouterr().err
+
+
+class TestCommandWithURI:
+    def test_the_object_and_its_sidecar_are_read(
+        self,
+        emulator: Emulator,
+        context: Any,
+        memory: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_MY_STORE", '{"conn_type": "generic", "host": "store.example"}')
+        drawing = {**REQUEST, "destination": "memory://my_store@bucket/cat.png"}
+        [uri] = ModelScopeImageGenerationOperator(
+            task_id="draw", sidecar=True, embed_metadata=True, **drawing
+        ).execute(context)
+        assert uri == "memory://bucket/cat.png"
+        for arguments in ([uri, "--conn-id", "my_store"], ["memory://my_store@bucket/cat.png"]):
+            assert main(arguments) == 0
+            printed = capsys.readouterr().out
+            assert "model: Qwen/Qwen-Image" in printed
+            assert "cat.png.json: {" in printed
+        assert set(memory.opened_with) == {"store.example"}
+
+    @pytest.mark.parametrize(
+        ("uri", "message"),
+        [
+            ("memory://bucket/none.png", "memory://bucket/none.png: there is no such file or object"),
+            ("memory://bucket/text.png", "memory://bucket/text.png: Not a complete image"),
+            ("memory://bucket/folder/", "names no object: write it as in s3://bucket/folder/name.png"),
+            ("memory://bucket", "names no object"),
+            ("memory:///cat.png", "names no object"),
+            ("memory://[bucket/cat.png", "memory://[bucket/cat.png: Invalid IPv6 URL"),
+            ("nowhere://bucket/cat.png", "IMAGE = 'nowhere://bucket/cat.png': cannot be opened"),
+            ("memory://missing@bucket/cat.png", "define that connection, or name another in --conn-id"),
+            (f"file://{Path(__file__).parent}", "cannot be read (IsADirectoryError"),
+        ],
+    )
+    def test_what_cannot_be_read_is_an_error(
+        self, memory: Store, capsys: pytest.CaptureFixture[str], uri: str, message: str
+    ) -> None:
+        memory.pipe_file("bucket/text.png", b"no image")
+        assert main([uri]) == 1
+        assert message in capsys.readouterr().err
+
+    def test_an_object_that_is_too_large_is_an_error(
+        self, memory: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.provenance.__main__.MAX_BYTES", 1024**2)
+        memory.pipe_file("bucket/cat.png", bytes(1024**2 + 1))
+        assert main(["memory://bucket/cat.png"]) == 1
+        assert "is larger than 1 MiB" in capsys.readouterr().err
+
+    def test_a_sidecar_that_may_not_be_read_is_reported(self, register: Register) -> None:
+        class WithoutSidecars(Store):
+            def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+                if path.endswith(".json"):
+                    raise PermissionError("Forbidden")
+                return super().open(path, mode, **options)
+
+        file = BytesIO()
+        Pillow.new("RGB", (4, 4)).save(file, "PNG")
+        register("memory", WithoutSidecars()).pipe_file("bucket/cat.png", file.getvalue())
+        found = read_provenance("memory://bucket/cat.png")
+        assert found["cat.png.json"] == "cannot be read (Forbidden)"
 
 
 def test_the_sidecar_is_stored_beside_the_image(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from PIL import Image as Pillow, ImageSequence
 
 from airflow_provider_modelscope.emulator.drawing import draw
 from airflow_provider_modelscope.emulator.parameters import Parameters
+from airflow_provider_modelscope.images.parts import Replacement, spliced
 from airflow_provider_modelscope.provenance.xmp import (
     MAX_PACKET,
     MAX_PACKET_IN_JPEG,
     CannotEmbedError,
     Property,
+    _carrier_of,
+    _check,
     packet_of,
     properties_of,
     with_properties,
@@ -62,11 +65,18 @@ def prompt(text: str) -> Property:
 
 
 def embedded(content: bytes, *properties: Property) -> bytes:
-    return with_properties(content, properties or (MARKER, prompt("A cat")), own_namespace=OWN)
+    file = BytesIO(content)
+    return spliced(
+        file, with_properties(file, properties or (MARKER, prompt("A cat")), own_namespace=OWN)
+    ).read()
+
+
+def packet_in(content: bytes) -> str | None:
+    return packet_of(BytesIO(content))
 
 
 def properties_in(content: bytes) -> dict[tuple[str, str], str]:
-    return properties_of(packet_of(content) or "")
+    return properties_of(packet_in(content) or "")
 
 
 def painting(mode: str = "RGB", *, turn: int = 0) -> Pillow.Image:
@@ -210,8 +220,8 @@ class TestEveryImage:
 
     def test_other_programs_find_the_packet(self, content: bytes) -> None:
         result = embedded(content)
-        assert packet_of(content) is None
-        assert raw_xmp(result).decode() == packet_of(result)
+        assert packet_in(content) is None
+        assert raw_xmp(result).decode() == packet_in(result)
         assert properties_in(result) == {MARKER_KEY: MADE_BY_AI, PROMPT_KEY: "A cat"}
 
     def test_exif_and_profile_stay(self, content: bytes) -> None:
@@ -228,12 +238,34 @@ class TestEveryImage:
 
     def test_every_truncated_file_is_rejected(self, content: bytes) -> None:
         for complete in (content, embedded(content)):
-            if complete.startswith(b"\xff\xd8"):  # the further images of an MPO are not checked
-                complete = complete[: complete.index(b"\xff\xd9") + 2]
+            if complete.startswith(b"\xff\xd8"):  # pixels are checked when the image is opened, not here
+                complete = complete[: complete.index(b"\xff\xda") + 14]
             for length in [*range(200), *range(200, len(complete), 17), len(complete) - 1]:
                 with pytest.raises(CannotEmbedError):
                     embedded(complete[:length])
-                assert packet_of(complete[:length]) is None
+                assert packet_in(complete[:length]) is None
+
+
+@each_format
+class TestTheFinalCheck:
+    @pytest.mark.parametrize("existing", [False, True], ids=["new packet", "existing packet"])
+    def test_any_other_replacement_is_rejected(self, format_: str, existing: bool) -> None:
+        file = BytesIO(carrying(format_, packet()) if existing else IMAGES[format_])
+        right = with_properties(file, [MARKER], own_namespace=OWN)
+        carrier = _carrier_of(file)
+        _check(file, carrier, right)
+        *header, (start, end, data) = right
+        for wrong in (
+            Replacement(start, end, data[:-2]),
+            Replacement(start, end, data + b"\0\0"),
+            Replacement(start, end, data + data),
+            Replacement(start, end, b""),
+            Replacement(start - 1, end, data),
+            Replacement(start + 1, max(start + 1, end), data),
+            Replacement(start - 20, end, data),
+        ):
+            with pytest.raises((CannotEmbedError, ValueError)):
+                _check(file, carrier, [*header, wrong])
 
 
 @each_format
@@ -296,7 +328,7 @@ class TestExistingPackets:
         start, end = f"<rdf:Description xmlns:rdf='{RDF}' xmlns:own='{OWN}'>", "</rdf:Description>"
         nested = f"{start}<own:a><rdf:RDF>{start}{end}</rdf:RDF></own:a>{end}"
         result = embedded(carrying(format_, packet(nested)))
-        assert packet_of(result) == packet_of(embedded(carrying(format_, packet(""))))
+        assert packet_in(result) == packet_in(embedded(carrying(format_, packet(""))))
 
     @pytest.mark.parametrize(
         ("description", "about"),
@@ -413,7 +445,7 @@ def test_a_name_that_would_break_the_packet_is_rejected(name: str) -> None:
 def test_nothing_to_add_changes_nothing() -> None:
     for content, existing in product(IMAGES.values(), [b"", packet()]):
         image = carrying("PNG", existing) if existing else content
-        assert with_properties(image, [], own_namespace=OWN) == image
+        assert with_properties(BytesIO(image), [], own_namespace=OWN) == []
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
@@ -458,7 +490,7 @@ class TestPNG:
             chunk(b"tEXt", b"a\0b"), itxt(zlib.compress(packet()), flags=b"\1\0"), chunk(b"tEXt", b"c\0d")
         )
         result = embedded(content)
-        assert packet_of(content) == packet().decode()
+        assert packet_in(content) == packet().decode()
         assert LABEL.encode() in raw_xmp(result)
         assert [kind for kind, _ in parts(result)] == [kind for kind, _ in parts(content)]
         assert without_xmp(result) == without_xmp(content)
@@ -485,13 +517,13 @@ class TestPNG:
     def test_a_packet_that_cannot_be_decompressed_is_rejected(self, packet_chunk: bytes) -> None:
         with pytest.raises(CannotEmbedError):
             embedded(png(packet_chunk))
-        assert packet_of(png(packet_chunk)) is None
+        assert packet_in(png(packet_chunk)) is None
 
     def test_a_decompression_bomb_takes_no_memory(self) -> None:
         content = png(itxt(zlib.compress(b" " * 100_000_000), flags=b"\1\0"))
         tracemalloc.start()
         try:
-            packet_of(content)
+            packet_in(content)
             assert tracemalloc.get_traced_memory()[1] < 3 * MAX_PACKET
         finally:
             tracemalloc.stop()
@@ -504,7 +536,7 @@ class TestPNG:
         content = png(
             chunk(b"iTXt", b"XML:com.adobe")[:-4] + b".xmp"
         )  # which is no checksum, but looks right
-        assert embedded(content).replace(itxt((packet_of(embedded(content)) or "").encode()), b"") == content
+        assert embedded(content).replace(itxt((packet_in(embedded(content)) or "").encode()), b"") == content
 
     @pytest.mark.parametrize(
         "content",
@@ -544,12 +576,12 @@ class TestJPEG:
 
     def test_a_packet_after_the_offsets_of_an_mpo_cannot_grow(self) -> None:
         content = jpeg(segment(0xE2, b"MPF\0"), xmp_segment(packet()))
-        assert packet_of(content) == packet().decode()
+        assert packet_in(content) == packet().decode()
         with pytest.raises(CannotEmbedError, match="further images"):
             embedded(content)
 
     def test_a_packet_too_long_for_a_segment_is_rejected(self) -> None:
-        room = MAX_PACKET_IN_JPEG - len(packet_of(embedded(IMAGES["JPEG"], prompt(""))) or "") - 2
+        room = MAX_PACKET_IN_JPEG - len(packet_in(embedded(IMAGES["JPEG"], prompt(""))) or "") - 2
         assert len(raw_xmp(embedded(IMAGES["JPEG"], prompt("x" * room)))) == MAX_PACKET_IN_JPEG
         with pytest.raises(CannotEmbedError, match="65503 bytes, more than the limit of 65502"):
             embedded(IMAGES["JPEG"], prompt("x" * (room + 1)))
@@ -561,7 +593,10 @@ class TestJPEG:
         assert properties_in(result)[PROMPT_KEY] == "A cat"
 
     def test_padding_and_markers_without_data_are_skipped(self) -> None:
-        fill = b"\xff" * 1000 + b"\x01\xff\xd3\xff\xff"
+        for fill in (b"\xff" * 1000 + b"\x01\xff\xd3\xff\xff", *(b"\xff" * n for n in (2048, 4094, 99_999))):
+            self.check_padding(fill)
+
+    def check_padding(self, fill: bytes) -> None:
         for content in (
             jpeg(fill + segment(0xFE, b"a")),
             jpeg(fill + xmp_segment(packet()), fill + segment(0xFE, b"a")),
@@ -657,7 +692,7 @@ class TestWebP:
     def test_a_file_that_does_not_start_with_an_image_is_rejected(self, content: bytes) -> None:
         with pytest.raises(CannotEmbedError, match="WebP is cut off or malformed"):
             embedded(content)
-        assert packet_of(content) is None
+        assert packet_in(content) is None
 
 
 @pytest.mark.parametrize("format_", ["GIF", "BMP", "TIFF"])
@@ -665,7 +700,7 @@ def test_other_formats_are_rejected(format_: str) -> None:
     content = saved(painting(), format_)
     with pytest.raises(CannotEmbedError, match="Only PNG, JPEG and WebP"):
         embedded(content)
-    assert packet_of(content) is None
+    assert packet_in(content) is None
 
 
 PIECES = [b"</rdf:RDF>", b"<rdf:RDF/>", b"/>", b"<!--", b"\xff\xd8", b"\xff" * 4, LABEL.encode()]
@@ -687,13 +722,13 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def accepted(content: bytes) -> bool:
-    packet_of(content)
+    packet_in(content)
     try:
         result = embedded(content)
     except CannotEmbedError:
         return False
     assert embedded(result) == result
-    assert {MARKER_KEY, PROMPT_KEY} & properties_in(result).keys() or "own" in str(packet_of(result))
+    assert {MARKER_KEY, PROMPT_KEY} & properties_in(result).keys() or "own" in str(packet_in(result))
     return True
 
 
