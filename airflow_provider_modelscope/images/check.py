@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING
 from airflow_provider_modelscope.images.blocks import check_gif_blocks, check_jpeg_blocks
 from airflow_provider_modelscope.images.formats import format_of, only_image_errors, open_image
 from airflow_provider_modelscope.images.limits import Budget
-from airflow_provider_modelscope.images.png import SIGNATURE, check_png
+from airflow_provider_modelscope.images.parts import format_of_parts, parts_of, read_at
+from airflow_provider_modelscope.images.png import check_png
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -28,17 +29,10 @@ def check_image(file: IO[bytes]) -> tuple[str, int, int]:
 
     :raises ImageError: if it is not complete, or exceeds a limit; the file stays open.
     """
-    file.seek(0)
-    start = file.read(len(SIGNATURE))
-    if start == SIGNATURE:
+    if format_of_parts(file) == "PNG":
         with only_image_errors(file):
             return ("PNG", *check_png(file))
-    frames = None
-    with only_image_errors(file):
-        if start.startswith(b"\xff\xd8\xff"):
-            check_jpeg_blocks(file)
-        elif start.startswith(b"GIF8"):
-            frames = check_gif_blocks(file)
+    frames = check_limits(file)
     with _own_settings(), open_image(file) as opened:
         found = (format_of(opened), opened.width, opened.height)
         if found[0] == "JPEG":
@@ -48,6 +42,23 @@ def check_image(file: IO[bytes]) -> tuple[str, int, int]:
             if frames not in (None, decoded):
                 raise ValueError(f"only {decoded} of {frames} frames can be decoded")
     return found
+
+
+def check_limits(file: IO[bytes]) -> int | None:
+    """Refuse a file that would take minutes to decode, without decoding it; return the frames of a GIF.
+
+    :raises ImageError: if it exceeds a limit, or ends within one of its blocks.
+    """
+    with only_image_errors(file):
+        match format_of_parts(file):
+            case "PNG":
+                for _ in parts_of(file, "PNG"):
+                    pass
+            case "JPEG":
+                check_jpeg_blocks(file)
+            case None if read_at(file, 0, 4) == b"GIF8":
+                return check_gif_blocks(file)
+    return None
 
 
 def _decode_jpegs(file: IO[bytes], images: int) -> None:

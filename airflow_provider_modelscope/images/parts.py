@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-MAX_PARTS = 100_000  # of a file; an image of 64 MiB in the usual chunks has about eight thousand
+MAX_PARTS = 100_000  # each costs time, even if it is empty; encoders write 8 to 64 KiB of pixels into one
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_APP0, JPEG_APP1, JPEG_APP2, _JPEG_APP11, _JPEG_SCAN = b"\xe0", b"\xe1", b"\xe2", b"\xeb", b"\xda"

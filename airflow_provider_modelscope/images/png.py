@@ -9,9 +9,8 @@ from typing import IO, NamedTuple
 
 from airflow_provider_modelscope.images.formats import read_exactly
 from airflow_provider_modelscope.images.limits import Budget, too_many
+from airflow_provider_modelscope.images.parts import MAX_PARTS, PNG_SIGNATURE
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_CHUNKS = 100_000  # each costs time, even if it is empty; encoders write 8 to 64 KiB of pixels into one
 _PIECE = 1 << 16  # bytes that are read or decompressed at once
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # in a pixel of each colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # bits in a sample
@@ -110,14 +109,14 @@ class _Chunk:
 
 
 def _chunks(file: IO[bytes]) -> Iterator[_Chunk]:
-    file.seek(len(SIGNATURE))
-    for _ in range(MAX_CHUNKS):
+    file.seek(len(PNG_SIGNATURE))
+    for _ in range(MAX_PARTS):
         chunk = _Chunk(file)
         yield chunk
         chunk.end()
         if chunk.kind == b"IEND":
             return
-    raise too_many("chunks", MAX_CHUNKS)
+    raise too_many("chunks", MAX_PARTS)
 
 
 class _Header(NamedTuple):

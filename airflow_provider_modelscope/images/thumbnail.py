@@ -7,8 +7,17 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.exceptions import BrokenImageError
+from airflow_provider_modelscope.images.check import check_limits
 from airflow_provider_modelscope.images.conversion import in_mode_for
-from airflow_provider_modelscope.images.formats import FORMATS, MAX_PIXELS, format_of, open_image
+from airflow_provider_modelscope.images.formats import (
+    FORMATS,
+    MAX_PIXELS,
+    format_of,
+    only_image_errors,
+    open_image,
+)
+from airflow_provider_modelscope.images.metadata import readable
+from airflow_provider_modelscope.images.parts import format_of_parts
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -23,7 +32,10 @@ def content_type_of(content: bytes) -> str:
 
     :raises ImageError: if they are not those of an image.
     """
-    with open_image(BytesIO(content)) as opened:
+    file = BytesIO(content)
+    if format_ := format_of_parts(file):
+        return FORMATS[format_][0]
+    with open_image(file) as opened:
         return FORMATS[format_of(opened)][0]
 
 
@@ -34,8 +46,9 @@ def thumbnail(content: bytes, side: int) -> bytes:
     :raises ImageError: if the bytes are not a complete image, or one of more than 16 Mi pixels that cannot
         be decoded at a smaller size.
     """
-    output = BytesIO()
-    with open_image(BytesIO(content)) as opened:
+    file, output = BytesIO(content), BytesIO()
+    check_limits(file)
+    with only_image_errors(file), open_image(readable(file)) as opened:
         if opened.width * opened.height > _MAX_DECODED:
             _shrink(opened, content, side)
         is_opaque = not opened.has_transparency_data

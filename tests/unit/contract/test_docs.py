@@ -24,7 +24,7 @@ from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
 from airflow_provider_modelscope.emulator.faults import FAULTS
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, PORT
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.images import blocks, formats, limits, png
+from airflow_provider_modelscope.images import blocks, formats, limits, parts
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
 
@@ -49,7 +49,7 @@ LIMITS = {
     "pixels of a frame": [formats.MAX_PIXELS],
     "pixels of all frames": [limits.MAX_PIXELS_OF_ALL_FRAMES],
     "frames": [limits.MAX_FRAMES],
-    "chunks of a PNG": [png.MAX_CHUNKS],
+    "chunks of a PNG": [parts.MAX_PARTS],
     "scans, segments of a JPEG": [blocks.MAX_SCANS, blocks.MAX_SEGMENTS],
     "blocks of a GIF": [blocks.MAX_BLOCKS],
 }

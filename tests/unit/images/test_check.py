@@ -21,7 +21,7 @@ from PIL import Image as Pillow, ImageFile
 
 from airflow_provider_modelscope.exceptions import BrokenImageError, ImageError
 from airflow_provider_modelscope.images.check import check_image
-from airflow_provider_modelscope.images.png import SIGNATURE
+from airflow_provider_modelscope.images.parts import PNG_SIGNATURE
 
 MB = 1_000_000
 NEEDS_AVIF = pytest.mark.skipif(
@@ -66,7 +66,7 @@ def header(width: int, height: int, depth: int = 8, colours: int = 2, interlace:
 
 
 def png(*chunks: bytes) -> bytes:
-    return SIGNATURE + b"".join(chunks) + chunk(b"IEND")
+    return PNG_SIGNATURE + b"".join(chunks) + chunk(b"IEND")
 
 
 def rows(count: int, length: int) -> bytes:
@@ -335,7 +335,8 @@ def test_each_file_is_stored_or_refused_with_its_reason(
 
 
 FIRST_BYTES = {
-    "PNG": SIGNATURE, "JPEG": b"\xff\xd8", "WEBP": b"RIFF", "GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0",
+    "PNG": PNG_SIGNATURE, "JPEG": b"\xff\xd8", "WEBP": b"RIFF", "GIF": b"GIF8", "BMP": b"BM",
+    "TIFF": b"II*\0",
 }  # fmt: skip
 
 

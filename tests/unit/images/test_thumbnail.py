@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image as Pillow, ImageChops, ImageCms, ImageDraw, ImageStat, features
 
 from airflow_provider_modelscope.exceptions import ImageError
-from airflow_provider_modelscope.images.thumbnail import thumbnail
+from airflow_provider_modelscope.images.thumbnail import content_type_of, thumbnail
+from tests.unit.images.test_check import chunk, scans, with_chunks
 
 SIDE = 64
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -191,3 +193,21 @@ class TestHugeImages:
         content = written(Pillow.effect_noise((4200, 4200), 9), "JPEG")
         with pytest.raises(ImageError, match="truncated"):
             thumbnail(content[: len(content) // 2], SIDE)
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"),
+    [(scans(4096, 5001), "more than 500 scans"), (with_chunks(chunk(b"emPy") * 100_000), "100000 parts")],
+    ids=["scans", "chunks"],
+)
+def test_what_would_take_minutes_is_not_decoded(content: bytes, limit: str) -> None:
+    with pytest.raises(ImageError, match=limit):
+        thumbnail(content, SIDE)
+
+
+def test_a_png_with_a_long_text_is_shown() -> None:
+    content = with_chunks(chunk(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(2**21))))
+    with pytest.raises(ValueError, match="too large"):
+        Pillow.open(BytesIO(content))
+    assert content_type_of(content) == "image/png"
+    assert small(content).size
