@@ -6,12 +6,12 @@ needed, so that many images cost the memory of one.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import file_digest
 from io import SEEK_END, BytesIO
 from typing import IO, Self
 
@@ -53,15 +53,14 @@ class Image:
         :raises ImageError: as :meth:`from_file`; a ``BrokenImageError`` has the sha256 of the bytes. Errors
             of the chunks are passed on.
         """
-        file, sha256 = _temporary_file(chunks)
+        file = _temporary_file(chunks)
         with ExitStack() as opened:
             opened.callback(_close, file)
             try:
                 image = cls.from_file(file)
             except BrokenImageError as error:
-                error.sha256 = sha256
+                error.sha256 = _sha256_of(file)
                 raise
-            vars(image)["sha256"] = sha256
             opened.pop_all()
         return image
 
@@ -103,9 +102,8 @@ class Image:
 
     @cached_property  # no field, which dataclasses.replace would copy to an image with other bytes
     def sha256(self) -> str:
-        """The checksum of the bytes in hexadecimal; computed once."""
-        self.file.seek(0)
-        return hashlib.file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type] # it is a binary file
+        """The checksum of the bytes in hexadecimal; computed once, and only if needed."""
+        return _sha256_of(self.file)
 
     def spliced(self, replacements: Sequence[Replacement]) -> Self:
         """Return the image with some bytes of its metadata replaced. Nothing is decoded again.
@@ -134,25 +132,21 @@ class Image:
             raise ImageError(
                 f"The {self.format} of {self.width}x{self.height} pixels cannot become {format_}: {error}"
             ) from error
-        file, sha256 = _temporary_file([content])
-        image = type(self)(file=file, length=len(content), format=format_, width=width, height=height)
-        vars(image)["sha256"] = sha256
-        return image
+        file = _temporary_file([content])
+        return type(self)(file=file, length=len(content), format=format_, width=width, height=height)
 
 
-def _temporary_file(chunks: Iterable[bytes | memoryview]) -> tuple[IO[bytes], str]:
-    """Write bytes to a new temporary file, and return it and their sha256.
+def _temporary_file(chunks: Iterable[bytes | memoryview]) -> IO[bytes]:
+    """Write bytes to a new temporary file, and return it.
 
     :raises ImageStorageError: if the temporary folder cannot hold it. Errors of the chunks are passed on.
     """
-    digest = hashlib.sha256()
     with ExitStack() as opened:
         try:
             file = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
             opened.callback(_close, file)
             for chunk in chunks:
                 file.write(chunk)
-                digest.update(chunk)
             file.flush()
         except OSError as error:
             raise ImageStorageError(
@@ -160,7 +154,12 @@ def _temporary_file(chunks: Iterable[bytes | memoryview]) -> tuple[IO[bytes], st
                 "there, or set the environment variable TMPDIR to another folder"
             ) from error
         opened.pop_all()
-    return file, digest.hexdigest()
+    return file
+
+
+def _sha256_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # it is a binary file
 
 
 def _close(file: IO[bytes]) -> None:

@@ -330,6 +330,7 @@ def _open(
         raise _invalid(
             storage_conn_id, "must be the id of an Airflow connection", parameter="storage_conn_id"
         )
+    connection_id = storage_conn_id
     try:
         # Decided here: Airflow's versions differ in which of two connections they prefer.
         connection, at, _ = urlsplit(uri).netloc.rpartition("@")

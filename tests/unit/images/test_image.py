@@ -228,14 +228,6 @@ def test_the_error_shows_the_first_bytes(content: bytes, evidence: str) -> None:
     assert "'AVIF'" not in str(raised.value)  # a name, if this Pillow does not know the format
 
 
-def test_the_sha256_is_known_when_the_chunks_have_arrived() -> None:
-    content = plain()
-    with Image.from_chunks([content[:9], content[9:]]) as image:
-        pass
-    assert image.file.closed
-    assert image.sha256 == sha256(content).hexdigest()
-
-
 def test_the_sha256_is_that_of_the_bytes_of_a_copy() -> None:
     content, other = plain(), plain("GIF")
     with Image.from_chunks([content]) as image:

@@ -339,6 +339,10 @@ class TestConnections:
         assert s3.opened_with == [host]
         assert list(s3.objects) == ["bucket/cats/42-1.png"]
 
+    def test_an_odd_uri_is_an_error_of_its_own(self) -> None:
+        with pytest.raises(InvalidDestinationError, match="cannot be opened"):
+            read_object("s3://[x/cat.png", None, most=10)
+
     def test_one_opening_serves_all_images_and_sidecars(
         self, register: Register, monkeypatch: pytest.MonkeyPatch
     ) -> None:
