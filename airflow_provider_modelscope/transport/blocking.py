@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
+from functools import cache
 from http.client import HTTPResponse
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
@@ -59,6 +60,9 @@ class _Departure:
         with self._lock:
             self._may_be_sent = bool(self._may_be_sent)
             return self._may_be_sent
+
+
+_departure: ContextVar[_Departure] = ContextVar("departure")  # of the request that this thread sends
 
 
 def send(call: HttpRequest, account: Account, *, grace: float = GRACE) -> HttpResponse:
@@ -206,10 +210,11 @@ class _Exchange:
         """Send the request and return the response."""
         from airflow_provider_modelscope.protocol.messages import MAX_BODY
 
-        call = self._call
+        call, adapter = self._call, _observing_adapter_class()()
+        _departure.set(self._departure)
         with new_session() as session:
             for scheme in ("http://", "https://"):
-                session.mount(scheme, _observing_adapter(self._departure))
+                session.mount(scheme, adapter)
             with session.request(
                 call.method,
                 call.url,
@@ -266,17 +271,19 @@ class _FinalResponse(HTTPResponse):
             super().begin()
 
 
-def _observing_adapter(departure: _Departure) -> HTTPAdapter:
-    """Return an adapter whose connections report when they are complete, before anything is sent."""
+@cache
+def _observing_adapter_class() -> type[HTTPAdapter]:
+    """Return adapters whose connections report when they are complete, before anything is sent."""
     from requests.adapters import HTTPAdapter
 
+    @cache
     def observed(pool_class: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
         class Connection(pool_class.ConnectionCls):  # type: ignore[misc, name-defined]
             response_class = _FinalResponse
 
             def connect(self) -> None:
                 super().connect()
-                departure.connected()
+                _departure.get().connected()
 
         return type(pool_class.__name__, (pool_class,), {"ConnectionCls": Connection})
 
@@ -293,4 +300,4 @@ def _observing_adapter(departure: _Departure) -> HTTPAdapter:
         def proxy_manager_for(self, *args: Any, **kwargs: Any) -> PoolManager:
             return observe(super().proxy_manager_for(*args, **kwargs))
 
-    return Adapter()
+    return Adapter

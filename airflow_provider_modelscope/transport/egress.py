@@ -8,6 +8,7 @@ import socket
 import ssl
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import cache, lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -37,17 +38,22 @@ def new_session() -> requests.Session:
 
     So the token is sent to the origin of the API only.
     """
+    session = _session_class()()
+    session.headers["User-Agent"] = USER_AGENT
+    session.auth = lambda prepared: prepared  # without an auth of its own, requests reads the .netrc
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    return session
+
+
+@cache  # a class per session would be garbage that costs more than the session
+def _session_class() -> type[requests.Session]:
     import requests
 
     class Session(requests.Session):
         def get_redirect_target(self, resp: requests.Response) -> None:
             """Return no target, so that requests neither follows a redirect nor reads its body."""
 
-    session = Session()
-    session.headers["User-Agent"] = USER_AGENT
-    session.auth = lambda prepared: prepared  # without an auth of its own, requests reads the .netrc
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    return session
+    return Session
 
 
 def request_options(url: str, account: Account) -> dict[str, Any]:
@@ -197,6 +203,11 @@ def checking_adapter(account: Account) -> HTTPAdapter:
     an address in the URL itself is checked, by :func:`checked_url`: the proxy makes the connection to the
     image's host, so its own rules must check the rest.
     """
+    return _checking_adapter_class(account)()
+
+
+@lru_cache(maxsize=8)
+def _checking_adapter_class(account: Account) -> type[HTTPAdapter]:
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -228,7 +239,7 @@ def checking_adapter(account: Account) -> HTTPAdapter:
             super().init_poolmanager(*args, **kwargs)
             self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
 
-    return Adapter()
+    return Adapter
 
 
 def check_address(address: IPv4Address | IPv6Address, host: str, account: Account) -> None:
