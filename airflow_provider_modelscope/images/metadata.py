@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from airflow_provider_modelscope.images.parts import (
+    MAX_XMP_IN_JPEG,
     Replacement,
     format_of_parts,
     parts_of,
@@ -31,7 +32,6 @@ _GIF_XMP, _GIF_XMP_END = b"!\xff\x0bXMP DataXMP", b"\x01\xff\xfe\xfd"
 
 # What a format can hold, in bytes.
 _MAX_EXIF_IN_JPEG = 64_000  # a little less than one segment
-_MAX_XMP_IN_JPEG = 65_502
 _MAX_PROFILE = {"PNG": 1024 * 1024, "JPEG": 255 * 65_519, "WEBP": math.inf}  # Pillow reads no more in a PNG
 _MAX_UNPACKED, _MAX_TEXTS = 1024 * 1024, 32 * 1024 * 1024  # Pillow refuses a PNG with more
 _KEPT_IN_PNG = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"tEXt", b"iTXt", b"eXIf")
@@ -114,8 +114,8 @@ def metadata_for(file: IO[bytes], source: Pillow.Image, target: Pillow.Image, fo
         texts = {}
     elif format_ == "JPEG":
         kept["comment"] = b""  # it is one of the texts
-        if xmp and len(xmp) > _MAX_XMP_IN_JPEG:
-            _warn_of_dropped(f"the XMP of {len(xmp)} bytes", _MAX_XMP_IN_JPEG)
+        if xmp and len(xmp) > MAX_XMP_IN_JPEG:
+            _warn_of_dropped(f"the XMP of {len(xmp)} bytes", MAX_XMP_IN_JPEG)
             if label := _label_in(xmp):
                 texts.setdefault(_LABEL, label)
             xmp = None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_PARTS = 100_000  # each costs time, even if it is empty; encoders write 8 to 64 KiB of pixels into one
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_XMP_IN_JPEG = 65_502  # bytes; what XMP's specification lets one segment hold
 JPEG_APP0, JPEG_APP1, JPEG_APP2, _JPEG_APP11, _JPEG_SCAN = b"\xe0", b"\xe1", b"\xe2", b"\xeb", b"\xda"
 # Any number of padding bytes 0xFF and of markers without data, and a marker with its size.
 _SEGMENT = re.compile(rb"(?s)(?:\xff+[\x01\xd0-\xd7])*\xff+([\xc0-\xcf\xda-\xfe])(..)")

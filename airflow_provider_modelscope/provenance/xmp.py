@@ -21,6 +21,7 @@ from airflow_provider_modelscope.images.parts import (
     JPEG_APP0,
     JPEG_APP1,
     JPEG_APP2,
+    MAX_XMP_IN_JPEG,
     Part,
     Replacement,
     format_of_parts,
@@ -31,7 +32,6 @@ from airflow_provider_modelscope.images.parts import (
 )
 
 MAX_PACKET = 1024 * 1024  # bytes; a compressed one could unpack to any size
-MAX_PACKET_IN_JPEG = 65_502  # bytes; what XMP's specification lets one segment hold
 
 _RDF, _XML = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://www.w3.org/XML/1998/namespace"
 _MAX_NAMESPACE = 255  # characters; every name that is read repeats it, so a long one would fill the memory
@@ -363,7 +363,7 @@ def _jpeg(file: IO[bytes], parts: list[Part]) -> _Carrier:
 
     at = len(_JPEG_NAME)
     packet = _packet(file, found.data + at, found.size - at) if found else None
-    return _Carrier(format="JPEG", parts=parts, packet=packet, put=put, max_bytes=MAX_PACKET_IN_JPEG)
+    return _Carrier(format="JPEG", parts=parts, packet=packet, put=put, max_bytes=MAX_XMP_IN_JPEG)
 
 
 def _webp(file: IO[bytes], parts: list[Part]) -> _Carrier:

@@ -111,7 +111,7 @@ class SubmissionRecord:
             self._in_object_storage.check()
 
     def recall(self, fingerprint: str) -> Earlier | None:
-        """Return what an earlier attempt submitted, or None if the request is to be submitted.
+        """Return what an earlier attempt submitted, or None if there is nothing to resume.
 
         :raises SubmissionUnresolvedError: if an earlier attempt ended while submitting, and resubmitting is
             not allowed.
@@ -120,11 +120,11 @@ class SubmissionRecord:
         entries = self._read()
         entry = entries.get(fingerprint)
         if entry is None:
-            for generation_id in _open_generations(entries):
+            for other in _open_entries(entries):
                 log.warning(
                     "Submitting again: the request or the account differs from that of an earlier attempt, "
                     "which submitted generation %s",
-                    generation_id,
+                    other.get("generation_id", "(unknown)"),
                 )
             return None
         if isinstance(sent_at := entry.get("sent_at"), float | int):
@@ -221,7 +221,8 @@ class SubmissionRecord:
     def name_open_generations(self, error: ModelScopeError) -> None:
         """Name what earlier attempts have paid for, in an error that prevents resuming it."""
         with suppress(SubmissionRecordError):
-            if paid := ", ".join(_open_generations(self._read())):
+            entries = _open_entries(self._read())
+            if paid := ", ".join(str(one["generation_id"]) for one in entries if "generation_id" in one):
                 error.message += (
                     f". An earlier attempt submitted generation {paid}, which is charged: to store its "
                     "images, undo the change, or use ModelScopeImageToObjectStorageOperator"
@@ -434,10 +435,13 @@ def _verdict(
     return "give up" if failures > 1 else "count"
 
 
-def _open_generations(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the generations that earlier attempts submitted and did not finish with."""
-    open_entries = [entry for entry in entries.values() if "done" not in entry]
-    return [entry["generation_id"] for entry in open_entries if isinstance(entry.get("generation_id"), str)]
+def _open_entries(entries: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the entries of what earlier attempts submitted, or may have, and did not finish with."""
+    return [
+        entry
+        for entry in entries.values()
+        if "done" not in entry and entry.keys() & {"generation_id", "sent_at"}
+    ]
 
 
 def forget_submission(context: Context) -> None:

@@ -116,7 +116,7 @@ class StoringTask(ModelScopeTask):
 
     @property
     def _content(self) -> object:
-        """What is to be stored, to recognize it in another call of the same task."""
+        """What the task stores. Two calls within one task may store the same or different things."""
         raise NotImplementedError
 
     def _check_own_destination(self, context: Context) -> None:

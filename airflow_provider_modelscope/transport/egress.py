@@ -200,7 +200,7 @@ def checking_adapter(account: Account) -> HTTPAdapter:
     """Return an adapter that checks the address of each connection before it sends anything.
 
     Resolving the name beforehand would prove nothing: the next DNS response may differ. Behind a proxy, only
-    an address in the URL itself is checked, by :func:`checked_url`: the proxy makes the connection to the
+    an address in the URL itself is checked, by :func:`checked_urls`: the proxy makes the connection to the
     image's host, so its own rules must check the rest.
     """
     return _checking_adapter_class(account)()

@@ -18,10 +18,9 @@ from PIL import Image as Pillow, ImageSequence
 
 from airflow_provider_modelscope.emulator.drawing import draw
 from airflow_provider_modelscope.emulator.parameters import Parameters
-from airflow_provider_modelscope.images.parts import Replacement, spliced
+from airflow_provider_modelscope.images.parts import MAX_XMP_IN_JPEG, Replacement, spliced
 from airflow_provider_modelscope.provenance.xmp import (
     MAX_PACKET,
-    MAX_PACKET_IN_JPEG,
     CannotEmbedError,
     Property,
     _carrier_of,
@@ -581,8 +580,8 @@ class TestJPEG:
             embedded(content)
 
     def test_a_packet_too_long_for_a_segment_is_rejected(self) -> None:
-        room = MAX_PACKET_IN_JPEG - len(packet_in(embedded(IMAGES["JPEG"], prompt(""))) or "") - 2
-        assert len(raw_xmp(embedded(IMAGES["JPEG"], prompt("x" * room)))) == MAX_PACKET_IN_JPEG
+        room = MAX_XMP_IN_JPEG - len(packet_in(embedded(IMAGES["JPEG"], prompt(""))) or "") - 2
+        assert len(raw_xmp(embedded(IMAGES["JPEG"], prompt("x" * room)))) == MAX_XMP_IN_JPEG
         with pytest.raises(CannotEmbedError, match="65503 bytes, more than the limit of 65502"):
             embedded(IMAGES["JPEG"], prompt("x" * (room + 1)))
 

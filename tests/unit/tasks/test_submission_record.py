@@ -877,12 +877,13 @@ class TestLostResponse:
         assert "may be charged twice" in caplog.text
 
     def test_a_lost_response_to_another_request_does_not_matter(
-        self, emulator: Emulator, store: Store
+        self, emulator: Emulator, store: Store, caplog: pytest.LogCaptureFixture
     ) -> None:
         emulator.fail("submit:lost")
         with pytest.raises(SubmissionLostError):
             submitter().execute(store.attempt())
         assert submitter(prompt="A dog", on_lost_response="fail").execute(store.attempt())
+        assert "an earlier attempt, which submitted generation (unknown)" in caplog.text
 
     def test_a_killed_process_leaves_the_intent_in_the_record(
         self, emulator: Emulator, store: Store, monkeypatch: pytest.MonkeyPatch
