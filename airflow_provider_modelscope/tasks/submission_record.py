@@ -13,9 +13,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -165,8 +166,7 @@ class SubmissionRecord:
 
         :raises SubmissionUnresolvedError: if it got no response, and resubmitting is not allowed.
         """
-        before = self._read().get(fingerprint, {})
-        self._write(fingerprint, {**before, "sent_at": time.time()})
+        before = self._change(fingerprint, lambda entry: {**entry, "sent_at": time.time()})
         try:
             yield
         except SubmissionLostError as error:
@@ -211,12 +211,14 @@ class SubmissionRecord:
         """Record the generations for which this failed. They are paid for, so an error is a warning."""
         for fingerprint, entry in list(self._unsaved.items()):
             try:
-                before = self._read().get(fingerprint, {})
-                is_over = "done" in before or self._was_cleared(before)
-                self._write(fingerprint, {**entry, "replaces": None if is_over else before.get("replaces")})
+                self._change(fingerprint, partial(self._succeeded_by, entry))
                 del self._unsaved[fingerprint]
             except SubmissionRecordError as error:
                 log.warning("A retry would submit generation %s again: %s", entry["generation_id"], error)
+
+    def _succeeded_by(self, entry: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+        is_over = "done" in before or self._was_cleared(before)
+        return {**entry, "replaces": None if is_over else before.get("replaces")}
 
     def name_open_generations(self, error: ModelScopeError) -> None:
         """Name what earlier attempts have paid for, in an error that prevents resuming it."""
@@ -370,17 +372,24 @@ class SubmissionRecord:
             "durable=False"
         )
 
-    def _write(self, fingerprint: str, entry: Mapping[str, Any]) -> None:
-        """Replace the entry of a request. Marks that are None are left out, and an empty entry is deleted."""
+    def _change(
+        self, fingerprint: str, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """Replace the entry of a request by what a function makes of it, and return what it was.
+
+        Marks that are None are left out, and an empty entry is deleted.
+        """
         if self._store is None:
-            return
+            return {}
         with _lock:
+            entries = self._read()
+            before = entries.pop(fingerprint, {})
             entries = {
                 name: other
-                for name, other in self._read().items()
-                if name != fingerprint and other.get("done", self._max_tries) == self._max_tries
+                for name, other in entries.items()
+                if other.get("done", self._max_tries) == self._max_tries
             }
-            if marks := {name: mark for name, mark in entry.items() if mark is not None}:
+            if marks := {name: mark for name, mark in change(before).items() if mark is not None}:
                 entries[fingerprint] = marks
             while len(entries) > MAX_ENTRIES:
                 oldest = min(entries, key=lambda name: entries[name].get("submitted_at", math.inf))
@@ -397,11 +406,12 @@ class SubmissionRecord:
                 raise SubmissionRecordError(
                     f"The record {self._name} cannot be written: {error!r}"
                 ) from error
+        return before
 
     def _try_to_write(self, fingerprint: str, entry: Mapping[str, Any]) -> bool:
         """Replace the entry of a request, or warn that it stays as it was; return whether it was replaced."""
         try:
-            self._write(fingerprint, entry)
+            self._change(fingerprint, lambda _: entry)
         except SubmissionRecordError as error:
             log.warning("%s", error)
             return False
