@@ -11,7 +11,8 @@
     │   │   └── UnknownModelError       it does not serve the model
     │   ├── AuthenticationError         it rejected the token
     │   ├── AccountNotReadyError        the account is not bound or not verified
-    │   ├── QuotaExhaustedError         the daily quota or the credit is used up
+    │   ├── QuotaExhaustedError         the daily quota is used up, or the model is retired
+    │   │   └── CreditExhaustedError    the account's credit is used up
     │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
     │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
     │   ├── ImageNotAllowedError        an output image is too large, or its address is not allowed
@@ -153,10 +154,16 @@ class AccountNotReadyError(ModelScopeFinalError):
 
 
 class QuotaExhaustedError(ModelScopeFinalError):
-    """The credit of the account or the daily quota is used up; nothing was created.
+    """The daily quota of the account or the model is used up, or the model is retired; nothing was created.
 
-    Do what the message says: get credit on the page that it names, use another model, or clear the task on
-    the next day.
+    Do what the message says: use another model, or clear the task on the next day.
+    """
+
+
+class CreditExhaustedError(QuotaExhaustedError):
+    """The credit of the account is used up; nothing was created.
+
+    Get credit on the page that the message names, then clear the task.
     """
 
 

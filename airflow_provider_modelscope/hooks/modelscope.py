@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import cached_property
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.images.image import Image
     from airflow_provider_modelscope.protocol.account import Account
+    from airflow_provider_modelscope.protocol.credit import Credit
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.protocol.messages import HttpRequest, HttpResponse
     from airflow_provider_modelscope.protocol.request import GenerationRequest
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 DOWNLOAD_ATTEMPTS = 5  # more than of other requests, as the image is paid for; the pauses between them double
 DOWNLOADS_AT_ONCE = 4
+MAX_READING_SECONDS = 10.0  # for a reading of the credit or of a price
 UNUSABLE_TOKEN = (401, 402, 403, 429)  # statuses of a response to a token that does not work now
 
 
@@ -59,6 +62,7 @@ class ModelScopeHook(BaseHook):
         super().__init__()
         self.modelscope_conn_id = modelscope_conn_id
         self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
+        self._prices: dict[str, float | None] = {}
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -298,6 +302,39 @@ class ModelScopeHook(BaseHook):
                 self._wait_to_retry(error, RETRY_DELAY * 2 ** (attempts - 1))
                 if stop.is_set():
                     raise
+
+    def get_credit(self) -> Credit:
+        """Return the account's credit as the service reports it now. One request, without retries.
+
+        Running generations have frozen a part of it.
+
+        :raises ModelScopeError: if the service does not return it. That is no reason to fail a task.
+        """
+        from airflow_provider_modelscope.protocol.credit import credit_request, read_credit
+
+        return read_credit(self._ask(credit_request(self.account)), account=self.account)
+
+    def get_price(self, model: str) -> float | None:
+        """Return the credit that a generation of a model costs, or None if the service does not tell.
+
+        It is asked once for each model, without retries.
+        """
+        from airflow_provider_modelscope.protocol.credit import price_request, read_price
+
+        if model not in self._prices:
+            try:
+                self._prices[model] = read_price(self._ask(price_request(self.account, model)))
+            except ModelScopeError as error:
+                self.log.info("The price of %s is unknown: %s", model, error)
+                self._prices[model] = None
+        return self._prices[model]
+
+    def _ask(self, call: HttpRequest) -> HttpResponse:
+        """Return the response to a request that nothing depends on, so that it must not take long."""
+        from airflow_provider_modelscope.transport.blocking import send
+
+        seconds = min(self.account.request_timeout, MAX_READING_SECONDS)
+        return send(call, replace(self.account, request_timeout=seconds))
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the service accepts the connection's token, and what to do if it does not."""

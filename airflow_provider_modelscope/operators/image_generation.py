@@ -290,7 +290,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         """
         from airflow_provider_modelscope.images.sources import inline_images
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
-        from airflow_provider_modelscope.xcoms import Submission
 
         self.hook.refuse_secrets(**vars(request))  # again, as JSON in its parameters is parsed
         self.deferrable = self.deferrable and self._can_defer(request, context)
@@ -305,19 +304,35 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         submission = self._resumable(record, fingerprint)
         if submission is None:
             check_store()
-            sending = partial(record.sending, fingerprint)
-            if self.deferrable:
-                resume_with = self._deferred(request, context)
-                id_ = submit_or_defer(
-                    self, complete, queue, self.hook, sending=sending, resume_with=resume_with
-                )
-            else:
-                id_ = self.hook.submit_with_backoff(complete, queue, sending=sending)
-            self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
-            submission = Submission(generation_id=id_, model=request.model, submitted_at=time.time())
-            record.save(fingerprint, submission)
+            resume_with = self._deferred(request, context) if self.deferrable else None
+            submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
         submission = replace(submission, request=request.summary())
         submission.record(context)
+        return submission
+
+    def _submit_new(
+        self,
+        request: GenerationRequest,
+        fingerprint: str,
+        record: SubmissionRecord,
+        queue: SubmitBackoff,
+        resume_with: DeferredTask | None,
+    ) -> Submission:
+        """Submit a generation and record it, or defer until a slot is free.
+
+        :param request: The request, with its images inlined.
+        :param resume_with: What a deferrable task resumes with.
+        """
+        from airflow_provider_modelscope.xcoms import Submission
+
+        sending = partial(record.sending, fingerprint)
+        if resume_with:
+            id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
+        else:
+            id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
+        self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
+        submission = Submission(generation_id=id_, model=request.model, submitted_at=time.time())
+        record.save(fingerprint, submission)
         return submission
 
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:

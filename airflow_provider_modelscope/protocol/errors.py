@@ -12,6 +12,7 @@ from itertools import chain
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,
+    CreditExhaustedError,
     ModelScopeError,
     ModelScopeFinalError,
     QueueFullError,
@@ -82,7 +83,7 @@ MEANINGS = (
         examples=("insufficient balance (1008)",),
     ),
     Meaning(
-        kind=QuotaExhaustedError,
+        kind=CreditExhaustedError,
         problem="The account's credit is used up",
         advice="Get credit at {credit_url}: it is granted to a person who visits the site while logged in",
         codes="quotalimitexceed(ed)?|arrearage",

@@ -153,7 +153,7 @@ def submission_request(account: Account, request: GenerationRequest) -> HttpRequ
         method="POST",
         url=f"{account.base_url}/v1/images/generations",
         headers={
-            **_authorization(account),
+            **authorization(account),
             "Content-Type": "application/json",
             "X-ModelScope-Async-Mode": "true",
         },
@@ -167,13 +167,13 @@ def status_request(account: Account, generation_id: str) -> HttpRequest:
         method="GET",
         url=f"{account.base_url}/v1/tasks/{quote(generation_id, safe='')}",
         # Without this header the service reports FAILED, "task not found".
-        headers={**_authorization(account), "X-ModelScope-Task-Type": "image_generation"},
+        headers={**authorization(account), "X-ModelScope-Task-Type": "image_generation"},
     )
 
 
 def user_request(account: Account, site: str) -> HttpRequest:
     """Return the HTTP request that verifies a token at a site; ``/v1/models`` accepts any token."""
-    return HttpRequest(method="GET", url=f"{site}/openapi/v1/users/me", headers=_authorization(account))
+    return HttpRequest(method="GET", url=f"{site}/openapi/v1/users/me", headers=authorization(account))
 
 
 def read_submission(
@@ -383,5 +383,6 @@ def _requests_left(remaining: int | None, limit: int | None) -> str:
     return f"{remaining} of {limit} requests left"
 
 
-def _authorization(account: Account) -> dict[str, str]:
+def authorization(account: Account) -> dict[str, str]:
+    """Return the headers that say whose request it is."""
     return {"Authorization": f"Bearer {account.token}"}

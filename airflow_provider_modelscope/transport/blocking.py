@@ -13,6 +13,7 @@ from http.client import HTTPResponse
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
@@ -246,9 +247,11 @@ class _Exchange:
 
     def give_up(self, reason: str) -> ServiceUnreachableError | ServiceUnavailableError:
         """Return whether the request may have been sent, as an error. If not, it never will be."""
+        base_url = self._account.base_url
+        site = base_url if self._call.url.startswith(base_url) else "://".join(urlsplit(self._call.url)[:2])
         if self._departure.give_up():
-            return ServiceUnavailableError(f"No response from {self._account.base_url}: {reason}")
-        return ServiceUnreachableError(f"Cannot reach {self._account.base_url}: {reason}")
+            return ServiceUnavailableError(f"No response from {site}: {reason}")
+        return ServiceUnreachableError(f"Cannot reach {site}: {reason}")
 
     @property
     def _is_submission(self) -> bool:

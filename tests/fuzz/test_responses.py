@@ -112,7 +112,9 @@ nearly_valid = st.fixed_dictionaries(
     {
         "task_status": st.sampled_from(["SUCCEED", "succeed", "FAILED", "PROCESSING", ""]),
         "task_id": st.sampled_from(["4003503", 4003503, ""]),
-        "output_images": st.just([URL]) | st.lists(st.sampled_from([URL, "", TOKEN]), max_size=2),
+        "output_images": st.just([URL])
+        | st.just([])
+        | st.lists(st.sampled_from([URL, "", TOKEN]), max_size=2),
     },
     optional={name: fields[name] for name in ("errors", "error", "request_id", "input", "time_taken")},
 )

@@ -511,6 +511,56 @@ class TestConnection:
             ModelScopeHook().submit_generation(REQUEST)
 
 
+class TestCredit:
+    BALANCE = "https://modelscope.cn/openapi/v1/magicubes/balance"
+    PRICE = "https://modelscope.cn/api/v1/inference/list_model_providers"
+
+    def test_it_is_what_the_service_reports(self, service: Mocker, hook: ModelScopeHook) -> None:
+        data = {"total_balance": 143, "available_balance": 142.5, "frozen_amount": 0.5}
+        service.get(self.BALANCE, json={"success": True, "data": data})
+        assert str(hook.get_credit()) == "142.5 available, 0.5 frozen"
+        assert service.request_history[-1].headers["Authorization"] == f"Bearer {TOKEN}"
+
+    def test_it_is_asked_once_and_raises(self, service: Mocker, hook: ModelScopeHook) -> None:
+        service.get(self.BALANCE, status_code=503, text="<html>busy")
+        with pytest.raises(ServiceUnavailableError):
+            hook.get_credit()
+        service.get(self.BALANCE, exc=requests.ConnectTimeout("slow"))
+        with pytest.raises(ServiceUnreachableError, match=r"^Cannot reach https://modelscope\.cn: slow"):
+            hook.get_credit()
+        assert service.call_count == 2
+
+    def test_a_price_is_asked_once_for_each_model_without_token(
+        self, service: Mocker, hook: ModelScopeHook
+    ) -> None:
+        priced = {"Data": {"Providers": [{"Name": "ModelScope", "EstimatedMagicGrainCost": 0.5}]}}
+        service.get(f"{self.PRICE}?ModelId=a/b", json=priced)
+        service.get(f"{self.PRICE}?ModelId=a/c", status_code=500)
+        assert [hook.get_price(model) for model in ("a/b", "a/c", "a/b", "a/c")] == [0.5, None, 0.5, None]
+        assert service.call_count == 2
+        assert "Authorization" not in service.request_history[-1].headers
+
+    def test_a_price_that_cannot_be_asked_is_unknown(
+        self, service: Mocker, hook: ModelScopeHook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service.get(self.PRICE, exc=requests.ReadTimeout("slow"))
+        assert hook.get_price("a/b") is None
+        monkeypatch.setenv("https_proxy", "nonsense://proxy")
+        assert ModelScopeHook().get_price("a/b") is None
+        assert service.call_count == 1
+
+    def test_a_reading_takes_at_most_ten_seconds(
+        self, service: Mocker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service.get(self.BALANCE, status_code=500)
+        for seconds, timeout in ((600, 10), (3, 3)):
+            connection = {"conn_type": "modelscope", "password": TOKEN, "extra": {"request_timeout": seconds}}
+            monkeypatch.setenv("AIRFLOW_CONN_MODELSCOPE_DEFAULT", json.dumps(connection))
+            with pytest.raises(ServiceUnavailableError):
+                ModelScopeHook().get_credit()
+            assert service.request_history[-1].timeout == timeout
+
+
 def test_the_hooks_keyword_is_the_name_that_airflow_expects() -> None:
     assert ModelScopeHook(**{ModelScopeHook.conn_name_attr: "other"}).modelscope_conn_id == "other"
     assert ModelScopeHook().modelscope_conn_id == ModelScopeHook.default_conn_name
@@ -543,7 +593,7 @@ def test_the_connections_verify_wins_over_the_environments(
     service.get(STATUS + "42", json={"task_status": "PENDING"})
     ModelScopeHook().get_generation("42")
     assert service.last_request is not None
-    assert service.last_request.verify == used
+    assert service.request_history[-1].verify == used
 
 
 def test_the_bare_token_is_masked_however_it_was_pasted(monkeypatch: pytest.MonkeyPatch) -> None:

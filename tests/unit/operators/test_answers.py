@@ -9,6 +9,7 @@ import pytest
 
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
+    CreditExhaustedError,
     GenerationFailedError,
     GenerationRejectedError,
     ModelScopeError,
@@ -47,9 +48,9 @@ ANSWERS: list[tuple[str, int, int, int, type[ModelScopeError] | None, str]] = [
     ("submit:quota:*", 1, 0, 0, QuotaExhaustedError, "tomorrow"),
     ("submit:quota-200:*", 1, 0, 0, QuotaExhaustedError, "tomorrow"),
     ("submit:quota-chinese:*", 1, 0, 0, QuotaExhaustedError, "tomorrow"),
-    ("submit:balance:*", 1, 0, 0, QuotaExhaustedError, CREDIT),
-    ("submit:no-credit:*", 1, 0, 0, QuotaExhaustedError, CREDIT),
-    ("submit:no-credit-chinese:*", 1, 0, 0, QuotaExhaustedError, CREDIT),
+    ("submit:balance:*", 1, 0, 0, CreditExhaustedError, CREDIT),
+    ("submit:no-credit:*", 1, 0, 0, CreditExhaustedError, CREDIT),
+    ("submit:no-credit-chinese:*", 1, 0, 0, CreditExhaustedError, CREDIT),
     ("submit:retired-model:*", 1, 0, 0, QuotaExhaustedError, "model is no longer served"),
     ("submit:forbidden:*", 1, 0, 0, AuthenticationError, "lacks a permission"),
     ("submit:model-not-found:*", 1, 0, 0, UnknownModelError, "Model not found"),

@@ -11,6 +11,7 @@ from requests.structures import CaseInsensitiveDict
 
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
+    CreditExhaustedError,
     GenerationFailedError,
     ModelScopeError,
     ModelScopeRetryableError,
@@ -207,7 +208,7 @@ def test_a_url_in_an_error_is_no_image(body: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
-        ({"output": {"code": "Arrearage", "message": "overdue"}}, QuotaExhaustedError, "overdue"),
+        ({"output": {"code": "Arrearage", "message": "overdue"}}, CreditExhaustedError, "overdue"),
         ({"data": {"errors": {"message": "今日额度已用完"}}}, QuotaExhaustedError, "今日额度"),
         ({"Code": 1, "Message": "Model not found", "Success": False}, UnknownModelError, "Model not found"),
         ({"msg": "today's quota is used up", "status": "error"}, QuotaExhaustedError, "quota"),
@@ -286,7 +287,7 @@ STATUSES: list[tuple[int, str, type[ModelScopeError], type[ModelScopeError] | No
     *[(403, said, RequestRejectedError, ServiceUnavailableError, TOKENS) for said in ("No", "Forbidden")],
     (403, "Forbidden", RequestRejectedError, ServiceUnavailableError, "egress rules, the connection's proxy"),
     (403, "request was denied due to request throttling", RateLimitedError, None, ""),
-    (402, "Payment required", QuotaExhaustedError, ServiceUnavailableError, CREDIT),
+    (402, "Payment required", CreditExhaustedError, ServiceUnavailableError, CREDIT),
     (429, "Request limit exceeded", RateLimitedError, None, ""),
     (429, f"Too many calls of {MODEL}", RateLimitedError, None, ""),
     *[

@@ -54,7 +54,9 @@ Call = Callable[[str], Generation | ModelScopeError]
 
 def hook_of(account: Account) -> ModelScopeHook:
     hook = ModelScopeHook()
-    hook._connection = Connection(conn_id="modelscope_default", password=account.token)
+    hook._connection = Connection(
+        conn_id="modelscope_default", conn_type="modelscope", password=account.token
+    )
     hook.account = account
     return hook
 
