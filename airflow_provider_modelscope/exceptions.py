@@ -13,6 +13,7 @@
     │   ├── AccountNotReadyError        the account is not bound or not verified
     │   ├── QuotaExhaustedError         the daily quota is used up, or the model is retired
     │   │   └── CreditExhaustedError    the account's credit is used up
+    │   ├── CreditLimitError            ``max_credit`` would be exceeded; nothing was sent
     │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
     │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
     │   ├── ImageNotAllowedError        an output image is too large, or its address is not allowed
@@ -164,6 +165,14 @@ class CreditExhaustedError(QuotaExhaustedError):
     """The credit of the account is used up; nothing was created.
 
     Get credit on the page that the message names, then clear the task.
+    """
+
+
+class CreditLimitError(ModelScopeFinalError):
+    """The next submission could exceed the ``max_credit`` of the task, and nothing was sent.
+
+    All attempts of the task count, and so does a submission without a response. What the service gave back
+    for a FAILED generation does not. Raise ``max_credit``, then clear the task.
     """
 
 

@@ -33,7 +33,13 @@ from airflow_provider_modelscope.tasks.deferral import (
     wait_or_defer,
 )
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
-from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
+from airflow_provider_modelscope.validation import (
+    check_all,
+    checked_credit,
+    choice_errors,
+    raise_invalid,
+    seconds_errors,
+)
 from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
 
 if TYPE_CHECKING:
@@ -60,6 +66,12 @@ REQUEST_PARAMETERS = (
     "extra_parameters",
 )
 ON_LOST_RESPONSE = ("resubmit", "fail")
+ON_EXHAUSTED = ("fail", "wait")
+EXHAUSTED_TIMEOUT = 24 * 3600.0  # seconds; credit is granted once a day at most
+
+
+def _checked_limit(max_credit: Any) -> float | None:
+    return None if max_credit is None else checked_credit("max_credit", max_credit)
 
 
 def _on_success(context: Context) -> None:
@@ -102,12 +114,23 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
+        it is not sent. It needs the record that ``durable`` keeps.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
+        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1.
     """
 
     records_submission = True  # tasks downstream read its XCom "request", see ``Submission.find``
-    template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
+    template_fields: Sequence[str] = (
+        *REQUEST_PARAMETERS,
+        "storage_conn_id",
+        "modelscope_conn_id",
+        "max_credit",
+    )
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
     _digests: Mapping[str, str] = {}  # of the parameters that the task deferred with and could not store
+    _may_defer = False  # whether a deferrable task can wait in the triggerer, as far as it is known
 
     def __init__(
         self,
@@ -129,6 +152,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         durable: bool = True,
         on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+        max_credit: float | str | None = None,
+        on_exhausted: Literal["fail", "wait"] = "fail",
+        exhausted_timeout: float = EXHAUSTED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -149,6 +175,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.deferrable = deferrable
         self.durable = durable
         self.on_lost_response = on_lost_response
+        self.max_credit = max_credit
+        self.on_exhausted = on_exhausted
+        self.exhausted_timeout = exhausted_timeout
         if durable:
             own = self.on_success_callback or []
             self.on_success_callback = [*(own if isinstance(own, list) else [own]), _on_success]
@@ -156,11 +185,14 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def _constant_checks(self) -> list[Callable[[], object]]:
         from airflow_provider_modelscope.protocol.request import check_parameters
-        from airflow_provider_modelscope.tasks.parse_time import constants_of
+        from airflow_provider_modelscope.tasks.parse_time import constant_checks, constants_of
 
         constants = constants_of(self, *self._constant_parameters())
         errors = check_parameters(constants, check_ranges=self.check_ranges)
-        return [lambda: raise_invalid([*errors, *self._option_errors()])]
+        return [
+            lambda: raise_invalid([*errors, *self._option_errors()]),
+            *constant_checks(self, "max_credit", _checked_limit),
+        ]
 
     def _constant_parameters(self) -> Sequence[str]:
         """Return the parameters of the request that nothing changes after ``__init__`` except templates."""
@@ -168,8 +200,12 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def _option_errors(self) -> Iterator[str]:
         """Yield the errors of the parameters that are not templated."""
-        yield from seconds_errors(least=1, queue_timeout=self.queue_timeout)
+        waits = {"queue_timeout": self.queue_timeout, "exhausted_timeout": self.exhausted_timeout}
+        yield from seconds_errors(least=1, **waits)
         yield from choice_errors(ON_LOST_RESPONSE, on_lost_response=self.on_lost_response)
+        yield from choice_errors(ON_EXHAUSTED, on_exhausted=self.on_exhausted)
+        if self.on_exhausted == "wait" and not self.deferrable:
+            yield "on_exhausted = 'wait': needs deferrable=True, because the wait is in the triggerer"
 
     def _request(self) -> GenerationRequest:
         """Return the request.
@@ -244,10 +280,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
         :param queue: The wait for a free slot, if the task resumes from it.
         """
-        check_connection = self._refuse_secrets(*REQUEST_PARAMETERS, "storage_conn_id")
+        check_connection = self._refuse_secrets(*REQUEST_PARAMETERS, "storage_conn_id", "max_credit")
         request, *_ = check_all(
             self._request,
             lambda: raise_invalid(self._option_errors()),
+            lambda: _checked_limit(self.max_credit),
             check_connection,
             record.check,
         )
@@ -292,7 +329,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
 
         self.hook.refuse_secrets(**vars(request))  # again, as JSON in its parameters is parsed
-        self.deferrable = self.deferrable and self._can_defer(request, context)
+        self._may_defer = self.deferrable and self._can_defer(request, context)
         if queue is None:
             push_links(self, context)
             now = time.time()
@@ -304,7 +341,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         submission = self._resumable(record, fingerprint)
         if submission is None:
             check_store()
-            resume_with = self._deferred(request, context) if self.deferrable else None
+            resume_with = self._deferred(request, context) if self._may_defer else None
             submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
         submission = replace(submission, request=request.summary())
         submission.record(context)
@@ -437,6 +474,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
+        it is not sent. It needs the record that ``durable`` keeps.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
+        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1.
     """
 
     template_fields: Sequence[str] = (
@@ -472,6 +514,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         embed_metadata: bool = False,
         durable: bool = True,
         on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+        max_credit: float | str | None = None,
+        on_exhausted: Literal["fail", "wait"] = "fail",
+        exhausted_timeout: float = EXHAUSTED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -492,6 +537,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             deferrable=deferrable,
             durable=durable,
             on_lost_response=on_lost_response,
+            max_credit=max_credit,
+            on_exhausted=on_exhausted,
+            exhausted_timeout=exhausted_timeout,
             **kwargs,
         )
         self.destination = destination
@@ -530,7 +578,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
         check_connection = self._refuse_secrets(
-            *REQUEST_PARAMETERS, "storage_conn_id", "destination", "preflight"
+            *REQUEST_PARAMETERS, "storage_conn_id", "destination", "preflight", "max_credit"
         )
         request, destination, *_ = check_all(
             self._request,
@@ -538,6 +586,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
+            lambda: _checked_limit(self.max_credit),
             check_connection,
             record.check,
         )
@@ -553,7 +602,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             size=submission.size,
             fast_poll_until_age=DEFER_AFTER,
         )
-        defer_after = self.defer_after if self.deferrable else None
+        defer_after = self.defer_after if self._may_defer else None
         resume_with = self._deferred(request, context)
         return self._finish(
             lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with),
