@@ -11,8 +11,9 @@
     │   │   └── UnknownModelError       it does not serve the model
     │   ├── AuthenticationError         it rejected the token
     │   ├── AccountNotReadyError        the account is not bound or not verified
-    │   ├── QuotaExhaustedError         the daily quota is used up, or the model is retired
-    │   │   └── CreditExhaustedError    the account's credit is used up
+    │   ├── QuotaExhaustedError         the daily quota of the account or the model is used up
+    │   │   ├── CreditExhaustedError    the account's credit is used up
+    │   │   └── ModelRetiredError       the model is no longer served, or there is no credit
     │   ├── CreditLimitError            ``max_credit`` would be exceeded; nothing was sent
     │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
     │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
@@ -155,9 +156,9 @@ class AccountNotReadyError(ModelScopeFinalError):
 
 
 class QuotaExhaustedError(ModelScopeFinalError):
-    """The daily quota of the account or the model is used up, or the model is retired; nothing was created.
+    """The daily quota of the account or the model is used up; nothing was created.
 
-    Do what the message says: use another model, or clear the task on the next day.
+    Use another model, or clear the task on the next day.
     """
 
 
@@ -165,6 +166,13 @@ class CreditExhaustedError(QuotaExhaustedError):
     """The credit of the account is used up; nothing was created.
 
     Get credit on the page that the message names, then clear the task.
+    """
+
+
+class ModelRetiredError(QuotaExhaustedError):
+    """The model is no longer served, or the account has no credit; nothing was created.
+
+    ModelScope uses the same words for both. If there is credit, use another model.
     """
 
 

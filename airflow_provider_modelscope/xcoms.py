@@ -113,6 +113,7 @@ class Submission:
     model: str
     submitted_at: float
     request: Mapping[str, Any] = field(default_factory=dict)
+    credit: float | None = None
 
     @property
     def size(self) -> str | None:

@@ -314,6 +314,14 @@ class ModelScopeHook(BaseHook):
 
         return read_credit(self._ask(credit_request(self.account)), account=self.account)
 
+    def find_credit(self) -> Credit | None:
+        """Return the account's credit, or None if it cannot be read."""
+        try:
+            return self.get_credit()
+        except ModelScopeError as error:
+            self.log.info("The credit is unknown: %s", error)
+        return None
+
     def get_price(self, model: str) -> float | None:
         """Return the credit that a generation of a model costs, or None if the service does not tell.
 

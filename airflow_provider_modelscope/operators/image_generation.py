@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.sdk import BaseOperator
 
@@ -18,6 +18,8 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     InvalidRequestError,
     ModelScopeRetryableError,
+    QuotaExhaustedError,
+    ServiceUnavailableError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
@@ -26,6 +28,7 @@ from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
     can_defer,
+    defer_until_credit,
     deferred_task,
     digest_of,
     resumes,
@@ -130,6 +133,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     )
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
     _digests: Mapping[str, str] = {}  # of the parameters that the task deferred with and could not store
+    _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
     _may_defer = False  # whether a deferrable task can wait in the triggerer, as far as it is known
 
     def __init__(
@@ -275,6 +279,15 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             )
             return self._run(context, record, queue)
 
+    @resumes
+    def execute_with_credit(self, context: Context, event: Any = None) -> Any:
+        """Resume after waiting in the triggerer for credit."""
+        from airflow_provider_modelscope.triggers.events import CreditAvailable, read_event
+
+        with self._part(context, event) as record:
+            read_event(event, CreditAvailable)
+            return self._run(context, record)
+
     def _run(self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None) -> Any:
         """Run one part of the task: validate, submit, then do the rest.
 
@@ -342,7 +355,10 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         if submission is None:
             check_store()
             resume_with = self._deferred(request, context) if self._may_defer else None
-            submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
+            try:
+                submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
+            except QuotaExhaustedError as error:
+                self._defer_until_credit(error, request, context)
         submission = replace(submission, request=request.summary())
         submission.record(context)
         return submission
@@ -362,15 +378,44 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         """
         from airflow_provider_modelscope.xcoms import Submission
 
-        sending = partial(record.sending, fingerprint)
+        price = self.hook.get_price(request.model)
+        limit = _checked_limit(self.max_credit)
+        if limit is not None and price is None:
+            raise ServiceUnavailableError(
+                f"max_credit = {limit:g}: nothing was sent, because ModelScope does not say what a "
+                f"generation of {request.model} costs. Use another model, or no max_credit"
+            )
+        sending = partial(record.sending, fingerprint, credit=price, max_credit=limit)
         if resume_with:
             id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
         else:
             id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
         self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
-        submission = Submission(generation_id=id_, model=request.model, submitted_at=time.time())
+        submission = Submission(
+            generation_id=id_, model=request.model, submitted_at=time.time(), credit=price
+        )
         record.save(fingerprint, submission)
         return submission
+
+    def _defer_until_credit(
+        self, error: QuotaExhaustedError, request: GenerationRequest, context: Context
+    ) -> NoReturn:
+        """Defer until a submission that was refused may succeed, or raise its error."""
+        if self.on_exhausted == "fail":
+            raise error
+        if not self._may_defer:
+            error.message += ". This task cannot wait for credit in the triggerer; the log says why"
+            raise error
+        if self._exhausted_end is None:
+            self._exhausted_end = self._end_time(self.exhausted_timeout, context, since=time.time())
+        defer_until_credit(
+            self,
+            error,
+            self.hook,
+            model=request.model,
+            end_time=self._exhausted_end,
+            resume_with=self._deferred(request, context),
+        )
 
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
         """Return whether a deferrable task can wait in the triggerer."""
@@ -382,7 +427,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             ModelScopeError,
             ModelScopeFinalError,
             RequestRejectedError,
-            ServiceUnavailableError,
         )
 
         earlier = record.recall(fingerprint)
@@ -401,6 +445,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             is_unusable = False
         elif polled.has_failed(age=age):
             self.log.warning("Submitting again: generation %s FAILED: %s", id_, polled.error.message)
+            if polled.is_refunded:
+                record.refund(id_)
             return None
         else:
             is_unusable = earlier.is_given_up and not polled.is_finished
@@ -415,7 +461,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         own = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
         given = inspect.signature(own).parameters.values()
         names = [parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY]
-        return deferred_task(self, request, context, names)
+        return deferred_task(self, request, context, [*names, "_exhausted_end"])
 
     def _end_time(self, timeout: float, context: Context, *, since: float) -> float:
         from airflow_provider_modelscope.waiting.poll import end_of_wait

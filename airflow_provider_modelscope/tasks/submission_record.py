@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.tasks.record_store import RecordStore
 
 KEY = "modelscope_submission"
+_COSTS = ("credit", "sent_credit", "spent")  # marks
 _ROUNDING = 1e-6  # sums of prices such as 0.2
 MAX_ENTRIES = 200  # so that the record stays below the 64 KiB of a database's text
 
@@ -242,6 +243,7 @@ class SubmissionRecord:
             "generation_id": submission.generation_id,
             "model": submission.model,
             "submitted_at": submission.submitted_at,
+            "credit": submission.credit,
         }
         self.save_again()
 
@@ -322,9 +324,7 @@ class SubmissionRecord:
             case "replace":
                 self.warn_of_new_generation(error.generation_id)
                 replaced = None if was_cleared else error.generation_id
-                return self._try_to_write(
-                    fingerprint, {"replaces": replaced, "spent": _spent(entry) or None}
-                )
+                return self._try_to_write(fingerprint, {"replaces": replaced, "spent": _spent(entry) or None})
             case "end of replacement":
                 self._try_to_write(fingerprint, entry | ended)
                 raise ImageUnavailableError(
@@ -387,6 +387,10 @@ class SubmissionRecord:
         except Exception as error:  # any backend
             log.warning("The record %s was not deleted: %r", self._name, error)
 
+    def _is_over(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the task was cleared after it had what it wants of a generation."""
+        return bool(entry.get("done", self._max_tries) != self._max_tries)
+
     def _was_cleared(self, entry: Mapping[str, Any]) -> bool:
         """Whether a person cleared the task after it ended without a usable image."""
         return bool(entry.get("ended", self._max_tries) != self._max_tries)
@@ -433,13 +437,12 @@ class SubmissionRecord:
             check({})
             return {}
         with _lock:
-            entries = {
-                name: entry
-                for name, entry in self._read().items()
-                if name == fingerprint or entry.get("done", self._max_tries) == self._max_tries
-            }
+            recorded = self._read()
+            entries = {name: entry for name, entry in recorded.items() if not self._is_over(entry)}
             check(entries)
-            before = entries.pop(fingerprint, {})
+            before = recorded.get(fingerprint, {})
+            if entries.pop(fingerprint, None) is None:  # what it cost counts no more
+                before = {name: mark for name, mark in before.items() if name not in _COSTS}
             if marks := {name: mark for name, mark in change(before).items() if mark is not None}:
                 entries[fingerprint] = marks
             while len(entries) > MAX_ENTRIES:
@@ -498,7 +501,7 @@ def _verdict(
 
 def _spent(entry: Mapping[str, Any]) -> float:
     """Return what the submissions of an entry have cost, or may have."""
-    return sum(entry.get(mark) or 0.0 for mark in ("credit", "sent_credit", "spent"))
+    return sum(entry.get(mark) or 0.0 for mark in _COSTS)
 
 
 def _settled(entry: Mapping[str, Any]) -> dict[str, Any]:
