@@ -21,7 +21,8 @@ from airflow_provider_modelscope.exceptions import (
     UnknownModelError,
 )
 from tests.unit.builders import one_step, submitter
-from tests.unit.tasks.conftest import TaskStateStore, die
+from tests.unit.tasks.conftest import TaskStateStore
+from tests.unit.tasks.test_submission_record import die
 
 if TYPE_CHECKING:
     from pathlib import Path
