@@ -127,7 +127,7 @@ def test_a_quota_is_waited_for_until_the_next_day(emulator: Emulator, context: C
 def test_a_retired_model_is_not_waited_for(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     with Emulator(retired_models=["a/retired"]) as emulator:
         connect(monkeypatch, emulator.base_url)
-        with pytest.raises(ModelRetiredError, match=r"account has credit, 100000 available.*no longer served"):
+        with pytest.raises(ModelRetiredError, match=r"has credit, 100000 available.*no longer served"):
             submitter(**WAIT, model="a/retired").execute(context)
 
 
