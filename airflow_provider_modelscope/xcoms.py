@@ -107,12 +107,14 @@ class Submission:
 
     :param submitted_at: In epoch seconds.
     :param request: The parameters, as :meth:`GenerationRequest.summary` returns them; empty if unknown.
+    :param credit: The price of the generation when it was submitted, None if unknown.
     """
 
     generation_id: str
     model: str
     submitted_at: float
     request: Mapping[str, Any] = field(default_factory=dict)
+    credit: float | None = None
 
     @property
     def size(self) -> str | None:
@@ -126,6 +128,7 @@ class Submission:
             "model": self.model,
             "generation_id": self.generation_id,
             "submitted_at": self.submitted_at,
+            "credit": self.credit,
         }
 
     @classmethod
@@ -136,13 +139,14 @@ class Submission:
                 submitted_at = _number(time)
                 if submitted_at is None:
                     return None
-                not_requested = ("generation_id", "submitted_at")
+                not_requested = ("generation_id", "submitted_at", "credit")
                 request = {name: value for name, value in value.items() if name not in not_requested}
                 return cls(
                     generation_id=_printable(generation_id),
                     model=_printable(model),
                     submitted_at=submitted_at,
                     request=_plain(request),
+                    credit=_number(value.get("credit")),
                 )
         return None
 

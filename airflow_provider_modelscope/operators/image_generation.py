@@ -21,7 +21,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import count_failure
+from airflow_provider_modelscope.metrics import count_failure, count_spent
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
@@ -302,12 +302,15 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         complete = inline_images(request, storage_conn_id=self.storage_conn_id)
         fingerprint = fingerprint_of(complete, self.hook.account)
         submission = self._resumable(record, fingerprint)
+        is_new = submission is None
         if submission is None:
             check_store()
             resume_with = self._deferred(request, context) if self.deferrable else None
             submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
         submission = replace(submission, request=request.summary())
         submission.record(context)
+        if is_new:
+            self._log_credit("after")
         return submission
 
     def _submit_new(
@@ -325,15 +328,26 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         """
         from airflow_provider_modelscope.xcoms import Submission
 
+        price = self.hook.get_price(request.model)
+        if queue.start_seconds is None:  # a slot that is free now should not wait for a log line
+            cost = "an unknown amount" if price is None else f"{price:g}"
+            self._log_credit("before", f"; this generation costs {cost}")
         sending = partial(record.sending, fingerprint)
         if resume_with:
             id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
         else:
             id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
         self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
-        submission = Submission(generation_id=id_, model=request.model, submitted_at=time.time())
+        submission = Submission(
+            generation_id=id_, model=request.model, submitted_at=time.time(), credit=price
+        )
         record.save(fingerprint, submission)
+        count_spent(price, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
         return submission
+
+    def _log_credit(self, when: str, addition: str = "") -> None:
+        if (credit := self.hook.find_credit()) or addition:
+            self.log.info("Credit %s the submission: %s%s", when, credit or "unknown", addition)
 
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
         """Return whether a deferrable task can wait in the triggerer."""

@@ -33,7 +33,7 @@ from airflow_provider_modelscope.resuming import how_to_submit_again
 from airflow_provider_modelscope.tasks import storing, submission_record
 from airflow_provider_modelscope.tasks.submission_record import KEY, SubmissionRecord
 from airflow_provider_modelscope.xcoms import Submission
-from tests.unit.builders import Context, one_step, overdue, submitter
+from tests.unit.builders import Context, one_step, overdue, submissions, submitter
 from tests.unit.conftest import TOKEN, TaskInstance, connect
 from tests.unit.images.conftest import Store as MemoryStore, encoded
 
@@ -443,7 +443,7 @@ class TestRecord:
         store.broken = {broken}
         with pytest.raises(SubmissionRecordError, match=f"The record .* cannot .*{broken} failed"):
             submitter().execute(store.attempt())
-        assert not emulator.requests
+        assert not submissions(emulator)
 
     @pytest.mark.parametrize("record", ["42", "[]", "{}", '{"fingerprint": 1}', '"text"'])
     def test_an_invalid_record_stops_the_task(self, emulator: Emulator, store: Store, record: str) -> None:
@@ -892,9 +892,12 @@ class TestLostResponse:
 
         send = requests.Session.request
 
-        def killed(*args: Any, **kwargs: Any) -> None:
-            send(*args, **kwargs)
-            raise KeyboardInterrupt
+        def killed(session: requests.Session, method: str, *args: Any, **kwargs: Any) -> Any:
+            response = send(session, method, *args, **kwargs)
+            if method == "POST":
+                response.close()
+                raise KeyboardInterrupt
+            return response
 
         with monkeypatch.context() as patch:
             patch.setattr(requests.Session, "request", killed)
