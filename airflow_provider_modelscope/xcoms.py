@@ -44,6 +44,7 @@ class StoredImage:
     :param parameters: The parameters of the request, replaced by those that the service reports as used.
     :param duration_ms: How long the generation took, if the service reports it.
     :param sidecar_uri: The URI of its sidecar file, if it has one.
+    :param credit: What its generation costs, with all its images, by the price when it was submitted.
     """
 
     uri: str
@@ -59,6 +60,7 @@ class StoredImage:
     parameters: dict[str, Any]
     duration_ms: float | None
     sidecar_uri: str | None = None
+    credit: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the XCom."""
@@ -95,6 +97,7 @@ class StoredImage:
                     parameters=parameters if isinstance(parameters, dict) else {},
                     duration_ms=_number(entry.get("duration_ms")),
                     sidecar_uri=_text(entry.get("sidecar_uri")),
+                    credit=_number(entry.get("credit")),
                 )
         return None
 

@@ -32,7 +32,7 @@ class Credit:
     frozen: float
 
     def __str__(self) -> str:
-        return f"{self.available:g} available, {self.frozen:g} frozen"
+        return f"{self.available:.10g} available, {self.frozen:.10g} frozen"
 
 
 def credit_request(account: Account) -> HttpRequest:

@@ -42,6 +42,7 @@ def test_a_wait_moves_to_the_triggerer_and_leaks_no_token(
         assert statsd.seconds("modelscope.generation.duration") == [image["duration_ms"] / 1000]
         [delay] = statsd.seconds("modelscope.generation.delivery_delay")
         assert 0 <= delay < 120
+        assert statsd.count("modelscope.credit.spent") == 100 * image["credit"]
         before, after = statsd.metrics["airflow.modelscope.credit.available"]
         assert float(before.removesuffix("|g")) > float(after.removesuffix("|g"))
     for log in [*airflow.home.rglob("*.log"), airflow.database]:

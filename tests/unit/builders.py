@@ -47,6 +47,7 @@ IMAGE = StoredImage(
     parameters={"prompt": "A cat", "loras": {"a/b": 0.5}},
     duration_ms=5412.9,
     sidecar_uri="s3://bucket/42-1.png.json",
+    credit=0.5,
 )
 
 

@@ -90,6 +90,10 @@ class TestStoredImage:
             ("duration_ms", -1),
             ("duration_ms", 10**400),
             ("sidecar_uri", {}),
+            ("credit", "0.5"),
+            ("credit", True),
+            ("credit", float("nan")),
+            ("credit", -1),
         ],
     )
     def test_a_wrong_optional_fact_becomes_none(self, name: str, wrong: Any) -> None:

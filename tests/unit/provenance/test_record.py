@@ -111,6 +111,7 @@ class TestSidecar:
                 "numInferenceSteps": 30, "sampler": "Euler a", "prompt": PROMPT, "negativePrompt": "blur",
             },
             "duration_ms": image["duration_ms"],
+            "credit": 1,
             "dag_id": "a_dag",
             "run_id": "a_run",
             "task_id": "a_task",
