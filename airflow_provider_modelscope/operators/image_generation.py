@@ -23,7 +23,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import count_failure
+from airflow_provider_modelscope.metrics import count_failure, count_spent
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
@@ -352,6 +352,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         complete = inline_images(request, storage_conn_id=self.storage_conn_id)
         fingerprint = fingerprint_of(complete, self.hook.account)
         submission = self._resumable(record, fingerprint)
+        is_new = submission is None
         if submission is None:
             check_store()
             resume_with = self._deferred(request, context) if self._may_defer else None
@@ -361,6 +362,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
                 self._defer_until_credit(error, request, context)
         submission = replace(submission, request=request.summary())
         submission.record(context)
+        if is_new:
+            self._log_credit("after")
         return submission
 
     def _submit_new(
@@ -385,6 +388,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
                 f"max_credit = {limit:g}: nothing was sent, because ModelScope does not say what a "
                 f"generation of {request.model} costs. Use another model, or no max_credit"
             )
+        if queue.start_seconds is None:  # a slot that is free now should not wait for a log line
+            cost = "an unknown amount" if price is None else f"{price:g}"
+            self._log_credit("before", f"; this generation costs {cost}")
         sending = partial(record.sending, fingerprint, credit=price, max_credit=limit)
         if resume_with:
             id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
@@ -395,7 +401,12 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             generation_id=id_, model=request.model, submitted_at=time.time(), credit=price
         )
         record.save(fingerprint, submission)
+        count_spent(price, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
         return submission
+
+    def _log_credit(self, when: str, addition: str = "") -> None:
+        if (credit := self.hook.find_credit()) or addition:
+            self.log.info("Credit %s the submission: %s%s", when, credit or "unknown", addition)
 
     def _defer_until_credit(
         self, error: QuotaExhaustedError, request: GenerationRequest, context: Context

@@ -80,11 +80,11 @@ class Earlier:
 class SubmissionRecord:
     """The record of a task instance. Without a store nothing is recorded.
 
-    An entry holds the ``generation_id``, ``model`` and ``submitted_at`` of a generation, and marks:
-    ``sent_at`` and ``sent_credit`` of a submission without a response, the number of ``failures`` of each
-    kind, ``blocked``, ``given_up``, ``ended`` and ``done`` with the number of tries at that time, the
-    generation that it ``replaces``, the ``credit`` that it cost, and what earlier ones of the request have
-    ``spent``. A generation stays in its entry until the id of the next one is known.
+    An entry holds the ``generation_id``, ``model``, ``submitted_at`` and ``credit`` of a generation, and
+    marks: ``sent_at`` and ``sent_credit`` of a submission without a response, the number of ``failures`` of
+    each kind, ``blocked``, ``given_up``, ``ended`` and ``done`` with the number of tries at that time, the
+    generation that it ``replaces``, and what earlier ones of the request have ``spent``. A generation stays
+    in its entry until the id of the next one is known.
 
     :param durable: Whether to record anything.
     :param on_lost_response: What to do when a submission got no response, so that it may have created a
@@ -148,6 +148,7 @@ class SubmissionRecord:
                 "model": str(model),
                 "submitted_at": float() | int() as submitted_at,
             }:
+                credit = entry.get("credit")
                 if "done" in entry:
                     log.warning(
                         "Using generation %s again: this task has had it for an equal request. Give equal "
@@ -156,7 +157,10 @@ class SubmissionRecord:
                     )
                 return Earlier(
                     submission=Submission(
-                        generation_id=generation_id, model=model, submitted_at=submitted_at
+                        generation_id=generation_id,
+                        model=model,
+                        submitted_at=submitted_at,
+                        credit=credit if isinstance(credit, float | int) else None,
                     ),
                     was_cleared=self._was_cleared(entry),
                     is_given_up="given_up" in entry,

@@ -144,3 +144,18 @@ def store(request: pytest.FixtureRequest, register: Register, monkeypatch: pytes
     if request.param == "task state store":
         return TaskStateStore()
     return ObjectStorage(register, monkeypatch)
+
+
+class MortalTaskInstance(TaskInstance):
+    """A task whose process ends when it pushes the XCom ``request``, right after it saved the record."""
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        if key == "request":
+            raise KeyboardInterrupt
+
+
+def die(task: Any, store: Store) -> str:
+    """Let an attempt end right after its submission was recorded; return the generation's id."""
+    with pytest.raises(KeyboardInterrupt):
+        task.execute(store.attempt(MortalTaskInstance()))
+    return str(store.record["generation_id"])

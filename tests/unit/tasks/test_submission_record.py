@@ -33,10 +33,16 @@ from airflow_provider_modelscope.resuming import how_to_submit_again
 from airflow_provider_modelscope.tasks import storing, submission_record
 from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
 from airflow_provider_modelscope.xcoms import Submission
-from tests.unit.builders import Context, one_step, overdue, submitter
-from tests.unit.conftest import TOKEN, TaskInstance, connect
+from tests.unit.builders import Context, one_step, overdue, submissions, submitter
+from tests.unit.conftest import TOKEN, connect
 from tests.unit.images.conftest import encoded
-from tests.unit.tasks.conftest import ObjectStorage, RealTaskInstance, Store, TaskStateStore
+from tests.unit.tasks.conftest import (
+    ObjectStorage,
+    RealTaskInstance,
+    Store,
+    TaskStateStore,
+    die,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,21 +51,6 @@ if TYPE_CHECKING:
     from tests.unit.images.conftest import Register
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
-
-
-class MortalTaskInstance(TaskInstance):
-    """A task whose process ends when it pushes the XCom ``request``, right after it saved the record."""
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        if key == "request":
-            raise KeyboardInterrupt
-
-
-def die(task: Any, store: Store) -> str:
-    """Let an attempt end right after its submission was recorded; return the generation's id."""
-    with pytest.raises(KeyboardInterrupt):
-        task.execute(store.attempt(MortalTaskInstance()))
-    return str(store.record["generation_id"])
 
 
 class TestRetry:
@@ -316,7 +307,7 @@ class TestRecord:
         store.broken = {broken}
         with pytest.raises(SubmissionRecordError, match=f"The record .* cannot .*{broken} failed"):
             submitter().execute(store.attempt())
-        assert not emulator.requests
+        assert not submissions(emulator)
 
     @pytest.mark.parametrize("record", ["42", "[]", "{}", '{"fingerprint": 1}', '"text"'])
     def test_an_invalid_record_stops_the_task(self, emulator: Emulator, store: Store, record: str) -> None:
@@ -765,9 +756,12 @@ class TestLostResponse:
 
         send = requests.Session.request
 
-        def killed(*args: Any, **kwargs: Any) -> None:
-            send(*args, **kwargs)
-            raise KeyboardInterrupt
+        def killed(session: requests.Session, method: str, *args: Any, **kwargs: Any) -> Any:
+            response = send(session, method, *args, **kwargs)
+            if method == "POST":
+                response.close()
+                raise KeyboardInterrupt
+            return response
 
         with monkeypatch.context() as patch:
             patch.setattr(requests.Session, "request", killed)
