@@ -44,6 +44,7 @@ class StoredImage:
     :param parameters: The parameters of the request, replaced by those that the service reports as used.
     :param duration_ms: How long the generation took, if the service reports it.
     :param sidecar_uri: The URI of its sidecar file, if it has one.
+    :param credit: What its generation costs, with all its images, by the price when it was submitted.
     """
 
     uri: str
@@ -59,6 +60,7 @@ class StoredImage:
     parameters: dict[str, Any]
     duration_ms: float | None
     sidecar_uri: str | None = None
+    credit: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the XCom."""
@@ -95,6 +97,7 @@ class StoredImage:
                     parameters=parameters if isinstance(parameters, dict) else {},
                     duration_ms=_number(entry.get("duration_ms")),
                     sidecar_uri=_text(entry.get("sidecar_uri")),
+                    credit=_number(entry.get("credit")),
                 )
         return None
 
@@ -107,12 +110,14 @@ class Submission:
 
     :param submitted_at: In epoch seconds.
     :param request: The parameters, as :meth:`GenerationRequest.summary` returns them; empty if unknown.
+    :param credit: The price of the generation when it was submitted, None if unknown.
     """
 
     generation_id: str
     model: str
     submitted_at: float
     request: Mapping[str, Any] = field(default_factory=dict)
+    credit: float | None = None
 
     @property
     def size(self) -> str | None:
@@ -126,6 +131,7 @@ class Submission:
             "model": self.model,
             "generation_id": self.generation_id,
             "submitted_at": self.submitted_at,
+            "credit": self.credit,
         }
 
     @classmethod
@@ -136,13 +142,14 @@ class Submission:
                 submitted_at = _number(time)
                 if submitted_at is None:
                     return None
-                not_requested = ("generation_id", "submitted_at")
+                not_requested = ("generation_id", "submitted_at", "credit")
                 request = {name: value for name, value in value.items() if name not in not_requested}
                 return cls(
                     generation_id=_printable(generation_id),
                     model=_printable(model),
                     submitted_at=submitted_at,
                     request=_plain(request),
+                    credit=_number(value.get("credit")),
                 )
         return None
 

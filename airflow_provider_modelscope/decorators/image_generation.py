@@ -14,6 +14,7 @@ from airflow_provider_modelscope.compat import conf, context_merge, determine_kw
 from airflow_provider_modelscope.exceptions import ModelScopeError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import (
+    EXHAUSTED_TIMEOUT,
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
 )
@@ -184,6 +185,9 @@ def modelscope_image_task(
     embed_metadata: bool = False,
     durable: bool = True,
     on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+    max_credit: float | str | None = None,
+    on_exhausted: Literal["fail", "wait"] = "fail",
+    exhausted_timeout: float = EXHAUSTED_TIMEOUT,
     **kwargs: Any,
 ) -> TaskDecorator:
     """Make a task that generates the image that a function describes: ``@task.modelscope_image(...)``.

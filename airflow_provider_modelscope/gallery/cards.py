@@ -137,6 +137,7 @@ class Card:
             "LoRAs": parameters.get("loras"),
             "Source image": parameters.get("image_url"),
             "Duration": None if image.duration_ms is None else f"{image.duration_ms / 1000:.1f} s",
+            "Credit": None if image.credit is None else f"{image.credit:g}",
             "URI": image.uri,
             "Sidecar": image.sidecar_uri,
             "Generation ID": image.generation_id,

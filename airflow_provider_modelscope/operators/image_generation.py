@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.sdk import BaseOperator
 
@@ -18,14 +18,17 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     InvalidRequestError,
     ModelScopeRetryableError,
+    QuotaExhaustedError,
+    ServiceUnavailableError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import count_failure
+from airflow_provider_modelscope.metrics import count_failure, count_spent
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
     can_defer,
+    defer_until_credit,
     deferred_task,
     digest_of,
     resumes,
@@ -33,7 +36,13 @@ from airflow_provider_modelscope.tasks.deferral import (
     wait_or_defer,
 )
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
-from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
+from airflow_provider_modelscope.validation import (
+    check_all,
+    checked_credit,
+    choice_errors,
+    raise_invalid,
+    seconds_errors,
+)
 from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
 
 if TYPE_CHECKING:
@@ -60,6 +69,12 @@ REQUEST_PARAMETERS = (
     "extra_parameters",
 )
 ON_LOST_RESPONSE = ("resubmit", "fail")
+ON_EXHAUSTED = ("fail", "wait")
+EXHAUSTED_TIMEOUT = 24 * 3600.0  # seconds; credit is granted once a day at most
+
+
+def _checked_limit(max_credit: Any) -> float | None:
+    return None if max_credit is None else checked_credit("max_credit", max_credit)
 
 
 def _on_success(context: Context) -> None:
@@ -102,12 +117,24 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
+        it is not sent. It needs the record that ``durable`` keeps.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
+        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1.
     """
 
     records_submission = True  # tasks downstream read its XCom "request", see ``Submission.find``
-    template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
+    template_fields: Sequence[str] = (
+        *REQUEST_PARAMETERS,
+        "storage_conn_id",
+        "modelscope_conn_id",
+        "max_credit",
+    )
     template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
     _digests: Mapping[str, str] = {}  # of the parameters that the task deferred with and could not store
+    _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
+    _may_defer = False  # whether a deferrable task can wait in the triggerer, as far as it is known
 
     def __init__(
         self,
@@ -129,6 +156,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         durable: bool = True,
         on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+        max_credit: float | str | None = None,
+        on_exhausted: Literal["fail", "wait"] = "fail",
+        exhausted_timeout: float = EXHAUSTED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -149,6 +179,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.deferrable = deferrable
         self.durable = durable
         self.on_lost_response = on_lost_response
+        self.max_credit = max_credit
+        self.on_exhausted = on_exhausted
+        self.exhausted_timeout = exhausted_timeout
         if durable:
             own = self.on_success_callback or []
             self.on_success_callback = [*(own if isinstance(own, list) else [own]), _on_success]
@@ -156,11 +189,14 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def _constant_checks(self) -> list[Callable[[], object]]:
         from airflow_provider_modelscope.protocol.request import check_parameters
-        from airflow_provider_modelscope.tasks.parse_time import constants_of
+        from airflow_provider_modelscope.tasks.parse_time import constant_checks, constants_of
 
         constants = constants_of(self, *self._constant_parameters())
         errors = check_parameters(constants, check_ranges=self.check_ranges)
-        return [lambda: raise_invalid([*errors, *self._option_errors()])]
+        return [
+            lambda: raise_invalid([*errors, *self._option_errors()]),
+            *constant_checks(self, "max_credit", _checked_limit),
+        ]
 
     def _constant_parameters(self) -> Sequence[str]:
         """Return the parameters of the request that nothing changes after ``__init__`` except templates."""
@@ -168,8 +204,12 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def _option_errors(self) -> Iterator[str]:
         """Yield the errors of the parameters that are not templated."""
-        yield from seconds_errors(least=1, queue_timeout=self.queue_timeout)
+        waits = {"queue_timeout": self.queue_timeout, "exhausted_timeout": self.exhausted_timeout}
+        yield from seconds_errors(least=1, **waits)
         yield from choice_errors(ON_LOST_RESPONSE, on_lost_response=self.on_lost_response)
+        yield from choice_errors(ON_EXHAUSTED, on_exhausted=self.on_exhausted)
+        if self.on_exhausted == "wait" and not self.deferrable:
+            yield "on_exhausted = 'wait': needs deferrable=True, because the wait is in the triggerer"
 
     def _request(self) -> GenerationRequest:
         """Return the request.
@@ -239,15 +279,25 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             )
             return self._run(context, record, queue)
 
+    @resumes
+    def execute_with_credit(self, context: Context, event: Any = None) -> Any:
+        """Resume after waiting in the triggerer for credit."""
+        from airflow_provider_modelscope.triggers.events import CreditAvailable, read_event
+
+        with self._part(context, event) as record:
+            read_event(event, CreditAvailable)
+            return self._run(context, record)
+
     def _run(self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None) -> Any:
         """Run one part of the task: validate, submit, then do the rest.
 
         :param queue: The wait for a free slot, if the task resumes from it.
         """
-        check_connection = self._refuse_secrets(*REQUEST_PARAMETERS, "storage_conn_id")
+        check_connection = self._refuse_secrets(*REQUEST_PARAMETERS, "storage_conn_id", "max_credit")
         request, *_ = check_all(
             self._request,
             lambda: raise_invalid(self._option_errors()),
+            lambda: _checked_limit(self.max_credit),
             check_connection,
             record.check,
         )
@@ -292,7 +342,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
 
         self.hook.refuse_secrets(**vars(request))  # again, as JSON in its parameters is parsed
-        self.deferrable = self.deferrable and self._can_defer(request, context)
+        self._may_defer = self.deferrable and self._can_defer(request, context)
         if queue is None:
             push_links(self, context)
             now = time.time()
@@ -302,12 +352,18 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         complete = inline_images(request, storage_conn_id=self.storage_conn_id)
         fingerprint = fingerprint_of(complete, self.hook.account)
         submission = self._resumable(record, fingerprint)
+        is_new = submission is None
         if submission is None:
             check_store()
-            resume_with = self._deferred(request, context) if self.deferrable else None
-            submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
+            resume_with = self._deferred(request, context) if self._may_defer else None
+            try:
+                submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
+            except QuotaExhaustedError as error:
+                self._defer_until_credit(error, request, context)
         submission = replace(submission, request=request.summary())
         submission.record(context)
+        if is_new:
+            self._log_credit("after")
         return submission
 
     def _submit_new(
@@ -325,15 +381,52 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         """
         from airflow_provider_modelscope.xcoms import Submission
 
-        sending = partial(record.sending, fingerprint)
+        price = self.hook.get_price(request.model)
+        limit = _checked_limit(self.max_credit)
+        if limit is not None and price is None:
+            raise ServiceUnavailableError(
+                f"max_credit = {limit:g}: nothing was sent, because ModelScope does not say what a "
+                f"generation of {request.model} costs. Use another model, or no max_credit"
+            )
+        if queue.start_seconds is None:  # a slot that is free now should not wait for a log line
+            cost = "an unknown amount" if price is None else f"{price:g}"
+            self._log_credit("before", f"; this generation costs {cost}")
+        sending = partial(record.sending, fingerprint, credit=price, max_credit=limit)
         if resume_with:
             id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
         else:
             id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
         self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
-        submission = Submission(generation_id=id_, model=request.model, submitted_at=time.time())
+        submission = Submission(
+            generation_id=id_, model=request.model, submitted_at=time.time(), credit=price
+        )
         record.save(fingerprint, submission)
+        count_spent(price, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
         return submission
+
+    def _log_credit(self, when: str, addition: str = "") -> None:
+        if (credit := self.hook.find_credit()) or addition:
+            self.log.info("Credit %s the submission: %s%s", when, credit or "unknown", addition)
+
+    def _defer_until_credit(
+        self, error: QuotaExhaustedError, request: GenerationRequest, context: Context
+    ) -> NoReturn:
+        """Defer until a submission that was refused may succeed, or raise its error."""
+        if self.on_exhausted == "fail":
+            raise error
+        if not self._may_defer:
+            error.message += ". This task cannot wait for credit in the triggerer; the log says why"
+            raise error
+        if self._exhausted_end is None:
+            self._exhausted_end = self._end_time(self.exhausted_timeout, context, since=time.time())
+        defer_until_credit(
+            self,
+            error,
+            self.hook,
+            model=request.model,
+            end_time=self._exhausted_end,
+            resume_with=self._deferred(request, context),
+        )
 
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
         """Return whether a deferrable task can wait in the triggerer."""
@@ -345,7 +438,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             ModelScopeError,
             ModelScopeFinalError,
             RequestRejectedError,
-            ServiceUnavailableError,
         )
 
         earlier = record.recall(fingerprint)
@@ -364,6 +456,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             is_unusable = False
         elif polled.has_failed(age=age):
             self.log.warning("Submitting again: generation %s FAILED: %s", id_, polled.error.message)
+            if polled.is_refunded:
+                record.refund(id_)
             return None
         else:
             is_unusable = earlier.is_given_up and not polled.is_finished
@@ -378,7 +472,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         own = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
         given = inspect.signature(own).parameters.values()
         names = [parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY]
-        return deferred_task(self, request, context, names)
+        return deferred_task(self, request, context, [*names, "_exhausted_end"])
 
     def _end_time(self, timeout: float, context: Context, *, since: float) -> float:
         from airflow_provider_modelscope.waiting.poll import end_of_wait
@@ -437,6 +531,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
+        it is not sent. It needs the record that ``durable`` keeps.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
+        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1.
     """
 
     template_fields: Sequence[str] = (
@@ -472,6 +571,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         embed_metadata: bool = False,
         durable: bool = True,
         on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+        max_credit: float | str | None = None,
+        on_exhausted: Literal["fail", "wait"] = "fail",
+        exhausted_timeout: float = EXHAUSTED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -492,6 +594,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             deferrable=deferrable,
             durable=durable,
             on_lost_response=on_lost_response,
+            max_credit=max_credit,
+            on_exhausted=on_exhausted,
+            exhausted_timeout=exhausted_timeout,
             **kwargs,
         )
         self.destination = destination
@@ -530,7 +635,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
         check_connection = self._refuse_secrets(
-            *REQUEST_PARAMETERS, "storage_conn_id", "destination", "preflight"
+            *REQUEST_PARAMETERS, "storage_conn_id", "destination", "preflight", "max_credit"
         )
         request, destination, *_ = check_all(
             self._request,
@@ -538,6 +643,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
+            lambda: _checked_limit(self.max_credit),
             check_connection,
             record.check,
         )
@@ -553,7 +659,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             size=submission.size,
             fast_poll_until_age=DEFER_AFTER,
         )
-        defer_after = self.defer_after if self.deferrable else None
+        defer_after = self.defer_after if self._may_defer else None
         resume_with = self._deferred(request, context)
         return self._finish(
             lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with),

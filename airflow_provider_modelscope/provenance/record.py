@@ -100,6 +100,7 @@ class Provenance:
             "submitted_at": _iso(submission.submitted_at) if submission else None,
             "stored_at": _iso(stored_at),
             "duration_ms": self.generation.duration_ms,
+            "credit": submission.credit if submission else None,
             "dag_id": dag_id,
             "run_id": run_id,
             "task_id": task_id,

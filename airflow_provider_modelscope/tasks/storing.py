@@ -104,6 +104,7 @@ def store_images(
                 generation_id=generation.generation_id,
                 parameters=provenance.parameters,
                 duration_ms=generation.duration_ms,
+                credit=submission.credit if submission else None,
             )
             if sidecar:
                 document = provenance.document(

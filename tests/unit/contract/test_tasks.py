@@ -89,10 +89,10 @@ def test_one_task_does_what_the_chain_does(
     [image], [chain_image] = context["ti"].pushed["images"], chained["ti"].pushed["images"]
     assert Path(uri.removeprefix("file://")).read_bytes() in emulator.served.values()
     assert uri == f"file://{tmp_path}/{context['ti'].pushed['request']['generation_id']}-1.png"
-    # Only a Dag knows which submit task stands upstream, so the model is not known here.
+    # Only a Dag knows which submit task stands upstream, so the model and the credit are not known here.
     assert image["parameters"].pop("model") == REQUEST["model"]
     own = {name: chain_image[name] for name in ("generation_id", "duration_ms")}
-    assert chain_image == {**image, **own, "uri": chain_uri, "model": None}
+    assert chain_image == {**image, **own, "uri": chain_uri, "model": None, "credit": None}
     assert chain_image["generation_id"] == generation_id
     assert image["seed"] == 5
     assert image["model"] == REQUEST["model"]

@@ -41,6 +41,9 @@ CHANGED: dict[str, Any] = {
     "queue_timeout": 99.5,
     "durable": False,
     "on_lost_response": "fail",
+    "max_credit": None,
+    "on_exhausted": "wait",
+    "exhausted_timeout": 77.5,
 }
 CHANGED_IN_ONE_STEP = {
     **CHANGED,
