@@ -6,9 +6,9 @@ Start it with ``python -m airflow_provider_modelscope.emulator``, or in a test::
         ...  # use a connection with emulator.base_url as host
 
 The modules, in the order data flows: ``__main__`` reads the command line, ``server`` speaks HTTP, ``service``
-decides on each response, ``parameters`` checks a submission, ``faults`` says which responses fail, and
-``drawing`` draws the image. The emulator imports neither Airflow nor the rest of this package: its knowledge
-of the API is its own, so that it can disprove the client.
+decides on each response, ``parameters`` checks a submission, ``credit`` knows what it costs, ``faults`` says
+which responses fail, and ``drawing`` draws the image. The emulator imports neither Airflow nor the rest of
+this package: its knowledge of the API is its own, so that it can disprove the client.
 """
 
 from airflow_provider_modelscope.emulator.server import Emulator

@@ -12,7 +12,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from airflow_provider_modelscope.emulator.credit import CREDIT, MAX_CREDIT
 from airflow_provider_modelscope.emulator.faults import Fault, describe_faults
+from airflow_provider_modelscope.emulator.parameters import model_exists
 from airflow_provider_modelscope.emulator.server import Exchange, first_id, serving
 from airflow_provider_modelscope.emulator.service import Service
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_running=options.max_running,
         tokens=options.token,
         faults=options.fault,
+        credit=options.credit,
+        retired_models=options.retired_model,
         first_id=first_id(),
     )
     try:
@@ -69,7 +73,7 @@ def _log(exchange: Exchange) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_modelscope.emulator",
-        description="Emulate ModelScope's image API, without token, credit or network.",
+        description="Emulate ModelScope's image API, without a token or a network. Its credit costs nothing.",
         epilog=describe_faults(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -101,6 +105,20 @@ def _parser() -> argparse.ArgumentParser:
         help="a valid token; without this option every token is valid; can be repeated",
     )
     parser.add_argument(
+        "--credit",
+        default=CREDIT,
+        type=_within(float, 0, MAX_CREDIT),
+        help="credit that each account (token) has at the start (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--retired-model",
+        action="append",
+        default=[],
+        type=_model,
+        metavar="ID",
+        help="a model that is no longer served; can be repeated",
+    )
+    parser.add_argument(
         "--fault",
         action="append",
         default=[],
@@ -125,6 +143,12 @@ def _within(kind: Callable[[str], Number], low: Number, high: Number) -> Callabl
 def _token(text: str) -> str:
     if not text or any(character.isspace() for character in text):
         raise argparse.ArgumentTypeError("a token must not be empty or contain spaces")
+    return text
+
+
+def _model(text: str) -> str:
+    if not model_exists(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of a model, such as Qwen/Qwen-Image")
     return text
 
 

@@ -27,6 +27,8 @@ FAMILIES = {
 ANY_FAMILY = (64, 4096)
 """The sides of other models. ModelScope has no such limit; here it keeps the image small enough to draw."""
 
+NO_SUCH_MODEL = "nobody/no-such-model"
+
 
 class BadRequestError(ValueError):
     """The body cannot be read, or a parameter is out of range. Its text is the message of the response."""
@@ -59,7 +61,7 @@ class Parameters:
         :param body: None if it could not be read.
         :raises BadRequestError: if ModelScope would respond with status 400.
         """
-        content = _read(body)
+        content = read_body(body)
         model = _model(content)
         width, height = _size(content, model)
         images = _images(content, model)
@@ -82,7 +84,12 @@ class Parameters:
         return cls(**used, seed=seed, digest=_digest(used, images, seed))
 
 
-def _read(body: bytes | None) -> dict[str, Any]:
+def read_body(body: bytes | None) -> dict[str, Any]:
+    """Read a JSON object.
+
+    :param body: None if it could not be read.
+    :raises BadRequestError: if it is not one.
+    """
     if body is None:
         raise BadRequestError("The request body cannot be read")
     try:
@@ -99,9 +106,14 @@ def _read(body: bytes | None) -> dict[str, Any]:
 def _model(content: Mapping[str, Any]) -> str:
     model = content.get("model")
     model = model if isinstance(model, str) else ""
-    if not re.fullmatch(r"[\w.-]{1,100}/[\w.-]{1,100}", model):
+    if not model_exists(model):
         raise BadRequestError(f"Model id : {model[:200]} , has no provider supported")
     return model
+
+
+def model_exists(model: str) -> bool:
+    """Whether there is such a model: any ``owner/name`` but ``NO_SUCH_MODEL``."""
+    return re.fullmatch(r"[\w.-]{1,100}/[\w.-]{1,100}", model) is not None and model != NO_SUCH_MODEL
 
 
 def _text(content: Mapping[str, Any], name: str) -> str:

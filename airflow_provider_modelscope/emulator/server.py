@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from airflow_provider_modelscope.emulator.credit import CREDIT
 from airflow_provider_modelscope.emulator.drawing import draw
 from airflow_provider_modelscope.emulator.service import Response, Service
 
@@ -89,7 +90,14 @@ async def serving(
             body = await request.read()
         except (web.HTTPRequestEntityTooLarge, web.RequestPayloadError, ConnectionError):
             body = None
-        response = service.respond(request.method, request.path, request.headers, body, now=time.monotonic())
+        response = service.respond(
+            request.method,
+            request.path,
+            request.headers,
+            body,
+            query=request.query,
+            now=time.monotonic(),
+        )
         content = response.body
         if response.drawn_from is not None:
             content = await asyncio.to_thread(draw, response.drawn_from, response.image_format)
@@ -120,7 +128,7 @@ async def serving(
 
 
 async def _send(request: web.Request, response: Response, content: bytes, sent: bytes) -> web.StreamResponse:
-    headers = {**response.headers, "Content-Type": response.content_type, "Content-Length": str(len(content))}
+    headers = {"Content-Type": response.content_type, "Content-Length": str(len(content))}
     if response.cut == "end":
         headers["Content-Length"] += "0"  # more than will be sent
     if not response.cut:
@@ -141,6 +149,8 @@ class Emulator:
     :param max_running: Number of generations that an account (a token) may run at the same time, from 1.
     :param tokens: The valid tokens. Empty: every token is valid.
     :param faults: Faults such as ``submit:429:2``, see ``faults``.
+    :param credit: What each account has at the start, from 0.
+    :param retired_models: Models that are no longer served.
     """
 
     base_url: str
@@ -156,9 +166,17 @@ class Emulator:
         max_running: int = 1,
         tokens: Iterable[str] = (),
         faults: Iterable[str] = (),
+        credit: float = CREDIT,
+        retired_models: Iterable[str] = (),
     ) -> None:
         self._service = Service(
-            duration=duration, max_running=max_running, tokens=tokens, faults=faults, first_id=first_id()
+            duration=duration,
+            max_running=max_running,
+            tokens=tokens,
+            faults=faults,
+            credit=credit,
+            retired_models=retired_models,
+            first_id=first_id(),
         )
         self._started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(
@@ -194,14 +212,20 @@ class Emulator:
 
         So a test can use a long ``duration`` without waiting for it.
         """
-        finished = Future[None]()
+        self._run(lambda: self._service.finish(now=time.monotonic()))
 
-        def finish() -> None:  # in the thread of the service, which is not thread-safe
-            self._service.finish(now=time.monotonic())
-            finished.set_result(None)
+    def grant(self, token: str, credit: float) -> None:
+        """Add credit to an account, as ModelScope does when a person visits its site.
 
-        self._loop.call_soon_threadsafe(finish)
-        finished.result()
+        :raises ValueError: if the credit is not a number from 0, or the token is not valid.
+        """
+        self._run(lambda: self._service.grant(token, credit))
+
+    def _run(self, change: Callable[[], None]) -> None:
+        async def run() -> None:  # in the thread of the service, which is not thread-safe
+            change()
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
     def __enter__(self) -> Emulator:
         self._thread.start()

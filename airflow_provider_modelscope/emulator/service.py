@@ -6,13 +6,20 @@ import hashlib
 import json
 import re
 import uuid
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from http import HTTPStatus
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_provider_modelscope.emulator.credit import CREDIT, TIERS, as_number, price_of, read_amount
 from airflow_provider_modelscope.emulator.faults import Faults
-from airflow_provider_modelscope.emulator.parameters import BadRequestError, Parameters
+from airflow_provider_modelscope.emulator.parameters import (
+    BadRequestError,
+    Parameters,
+    model_exists,
+    read_body,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +33,8 @@ BUSY = "Server is busy, please try again later"
 QUOTA = "You have exceeded today's quota for model {model}, please try again tomorrow."
 INAPPROPRIATE = "Input data may contain inappropriate content."
 NOT_VERIFIED = "Your Alibaba Cloud account must be real name verified before use."
+NO_CREDIT = (403, "QuotaLimitExceed", "magicube balance exhausted")
+RETIRED_MODEL = (429, "", "insufficient balance (1008)")
 
 STATUS_MESSAGES = {
     401: AUTHENTICATION_FAILED,
@@ -47,9 +56,9 @@ SUBMIT_ERRORS = {
     "quota-200": (200, "", QUOTA),
     "quota-chinese": (429, "", "今日额度已用完"),
     "balance": (402, "", "Insufficient balance, please top up your account."),
-    "no-credit": (403, "QuotaLimitExceed", "magicube balance exhausted"),
+    "no-credit": NO_CREDIT,
     "no-credit-chinese": (429, "", "魔粒不足，请获取魔粒后重试"),
-    "retired-model": (429, "", "insufficient balance (1008)"),
+    "retired-model": RETIRED_MODEL,
     "unbound": (401, "", "Please bind your Alibaba Cloud account before use."),
     "unverified": (403, "", NOT_VERIFIED),
     "forbidden": (403, "OperationNotAllowed", "insufficient token permission"),
@@ -86,10 +95,8 @@ FAILURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """``task_status`` and ``errors`` of a generation without images. The HTTP status of that response is 200."""
 
-REQUESTS_A_DAY = 2000
-REQUESTS_A_DAY_PER_MODEL = 500
-CREDIT_A_DAY = 250
-"""ModelScope's former free quota and credit. The emulator counts down, but rejects nothing at 0."""
+REFUNDED = {"failed", "canceled", "expired"}
+"""The failures that are a fault of the service. What the content of a request causes is charged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +106,6 @@ class Response:
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
     drawn_from: Parameters | None = None
     """If set, the body is the image of these parameters, which ``server`` draws."""
     image_format: str = "PNG"
@@ -139,6 +145,11 @@ class Generation:
         """Whether it occupies a slot of the account. A stalled one does so until its duration is over."""
         return now < self.finished_at and self.fault not in FAILURES
 
+    @property
+    def price(self) -> Decimal:
+        """What it costs. The credit is frozen while it runs, and 0 is left of it after a refund."""
+        return Decimal(0) if self.fault in REFUNDED else price_of(self.parameters.model)
+
 
 class Service:
     """The service behind the emulator.
@@ -147,6 +158,8 @@ class Service:
     :param max_running: Number of generations that an account (a token) may run at the same time, from 1.
     :param tokens: The valid tokens. Empty: every token is valid.
     :param faults: Faults such as ``submit:429:2``, see ``faults``.
+    :param credit: What each account has at the start, from 0.
+    :param retired_models: Models that are no longer served.
     :param first_id: The id of the first generation. Each further id is one higher.
     """
 
@@ -157,9 +170,14 @@ class Service:
         max_running: int = 1,
         tokens: Iterable[str] = (),
         faults: Iterable[str] = (),
+        credit: float = CREDIT,
+        retired_models: Iterable[str] = (),
         first_id: int = 4003503,
     ) -> None:
         self.faults = Faults(faults)
+        self._credit = read_amount(credit)
+        self._granted: dict[str, Decimal] = {}
+        self._retired_models = frozenset(retired_models)
         self._duration = duration
         self._max_running = max_running
         self._tokens = frozenset(tokens)
@@ -186,13 +204,30 @@ class Service:
             if generation.finished_at > now:
                 self._generations[generation_id] = replace(generation, finished_at=now)
 
+    def grant(self, token: str, credit: float) -> None:
+        """Add credit to an account, as ModelScope does when a person visits its site.
+
+        :raises ValueError: if the credit is not a number from 0, or the token is not valid.
+        """
+        if not self._is_valid(token):
+            raise ValueError("No account has this token")
+        self._granted[token] = self._granted.get(token, 0) + read_amount(credit)
+
     def respond(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = b"", *, now: float
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None = b"",
+        *,
+        query: Mapping[str, str] | None = None,
+        now: float,
     ) -> Response:
         """Return the response to one HTTP request.
 
         :param headers: A case-insensitive mapping.
         :param body: None if it could not be read.
+        :param query: The parameters of the URL.
         :param now: Seconds on any clock that does not go back.
         """
         match method, path.split("/")[1:]:
@@ -211,6 +246,10 @@ class Service:
                 )
             case "GET", ["openapi", "v1", "magicubes", "balance"]:
                 return self._hub(headers, self._balance(_token(headers), now))
+            case "GET", ["api", "v1", "inference", "list_model_providers"]:
+                return self._providers((query or {}).get("ModelId", ""))
+            case "POST", ["emulator", "grant"]:
+                return self._grant(headers, body, now)
         return self._error(404, "")
 
     def _submit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Response:
@@ -225,14 +264,17 @@ class Service:
             parameters = Parameters.from_body(body)
         except BadRequestError as error:
             return self._error(400, str(error))
-        response = self._enqueue(token, parameters, headers, now)
-        return replace(response, headers=self._limits(token, parameters.model))
+        return self._enqueue(token, parameters, headers, now)
 
     def _enqueue(
         self, token: str, parameters: Parameters, headers: Mapping[str, str], now: float
     ) -> Response:
+        if parameters.model in self._retired_models:
+            return self._rejected(RETIRED_MODEL, parameters)
         if sum(generation.is_running(now) for generation in self._of(token)) >= self._max_running:
             return self._error(500, QUEUE_FULL)
+        if self._left(token) < price_of(parameters.model):
+            return self._rejected(NO_CREDIT, parameters)
         fault = self.faults.take("submit")
         match fault:
             case "" | "lost":
@@ -253,12 +295,15 @@ class Service:
                 images = [{"url": _image_url(finished, headers)}]
                 response = _json(200, {"images": images, "request_id": self._request_id()})
             case _ if fault in SUBMIT_ERRORS:
-                status, code, message = SUBMIT_ERRORS[fault]
-                said = message.format(model=parameters.model, prompt=parameters.prompt)
-                response = self._error(status, said, code)
+                response = self._rejected(SUBMIT_ERRORS[fault], parameters)
             case _:
                 response = self._faulty_response(fault)
         return replace(response, note=f"fault {fault}")
+
+    def _rejected(self, error: tuple[int, str, str], parameters: Parameters) -> Response:
+        status, code, message = error
+        said = message.format(model=parameters.model, prompt=parameters.prompt)
+        return self._error(status, said, code)
 
     def _accept(self, token: str, parameters: Parameters, now: float) -> Response:
         generation_id = str(next(self._ids))
@@ -373,21 +418,48 @@ class Service:
         message = "Invalid authentication: missing or invalid Authorization header"
         return _json(401, {"success": False, "code": "InvalidAuthentication", "message": message})
 
-    def _balance(self, token: str, now: float) -> dict[str, int]:
-        frozen = sum(generation.is_running(now) for generation in self._of(token))
-        total = max(frozen, CREDIT_A_DAY + frozen - len(self._of(token)))
-        return {"total_balance": total, "available_balance": total - frozen, "frozen_amount": frozen}
-
-    def _limits(self, token: str, model: str) -> dict[str, str]:
-        models = [generation.parameters.model for generation in self._of(token)]
-        return {
-            "modelscope-ratelimit-requests-limit": str(REQUESTS_A_DAY),
-            "modelscope-ratelimit-requests-remaining": str(max(0, REQUESTS_A_DAY - len(models))),
-            "modelscope-ratelimit-model-requests-limit": str(REQUESTS_A_DAY_PER_MODEL),
-            "modelscope-ratelimit-model-requests-remaining": str(
-                max(0, REQUESTS_A_DAY_PER_MODEL - models.count(model))
+    def _balance(self, token: str, now: float) -> dict[str, int | float]:
+        available = self._left(token)
+        frozen = sum(
+            (
+                generation.price
+                for generation in self._of(token)
+                if generation.status(now) in ("PENDING", "PROCESSING")
             ),
+            Decimal(0),
+        )
+        return {
+            "total_balance": as_number(available + frozen),
+            "available_balance": as_number(available),
+            "frozen_amount": as_number(frozen),
         }
+
+    def _left(self, token: str) -> Decimal:
+        spent_or_frozen = sum(generation.price for generation in self._of(token))
+        return self._credit + self._granted.get(token, 0) - spent_or_frozen
+
+    def _grant(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Response:
+        token = _token(headers)
+        if self._is_valid(token):
+            try:
+                credit: Any = read_body(body).get("credit")
+                self.grant(token, credit)
+            except ValueError as error:
+                return self._error(400, str(error))
+        return self._hub(headers, self._balance(token, now))
+
+    def _providers(self, model: str) -> Response:
+        if not model_exists(model):
+            return _json(500, {"Code": 500, "Message": "record not found", "Success": False})
+        price = price_of(model)
+        provider = {
+            "Name": "ModelScope",
+            "CostTier": TIERS[price],
+            "EstimatedMagicGrainCost": as_number(price),
+        }
+        found = None if model in self._retired_models else [provider]
+        data = {"Providers": found, "TotalCount": len(found or [])}
+        return _json(200, {"Code": 200, "Data": data, "Success": True})
 
     def _faulty_response(self, fault: str) -> Response:
         if fault == "reset":

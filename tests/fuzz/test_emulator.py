@@ -63,7 +63,8 @@ paths = st.one_of(
     st.sampled_from(
         [
             "/v1/images/generations", "/v1/tasks/1", "/v1/tasks/4003503", "/v1/tasks/", "/images/0.png", "",
-            "/v1/models", "/openapi/v1/users/me", "/openapi/v1/magicubes/balance", "*", "//", "/../etc",
+            "/v1/models", "/openapi/v1/users/me", "/openapi/v1/magicubes/balance", "/emulator/grant", "*",
+            "//", "/../etc",
         ]
     ),
 )  # fmt: skip

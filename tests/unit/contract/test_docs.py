@@ -21,6 +21,7 @@ from airflow_provider_modelscope import exceptions, metrics
 from airflow_provider_modelscope.compat import AirflowFailException, BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
+from airflow_provider_modelscope.emulator.credit import PRICES, price_of
 from airflow_provider_modelscope.emulator.faults import FAULTS
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, PORT
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
@@ -347,6 +348,12 @@ def test_every_option_of_the_emulator_is_listed(capsys: pytest.CaptureFixture[st
     for row in rows:
         for default in words(row[1]):
             assert f"(default: {default})" in " ".join(help_text.split())
+
+
+def test_every_price_of_the_emulator_is_listed() -> None:
+    *known, other = table("docs/emulator.md", "Credit")
+    assert {words(model)[0]: price for model, price in known} == {m: str(p) for m, p in PRICES.items()}
+    assert other == ["any other model", str(price_of("a/b"))]
 
 
 def test_every_fault_of_the_emulator_is_listed() -> None:

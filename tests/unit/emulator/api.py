@@ -32,6 +32,9 @@ REQUEST: dict[str, Any] = {
 }
 
 
+CHEAP = {"model": "Tongyi-MAI/Z-Image-Turbo", "prompt": "A golden cat"}
+
+
 def submit(emulator: Emulator, headers: dict[str, str] = SUBMIT, **changes: Any) -> requests.Response:
     body = json.dumps({**REQUEST, **changes}, ensure_ascii=False).encode()
     return requests.post(f"{emulator.base_url}/v1/images/generations", body, headers=headers, timeout=5)

@@ -14,7 +14,7 @@ import requests
 
 from airflow_provider_modelscope.emulator.__main__ import main
 from airflow_provider_modelscope.emulator.faults import FAULTS
-from tests.unit.emulator.api import POLL, REQUEST, SUBMIT, TOKEN
+from tests.unit.emulator.api import CHEAP, POLL, SUBMIT, TOKEN
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
@@ -36,6 +36,12 @@ def test_help_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
         (["--duration", "-1"], "0 to 86400"),
         (["--duration", "nan"], "0 to 86400"),
         (["--max-running", "0"], "1 to 1000"),
+        (["--credit", "-0.1"], "0 to 1000000000"),
+        (["--credit", "nan"], "0 to 1000000000"),
+        (["--credit", "1e10"], "0 to 1000000000"),
+        (["--credit", "much"], "0 to 1000000000"),
+        (["--retired-model", "Qwen-Image"], "such as Qwen/Qwen-Image"),
+        (["--retired-model", ""], "such as Qwen/Qwen-Image"),
         (["--token", "two words"], "must not be empty or contain spaces"),
         (["--fault", "submit:sometimes"], "400 to 599"),
     ],
@@ -65,6 +71,8 @@ def test_the_command_serves_and_logs_without_tokens_and_stops(number: signal.Sig
         "airflow_provider_modelscope.emulator",
         "--port=0",
         "--duration=0",
+        "--credit=0.3",
+        "--retired-model=a/retired",
         f"--token={TOKEN}",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -74,13 +82,22 @@ def test_the_command_serves_and_logs_without_tokens_and_stops(number: signal.Sig
         export = process.stdout.readline()
         base_url = match[1]
         response = requests.post(
-            f"{base_url}/v1/images/generations", json.dumps(REQUEST), headers=SUBMIT, timeout=5
+            f"{base_url}/v1/images/generations", json.dumps(CHEAP), headers=SUBMIT, timeout=5
         )
         generation_id = response.json()["task_id"]
         requests.get(f"{base_url}/v1/tasks/{generation_id}?token={TOKEN}", headers=POLL, timeout=5)
+        balance = requests.get(f"{base_url}/openapi/v1/magicubes/balance", headers=POLL, timeout=5)
+        retired = requests.post(
+            f"{base_url}/v1/images/generations",
+            json.dumps({**CHEAP, "model": "a/retired"}),
+            headers=SUBMIT,
+            timeout=5,
+        )
         process.send_signal(number)
         out, log = process.communicate(timeout=5)
     assert (process.returncode, out) == (0, "")
+    assert balance.json()["data"]["available_balance"] == 0.1
+    assert retired.status_code == 429
     variable, _, connection = export.strip().partition("=")
     assert variable == "export AIRFLOW_CONN_MODELSCOPE_DEFAULT"
     assert json.loads(connection.strip("'")) == {
@@ -91,4 +108,6 @@ def test_the_command_serves_and_logs_without_tokens_and_stops(number: signal.Sig
     assert [line.partition(" ")[2] for line in log.splitlines()] == [
         f"POST /v1/images/generations -> 200 generation {generation_id} accepted",
         f"GET /v1/tasks/{generation_id} -> 200 generation {generation_id} SUCCEED",
+        "GET /openapi/v1/magicubes/balance -> 200",
+        "POST /v1/images/generations -> 429 insufficient balance (1008)",
     ]

@@ -122,20 +122,6 @@ def test_the_list_of_models_accepts_any_token() -> None:
         assert get(emulator, "/v1/models", {"Authorization": "Bearer ms-other"}).status_code == 200
 
 
-def test_running_generations_freeze_credit() -> None:
-    service = Service(duration=10)
-    submit_to(service, 0)
-    for now, available, frozen in ((1, 249, 1), (11, 249, 0)):
-        data = json.loads(call(service, "GET", "/openapi/v1/magicubes/balance", AUTHORIZED, now=now).body)[
-            "data"
-        ]
-        assert data == {
-            "total_balance": available + frozen,
-            "available_balance": available,
-            "frozen_amount": frozen,
-        }
-
-
 def test_without_the_async_header_the_status_is_400(emulator: Emulator) -> None:
     response = submit(emulator, {**SUBMIT, "X-ModelScope-Async-Mode": "false"})
     assert (response.status_code, emulator.accepted) == (400, 0)
@@ -350,18 +336,6 @@ def test_an_unknown_path_is_a_plain_404(emulator: Emulator, path: str) -> None:
     assert response.status_code == 404
     assert response.headers["Content-Type"].startswith("text/plain")
     assert [exchange.status for exchange in emulator.requests] == [404]
-
-
-def test_headers_of_submissions_count_down_the_quota(emulator: Emulator) -> None:
-    submit(emulator)
-    headers = submit(emulator, model="Qwen/Qwen-Image").headers
-    limits = {name: value for name, value in headers.items() if name.startswith("modelscope-ratelimit-")}
-    assert limits == {
-        "modelscope-ratelimit-requests-limit": "2000",
-        "modelscope-ratelimit-requests-remaining": "1998",
-        "modelscope-ratelimit-model-requests-limit": "500",
-        "modelscope-ratelimit-model-requests-remaining": "499",
-    }
 
 
 SUBMIT_FAULTS = [
