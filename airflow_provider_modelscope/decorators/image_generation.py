@@ -172,6 +172,7 @@ def modelscope_image_task(
     image_url: str | Sequence[str] | XComArg | None = None,
     loras: str | Mapping[str, float | str] | None = None,
     extra_parameters: Mapping[str, Any] | None = None,
+    fallback_models: Sequence[str | Mapping[str, Any]] | None = None,
     check_ranges: bool = True,
     storage_conn_id: str | None = None,
     modelscope_conn_id: str = ModelScopeHook.default_conn_name,

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -184,7 +184,7 @@ def defer_until_credit(
     error: QuotaExhaustedError,
     hook: ModelScopeHook,
     *,
-    model: str,
+    models: Sequence[str],
     end_time: float,
     resume_with: DeferredTask,
 ) -> NoReturn:
@@ -193,6 +193,7 @@ def defer_until_credit(
     The task resumes in its method ``execute_with_credit``.
 
     :param error: Why the submission was refused.
+    :param models: The models that the task asks.
     :param end_time: When to give up, in epoch seconds.
     :param resume_with: What the task resumes with.
     :raises QuotaExhaustedError: the error, if waiting cannot help, or after the deadline.
@@ -201,7 +202,7 @@ def defer_until_credit(
     from airflow_provider_modelscope.waiting.backoff import next_day
 
     now = time.time()
-    needed = hook.get_price(model) or LEAST_PRICE
+    needed = min(filter(None, map(hook.get_price, models)), default=LEAST_PRICE)
     if isinstance(error, ModelRetiredError) and (credit := hook.find_credit()) and credit.available >= needed:
         error.message += f". The account has credit, {credit}, so the model is no longer served"
         raise error

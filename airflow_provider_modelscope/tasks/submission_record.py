@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -105,6 +105,7 @@ class SubmissionRecord:
         self._max_tries: int | None = getattr(self._ti, "max_tries", None)
         self._lacks_store = durable and self._store is None and bool(self._max_tries)
         self._on_lost_response = on_lost_response
+        self._candidates: Collection[str] = ()  # the requests of which only one makes the images
         self._unsaved: dict[str, dict[str, Any]] = {}  # entries of paid generations
 
     def check(self) -> None:
@@ -116,23 +117,28 @@ class SubmissionRecord:
         if self._in_object_storage:
             self._in_object_storage.check()
 
-    def recall(self, fingerprint: str) -> Earlier | None:
-        """Return what an earlier attempt submitted, or None if there is nothing to resume.
+    def recall(self, *fingerprints: str) -> list[Earlier]:
+        """Return what earlier attempts submitted and may be resumed.
 
+        :param fingerprints: Of the request of the task, and of those to its fallback models.
         :raises SubmissionUnresolvedError: if an earlier attempt ended while submitting, and resubmitting is
             not allowed.
         :raises SubmissionRecordError: if the record cannot be read, which does not mean that there is none.
         """
+        self._candidates = fingerprints
         entries = self._read()
-        entry = entries.get(fingerprint)
-        if entry is None:
+        if entries.keys().isdisjoint(fingerprints):
             for other in _open_entries(entries):
                 log.warning(
                     "Submitting again: the request or the account differs from that of an earlier attempt, "
                     "which submitted generation %s",
                     other.get("generation_id", "(unknown)"),
                 )
-            return None
+        recorded = {name: entries[name] for name in fingerprints if name in entries}
+        found = [self._recall(fingerprint, entry) for fingerprint, entry in recorded.items()]
+        return [earlier for earlier in found if earlier]
+
+    def _recall(self, fingerprint: str, entry: Mapping[str, Any]) -> Earlier | None:
         if isinstance(sent_at := entry.get("sent_at"), float | int):
             problem = f"An earlier attempt ended while submitting, {time.time() - sent_at:.0f} s ago"
             if self._on_lost_response == "fail":
@@ -235,7 +241,10 @@ class SubmissionRecord:
             self._try_to_write(fingerprint, {**entry, "credit": None})
 
     def save(self, fingerprint: str, submission: Submission) -> None:
-        """Record the generation that was created, or warn if there is no store."""
+        """Record the generation that was created, or warn if there is no store.
+
+        It replaces what earlier attempts submitted to other models.
+        """
         if self._lacks_store:
             log.warning(
                 "A retry would submit generation %s again: set %s to a folder in object storage, or use "
@@ -255,7 +264,7 @@ class SubmissionRecord:
         """Record the generations for which this failed. They are paid for, so an error is a warning."""
         for fingerprint, entry in list(self._unsaved.items()):
             try:
-                self._change(fingerprint, partial(self._succeeded_by, entry))
+                self._change(fingerprint, partial(self._succeeded_by, entry), replaced=self._candidates)
                 del self._unsaved[fingerprint]
             except SubmissionRecordError as error:
                 log.warning("A retry would submit generation %s again: %s", entry["generation_id"], error)
@@ -429,12 +438,14 @@ class SubmissionRecord:
         fingerprint: str,
         change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         *,
+        replaced: Collection[str] = (),
         check: Callable[[Mapping[str, Mapping[str, Any]]], None] = lambda _: None,
     ) -> Mapping[str, Any]:
         """Replace the entry of a request by what a function makes of it, and return what it was.
 
         Marks that are None are left out, and an empty entry is deleted.
 
+        :param replaced: Other requests whose entries it replaces as well. It gets their marks.
         :param check: Called with all entries before anything changes.
         """
         if self._store is None:
@@ -445,8 +456,12 @@ class SubmissionRecord:
             entries = {name: entry for name, entry in recorded.items() if not self._is_over(entry)}
             check(entries)
             before = recorded.get(fingerprint, {})
-            if entries.pop(fingerprint, None) is None:  # what it cost counts no more
-                before = {name: mark for name, mark in before.items() if name not in _COSTS}
+            if entries.pop(fingerprint, None) is None:
+                before = _without_costs(before)
+            for other in replaced:
+                entry = entries.pop(other, {})
+                spent = (before.get("spent") or 0.0) + _spent(entry)
+                before = {**_without_costs(entry), **before, "spent": spent or None}
             if marks := {name: mark for name, mark in change(before).items() if mark is not None}:
                 entries[fingerprint] = marks
             while len(entries) > MAX_ENTRIES:
@@ -506,6 +521,10 @@ def _verdict(
 def _spent(entry: Mapping[str, Any]) -> float:
     """Return what the submissions of an entry have cost, or may have."""
     return sum(entry.get(mark) or 0.0 for mark in _COSTS)
+
+
+def _without_costs(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: mark for name, mark in entry.items() if name not in _COSTS}
 
 
 def _settled(entry: Mapping[str, Any]) -> dict[str, Any]:

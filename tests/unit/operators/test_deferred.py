@@ -37,6 +37,7 @@ CHANGED: dict[str, Any] = {
     "image_url": None,
     "loras": {"a/b": 0.5, "c/d": 0.5},
     "extra_parameters": {"sampler": "Euler a"},
+    "fallback_models": [{"model": "c/another", "steps": 9}],
     "modelscope_conn_id": "another",
     "queue_timeout": 99.5,
     "durable": False,
