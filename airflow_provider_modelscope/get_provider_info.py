@@ -9,8 +9,12 @@ from airflow_provider_modelscope.resuming import OPTION, SECTION
 
 _MODULES = {
     "operators": ["airflow_provider_modelscope.operators.image_generation"],
-    "sensors": ["airflow_provider_modelscope.sensors.image_generation"],
+    "sensors": [
+        "airflow_provider_modelscope.sensors.credit",
+        "airflow_provider_modelscope.sensors.image_generation",
+    ],
     "triggers": [
+        "airflow_provider_modelscope.triggers.credit",
         "airflow_provider_modelscope.triggers.image_generation",
         "airflow_provider_modelscope.triggers.queue",
     ],

@@ -83,7 +83,7 @@ def _take(visits: Visits, airflow: RealAirflow) -> Iterator[str]:
 def _take_connection_test(visits: Visits, airflow: RealAirflow, guarded: Emulator) -> None:
     host, _, port = guarded.base_url.rpartition(":")
     tokens = {
-        "valid": f"Connected to {guarded.base_url}: the token is valid.",
+        "valid": f"Connected to {guarded.base_url}: the token is valid, ",
         "expired": "Authentication failed",
     }
     for token in tokens:

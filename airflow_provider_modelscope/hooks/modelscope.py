@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
+    AuthenticationError,
     BrokenImageError,
     ImageError,
     ImageGoneError,
@@ -357,16 +358,27 @@ class ModelScopeHook(BaseHook):
             account = self.account
             # Undocumented: the API may reject a bad token before it searches the generation.
             status = self._send(messages.status_request(account, "0"))
-            if status.status_code in UNUSABLE_TOKEN:
-                raise messages.error_from(status, account=account)
+            refusal = messages.error_from(status, account=account)
+            is_refused = status.status_code in UNUSABLE_TOKEN
+            if is_refused and isinstance(refusal, AuthenticationError) and refusal.code == 401:
+                raise refusal
             # The website is known to reject a bad token.
-            user = self._send(messages.user_request(account, account.hub_url or account.base_url))
+            try:
+                user = self._send(messages.user_request(account, account.hub_url or account.base_url))
+            except ModelScopeError as error:
+                raise (refusal if is_refused else error) from None
             if user.status_code == 200:
-                return True, f"Connected to {account.base_url}: the token is valid."
+                if is_refused:
+                    return False, f"The token is valid, but {account.base_url} refuses inference. {refusal}"
+                credit = self.find_credit()
+                available = f", {credit.available:.10g} credit available" if credit else ""
+                return True, f"Connected to {account.base_url}: the token is valid{available}."
+            if is_refused:
+                raise refusal
             if user.status_code in UNUSABLE_TOKEN or account.hub_url:
                 raise messages.error_from(user, account=account)
             if status.status_code >= 500:
-                raise messages.error_from(status, account=account)
+                raise refusal
         except ModelScopeError as error:
             return False, str(error)
         return True, f"Connected to {account.base_url}: it does not reject the token."

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from airflow_provider_modelscope.compat import (
-    AirflowException,
-    AirflowSensorTimeout,
-    AirflowSkipException,
-    conf,
-)
-from airflow_provider_modelscope.exceptions import GenerationTimeoutError
+from airflow_provider_modelscope.compat import conf
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.metrics import count_failure
+from airflow_provider_modelscope.sensors.errors import sensor_errors
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
@@ -93,7 +86,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
 
         if not self.deferrable and (self.reschedule or self.exponential_backoff):
             return super().execute(context)  # Airflow's own loop: the author of the Dag says when to poll
-        with self._sensor_errors():
+        with sensor_errors(self):
             wait = self._begin(context)
             defer_after = (
                 self.defer_after if self.deferrable and can_defer(self, context, self.hook) else None
@@ -105,7 +98,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Poll once."""
-        with self._sensor_errors():
+        with sensor_errors(self):
             wait = self._begin(context)
             outcome = wait.observe(self.hook.poll(wait.generation_id), now=time.time())
             if isinstance(outcome, float):
@@ -118,7 +111,7 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
         from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
 
-        with self._sensor_errors():
+        with sensor_errors(self):
             self._find_submission(str(self.generation_id), context)  # for the link to its model
             generation_id = read_event(event, GenerationFinished).generation_id
             return self._succeeded(fetch_finished_generation(self.hook, generation_id))
@@ -156,20 +149,6 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
     def _succeeded(self, generation: Generation) -> str:
         generation.raise_for_failure(retry_resubmits=False)
         return generation.generation_id
-
-    @contextmanager
-    def _sensor_errors(self) -> Iterator[None]:
-        """Raise the errors that Airflow's own sensors raise: on a timeout, and to skip instead of failing."""
-        try:
-            try:
-                with count_failure(self):
-                    yield
-            except GenerationTimeoutError as error:
-                raise AirflowSensorTimeout(str(error)) from error
-        except AirflowException as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(f"Skipped instead of failed: {error}") from error
-            raise
 
 
 def _was_cleared(ti: Any, task: BaseSensorOperator) -> bool:

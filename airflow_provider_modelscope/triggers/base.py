@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_modelscope.exceptions import ModelScopeError
 from airflow_provider_modelscope.triggers.events import (
     CreditAvailable,
+    CreditRead,
     GenerationFinished,
     SlotFree,
     WaitFailed,
@@ -53,7 +54,7 @@ class ModelScopeTrigger(BaseTrigger):
         """Return the arguments that the other triggers do not have."""
 
     @abstractmethod
-    async def wait(self) -> GenerationFinished | SlotFree | CreditAvailable:
+    async def wait(self) -> GenerationFinished | SlotFree | CreditAvailable | CreditRead:
         """Wait, and return the event to emit.
 
         :raises ModelScopeError: the error to emit instead.
@@ -75,7 +76,7 @@ class ModelScopeTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then yield one event."""
         not_before = time.monotonic() + self.min_deferral_seconds
-        event: GenerationFinished | SlotFree | CreditAvailable | WaitFailed
+        event: GenerationFinished | SlotFree | CreditAvailable | CreditRead | WaitFailed
         try:
             event = await self.wait()
         except ModelScopeError as error:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     ModelScopeError,
+    ModelScopeRetryableError,
     ServiceUnavailableError,
 )
 from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
-from airflow_provider_modelscope.triggers.events import CreditAvailable
+from airflow_provider_modelscope.triggers.events import CreditAvailable, CreditRead
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.protocol.credit import Credit
     from airflow_provider_modelscope.transport.event_loop import Client
 
 
@@ -78,3 +80,44 @@ class ModelScopeExhaustedTrigger(ModelScopeTrigger):
         """Return whether to submit although the credit cannot be read."""
         self.log.warning("The credit is unknown: %s", error)
         return time.time() >= self.next_day
+
+
+class ModelScopeCreditTrigger(ModelScopeTrigger):
+    """Emits ``events.CreditRead`` when an account has enough credit, or at the deadline.
+
+    All waits in one triggerer for the same account share its readings. A reading that fails for a reason that
+    may pass is no reason to end the wait.
+
+    :param min_available: The credit to wait for.
+    """
+
+    def __init__(self, *, min_available: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.min_available = min_available
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that the other triggers do not have."""
+        return {"min_available": self.min_available}
+
+    async def wait(self) -> CreditRead:
+        """Wait for enough credit."""
+        from airflow_provider_modelscope.triggers.clients import with_client
+
+        while (seconds := self.end_time - time.time()) > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    # Not one client for all readings: meanwhile the token may be rotated.
+                    credit = await with_client(self.modelscope_conn_id, _next, end_time=self.end_time)
+            except TimeoutError:
+                break
+            except ModelScopeRetryableError as error:
+                self.log.warning("The credit is unknown: %s", error)
+                continue
+            self.log.info("Credit: %s. Waiting for %g", credit, self.min_available)
+            if credit.available >= self.min_available:
+                return CreditRead(available=credit.available)
+        return CreditRead(available=None)
+
+
+async def _next(client: Client) -> Credit:
+    return await client.credit.next()

@@ -49,6 +49,20 @@ class CreditAvailable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CreditRead:
+    """The account has enough credit, or the wait for it is over.
+
+    :param available: The credit, None at the end of the wait.
+    """
+
+    available: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the payload of the event."""
+        return {"status": "credit_read", "available": self.available}
+
+
+@dataclass(frozen=True, kw_only=True)
 class WaitFailed:
     """The wait ended with an error, which the task raises."""
 
@@ -94,7 +108,7 @@ class DeferredTask:
         raise _unexpected(payload)
 
 
-Expected = TypeVar("Expected", GenerationFinished, SlotFree, CreditAvailable)
+Expected = TypeVar("Expected", GenerationFinished, SlotFree, CreditAvailable, CreditRead)
 
 
 def read_event(payload: Any, expected: type[Expected]) -> Expected:
@@ -104,7 +118,7 @@ def read_event(payload: Any, expected: type[Expected]) -> Expected:
     :raises ModelScopeError: if the wait failed, its error. Any other payload is a
         :class:`ModelScopeFinalError`, and never counts as success.
     """
-    event: GenerationFinished | SlotFree | CreditAvailable | None = None
+    event: GenerationFinished | SlotFree | CreditAvailable | CreditRead | None = None
     match payload:
         case {"status": "finished", "generation_id": str(generation_id)}:
             event = GenerationFinished(generation_id=generation_id)
@@ -117,6 +131,8 @@ def read_event(payload: Any, expected: type[Expected]) -> Expected:
             event = SlotFree(queued_at=queued_at, end_time=end_time, granted_at=granted_at)
         case {"status": "credit_available"}:
             event = CreditAvailable()
+        case {"status": "credit_read", "available": float() | int() | None as available}:
+            event = CreditRead(available=available)
         case {"status": "error", "error": {"kind": str(), "message": str()} as error}:
             raise ModelScopeError.from_json(error)
     if isinstance(event, expected):

@@ -67,7 +67,7 @@ def press_test(page: Page, connection_id: str) -> None:
 
 def expect_success(page: Page, service: Emulator) -> None:
     expect(page.get_by_text("Test Connection Successful")).to_be_visible()
-    expect(page.get_by_text(f"Connected to {service.base_url}: the token is valid.")).to_be_visible()
+    expect(page.get_by_text(f"Connected to {service.base_url}: the token is valid, ")).to_be_visible()
 
 
 def expect_failure(page: Page, sentence: str) -> None:
@@ -83,7 +83,7 @@ def test_the_button_accepts_the_good_token(page: Page, service: Emulator, names_
     add(page, connection_id, password=GOOD, host=host, port=str(url.port))
     press_test(page, connection_id)
     expect_success(page, service)
-    assert service.requests[-1].path.endswith("/users/me")
+    assert service.requests[-1].path.endswith("/magicubes/balance")
     assert not service.accepted
 
 

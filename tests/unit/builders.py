@@ -14,6 +14,7 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeImageGenerationOperator,
     ModelScopeSubmitImageGenerationOperator,
 )
+from airflow_provider_modelscope.sensors.credit import ModelScopeCreditSensor
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
 from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
@@ -63,6 +64,10 @@ def one_step(folder: Path = FOLDER, **arguments: Any) -> ModelScopeImageGenerati
 
 def sensor(generation_id: Any = "42", **arguments: Any) -> ModelScopeImageGenerationSensor:
     return ModelScopeImageGenerationSensor(**{"task_id": "wait", "generation_id": generation_id, **arguments})
+
+
+def credit_sensor(min_available: Any = 1, **arguments: Any) -> ModelScopeCreditSensor:
+    return ModelScopeCreditSensor(**{"task_id": "wait", "min_available": min_available, **arguments})
 
 
 def transfer(

@@ -33,6 +33,7 @@ def test_the_package_does_not_need_the_provider_common_compat() -> None:
     import airflow_provider_modelscope.gallery.plugin
     import airflow_provider_modelscope.hooks.modelscope
     import airflow_provider_modelscope.operators.image_generation
+    import airflow_provider_modelscope.sensors.credit
     import airflow_provider_modelscope.sensors.image_generation
     import airflow_provider_modelscope.transfers.image_to_object_storage
     """

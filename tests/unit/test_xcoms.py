@@ -281,6 +281,7 @@ def test_submitters_are_all_tasks_that_record_submissions() -> None:
         import_module(f"{package}.{name}")
         for name in (
             "operators.image_generation",
+            "sensors.credit",
             "sensors.image_generation",
             "transfers.image_to_object_storage",
             "decorators.image_generation",

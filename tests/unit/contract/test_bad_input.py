@@ -33,7 +33,7 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import ImagesLink, ModelLink
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.validation import INVALID
-from tests.unit.builders import Context, one_step, rendered, sensor, submitter, transfer
+from tests.unit.builders import Context, credit_sensor, one_step, rendered, sensor, submitter, transfer
 from tests.unit.conftest import TOKEN
 
 if TYPE_CHECKING:
@@ -578,7 +578,7 @@ def test_airflow_itself_rejects_other_seconds_of_a_sensor(parameter: str, value:
         sensor(**{parameter: value})
 
 
-@pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
+@pytest.mark.parametrize("task", [submitter, one_step, sensor, credit_sensor, transfer])
 @pytest.mark.parametrize("unknown", ["negativ_prompt", "n", "api_key"])
 def test_an_unknown_argument_is_an_import_error(task: Any, unknown: str) -> None:
     with pytest.raises(TypeError, match=unknown):
@@ -625,7 +625,7 @@ def test_an_extra_that_is_not_a_json_object_is_named(
     assert message == "Airflow connection 'modelscope_default': extra must be a JSON object."
 
 
-@pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
+@pytest.mark.parametrize("task", [submitter, one_step, sensor, credit_sensor, transfer])
 @WAYS
 def test_all_errors_of_the_connection_come_at_once(
     task: Any, deferrable: bool, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch

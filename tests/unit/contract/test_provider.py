@@ -143,6 +143,7 @@ def test_a_dag_file_imports_fast_and_loads_no_client(installed: Path) -> None:
     from airflow_provider_modelscope.compat import BaseHook, conf
     before, ready_at = set(sys.modules), time.process_time()
     import airflow_provider_modelscope.operators.image_generation
+    import airflow_provider_modelscope.sensors.credit
     import airflow_provider_modelscope.sensors.image_generation
     import airflow_provider_modelscope.transfers.image_to_object_storage
     import airflow_provider_modelscope.hooks.modelscope
@@ -164,6 +165,7 @@ def test_checking_constants_loads_no_client_and_no_network(installed: Path) -> N
     import sys
     from airflow.sdk import DAG, BaseOperator
     from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
+    from airflow_provider_modelscope.sensors.credit import ModelScopeCreditSensor
     from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
     from airflow_provider_modelscope.transfers.image_to_object_storage import (
         ModelScopeImageToObjectStorageOperator,
@@ -176,6 +178,7 @@ def test_checking_constants_loads_no_client_and_no_network(installed: Path) -> N
     with DAG("a_dag", schedule=None):
         ModelScopeImageGenerationOperator(task_id="a", destination="s3://bucket/cat.png", **request)
         ModelScopeImageGenerationSensor(task_id="b", generation_id="42")
+        ModelScopeCreditSensor(task_id="e", min_available="5")
         ModelScopeImageToObjectStorageOperator(task_id="c", generation_id="42", destination="gs://bucket/")
         try:
             ModelScopeImageGenerationOperator(task_id="d", destination="cats", seed="abc", **request)

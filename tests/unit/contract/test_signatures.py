@@ -16,6 +16,7 @@ from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeSubmitImageGenerationOperator,
 )
 from airflow_provider_modelscope.protocol.request import GenerationRequest
+from airflow_provider_modelscope.sensors.credit import ModelScopeCreditSensor
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
 from airflow_provider_modelscope.transfers.image_to_object_storage import (
     ModelScopeImageToObjectStorageOperator,
@@ -42,7 +43,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 ONE_STEP = parameters(ModelScopeImageGenerationOperator)
 
 
-@pytest.mark.parametrize("task", CLASSES[1:], ids=lambda task: task.__name__)
+@pytest.mark.parametrize("task", [*CLASSES[1:], ModelScopeCreditSensor], ids=lambda task: task.__name__)
 def test_a_parameter_is_the_same_in_every_class(task: type[BaseOperator]) -> None:
     shared = parameters(task).keys() & ONE_STEP.keys()
     assert "modelscope_conn_id" in shared
@@ -81,7 +82,7 @@ def test_the_request_has_the_parameters_of_the_operators() -> None:
         assert ONE_STEP[name].default == request[name].default
 
 
-@pytest.mark.parametrize("task", CLASSES, ids=lambda task: task.__name__)
+@pytest.mark.parametrize("task", [*CLASSES, ModelScopeCreditSensor], ids=lambda task: task.__name__)
 def test_every_parameter_is_documented_in_order(task: type[BaseOperator]) -> None:
     documented = re.findall(r":param (\w+): ", inspect.getdoc(task) or "")
     assert documented == list(parameters(task))

@@ -12,7 +12,17 @@ from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeSubmitImageGenerationOperator,
 )
-from tests.unit.builders import REQUEST, Context, one_step, rendered, run, sensor, submitter, transfer
+from tests.unit.builders import (
+    REQUEST,
+    Context,
+    credit_sensor,
+    one_step,
+    rendered,
+    run,
+    sensor,
+    submitter,
+    transfer,
+)
 from tests.unit.conftest import TOKEN, TaskInstance, connect
 
 if TYPE_CHECKING:
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
-@pytest.mark.parametrize("make", [submitter, one_step, sensor, transfer])
+@pytest.mark.parametrize("make", [submitter, one_step, sensor, credit_sensor, transfer])
 def test_multiple_outputs_is_refused_at_construction(make: Any) -> None:
     with pytest.raises(InvalidRequestError, match="multiple_outputs = True: must be False"):
         make(multiple_outputs=True)
@@ -37,6 +47,7 @@ SECRETS = [
     (one_step, "destination"),
     (one_step, "preflight"),
     (sensor, "generation_id"),
+    (credit_sensor, "min_available"),
     (transfer, "generation_id"),
     (transfer, "destination"),
     (transfer, "storage_conn_id"),
@@ -63,7 +74,13 @@ def test_no_error_quotes_a_rendered_token(
 
 @pytest.mark.parametrize(
     ("make", "name"),
-    [(submitter, "size"), (one_step, "size"), (sensor, "generation_id"), (transfer, "destination")],
+    [
+        (submitter, "size"),
+        (one_step, "size"),
+        (sensor, "generation_id"),
+        (credit_sensor, "min_available"),
+        (transfer, "destination"),
+    ],
 )
 def test_an_invalid_connection_is_reported_with_other_errors(
     make: Any, name: str, context: Context, monkeypatch: pytest.MonkeyPatch

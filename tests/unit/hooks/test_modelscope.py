@@ -435,11 +435,11 @@ class TestPauses:
 
 class TestConnection:
     def test_it_tells_a_good_token_from_a_bad_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with Emulator(tokens=[TOKEN]) as emulator:
+        with Emulator(tokens=[TOKEN], credit=7.5) as emulator:
             connect(monkeypatch, emulator.base_url)
             assert ModelScopeHook().test_connection() == (
                 True,
-                f"Connected to {emulator.base_url}: the token is valid.",
+                f"Connected to {emulator.base_url}: the token is valid, 7.5 credit available.",
             )
             monkeypatch.setenv(
                 "AIRFLOW_CONN_MODELSCOPE_DEFAULT",
@@ -458,6 +458,9 @@ class TestConnection:
             (200, 401, False, "Check the connection's password"),
             (401, 200, False, "Check the connection's password"),
             (403, 200, False, "what the token may do: https://modelscope.cn/my/myaccesstoken"),
+            (403, 200, False, f"The token is valid, but {BASE} refuses inference. "),
+            (401, 401, False, "Check the connection's password"),
+            (403, 401, False, "what the token may do: https://modelscope.cn/my/myaccesstoken"),
             (400, 200, True, "the token is valid"),
             (500, 200, True, "the token is valid"),
             (200, 500, False, "ModelScope is unavailable"),
@@ -468,6 +471,7 @@ class TestConnection:
     ) -> None:
         service.get(STATUS + "0", status_code=status, json={"task_status": "FAILED"})
         service.get(USER, status_code=user, json={})
+        service.get(TestCredit.BALANCE, status_code=404)
         result = hook.test_connection()
         assert (result[0], message in result[1]) == (works, True), result
 
@@ -482,10 +486,32 @@ class TestConnection:
         self, service: Mocker, hook: ModelScopeHook, text: str, hint: str
     ) -> None:
         service.get(STATUS + "0", status_code=401, json={"errors": {"message": text}})
-        works, message = hook.test_connection()
-        assert not works
-        assert hint in message
-        assert "https://modelscope.cn/my/accountsettings" in message
+        for user in ({"status_code": 200}, {"status_code": 403}, {"exc": requests.ConnectTimeout}):
+            service.get(USER, **user)
+            works, message = hook.test_connection()
+            assert not works
+            assert hint in message
+            assert "https://modelscope.cn/my/accountsettings" in message
+            valid = f"The token is valid, but {BASE} refuses inference. The ModelScope account is not ready: "
+            assert message.startswith(valid) is (user == {"status_code": 200})
+
+    @pytest.mark.parametrize(
+        "balance",
+        [
+            {"status_code": 404},
+            {"status_code": 401, "json": {"code": "InvalidAuthentication"}},
+            {"json": {"data": None}},
+            {"exc": requests.ReadTimeout("slow")},
+        ],
+        ids=str,
+    )
+    def test_a_credit_that_cannot_be_read_is_no_failure(
+        self, service: Mocker, hook: ModelScopeHook, balance: dict[str, Any]
+    ) -> None:
+        service.get(STATUS + "0", json={"task_status": "FAILED"})
+        service.get(USER, json={})
+        service.get(TestCredit.BALANCE, **balance)
+        assert hook.test_connection() == (True, f"Connected to {BASE}: the token is valid.")
 
     def test_a_service_without_a_website_need_not_confirm_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(monkeypatch, "https://proxy.example")

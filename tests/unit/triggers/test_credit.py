@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
-from airflow_provider_modelscope.triggers.credit import ModelScopeExhaustedTrigger
-from airflow_provider_modelscope.triggers.events import CreditAvailable, read_event
+from airflow_provider_modelscope.triggers import accounts
+from airflow_provider_modelscope.triggers.credit import (
+    ModelScopeCreditTrigger,
+    ModelScopeExhaustedTrigger,
+)
+from airflow_provider_modelscope.triggers.events import CreditAvailable, CreditRead, read_event
 from airflow_provider_modelscope.waiting import credit as waiting
 from tests.unit.builders import event_of
-from tests.unit.conftest import TOKEN, connect, unreadable_connections
+from tests.unit.conftest import TOKEN, connect, serve_connections, unreadable_connections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,3 +174,92 @@ def test_an_invalid_connection_is_the_error_of_the_task(monkeypatch: pytest.Monk
     monkeypatch.setenv("AIRFLOW_CONN_MODELSCOPE_DEFAULT", "postgres://host")
     event = asyncio.run(event_of(trigger()))
     assert (event["status"], event["error"]["kind"]) == ("error", "InvalidConnectionError")
+
+
+class TestCreditTrigger:
+    """The trigger of the sensor: it fires when there is enough credit, and says how much there is."""
+
+    @staticmethod
+    def trigger(min_available: float = 2.0, seconds: float = 60.0) -> ModelScopeCreditTrigger:
+        return ModelScopeCreditTrigger(
+            min_available=min_available,
+            modelscope_conn_id="modelscope_default",
+            end_time=time.time() + seconds,
+            min_deferral_seconds=0.0,
+        )
+
+    def test_serialization_keeps_every_argument(self) -> None:
+        arguments: dict[str, Any] = {
+            "min_available": 0.5,
+            "modelscope_conn_id": "other",
+            "end_time": 12.25,
+            "min_deferral_seconds": 0.5,
+            "deferred_task": {"attempt": 3},
+        }
+        path, serialized = ModelScopeCreditTrigger(**arguments).serialize()
+        assert path == "airflow_provider_modelscope.triggers.credit.ModelScopeCreditTrigger"
+        assert json.loads(json.dumps(serialized)) == arguments
+
+    @pytest.mark.parametrize("event", [CreditRead(available=0.5), CreditRead(available=None)])
+    def test_the_event_is_read_as_a_value(self, event: CreditRead) -> None:
+        assert read_event(json.loads(json.dumps(event.to_json())), CreditRead) == event
+
+    def test_a_thousand_sensors_cost_one_reading_each_time(
+        self, poor: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waiting, "MIN_INTERVAL", 0.5)
+        monkeypatch.setattr(waiting, "MAX_INTERVAL", 0.5)
+
+        async def run() -> list[Any]:
+            waits = [asyncio.create_task(event_of(self.trigger())) for _ in range(1000)]
+            await some_readings(poor)
+            assert not any(wait.done() for wait in waits)
+            poor.grant(TOKEN, 2)  # all fire: a sensor takes nothing from the others
+            return await asyncio.gather(*waits)
+
+        assert asyncio.run(run()) == [{"status": "credit_read", "available": 2.0}] * 1000
+        assert readings(poor) <= 4
+
+    @pytest.mark.parametrize("seconds", [0.1, -3600.0])
+    def test_at_the_deadline_a_worker_reads(self, poor: Emulator, seconds: float) -> None:
+        event = asyncio.run(event_of(self.trigger(seconds=seconds)))
+        assert event == {"status": "credit_read", "available": None}
+
+    def test_a_fault_that_may_pass_ends_no_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+
+        async def run() -> Any:
+            wait = asyncio.create_task(event_of(self.trigger()))
+            await asyncio.sleep(0.2)
+            assert not wait.done()
+            with Emulator(credit=2) as emulator:
+                connect(monkeypatch, emulator.base_url)
+                monkeypatch.setattr(accounts, "CACHE_SECONDS", 0.0)
+                return await wait
+
+        assert asyncio.run(run()) == {"status": "credit_read", "available": 2.0}
+
+    def test_a_rejected_token_is_the_error_of_the_sensor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Emulator(tokens=["ms-another"]) as emulator:
+            connect(monkeypatch, emulator.base_url)
+            event = asyncio.run(event_of(self.trigger()))
+        assert (event["status"], event["error"]["kind"]) == ("error", "AuthenticationError")
+
+    def test_a_rotated_token_is_used_for_the_next_reading(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokens = iter(["ms-expired-1", "ms-rotated-0"])
+        with Emulator(tokens=["ms-rotated-0"], credit=2) as emulator:
+
+            async def read(connection_id: str) -> object:
+                from airflow.sdk import Connection
+
+                return Connection(
+                    conn_id=connection_id,
+                    conn_type="modelscope",
+                    host=emulator.base_url,
+                    password=next(tokens),
+                )
+
+            serve_connections(monkeypatch, read)
+            event = asyncio.run(event_of(self.trigger()))
+        assert event == {"status": "credit_read", "available": 2.0}
+        assert readings(emulator) == 2
