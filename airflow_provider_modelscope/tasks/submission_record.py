@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -105,7 +105,6 @@ class SubmissionRecord:
         self._max_tries: int | None = getattr(self._ti, "max_tries", None)
         self._lacks_store = durable and self._store is None and bool(self._max_tries)
         self._on_lost_response = on_lost_response
-        self._candidates: Collection[str] = ()  # the requests of which only one makes the images
         self._unsaved: dict[str, dict[str, Any]] = {}  # entries of paid generations
 
     def check(self) -> None:
@@ -118,14 +117,13 @@ class SubmissionRecord:
             self._in_object_storage.check()
 
     def recall(self, *fingerprints: str) -> list[Earlier]:
-        """Return what earlier attempts submitted and may be resumed.
+        """Return what earlier attempts submitted and may be resumed, the newest first.
 
         :param fingerprints: Of the request of the task, and of those to its fallback models.
         :raises SubmissionUnresolvedError: if an earlier attempt ended while submitting, and resubmitting is
             not allowed.
         :raises SubmissionRecordError: if the record cannot be read, which does not mean that there is none.
         """
-        self._candidates = fingerprints
         entries = self._read()
         if entries.keys().isdisjoint(fingerprints):
             for other in _open_entries(entries):
@@ -136,7 +134,7 @@ class SubmissionRecord:
                 )
         recorded = {name: entries[name] for name in fingerprints if name in entries}
         found = [self._recall(fingerprint, entry) for fingerprint, entry in recorded.items()]
-        return [earlier for earlier in found if earlier]
+        return sorted(filter(None, found), key=lambda one: one.submission.submitted_at, reverse=True)
 
     def _recall(self, fingerprint: str, entry: Mapping[str, Any]) -> Earlier | None:
         if isinstance(sent_at := entry.get("sent_at"), float | int):
@@ -241,10 +239,7 @@ class SubmissionRecord:
             self._try_to_write(fingerprint, {**entry, "credit": None})
 
     def save(self, fingerprint: str, submission: Submission) -> None:
-        """Record the generation that was created, or warn if there is no store.
-
-        It replaces what earlier attempts submitted to other models.
-        """
+        """Record the generation that was created, or warn if there is no store."""
         if self._lacks_store:
             log.warning(
                 "A retry would submit generation %s again: set %s to a folder in object storage, or use "
@@ -264,7 +259,7 @@ class SubmissionRecord:
         """Record the generations for which this failed. They are paid for, so an error is a warning."""
         for fingerprint, entry in list(self._unsaved.items()):
             try:
-                self._change(fingerprint, partial(self._succeeded_by, entry), replaced=self._candidates)
+                self._change(fingerprint, partial(self._succeeded_by, entry))
                 del self._unsaved[fingerprint]
             except SubmissionRecordError as error:
                 log.warning("A retry would submit generation %s again: %s", entry["generation_id"], error)
@@ -438,14 +433,12 @@ class SubmissionRecord:
         fingerprint: str,
         change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         *,
-        replaced: Collection[str] = (),
         check: Callable[[Mapping[str, Mapping[str, Any]]], None] = lambda _: None,
     ) -> Mapping[str, Any]:
         """Replace the entry of a request by what a function makes of it, and return what it was.
 
         Marks that are None are left out, and an empty entry is deleted.
 
-        :param replaced: Other requests whose entries it replaces as well. It gets their marks.
         :param check: Called with all entries before anything changes.
         """
         if self._store is None:
@@ -457,11 +450,7 @@ class SubmissionRecord:
             check(entries)
             before = recorded.get(fingerprint, {})
             if entries.pop(fingerprint, None) is None:
-                before = _without_costs(before)
-            for other in replaced:
-                entry = entries.pop(other, {})
-                spent = (before.get("spent") or 0.0) + _spent(entry)
-                before = {**_without_costs(entry), **before, "spent": spent or None}
+                before = {name: mark for name, mark in before.items() if name not in _COSTS}
             if marks := {name: mark for name, mark in change(before).items() if mark is not None}:
                 entries[fingerprint] = marks
             while len(entries) > MAX_ENTRIES:
@@ -521,10 +510,6 @@ def _verdict(
 def _spent(entry: Mapping[str, Any]) -> float:
     """Return what the submissions of an entry have cost, or may have."""
     return sum(entry.get(mark) or 0.0 for mark in _COSTS)
-
-
-def _without_costs(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: mark for name, mark in entry.items() if name not in _COSTS}
 
 
 def _settled(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_modelscope import compat, metrics
 from airflow_provider_modelscope.compat import TaskDeferred
+from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,
@@ -32,19 +33,19 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionUnresolvedError,
     UnknownModelError,
 )
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.provenance.xmp import packet_of, properties_of
 from airflow_provider_modelscope.tasks import deferral as deferral_module
 from airflow_provider_modelscope.xcoms import Submission
 from tests.unit.builders import REQUEST, Context, one_step, overdue, rendered, resume, submissions, submitter
-from tests.unit.conftest import TOKEN, TaskInstance
+from tests.unit.conftest import TOKEN, TaskInstance, connect
 from tests.unit.decorators.test_image_generation import drawing, execute
-from tests.unit.tasks.conftest import RealTaskInstance, TaskStateStore, die
+from tests.unit.tasks.conftest import MortalTaskInstance, RealTaskInstance, TaskStateStore, die
 from tests.unit.test_metrics import Stats
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from airflow_provider_modelscope.emulator import Emulator
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -289,25 +290,32 @@ class TestRetry:
         assert drawing_one(tmp_path).execute(store.attempt(RealTaskInstance(5))) != first
         assert asked(emulator) == [FIRST, SECOND, FIRST]
 
-    def test_images_that_are_gone_are_replaced_once_in_all(self, emulator: Emulator, tmp_path: Path) -> None:
+    def test_images_that_are_gone_are_replaced_once_for_each_model(
+        self, emulator: Emulator, tmp_path: Path
+    ) -> None:
         store = TaskStateStore()
         emulator.fail("image:404:always")
         with pytest.raises(ImageGoneError):
             drawing_one(tmp_path).execute(store.attempt())
-        emulator.fail("submit:quota")  # of the first model, now
-        for error in (ImageGoneError, ImageUnavailableError):
+        for error in (ImageGoneError, ImageGoneError, ImageUnavailableError):
+            emulator.fail("submit:quota")  # of the first model, now
             with pytest.raises(error):
                 drawing_one(tmp_path).execute(store.attempt())
-        assert (asked(emulator), emulator.accepted) == ([FIRST, FIRST, SECOND], 2)
+        assert asked(emulator) == [FIRST, FIRST, SECOND, FIRST, SECOND]
+        assert emulator.accepted == 3
 
-    def test_a_fallback_replaces_the_generation_given_up(self, emulator: Emulator, tmp_path: Path) -> None:
-        store = TaskStateStore()
-        emulator.fail("poll:stall")
+    def test_the_newest_generation_is_resumed(self, emulator: Emulator) -> None:
+        store, ti = TaskStateStore(), MortalTaskInstance()
+        emulator.fail("poll:no-images")
         given_up = die(submitting(), store)
-        store.change(given_up=True)
+        store.change(given_up=True, submitted_at=1.0)
         emulator.fail("submit:quota")
-        assert die(submitting(), store) != given_up
-        assert store.record["model"] == SECOND
+        with pytest.raises(KeyboardInterrupt):
+            submitting().execute(store.attempt(ti))
+        context = store.attempt()
+        assert submitting().execute(context) != given_up
+        assert context["ti"].pushed["request"]["model"] == SECOND
+        assert emulator.accepted == 2
 
     def test_a_refusal_by_all_keeps_the_generation_given_up(self, emulator: Emulator) -> None:
         store = TaskStateStore()
@@ -326,7 +334,7 @@ class TestRetry:
             submitting().execute(store.attempt())
         assert store.text is None
 
-    def test_a_lost_submission_to_a_fallback_is_the_decision_of_a_person(self, emulator: Emulator) -> None:
+    def test_a_lost_submission_to_a_fallback_asks_no_other_model(self, emulator: Emulator) -> None:
         store, task = TaskStateStore(), partial(submitting, on_lost_response="fail")
         emulator.fail("submit:quota")
         emulator.fail("submit:lost")
@@ -429,6 +437,36 @@ class TestDeferral:
         resume(make(), deferral, context)
         image = context["ti"].pushed["images"][0]
         assert (image["model"], image["asked_model"]) == (SECOND, FIRST)
+
+
+class TestRetiredModel:
+    @pytest.fixture
+    def emulator(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+        with Emulator(max_running=10, retired_models=[FIRST]) as emulator:
+            connect(monkeypatch, emulator.base_url)
+            yield emulator
+
+    def test_three_attempts_and_a_deferral_pay_for_one_image(
+        self, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        store, hook = TaskStateStore(), ModelScopeHook()
+        before, price = hook.get_credit().total, hook.get_price(SECOND)
+        make = partial(drawing_one, tmp_path, deferrable=True)
+        emulator.fail("submit:queue-full")
+        context = store.attempt()
+        with pytest.raises(TaskDeferred) as deferral:
+            make().execute(context)
+        emulator.fail("image:500:10")
+        with pytest.raises(ImageError):
+            resume(make(), deferral.value, context)
+        with pytest.raises(ImageError):
+            make().execute(store.attempt())
+        context = store.attempt()
+        [uri] = make().execute(context)
+        assert asked(emulator) == [FIRST, SECOND, FIRST, SECOND]
+        assert (emulator.accepted, before - hook.get_credit().total) == (1, price)
+        assert uri.startswith(f"file://{tmp_path}/")
+        assert context["ti"].pushed["images"][0].items() >= {"model": SECOND, "asked_model": FIRST}.items()
 
 
 class TestInput:

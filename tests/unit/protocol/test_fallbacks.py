@@ -71,7 +71,7 @@ def test_ids_mappings_and_json_text_are_read(given: Any) -> None:
         ([{"model": "c/d", "image_url": None}], "must not contain image_url, which is the task's"),
         ([{"model": "c/d", "extra_parameters": {"seed": 1}}], "[0].extra_parameters = {'seed': 1}: must not"),
     ],
-    ids=str,
+    ids=lambda part: repr(part)[:40],
 )  # fmt: skip
 def test_an_invalid_value_is_named_with_its_place(given: Any, problem: str) -> None:
     message = rejection(given)
