@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 from airflow_provider_modelscope.exceptions import ModelScopeError, SubmissionLostError
 
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.protocol.messages import Quota
+    from airflow_provider_modelscope.protocol.credit import Credit
     from airflow_provider_modelscope.xcoms import StoredImage, Submission
 
 SENT = "modelscope.submission.sent"
 ACCEPTED = "modelscope.submission.accepted"
 REJECTED = "modelscope.submission.rejected"
 UNCONFIRMED = "modelscope.submission.unconfirmed"
+FALLBACK = "modelscope.submission.fallback"
 FAILED = "modelscope.task.failed"
 DURATION = "modelscope.generation.duration"
 DELIVERY_DELAY = "modelscope.generation.delivery_delay"
 STORED = "modelscope.image.stored"
 STORED_BYTES = "modelscope.image.stored_bytes"
-QUOTA = "modelscope.quota.remaining"
-MODEL_QUOTA = "modelscope.quota.model_remaining"
+CREDIT_SPENT = "modelscope.credit.spent"
+CREDIT_AVAILABLE = "modelscope.credit.available"
+CREDIT_FROZEN = "modelscope.credit.frozen"
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +67,24 @@ def counted_submission(*, modelscope_conn_id: str, model: str) -> Iterator[None]
     _send("incr", ACCEPTED, 1, tags)
 
 
-def show_quota(quota: Quota, *, modelscope_conn_id: str, model: str) -> None:
-    """Send the remaining quota, as far as the service reports it."""
-    if quota.remaining is not None:
-        _send("gauge", QUOTA, quota.remaining, _tags(modelscope_conn_id))
-    if quota.model_remaining is not None:
-        _send("gauge", MODEL_QUOTA, quota.model_remaining, _tags(modelscope_conn_id, model))
+def count_fallback(refusal: ModelScopeError, *, modelscope_conn_id: str, model: str) -> None:
+    """Count that a model refused a request, so that a fallback model is asked."""
+    _count_by_reason(FALLBACK, refusal, _tags(modelscope_conn_id, model))
+
+
+def count_spent(price: float | None, *, modelscope_conn_id: str, model: str) -> None:
+    """Count what an accepted generation costs, if it is known.
+
+    In hundredths of a credit: several StatsD servers cut the fraction of a counter off.
+    """
+    if price is not None:
+        _send("incr", CREDIT_SPENT, round(100 * price), _tags(modelscope_conn_id, model))
+
+
+def show_credit(credit: Credit, *, modelscope_conn_id: str) -> None:
+    """Send the credit of an account."""
+    _send("gauge", CREDIT_AVAILABLE, credit.available, _tags(modelscope_conn_id))
+    _send("gauge", CREDIT_FROZEN, credit.frozen, _tags(modelscope_conn_id))
 
 
 def count_stored(
@@ -126,7 +140,10 @@ def _count_by_reason(name: str, error: ModelScopeError, tags: Mapping[str, str])
 
 
 def _send(
-    kind: Literal["incr", "gauge", "timing"], name: str, value: int | timedelta, tags: Mapping[str, str]
+    kind: Literal["incr", "gauge", "timing"],
+    name: str,
+    value: float | timedelta,
+    tags: Mapping[str, str],
 ) -> None:
     from airflow_provider_modelscope.compat import Stats
 

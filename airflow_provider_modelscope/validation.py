@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeFinalError
@@ -50,6 +52,19 @@ def choice_errors(choices: Sequence[str], **given: Any) -> Iterator[str]:
     for name, value in given.items():
         if value not in choices:
             yield f"{name} = {preview(value)}: must be {' or '.join(map(repr, choices))}"
+
+
+def checked_credit(name: str, value: Any) -> float:
+    """Return an amount of credit, which a template renders as text.
+
+    :raises InvalidRequestError: if it is not a number from 0.
+    """
+    with suppress(ValueError, OverflowError):
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            credit = float(value)
+            if 0 <= credit < math.inf:
+                return credit
+    raise InvalidRequestError(_sentence([f"{name} = {preview(value)}: must be a number from 0"]))
 
 
 def raise_invalid(errors: Iterable[str]) -> None:

@@ -63,6 +63,7 @@ class ModelScopeHook(BaseHook):
         self.modelscope_conn_id = modelscope_conn_id
         self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
         self._prices: dict[str, float | None] = {}
+        self._has_credit_error = False
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class ModelScopeHook(BaseHook):
                 return generation.generation_id
 
     def _submit(self, call: HttpRequest, request: GenerationRequest) -> Generation:
-        from airflow_provider_modelscope.metrics import counted_submission, show_quota
+        from airflow_provider_modelscope.metrics import counted_submission
         from airflow_provider_modelscope.protocol.messages import lost_submission, read_submission
 
         with counted_submission(modelscope_conn_id=self.modelscope_conn_id, model=request.model):
@@ -190,9 +191,8 @@ class ModelScopeHook(BaseHook):
                 raise
             except ServiceUnavailableError as error:
                 raise lost_submission(error.message) from error
-            if text := str(quota := response.quota):
-                self.log.info("Quota for today: %s", text)
-                show_quota(quota, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
+            if limits := response.rate_limits:
+                self.log.info("Rate limits: %s", limits)
             return read_submission(response, account=self.account, request=request)
 
     def finished_at_once(self, generation_id: str) -> Generation | None:
@@ -310,12 +310,25 @@ class ModelScopeHook(BaseHook):
 
         :raises ModelScopeError: if the service does not return it. That is no reason to fail a task.
         """
+        from airflow_provider_modelscope.metrics import show_credit
         from airflow_provider_modelscope.protocol.credit import credit_request, read_credit
 
-        return read_credit(self._ask(credit_request(self.account)), account=self.account)
+        credit = read_credit(self._ask(credit_request(self.account)), account=self.account)
+        show_credit(credit, modelscope_conn_id=self.modelscope_conn_id)
+        return credit
+
+    def find_credit(self) -> Credit | None:
+        """Return the account's credit, or None if it cannot be read. It is not read again after an error."""
+        if not self._has_credit_error:
+            try:
+                return self.get_credit()
+            except ModelScopeError as error:
+                self.log.info("The credit is unknown: %s", error)
+                self._has_credit_error = True
+        return None
 
     def get_price(self, model: str) -> float | None:
-        """Return the credit that a generation of a model costs, or None if the service does not tell.
+        """Return the credit that a generation of a model costs, or None if the service does not say it.
 
         It is asked once for each model, without retries.
         """

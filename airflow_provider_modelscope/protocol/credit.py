@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.messages import HttpResponse
 
+_MAX = 2.0**53
 _NAMES = {"total": "total_balance", "available": "available_balance", "frozen": "frozen_amount"}
 
 
@@ -32,7 +32,7 @@ class Credit:
     frozen: float
 
     def __str__(self) -> str:
-        return f"{self.available:g} available, {self.frozen:g} frozen"
+        return f"{self.available:.10g} available, {self.frozen:.10g} frozen"
 
 
 def credit_request(account: Account) -> HttpRequest:
@@ -91,11 +91,11 @@ def read_price(response: HttpResponse) -> float | None:
 
 
 def _number(given: Any) -> float | None:
-    """Return a finite number, which may be text."""
+    """Return a number, which may be text, unless it is NaN or too large to calculate with."""
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         return None
     try:
         number = float(given)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _MAX else None

@@ -53,21 +53,6 @@ class HttpRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quota:
-    """How many requests the account may still make today, as far as the service reports it."""
-
-    limit: int | None = None
-    remaining: int | None = None
-    model_limit: int | None = None
-    model_remaining: int | None = None
-
-    def __str__(self) -> str:
-        account = _requests_left(self.remaining, self.limit)
-        model = _requests_left(self.model_remaining, self.model_limit)
-        return ", ".join(filter(None, [account, model and f"of this model {model}"]))
-
-
-@dataclass(frozen=True, kw_only=True)
 class HttpResponse:
     """One HTTP response. It may echo the token, so the methods that return text take a secret to redact.
 
@@ -132,19 +117,12 @@ class HttpResponse:
             return None
 
     @property
-    def quota(self) -> Quota:
-        """The remaining quota, if the service reports it."""
-
-        def number(name: str) -> int | None:
-            value = self.headers.get(f"modelscope-ratelimit-{name}", "")
-            return int(value) if re.fullmatch("-?[0-9]{1,12}", value) else None
-
-        return Quota(
-            limit=number("requests-limit"),
-            remaining=number("requests-remaining"),
-            model_limit=number("model-requests-limit"),
-            model_remaining=number("model-requests-remaining"),
-        )
+    def rate_limits(self) -> str:
+        """The headers ``modelscope-ratelimit-*``; empty if there are none. Today's service sends none."""
+        lines = (f"{name.lower()}: {value}" for name, value in self.headers.items())
+        pattern = r"modelscope-ratelimit-([a-z-]{1,40}): (-?[0-9]{1,12})"
+        found = filter(None, (re.fullmatch(pattern, line) for line in lines))
+        return ", ".join(f"{limit[1]} {limit[2]}" for limit in found)
 
 
 def submission_request(account: Account, request: GenerationRequest) -> HttpRequest:
@@ -370,17 +348,6 @@ _OTHER_SERVICE = Meaning(
     problem="{base_url} sent a response that is not from ModelScope's API",
     advice="Check the connection's host",
 )
-
-
-def _requests_left(remaining: int | None, limit: int | None) -> str:
-    match remaining, limit:
-        case None, None:
-            return ""
-        case None, _:
-            return f"at most {limit} requests"
-        case _, None:
-            return f"{remaining} requests left"
-    return f"{remaining} of {limit} requests left"
 
 
 def authorization(account: Account) -> dict[str, str]:

@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, ServiceUnavailableError
+from airflow_provider_modelscope.protocol.credit import credit_request, read_credit
 from airflow_provider_modelscope.protocol.messages import (
     HttpResponse,
     read_status,
@@ -25,6 +26,7 @@ from airflow_provider_modelscope.transport.egress import (
     tls_trust,
 )
 from airflow_provider_modelscope.waiting.backoff import Cooldown
+from airflow_provider_modelscope.waiting.credit import CreditReadings
 from airflow_provider_modelscope.waiting.intervals import MIN_POLL_INTERVAL
 from airflow_provider_modelscope.waiting.submit_queue import SubmitQueue
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from airflow_provider_modelscope.protocol.account import Account
+    from airflow_provider_modelscope.protocol.credit import Credit
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.waiting.poll import PollSchedule
 
@@ -46,13 +49,14 @@ TICK = 0.25  # seconds: polls that are due within one tick wake the event loop o
 class Client:
     """Polls as one account in one event loop.
 
-    All waits of the account share its free ``connections``, its cooldown, and its ``queue`` of tasks that
-    wait for a slot. ``users`` is their number.
+    All waits of the account share its free ``connections``, its cooldown, its ``queue`` of tasks that wait
+    for a slot, and the readings of its ``credit``. ``users`` is their number.
     """
 
     def __init__(self, account: Account) -> None:
         self.users = 0
         self.queue = SubmitQueue()
+        self.credit = CreditReadings(self.get_credit)
         self._account = account
         self._proxy = proxy_for(account.base_url, account, no_socks=NO_SOCKS_IN_TRIGGERER)
         self._cooldown = Cooldown()
@@ -102,8 +106,28 @@ class Client:
         """
         return await self._poll(self._status_call(generation_id), end_time=end_time)
 
+    async def get_credit(self) -> Credit:
+        """Return the account's credit.
+
+        :raises ModelScopeError: if the service does not return it.
+        """
+        call = credit_request(self._account)
+        try:
+            async with self._session.get(
+                URL(call.url, encoded=True),
+                headers=call.headers,
+                proxy=proxy_for(call.url, self._account, no_socks=NO_SOCKS_IN_TRIGGERER),
+                allow_redirects=False,
+            ) as response:
+                body = await _read_body(response.content)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._no_response(error) from None  # its cause may hold the token
+        received = HttpResponse(status_code=response.status, headers=response.headers, body=body)
+        return read_credit(received, account=self._account)
+
     async def close(self) -> None:
         """Close every connection."""
+        self.credit.close()
         await self._session.close()
 
     def _status_call(self, generation_id: str) -> _StatusCall:
@@ -130,7 +154,7 @@ class Client:
                 if len(body) == MAX_POLL_BODY and response.status == 200 and body.startswith(b"{"):
                     return running_generation(body, generation_id=call.generation_id)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError includes timeouts
-            return self._no_response(call, error)
+            return self._no_response(error, call.generation_id)
         received = HttpResponse(status_code=response.status, headers=response.headers, body=body)
         self._cooldown.observe(received, now=time.time())
         try:
@@ -138,12 +162,12 @@ class Client:
         except ModelScopeError as error:
             return error
 
-    def _no_response(self, call: _StatusCall, error: Exception) -> ServiceUnavailableError:
+    def _no_response(self, error: Exception, generation_id: str | None = None) -> ServiceUnavailableError:
         # The text of a ClientResponseError contains the URL of the proxy that sent it, password included.
         text = str(error.status) if isinstance(error, aiohttp.ClientResponseError) else str(error)
         reason = f"{type(error).__name__} {redacted(text, self._account.token)}".rstrip()
         return ServiceUnavailableError(
-            f"No response from {self._account.base_url}: {reason}", generation_id=call.generation_id
+            f"No response from {self._account.base_url}: {reason}", generation_id=generation_id
         )
 
 

@@ -1,4 +1,4 @@
-"""The base of both triggers: wait, then emit one event, but not too early."""
+"""The base of all triggers: wait, then emit one event, but not too early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelscope.exceptions import ModelScopeError
-from airflow_provider_modelscope.triggers.events import GenerationFinished, SlotFree, WaitFailed
+from airflow_provider_modelscope.triggers.events import (
+    CreditAvailable,
+    GenerationFinished,
+    SlotFree,
+    WaitFailed,
+)
 
 
 class ModelScopeTrigger(BaseTrigger):
@@ -45,10 +50,10 @@ class ModelScopeTrigger(BaseTrigger):
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other trigger does not have."""
+        """Return the arguments that the other triggers do not have."""
 
     @abstractmethod
-    async def wait(self) -> GenerationFinished | SlotFree:
+    async def wait(self) -> GenerationFinished | SlotFree | CreditAvailable:
         """Wait, and return the event to emit.
 
         :raises ModelScopeError: the error to emit instead.
@@ -70,7 +75,7 @@ class ModelScopeTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then yield one event."""
         not_before = time.monotonic() + self.min_deferral_seconds
-        event: GenerationFinished | SlotFree | WaitFailed
+        event: GenerationFinished | SlotFree | CreditAvailable | WaitFailed
         try:
             event = await self.wait()
         except ModelScopeError as error:

@@ -40,6 +40,15 @@ class SlotFree:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CreditAvailable:
+    """The account may have enough credit again, or the wait for it is over: the task may submit."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the payload of the event."""
+        return {"status": "credit_available"}
+
+
+@dataclass(frozen=True, kw_only=True)
 class WaitFailed:
     """The wait ended with an error, which the task raises."""
 
@@ -85,7 +94,7 @@ class DeferredTask:
         raise _unexpected(payload)
 
 
-Expected = TypeVar("Expected", GenerationFinished, SlotFree)
+Expected = TypeVar("Expected", GenerationFinished, SlotFree, CreditAvailable)
 
 
 def read_event(payload: Any, expected: type[Expected]) -> Expected:
@@ -95,7 +104,7 @@ def read_event(payload: Any, expected: type[Expected]) -> Expected:
     :raises ModelScopeError: if the wait failed, its error. Any other payload is a
         :class:`ModelScopeFinalError`, and never counts as success.
     """
-    event: GenerationFinished | SlotFree | None = None
+    event: GenerationFinished | SlotFree | CreditAvailable | None = None
     match payload:
         case {"status": "finished", "generation_id": str(generation_id)}:
             event = GenerationFinished(generation_id=generation_id)
@@ -106,6 +115,8 @@ def read_event(payload: Any, expected: type[Expected]) -> Expected:
             "granted_at": float() | int() as granted_at,
         }:
             event = SlotFree(queued_at=queued_at, end_time=end_time, granted_at=granted_at)
+        case {"status": "credit_available"}:
+            event = CreditAvailable()
         case {"status": "error", "error": {"kind": str(), "message": str()} as error}:
             raise ModelScopeError.from_json(error)
     if isinstance(event, expected):

@@ -40,7 +40,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
         self.size = size
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other trigger does not have."""
+        """Return the arguments that the other triggers do not have."""
         return {
             "generation_id": self.generation_id,
             "poll_interval": self.poll_interval,

@@ -33,7 +33,7 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
         self.start_seconds = start_seconds
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other trigger does not have."""
+        """Return the arguments that the other triggers do not have."""
         return {"queued_at": self.queued_at, "start_seconds": self.start_seconds}
 
     async def wait(self) -> SlotFree:

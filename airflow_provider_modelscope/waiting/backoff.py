@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,7 +18,17 @@ MAX_ATTEMPTS = 3  # of a call whose error may pass
 RETRY_DELAY = 1.0  # seconds between them
 
 MIN_QUEUE_DELAY = 2.0  # seconds before a rejected submission is sent again; doubles with each rejection
+DAY = 24 * 3600.0
+NEXT_DAY_JITTER = 900.0  # seconds over which the tasks that wait for the next day submit
+
 MAX_QUEUE_DELAY = 15.0  # seconds; an image may be late by as much
+
+
+def next_day(now: float) -> float:
+    """Return when the service's next day begins, and a little later for each caller, in epoch seconds."""
+    zone = 8 * 3600  # Asia/Shanghai, all year
+    midnight = math.ceil((now + zone + 1) / DAY) * DAY - zone
+    return midnight + random.uniform(0, NEXT_DAY_JITTER)  # noqa: S311 - it spreads load, no security
 
 
 class SubmitBackoff:

@@ -290,7 +290,7 @@ def test_any_response_becomes_a_value_or_a_typed_error() -> None:
             ended = isinstance(polled, Generation) and polled.is_finished
             seen[polled.status if isinstance(polled, Generation) and ended else type(polled).__name__] += 1
             check_shown(error_from(response, account=ACCOUNT))
-            assert re.fullmatch(r"[a-z0-9, -]*", str(response.quota))
+            assert re.fullmatch(r"[a-z0-9, -]*", response.rate_limits)
             cooldown = Cooldown()
             cooldown.observe(response, now=START)
             assert 0 <= cooldown.seconds(START) <= MAX_RETRY_AFTER

@@ -42,6 +42,9 @@ def test_a_wait_moves_to_the_triggerer_and_leaks_no_token(
         assert statsd.seconds("modelscope.generation.duration") == [image["duration_ms"] / 1000]
         [delay] = statsd.seconds("modelscope.generation.delivery_delay")
         assert 0 <= delay < 120
+        assert statsd.count("modelscope.credit.spent") == 100 * image["credit"]
+        before, after = statsd.metrics["airflow.modelscope.credit.available"]
+        assert float(before.removesuffix("|g")) > float(after.removesuffix("|g"))
     for log in [*airflow.home.rglob("*.log"), airflow.database]:
         assert b"ms-integration" not in log.read_bytes(), log
     assert_logs_show_each_step(airflow.home / "logs", image["generation_id"], image["uri"])
@@ -66,4 +69,5 @@ def assert_logs_show_each_step(logs: Path, generation_id: str, uri: str) -> None
         while lines and not lines[0].startswith(step):
             lines.pop(0)
         assert lines, f"{step!r} is not in the logs, or not in this order"
-    assert any("requests left, of this model" in entry["event"] for entry in entries)
+    credit = [entry["event"] for entry in entries if entry["event"].startswith("Credit ")]
+    assert ["before" in line for line in credit] == [True, False], credit

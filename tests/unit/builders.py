@@ -24,6 +24,9 @@ from tests.unit.conftest import TOKEN
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
+    from airflow_provider_modelscope.emulator import Emulator
+    from airflow_provider_modelscope.emulator.server import Exchange
+
 Context = Any  # a mapping with a fake task instance
 DEFERRED = {"attempt": 1, "parameters": {}, "digests": {}}  # a task that left nothing with its trigger
 SLOT_FREE = {"status": "slot_free", "queued_at": 1.0, "end_time": 2.0**40, "granted_at": 1.0}
@@ -40,10 +43,12 @@ IMAGE = StoredImage(
     sha256="ab" * 32,
     seed=7,
     model="a/b",
+    asked_model="c/d",
     generation_id="42",
     parameters={"prompt": "A cat", "loras": {"a/b": 0.5}},
     duration_ms=5412.9,
     sidecar_uri="s3://bucket/42-1.png.json",
+    credit=0.5,
 )
 
 
@@ -72,6 +77,11 @@ def rendered(task: Any, **values: Any) -> Any:
     for name, value in values.items():
         setattr(task, name, value)
     return task
+
+
+def submissions(emulator: Emulator) -> list[Exchange]:
+    """Return the submissions that reached the emulator, accepted or not."""
+    return [exchange for exchange in emulator.requests if exchange.method == "POST"]
 
 
 def run(task: Any, context: Context) -> Any:

@@ -46,7 +46,7 @@ class Stats:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.times: dict[str, timedelta] = {}
-        self.gauges: dict[str, int] = {}
+        self.gauges: dict[str, float] = {}
         self.tags: dict[str, dict[str, str]] = {}
 
     def incr(self, stat: str, count: int = 1, *, tags: dict[str, str]) -> None:
@@ -57,7 +57,7 @@ class Stats:
         self.times[stat] = dt
         self.tags[stat] = tags
 
-    def gauge(self, stat: str, value: int, *, tags: dict[str, str]) -> None:
+    def gauge(self, stat: str, value: float, *, tags: dict[str, str]) -> None:
         self.gauges[stat] = value
         self.tags[stat] = tags
 
@@ -85,13 +85,13 @@ def test_an_image_is_counted_from_submission_to_storage(
         metrics.ACCEPTED: 1,
         metrics.STORED: 1,
         metrics.STORED_BYTES: image["size_bytes"],
-    }
+    } | {name: count for name, count in stats.counts.items() if name == metrics.CREDIT_SPENT}
     assert stats.times.keys() == {metrics.DURATION, metrics.DELIVERY_DELAY}
     assert stats.times[metrics.DURATION] == timedelta(milliseconds=image["duration_ms"])
     assert timedelta(0) <= stats.times[metrics.DELIVERY_DELAY] < timedelta(seconds=30)
     account = {"modelscope_conn_id": "modelscope_default"}
-    assert stats.tags == {**dict.fromkeys(stats.tags, TAGS), metrics.QUOTA: account}
-    assert stats.gauges.keys() == {metrics.QUOTA, metrics.MODEL_QUOTA}
+    assert stats.gauges.keys() == {metrics.CREDIT_AVAILABLE, metrics.CREDIT_FROZEN}
+    assert stats.tags == dict.fromkeys(stats.tags, TAGS) | dict.fromkeys(stats.gauges, account)
 
 
 def test_a_transfer_without_a_submit_task_knows_no_model(
@@ -184,18 +184,43 @@ def test_a_skipped_sensor_counts_its_error(emulator: Emulator, stats: Stats, con
     assert stats.counts[f"{metrics.FAILED}.generation_rejected"] == 1
 
 
-def test_the_quota_is_sent_if_the_service_reports_it(
+@pytest.mark.parametrize(
+    ("price", "spent"), [(0.2, 20), (0.5, 50), (1, 100), (2.0, 200), (0.29, 29), (None, None), (0, None)]
+)
+def test_the_price_of_an_accepted_generation_is_counted(
+    stats: Stats,
+    context: Any,
+    requests_mock: Mocker,
+    monkeypatch: pytest.MonkeyPatch,
+    price: float | None,
+    spent: int | None,
+) -> None:
+    connect(monkeypatch, "https://api.example")
+    priced = {"Data": {"Providers": [{"Name": "ModelScope", "EstimatedMagicGrainCost": price}]}}
+    requests_mock.get("https://api.example/api/v1/inference/list_model_providers", json=priced)
+    requests_mock.get("https://api.example/openapi/v1/magicubes/balance", status_code=404)
+    refused = {"status_code": 401, "json": {"errors": {"message": "no"}}}
+    requests_mock.post("https://api.example/v1/images/generations", [refused, {"json": {"task_id": "7"}}])
+    with pytest.raises(AuthenticationError):
+        submitter().execute(context)
+    assert metrics.CREDIT_SPENT not in stats.counts
+    submitter().execute(context)
+    assert stats.counts.get(metrics.CREDIT_SPENT) == spent
+    assert type(stats.counts.get(metrics.CREDIT_SPENT)) is type(spent)  # 20.0 is cut off or refused
+    assert stats.tags.get(metrics.CREDIT_SPENT, TAGS) == TAGS
+
+
+def test_every_reading_of_the_credit_is_shown(
     stats: Stats, requests_mock: Mocker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, "https://api.example")
-    headers = {
-        "modelscope-ratelimit-requests-limit": "2000",
-        "modelscope-ratelimit-requests-remaining": "12",
-        "modelscope-ratelimit-model-requests-remaining": "3",
-    }
-    requests_mock.post("https://api.example/v1/images/generations", json={"task_id": "7"}, headers=headers)
-    submit()
-    assert stats.gauges == {metrics.QUOTA: 12, metrics.MODEL_QUOTA: 3}
+    data = {"total_balance": 143, "available_balance": 142.5, "frozen_amount": 0.5}
+    balance = "https://api.example/openapi/v1/magicubes/balance"
+    requests_mock.get(balance, [{"json": {"data": data}}, {"status_code": 503}])
+    ModelScopeHook().get_credit()
+    assert ModelScopeHook().find_credit() is None
+    assert stats.gauges == {metrics.CREDIT_AVAILABLE: 142.5, metrics.CREDIT_FROZEN: 0.5}
+    assert stats.tags[metrics.CREDIT_FROZEN] == {"modelscope_conn_id": "modelscope_default"}
 
 
 def test_a_broken_metrics_backend_costs_no_image(

@@ -17,10 +17,14 @@ from airflow_provider_modelscope.xcoms import SUBMITTERS, StoredImage, Submissio
 from tests.unit.builders import IMAGE
 from tests.unit.conftest import TaskInstance
 
-RECORDED = {"generation_id": "42", "model": "a/b", "submitted_at": 5.0, "prompt": "A cat"}
+RECORDED = {"generation_id": "42", "model": "a/b", "submitted_at": 5.0, "credit": 0.5, "prompt": "A cat"}
 OTHER = {"generation_id": "41", "model": "c/d", "submitted_at": 4.0, "prompt": "A dog"}
 SUBMISSION = Submission(
-    generation_id="42", model="a/b", submitted_at=5.0, request={"model": "a/b", "prompt": "A cat"}
+    generation_id="42",
+    model="a/b",
+    submitted_at=5.0,
+    request={"model": "a/b", "prompt": "A cat"},
+    credit=0.5,
 )
 REQUIRED = {name: IMAGE.to_json()[name] for name in ("uri", "size_bytes", "sha256")}
 
@@ -79,6 +83,7 @@ class TestStoredImage:
             ("height", 10**400),
             ("seed", 1.5),
             ("model", ["a/b"]),
+            ("asked_model", 5),
             ("generation_id", 42),
             ("duration_ms", "x"),
             ("duration_ms", float("nan")),
@@ -86,6 +91,10 @@ class TestStoredImage:
             ("duration_ms", -1),
             ("duration_ms", 10**400),
             ("sidecar_uri", {}),
+            ("credit", "0.5"),
+            ("credit", True),
+            ("credit", float("nan")),
+            ("credit", -1),
         ],
     )
     def test_a_wrong_optional_fact_becomes_none(self, name: str, wrong: Any) -> None:
@@ -97,7 +106,15 @@ class TestStoredImage:
         assert StoredImage.from_json(IMAGE.to_json() | {"parameters": wrong}) == replace(IMAGE, parameters={})
 
     def test_lone_surrogates_are_replaced(self) -> None:
-        names = ("uri", "storage_conn_id", "content_type", "model", "generation_id", "sidecar_uri")
+        names = (
+            "uri",
+            "storage_conn_id",
+            "content_type",
+            "model",
+            "asked_model",
+            "generation_id",
+            "sidecar_uri",
+        )
         image = StoredImage.from_json(IMAGE.to_json() | dict.fromkeys(names, "a\ud800b\udfff猫😀"))
         assert image
         assert {getattr(image, name) for name in names} == {"a\ufffdb\ufffd猫😀"}
@@ -139,6 +156,11 @@ class TestSubmission:
         assert Submission.from_json(json.loads(json.dumps(SUBMISSION.to_json()))) == SUBMISSION
         assert SUBMISSION.to_json() == RECORDED
 
+    def test_the_asked_model_survives_json(self) -> None:
+        fallback = replace(SUBMISSION, asked_model="c/d")
+        assert Submission.from_json(json.loads(json.dumps(fallback.to_json()))) == fallback
+        assert Submission.from_json(RECORDED | {"asked_model": 5}) == SUBMISSION
+
     @pytest.mark.parametrize(
         "wrong",
         [
@@ -155,6 +177,10 @@ class TestSubmission:
     def test_a_value_with_a_wrong_fact_is_none(self, wrong: dict[str, Any]) -> None:
         assert Submission.from_json(RECORDED | wrong) is None
 
+    @pytest.mark.parametrize("wrong", [None, "0.5", True, -1, float("nan"), 10**400, [0.5]], ids=str)
+    def test_a_wrong_credit_becomes_none(self, wrong: Any) -> None:
+        assert Submission.from_json(RECORDED | {"credit": wrong}) == replace(SUBMISSION, credit=None)
+
     @pytest.mark.parametrize("value", [None, 5, "x", [], [RECORDED], {}], ids=str)
     def test_values_of_other_types_are_none(self, value: Any) -> None:
         assert Submission.from_json(value) is None
@@ -167,7 +193,7 @@ class TestSubmission:
 
     def test_it_records_the_parameters_of_the_request(self, context: Any) -> None:
         request = GenerationRequest(model="a/b", prompt="A cat", seed=3).summary()
-        Submission(generation_id="42", model="a/b", submitted_at=5.0, request=request).record(context)
+        replace(SUBMISSION, request=request).record(context)
         assert context["ti"].pushed == {"request": {**RECORDED, "seed": 3}}
         assert Submission.own(context) == replace(SUBMISSION, request=request)
 

@@ -29,7 +29,11 @@ def test_multiple_outputs_is_refused_at_construction(make: Any) -> None:
 
 # What templates can render: each parameter of a kind of task to a value that a check would quote.
 SECRETS = [
-    *((make, name) for make in (submitter, one_step) for name in (*REQUEST_PARAMETERS, "storage_conn_id")),
+    *(
+        (make, name)
+        for make in (submitter, one_step)
+        for name in (*REQUEST_PARAMETERS, "fallback_models", "storage_conn_id")
+    ),
     (one_step, "destination"),
     (one_step, "preflight"),
     (sensor, "generation_id"),
@@ -89,10 +93,10 @@ def test_one_task_does_what_the_chain_does(
     [image], [chain_image] = context["ti"].pushed["images"], chained["ti"].pushed["images"]
     assert Path(uri.removeprefix("file://")).read_bytes() in emulator.served.values()
     assert uri == f"file://{tmp_path}/{context['ti'].pushed['request']['generation_id']}-1.png"
-    # Only a Dag knows which submit task stands upstream, so the model is not known here.
+    # Only a Dag knows which submit task stands upstream, so the model and the credit are not known here.
     assert image["parameters"].pop("model") == REQUEST["model"]
     own = {name: chain_image[name] for name in ("generation_id", "duration_ms")}
-    assert chain_image == {**image, **own, "uri": chain_uri, "model": None}
+    assert chain_image == {**image, **own, "uri": chain_uri, "model": None, "credit": None}
     assert chain_image["generation_id"] == generation_id
     assert image["seed"] == 5
     assert image["model"] == REQUEST["model"]

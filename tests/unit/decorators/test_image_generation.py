@@ -21,9 +21,9 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeError,
     ModelScopeFinalError,
 )
-from tests.unit.builders import resume
+from tests.unit.builders import resume, submissions
 from tests.unit.conftest import TaskInstance
-from tests.unit.tasks.test_submission_record import TaskStateStore
+from tests.unit.tasks.conftest import TaskStateStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ class TestReturned:
 
         [uri] = execute(drawing(draw, tmp_path, "cat", seed=5), context)
         assert uri.startswith(f"file://{tmp_path}/")
-        assert emulator.requests[0].json == {
+        assert submissions(emulator)[0].json == {
             "model": "Qwen/Qwen-Image", "prompt": "A cat", "size": "64x64", "seed": 5,
         }  # fmt: skip
 
@@ -79,7 +79,7 @@ class TestReturned:
 
             drawn: Any = draw(animal="{{ params.animal }}")
         execute(drawn.operator, context)
-        assert emulator.requests[0].json["prompt"] == "A cat"
+        assert submissions(emulator)[0].json["prompt"] == "A cat"
 
     def test_a_mapping_of_parameters_takes_precedence(
         self, emulator: Emulator, context: Any, tmp_path: Path
@@ -88,14 +88,14 @@ class TestReturned:
             return {"prompt": "A dog", "model": "a/b", "seed": 7}
 
         execute(drawing(draw, tmp_path, seed=5, prompt="A cat"), context)
-        assert emulator.requests[0].json == {
+        assert submissions(emulator)[0].json == {
             "model": "a/b", "prompt": "A dog", "size": "64x64", "seed": 7,
         }  # fmt: skip
 
     def test_the_result_is_not_rendered(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
         hostile = "{{ 7 * 7 }} {% for x in [] %} {{ var.value.secret }}"
         execute(drawing(lambda: hostile, tmp_path), context)
-        assert emulator.requests[0].json["prompt"] == hostile
+        assert submissions(emulator)[0].json["prompt"] == hostile
         assert context["ti"].pushed["images"][0]["parameters"]["prompt"] == hostile
 
     def test_arguments_of_the_decorator_are_rendered(
@@ -107,15 +107,15 @@ class TestReturned:
         given = {"negative_prompt": "{{ ds }}", "destination": f"file://{tmp_path}/{{{{ ds }}}}/"}
         [uri] = execute(drawing(draw, tmp_path, "{{ params.animal }}", **given), context)
         assert uri.startswith(f"file://{tmp_path}/2026-11-25/")
-        assert emulator.requests[0].json["prompt"] == "A cat"
-        assert emulator.requests[0].json["negative_prompt"] == "2026-11-25"
+        assert submissions(emulator)[0].json["prompt"] == "A cat"
+        assert submissions(emulator)[0].json["negative_prompt"] == "2026-11-25"
 
     def test_a_function_gets_the_context(self, emulator: Emulator, context: Any, tmp_path: Path) -> None:
         def draw(ds: str | None = None) -> str:
             return f"A cat on {ds}"
 
         execute(drawing(draw, tmp_path), context)
-        assert emulator.requests[0].json["prompt"] == "A cat on 2026-11-25"
+        assert submissions(emulator)[0].json["prompt"] == "A cat on 2026-11-25"
 
     def test_a_mapping_as_type_hint_does_not_split_the_uris(
         self, emulator: Emulator, context: Any, tmp_path: Path

@@ -53,6 +53,7 @@ def entry(generation_id: str = "42", **facts: Any) -> dict[str, Any]:
         "height": 32,
         "generation_id": generation_id,
         "duration_ms": 5412.9,
+        "credit": 0.5,
         "parameters": {"model": "a/b", "prompt": "A cat", "seed": 0, "steps": 30},
         **facts,
     }

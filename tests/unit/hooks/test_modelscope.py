@@ -530,6 +530,15 @@ class TestCredit:
             hook.get_credit()
         assert service.call_count == 2
 
+    def test_after_an_error_it_is_unknown_and_not_asked_again(
+        self, service: Mocker, hook: ModelScopeHook
+    ) -> None:
+        data = {"total_balance": 3, "available_balance": 2, "frozen_amount": 1}
+        service.get(self.BALANCE, [{"json": {"data": data}}, {"status_code": 503}])
+        assert str(hook.find_credit()) == "2 available, 1 frozen"
+        assert (hook.find_credit(), hook.find_credit()) == (None, None)
+        assert service.call_count == 2
+
     def test_a_price_is_asked_once_for_each_model_without_token(
         self, service: Mocker, hook: ModelScopeHook
     ) -> None:

@@ -12,6 +12,7 @@ from airflow_provider_modelscope.exceptions import (
     CreditExhaustedError,
     GenerationFailedError,
     GenerationRejectedError,
+    ModelRetiredError,
     ModelScopeError,
     ModelScopeFinalError,
     QuotaExhaustedError,
@@ -20,8 +21,8 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionUnresolvedError,
     UnknownModelError,
 )
-from tests.unit.builders import one_step, submitter
-from tests.unit.tasks.test_submission_record import TaskStateStore, die
+from tests.unit.builders import one_step, submissions, submitter
+from tests.unit.tasks.conftest import TaskStateStore, die
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ ANSWERS: list[tuple[str, int, int, int, type[ModelScopeError] | None, str]] = [
     ("submit:balance:*", 1, 0, 0, CreditExhaustedError, CREDIT),
     ("submit:no-credit:*", 1, 0, 0, CreditExhaustedError, CREDIT),
     ("submit:no-credit-chinese:*", 1, 0, 0, CreditExhaustedError, CREDIT),
-    ("submit:retired-model:*", 1, 0, 0, QuotaExhaustedError, "model is no longer served"),
+    ("submit:retired-model:*", 1, 0, 0, ModelRetiredError, "model is no longer served"),
     ("submit:forbidden:*", 1, 0, 0, AuthenticationError, "lacks a permission"),
     ("submit:model-not-found:*", 1, 0, 0, UnknownModelError, "Model not found"),
     ("submit:moderated:*", 1, 0, 0, RequestRejectedError, "inappropriate content"),
@@ -99,8 +100,12 @@ def test_each_answer_has_its_number_of_charges(
 ) -> None:
     emulator.fail(fault)
     ended = attempts(tmp_path)
-    posts = [exchange for exchange in emulator.requests if exchange.method == "POST"]
-    assert (len(posts), emulator.accepted, len(list(tmp_path.iterdir()))) == (sent, accepted, images)
+    posts = submissions(emulator)
+    assert (len(posts), emulator.accepted, len(list(tmp_path.iterdir()))) == (
+        sent,
+        accepted,
+        images,
+    )
     assert type(ended) is (error or type(None))
     assert text in str(ended)
 
@@ -132,7 +137,7 @@ def test_a_prompt_that_a_5xx_repeats_is_no_full_queue(emulator: Emulator, tmp_pa
     emulator.fail("submit:echo")
     ended = attempts(tmp_path, on_lost_response="fail", prompt="Queue is full, the server is busy")
     assert type(ended) is SubmissionUnresolvedError
-    assert len(emulator.requests) == 1
+    assert len(submissions(emulator)) == 1
 
 
 @pytest.mark.parametrize("fault", ["submit:lost", "submit:504", "submit:no-id", "submit:html"])
@@ -142,7 +147,7 @@ def test_no_second_submission_if_an_unconfirmed_one_fails(
     emulator.fail(fault)
     ended = attempts(tmp_path, on_lost_response="fail")
     assert type(ended) is SubmissionUnresolvedError
-    assert len(emulator.requests) == 1
+    assert len(submissions(emulator)) == 1
 
 
 def attempts(folder: Path, **arguments: Any) -> ModelScopeError | None:

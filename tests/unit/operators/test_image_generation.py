@@ -36,6 +36,7 @@ from tests.unit.builders import (
     overdue,
     rendered,
     run,
+    submissions,
     submitter,
 )
 from tests.unit.conftest import TOKEN, TaskInstance, connect
@@ -53,11 +54,11 @@ class TestSubmit:
     def test_it_returns_the_id_and_records_the_request(self, emulator: Emulator, context: Context) -> None:
         before = time.time()
         generation_id = submitter().execute(context)
-        assert emulator.requests[0].json == REQUEST
-        assert emulator.requests[0].generation_id == generation_id
+        [sent] = submissions(emulator)
+        assert (sent.json, sent.generation_id) == (REQUEST, generation_id)
         recorded = context["ti"].pushed["request"]
         assert before <= recorded.pop("submitted_at") <= time.time()
-        assert recorded == {"generation_id": generation_id, **REQUEST}
+        assert recorded == {"generation_id": generation_id, "credit": recorded["credit"], **REQUEST}
 
     def test_every_parameter_of_the_api_is_sent(self, emulator: Emulator, context: Context) -> None:
         given = {
@@ -73,7 +74,7 @@ class TestSubmit:
         numbers = {"seed": 5, "steps": 30, "guidance": 7.5, "loras": {"a/b": 0.4, "c/d": 0.6}}
         expected = {**REQUEST, **given, **numbers, "sampler": "Euler a"}
         del expected["extra_parameters"]
-        assert emulator.requests[0].json == expected
+        assert submissions(emulator)[0].json == expected
 
     def test_invalid_parameters_fail_the_task_and_send_nothing(
         self, emulator: Emulator, context: Context
@@ -117,7 +118,7 @@ class TestSubmit:
     ) -> None:
         [source] = run(one_step(tmp_path), context)
         submitter(image_url=source, model="Qwen/Qwen-Image-Edit").execute(context)
-        assert emulator.requests[-1].json["image_url"].startswith("data:image/png;base64,")
+        assert submissions(emulator)[-1].json["image_url"].startswith("data:image/png;base64,")
         assert context["ti"].pushed["request"]["image_url"] == source
 
     @pytest.mark.parametrize("task", [submitter, one_step])
@@ -132,7 +133,7 @@ class TestSubmit:
             unchecked = task(**given, check_ranges=False)
         with pytest.raises(RequestRejectedError):  # as the emulator does
             unchecked.execute(context)
-        [sent] = emulator.requests
+        [sent] = submissions(emulator)
         assert (sent.json["size"], sent.json["guidance"]) == ("2560x1440", 0)
 
     def test_all_parameters_of_the_request_are_templated(self) -> None:

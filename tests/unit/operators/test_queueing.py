@@ -21,7 +21,17 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionLostError,
 )
 from airflow_provider_modelscope.tasks import deferral as deferral_module
-from tests.unit.builders import REQUEST, SLOT_FREE, Context, one_step, overdue, resume, sensor, submitter
+from tests.unit.builders import (
+    REQUEST,
+    SLOT_FREE,
+    Context,
+    one_step,
+    overdue,
+    resume,
+    sensor,
+    submissions,
+    submitter,
+)
 from tests.unit.conftest import connect
 
 if TYPE_CHECKING:
@@ -38,10 +48,6 @@ def deferred(task: Any, context: Context) -> TaskDeferred:
     return raised.value
 
 
-def submissions(emulator: Emulator) -> list[Any]:
-    return [exchange for exchange in emulator.requests if exchange.method == "POST"]
-
-
 def test_a_full_queue_frees_the_worker(emulator: Emulator, context: Context) -> None:
     emulator.fail("submit:queue-full")
     task = submitter(deferrable=True)
@@ -51,6 +57,7 @@ def test_a_full_queue_frees_the_worker(emulator: Emulator, context: Context) -> 
         **REQUEST,
         "generation_id": generation_id,
         "submitted_at": context["ti"].pushed["request"]["submitted_at"],
+        "credit": context["ti"].pushed["request"]["credit"],
     }
 
 
@@ -230,6 +237,8 @@ class TestSocksProxy:
     def test_a_full_queue_holds_the_worker(self, service: Mocker, context: Context) -> None:
         full = {"status_code": 500, "json": {"errors": {"message": "Queue is full"}}}
         service.post("https://api.example/v1/images/generations", [full, {"json": {"task_id": "7"}}])
+        service.get("https://api.example/api/v1/inference/list_model_providers", status_code=404)
+        service.get("https://api.example/openapi/v1/magicubes/balance", status_code=404)
         assert submitter(deferrable=True).execute(context) == "7"
 
     def test_a_running_generation_holds_the_worker(self, service: Mocker, context: Context) -> None:

@@ -99,7 +99,7 @@ def test_the_price_is_that_of_modelscope_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    "cost", [None, 0, 0.0, -1, True, "", "free", [], {}, float("nan"), float("inf"), 10**400]
+    "cost", [None, 0, 0.0, -1, True, "", "free", [], {}, float("nan"), float("inf"), 1e308, 10**400]
 )
 def test_a_price_that_is_no_positive_number_is_unknown(cost: Any) -> None:
     assert read_price(providers({"Name": "ModelScope", "EstimatedMagicGrainCost": cost})) is None

@@ -27,7 +27,7 @@ from airflow_provider_modelscope.protocol import messages
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.body import ErrorDetail
 from airflow_provider_modelscope.protocol.generation import Generation
-from airflow_provider_modelscope.protocol.messages import HttpResponse, Quota
+from airflow_provider_modelscope.protocol.messages import HttpResponse
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from tests.unit.protocol.test_errors import EXAMPLES, has_code
 
@@ -814,38 +814,19 @@ def test_retry_after_is_none_without_the_header() -> None:
 
 
 @pytest.mark.parametrize("case", [str.lower, str.upper, str.title], ids=lambda case: case.__name__)
-def test_the_quota_is_read_from_headers_in_any_case(case: Any) -> None:
+def test_rate_limits_are_read_from_headers_in_any_case(case: Any) -> None:
     sent = {
         "modelscope-ratelimit-requests-limit": "2000",
         "modelscope-ratelimit-requests-remaining": "1999",
-        "modelscope-ratelimit-model-requests-limit": "500",
-        "modelscope-ratelimit-model-requests-remaining": "0",
+        "x-ratelimit-requests-remaining": "3",
     }
-    quota = Quota(limit=2000, remaining=1999, model_limit=500, model_remaining=0)
-    assert response(200, **{case(name): value for name, value in sent.items()}).quota == quota
-    remaining = "modelscope-ratelimit-requests-remaining"
-    assert response(200, **{case(remaining): "3"}).quota == Quota(remaining=3)
-    for odd in ("", "x" * 100, "3\n", TOKEN):
-        assert response(200, **{remaining: odd}).quota == Quota()
-    assert response(200, **{"x-ratelimit-requests-remaining": "3"}).quota == Quota()
-
-
-@pytest.mark.parametrize(
-    ("quota", "words"),
-    [
-        (Quota(), ""),
-        (Quota(remaining=3), "3 requests left"),
-        (Quota(limit=2000), "at most 2000 requests"),
-        (Quota(limit=2000, remaining=0), "0 of 2000 requests left"),
-        (Quota(model_limit=500, model_remaining=7), "of this model 7 of 500 requests left"),
-        (
-            Quota(limit=2000, remaining=3, model_remaining=1),
-            "3 of 2000 requests left, of this model 1 requests left",
-        ),
-    ],
-)
-def test_the_quota_shows_what_the_service_reports(quota: Quota, words: str) -> None:
-    assert str(quota) == words
+    limits = response(200, **{case(name): value for name, value in sent.items()}).rate_limits
+    assert limits == "requests-limit 2000, requests-remaining 1999"
+    remaining = case("modelscope-ratelimit-requests-remaining")
+    for odd in ("", "x" * 100, "3\n", "3\n4", "1" * 13, TOKEN):
+        assert response(200, **{remaining: odd}).rate_limits == ""
+    assert response(200, **{case(f"modelscope-ratelimit-{TOKEN}"): "3"}).rate_limits == ""
+    assert response(200).rate_limits == ""
 
 
 class NoHeaders(dict[str, str]):

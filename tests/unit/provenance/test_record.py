@@ -26,6 +26,7 @@ from airflow_provider_modelscope.provenance.record import IPTC, LABEL, MADE_BY_A
 from airflow_provider_modelscope.provenance.xmp import Property, packet_of, properties_of, with_properties
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.xcoms import StoredImage, Submission
+from tests.unit.builders import submissions
 from tests.unit.images.conftest import Register, Store
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class TestSidecar:
             "content_credentials": False,
             "seed": image["seed"],
             "model": "Qwen/Qwen-Image",
+            "asked_model": None,
             "generation_id": image["generation_id"],
             "request": REQUEST,
             "parameters_used": {
@@ -110,6 +112,7 @@ class TestSidecar:
                 "numInferenceSteps": 30, "sampler": "Euler a", "prompt": PROMPT, "negativePrompt": "blur",
             },
             "duration_ms": image["duration_ms"],
+            "credit": 1,
             "dag_id": "a_dag",
             "run_id": "a_run",
             "task_id": "a_task",
@@ -251,7 +254,7 @@ class TestEmbedded:
     ) -> None:
         mask = "https://user:secret@images.example/a.png?Signature=secret"
         drawn(tmp_path, context, sidecar=True, embed_metadata=True, extra_parameters={"masks": [mask]})
-        assert emulator.requests[0].json["masks"] == [mask]
+        assert submissions(emulator)[0].json["masks"] == [mask]
         files = [str(file.read_bytes()) for file in tmp_path.iterdir()]
         for kept in (json.dumps(context["ti"].pushed), *files):
             assert "secret" not in kept

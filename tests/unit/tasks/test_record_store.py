@@ -13,7 +13,7 @@ from airflow_provider_modelscope.exceptions import InvalidDestinationError, Subm
 from airflow_provider_modelscope.tasks.record_store import RecordStore
 from airflow_provider_modelscope.tasks.submission_record import KEY
 from tests.support.disk import full_disk
-from tests.unit.builders import Context, one_step, rendered, submitter
+from tests.unit.builders import Context, one_step, rendered, submissions, submitter
 from tests.unit.conftest import TaskInstance
 from tests.unit.images.conftest import Store
 
@@ -261,7 +261,7 @@ class TestTask:
         set_folder(monkeypatch, "memory://bucket/records/")
         with pytest.raises(SubmissionRecordError, match=r"cannot be written: .*bucket does not exist"):
             submitter().execute(context)
-        assert not emulator.requests
+        assert not submissions(emulator)
 
     @pytest.mark.parametrize(
         "content", [b"", b"{", b"null", b"[]", b"\xff\0", b'{"other": {}}', f'{{"{KEY}": null}}'.encode()]

@@ -54,7 +54,9 @@ def with_several_images(*others: Generation) -> Generation:
 
 
 REQUEST = {"model": "Qwen/Qwen-Image", "prompt": "一只金色的猫", "size": "96x64", "seed": 5}
-SUBMISSION = Submission(generation_id="42", model="Qwen/Qwen-Image", submitted_at=5.0, request=REQUEST)
+SUBMISSION = Submission(
+    generation_id="42", model="Qwen/Qwen-Image", submitted_at=5.0, request=REQUEST, credit=0.5
+)
 
 
 def stored(
@@ -100,11 +102,13 @@ class TestStoreImages:
                     "sha256": sha256(served).hexdigest(),
                     "seed": 5,
                     "model": "Qwen/Qwen-Image",
+                    "asked_model": None,
                     "generation_id": generation.generation_id,
                     # The rest was chosen by the service.
                     "parameters": {**REQUEST, "steps": 30, "guidance": 7.5},
                     "duration_ms": generation.duration_ms,
                     "sidecar_uri": None,
+                    "credit": 0.5,
                 }
             ]
         }
@@ -112,13 +116,14 @@ class TestStoreImages:
     def test_the_description_has_exactly_the_documented_fields(self) -> None:
         assert [field.name for field in fields(StoredImage)] == [
             "uri", "storage_conn_id", "content_type", "width", "height", "size_bytes", "sha256", "seed",
-            "model", "generation_id", "parameters", "duration_ms", "sidecar_uri",
+            "model", "asked_model", "generation_id", "parameters", "duration_ms", "sidecar_uri", "credit",
         ]  # fmt: skip
 
     def test_unknown_facts_are_none(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
         stored(replace(finished(), parameters={}), f"file://{tmp_path}/", context, submission=None)
         [image] = context["ti"].pushed["images"]
         assert (image["seed"], image["model"], image["parameters"]) == (None, None, {})
+        assert image["credit"] is None
 
     def test_several_images_are_stored_in_order(
         self, emulator: Emulator, context: Context, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,6 +81,20 @@ def test_the_link_to_the_model_is_pushed_before_the_poll(
     with pytest.raises(AuthenticationError):
         store.execute(context)
     assert supervisor.pushed[ModelLink.xcom_key] == "https://modelscope.cn/models/a/b"
+
+
+def test_the_credit_is_that_of_the_submission_upstream(
+    emulator: Emulator, context: Context, tmp_path: Path
+) -> None:
+    generation_id = submitter().execute(context)
+    context["ti"].upstream = context["ti"].pushed["request"]
+    with DAG("chain", schedule=None):
+        submit, store = submitter(), transfer(generation_id, tmp_path, sidecar=True)
+        submit >> store
+    store.execute(context)
+    [image] = context["ti"].pushed["images"]
+    [sidecar] = tmp_path.glob("*.json")
+    assert image["credit"] == json.loads(sidecar.read_text())["credit"] == 1  # as the emulator charges
 
 
 def test_an_expired_url_is_replaced_once(emulator: Emulator, context: Context, tmp_path: Path) -> None:
