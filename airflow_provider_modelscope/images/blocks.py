@@ -41,11 +41,11 @@ def check_jpeg_blocks(file: IO[bytes]) -> None:
         position = start + 2
         expected = _IMAGE if marker == _END else _MARKER
         is_in_scan = marker == _SCAN
-        if marker == _END or marker[:2] in _ALONE:
-            continue
         segments += 1
         if segments > MAX_SEGMENTS:
             raise too_many("segments", MAX_SEGMENTS)
+        if marker == _END or marker[:2] in _ALONE:
+            continue
         scans += is_in_scan
         if scans > MAX_SCANS:
             raise too_many("scans", MAX_SCANS)

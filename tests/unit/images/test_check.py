@@ -410,6 +410,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], int, str | None]] = {
     "JPEG with 2,000,000 segments": (
         lambda: with_segments(segment(0xE5, b"") * 2_000_000), 8, "more than 2000 segments",
     ),
+    "JPEG with 20,000,000 markers without a length": (
+        lambda: with_segments(b"\xff\x01" * 20 * MB), 8, "more than 2000 segments",
+    ),
+    "JPEG with 10,000,000 empty images behind it": (
+        lambda: written("JPEG") + b"\xff\xd8\xff\xd9" * 10 * MB, 8, "more than 2000 segments",
+    ),
     "JPEG with 60 MB behind its pixels": (
         lambda: written("JPEG")[:-2] + b"\xff\0" * 30 * MB + b"\xff\xd9", 200, None,
     ),
