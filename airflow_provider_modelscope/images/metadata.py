@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import zlib
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
@@ -141,30 +142,54 @@ def _exif(source: Pillow.Image, texts: dict[str, str], max_bytes: float) -> byte
     from PIL import Image as Pillow
 
     raw: bytes = source.info.get("exif") or b""
-    if len(raw) > max_bytes:
-        _warn_of_dropped(f"EXIF of {len(raw)} bytes, but for orientation, description and comment", max_bytes)
-        exif = _essential(source, raw, max_bytes)
-    elif not texts:
+    if len(raw) <= max_bytes and not texts:
         return raw and b"Exif\0\0" + raw.removeprefix(b"Exif\0\0")
-    else:
-        exif = Pillow.Exif() if source.format == "TIFF" else source.getexif()  # a TIFF's describes its pixels
-    return _with_texts(exif, texts, max_bytes=max_bytes) if texts or exif else b""
+    try:
+        if len(raw) > max_bytes:
+            _warn_of_dropped(
+                f"EXIF of {len(raw)} bytes, but for orientation, description and comment", max_bytes
+            )
+            exif = _essential(source.getexif(), max_bytes)
+        else:
+            exif = (
+                Pillow.Exif() if source.format == "TIFF" else source.getexif()
+            )  # a TIFF's describes its pixels
+        return _with_texts(exif, texts, max_bytes=max_bytes)
+    except Exception as error:  # broken EXIF makes Pillow raise nearly any exception
+        if _is_label(raw) and _LABEL not in texts:
+            raise ValueError(f"the label in its EXIF cannot be read: {error}") from error
+        log.warning("Dropping the EXIF but for its orientation, since it cannot be read: %s", error)
+    exif = Pillow.Exif()
+    if 1 < (orientation := orientation_of(raw)) <= 8:
+        exif[_ORIENTATION] = orientation
+    return _with_texts(exif, texts, max_bytes=max_bytes)
 
 
-def _essential(source: Pillow.Image, raw: bytes, max_bytes: float) -> Pillow.Exif:
+def orientation_of(exif: bytes) -> int:
+    """Return the orientation from 1 to 8, or another number. Pillow would read all tags of hostile bytes."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (directory,) = struct.unpack_from(f"{order}4xL", tiff)
+        (tags,) = struct.unpack_from(f"{order}H", tiff, directory)
+        entries = tiff[directory + 2 : directory + 2 + 12 * tags]
+        # Of each tag: its number, type and count, and a short value with its padding.
+        for tag, _, _, value in struct.iter_unpack(f"{order}HHLH2x", entries):
+            if tag == _ORIENTATION:
+                return int(value)
+    except struct.error:  # of broken EXIF
+        pass
+    return 1
+
+
+def _essential(exif: Pillow.Exif, max_bytes: float) -> Pillow.Exif:
     """Return the orientation, and as there is room the comment and the description: each may be the label."""
     from PIL import Image as Pillow
 
     small, room = Pillow.Exif(), max_bytes - 200
-    try:
-        exif = source.getexif()
-        comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except Exception as error:  # broken EXIF makes Pillow raise nearly any exception
-        if _is_label(raw):
-            raise ValueError(f"the label in its EXIF cannot be read: {error}") from error
-        return small
     if _ORIENTATION in exif:
         small[_ORIENTATION] = exif[_ORIENTATION]
+    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     for tag, value in ((_USER_COMMENT, comment), (_DESCRIPTION, exif.get(_DESCRIPTION))):
         encoded = value.encode("latin-1", "replace") if isinstance(value, str) else value
         if not isinstance(encoded, bytes) or (len(encoded) > room and not _is_label(encoded)):
@@ -181,6 +206,8 @@ def _essential(source: Pillow.Image, raw: bytes, max_bytes: float) -> Pillow.Exi
 
 def _with_texts(exif: Pillow.Exif, texts: dict[str, str], *, max_bytes: float) -> bytes:
     """Add text chunks to EXIF: the label, or else the parameters, as comment; the rest as description."""
+    if not texts and not exif:
+        return b""
     details = exif.get_ifd(_EXIF_IFD)
     lines = [exif[_DESCRIPTION].encode("latin-1")] if _DESCRIPTION in exif else []
     room = max_bytes - len(exif.tobytes())

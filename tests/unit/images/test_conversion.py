@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from io import BytesIO
 from typing import Any
@@ -70,6 +71,21 @@ def exif(**details: Any) -> bytes:
     return tags.tobytes()
 
 
+def tiff(*tags: tuple[int, int, bytes]) -> bytes:
+    """Return EXIF of tags, each with its number, its type and a value of at most four bytes."""
+    entries = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+TURNED = (ORIENTATION, 3, b"\6")
+ODD_EXIF = {
+    "neither II nor MM": b"neither II nor MM",
+    "cut off": b"II*\0",
+    "a number as description": tiff((DESCRIPTION, 3, b"\1"), TURNED),
+    "a fraction as description": tiff((DESCRIPTION, 11, b"\0\0\x80\x3f"), TURNED),
+}
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
 
@@ -129,6 +145,18 @@ class TestWhatDoesNotFit:
         assert not exif_of(content)
         with pytest.raises(ImageError, match="label in its EXIF cannot be read"):
             converted(plain("WEBP", exif=b"Exif\0\0ContentProducer" + bytes(70_000)), "JPEG")
+
+    @pytest.mark.parametrize("target", ["JPEG", "WEBP"])
+    @pytest.mark.parametrize("tags", ODD_EXIF.values(), ids=ODD_EXIF)
+    def test_texts_of_a_png_need_no_readable_exif(
+        self, tags: bytes, target: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        chunks = PngInfo()
+        chunks.add_itxt("AIGC", LABEL)
+        content = converted(plain(exif=tags, pnginfo=chunks), target)
+        assert comment_of(content) == COMMENT
+        assert exif_of(content).get(ORIENTATION) == (6 if b"\x12\x01" in tags else None)
+        assert "Dropping the EXIF but for its orientation" in caplog.text
 
     @pytest.mark.parametrize("source", ["PNG", "WEBP", "TIFF"])
     @pytest.mark.parametrize(
