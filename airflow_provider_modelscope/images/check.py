@@ -62,11 +62,18 @@ def check_limits(file: IO[bytes]) -> int | None:
 
 
 def _decode_jpegs(file: IO[bytes], images: int) -> None:
-    """Decode all images of a JPEG, at an eighth of their size: every coefficient is read."""
+    """Decode all images of a JPEG, at an eighth of their size: every coefficient is read.
+
+    Programs that remove the further images, or move them, may leave the list of their offsets as it was. So
+    where no image starts, none is expected.
+    """
     budget = Budget()
     for number in range(images):
         with open_image(file) as opened:  # a new one: Pillow 11 does not expect images of several sizes
-            opened.seek(number)
+            try:
+                opened.seek(number)
+            except (ValueError, SyntaxError):
+                continue
             budget.take(opened.width, opened.height)
             opened.draft("L", (1, 1))
             opened.load()

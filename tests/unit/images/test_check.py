@@ -141,6 +141,12 @@ def two_gif_frames_cut_between() -> bytes:
     return content[: content.index(b"\0!\xf9", content.index(b"\0,") + 2) + 1]
 
 
+def without_second_image() -> bytes:
+    """Return a JPEG that still says where its second image was."""
+    content = animated("MPO", FRAMES[:2])
+    return content[: content.index(b"\xff\xd9\xff\xd8") + 2]
+
+
 def adam7(width: int, height: int) -> bytes:
     passes = [
         (0, 0, 8, 8),
@@ -276,6 +282,8 @@ CORPUS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "JPEG of images of several sizes": (
         lambda: animated("MPO", [DRAWING, DRAWING.resize((9, 9)), DRAWING.resize((200, 200))]), None,
     ),
+    "JPEG whose second image was removed": (without_second_image, None),
+    "JPEG whose second image was moved": (lambda: without_second_image() + bytes(9999), None),
     "JPEG that is cut": (lambda: written("JPEG")[:-200], "truncated"),
     "JPEG without its end": (lambda: written("JPEG")[:-2], "truncated"),
     "JPEG whose second image is cut": (lambda: animated("MPO", FRAMES[:2])[:-200], "truncated"),
