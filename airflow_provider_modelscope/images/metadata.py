@@ -10,9 +10,11 @@ import math
 import struct
 import zlib
 from contextlib import suppress
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from airflow_provider_modelscope.images.blocks import check_tags
 from airflow_provider_modelscope.images.parts import (
     MAX_XMP_IN_JPEG,
     Replacement,
@@ -145,6 +147,7 @@ def _exif(source: Pillow.Image, texts: dict[str, str], max_bytes: float) -> byte
     if len(raw) <= max_bytes and not texts:
         return raw and b"Exif\0\0" + raw.removeprefix(b"Exif\0\0")
     try:
+        check_tags(BytesIO(raw.removeprefix(b"Exif\0\0")))
         if len(raw) > max_bytes:
             _warn_of_dropped(
                 f"EXIF of {len(raw)} bytes, but for orientation, description and comment", max_bytes

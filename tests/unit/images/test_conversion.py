@@ -81,6 +81,9 @@ TURNED = (ORIENTATION, 3, b"\6")
 ODD_EXIF = {
     "neither II nor MM": b"neither II nor MM",
     "cut off": b"II*\0",
+    "tags that overlap": tiff(TURNED, *((tag, 7, b"\x08") for tag in range(1, 3000))).replace(
+        b"\7\0\1\0\0\0", b"\7\0\0\x80\0\0"
+    ),
     "a number as description": tiff((DESCRIPTION, 3, b"\1"), TURNED),
     "a fraction as description": tiff((DESCRIPTION, 11, b"\0\0\x80\x3f"), TURNED),
 }
