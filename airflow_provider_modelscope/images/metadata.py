@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 from airflow_provider_modelscope.images.blocks import check_tags
 from airflow_provider_modelscope.images.parts import (
     MAX_XMP_IN_JPEG,
+    Part,
     Replacement,
     format_of_parts,
     parts_of,
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 def readable(file: IO[bytes]) -> IO[bytes]:
-    """Return a view of a PNG without the metadata that makes Pillow refuse it; any other file as it is.
+    """Return a view of a PNG without what makes Pillow refuse or misread it; any other file as it is.
 
     :raises ValueError: if a label of AI-generated content is in what would be left out.
     """
@@ -51,19 +52,21 @@ def readable(file: IO[bytes]) -> IO[bytes]:
 
     if format_of_parts(file) != "PNG":
         return file
-    view = _without_oversized_metadata(file)
+    view = _as_pillow_expects(file)
     try:
         with Pillow.open(view):
             return view
     except Exception as error:  # broken metadata makes Pillow raise nearly any exception
         log.warning("Dropping all metadata of the PNG but texts and EXIF, since it cannot be read: %s", error)
-        others = [part for part in parts_of(file, "PNG") if part.kind not in _KEPT_IN_PNG]
-        return spliced(file, [Replacement(part.start, part.end, b"") for part in others])
+        others = [part for part in parts_of(view, "PNG") if part.kind not in _KEPT_IN_PNG]
+        return spliced(view, [Replacement(part.start, part.end, b"") for part in others])
 
 
-def _without_oversized_metadata(file: IO[bytes]) -> IO[bytes]:
-    dropped, size_of_texts = [], 0
+def _as_pillow_expects(file: IO[bytes]) -> IO[bytes]:
+    replaced, size_of_texts = [], 0
     for part in parts_of(file, "PNG"):
+        if part.kind == b"tRNS":
+            replaced.append(Replacement(part.start, part.end, _transparency(file, part)))
         if part.kind not in (b"iCCP", b"zTXt", b"iTXt", b"tEXt"):
             continue
         name, text, is_whole = _unpacked(part.kind, read_at(file, part.data, part.size))
@@ -76,8 +79,22 @@ def _without_oversized_metadata(file: IO[bytes]) -> IO[bytes]:
             "Dropping the %s chunk %r of the PNG: only %d bytes of each, and %d of all, can be read",
             part.kind.decode(), name, _MAX_UNPACKED, _MAX_TEXTS,
         )  # fmt: skip
-        dropped.append(Replacement(part.start, part.end, b""))
-    return spliced(file, dropped) if dropped else file
+        replaced.append(Replacement(part.start, part.end, b""))
+    return spliced(file, replaced) if replaced else file
+
+
+def _transparency(file: IO[bytes], part: Part) -> bytes:
+    """Return a PNG's tRNS chunk with its tones in the 8 bits that Pillow decodes; empty if it is cut off."""
+    depth, colours = read_at(file, 24, 2)
+    data = read_at(file, part.data, part.size)
+    if len(data) < {0: 2, 2: 6}.get(colours, 0):
+        return b""
+    tones = [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
+    if colours == 0 and depth in (2, 4):
+        data = (tones[0] % 2**depth * 255 // (2**depth - 1)).to_bytes(2)
+    elif colours == 2 and depth == 16:
+        data = b"".join((tone >> 8).to_bytes(2) for tone in tones)
+    return b"".join((len(data).to_bytes(4), b"tRNS", data, zlib.crc32(b"tRNS" + data).to_bytes(4)))
 
 
 def _unpacked(kind: bytes, data: bytes) -> tuple[str, bytes, bool]:

@@ -15,6 +15,8 @@ from airflow_provider_modelscope.exceptions import ImageError
 from airflow_provider_modelscope.images.conversion import _check_end, convert, in_mode_for
 from airflow_provider_modelscope.images.formats import CONVERTIBLE
 from airflow_provider_modelscope.images.image import Image
+from airflow_provider_modelscope.images.parts import PNG_SIGNATURE
+from airflow_provider_modelscope.images.thumbnail import thumbnail
 
 EXIF_IFD, USER_COMMENT, DESCRIPTION, ORIENTATION, MAKER_NOTE = 0x8769, 0x9286, 0x010E, 0x0112, 0x927C
 LABEL = '{"Label": "1", "ContentProducer": "某某公司", "ProduceID": "a1"}'
@@ -346,6 +348,38 @@ def test_a_transparent_tone_of_16_bits_stays_transparent() -> None:
     drawing.info["transparency"] = 0x9C00
     with Pillow.open(BytesIO(converted(saved(drawing, "PNG"), "WEBP"))) as opened:
         assert [opened.getpixel((2, y))[3] for y in (0, 3)] == [0, 255]  # type: ignore[index] # it has bands
+
+
+@pytest.mark.parametrize(
+    ("depth", "colours", "row", "tones"),
+    [
+        (2, 0, b"\x6c", b"\0\1"),
+        (4, 0, b"\x58\xf0", b"\0\5"),
+        (16, 2, b"\x12\x34\x56\x78\x9a\xbc" + bytes(18), b"\x12\x34\x56\x78\x9a\xbc"),
+    ],
+    ids=["grey of 2 bits", "grey of 4 bits", "RGB of 16 bits"],
+)
+@pytest.mark.parametrize("is_thumbnail", [False, True], ids=["conversion", "thumbnail"])
+def test_the_transparent_tone_of_a_png_of_any_depth_stays_so(
+    depth: int, colours: int, row: bytes, tones: bytes, is_thumbnail: bool
+) -> None:
+    content = b"".join(
+        (
+            PNG_SIGNATURE,
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, depth, colours, 0, 0, 0)),
+            chunk(b"tRNS", tones),
+            chunk(b"IDAT", zlib.compress(b"\0" + row)),
+            chunk(b"IEND", b""),
+        )
+    )
+    small = thumbnail(content, 64) if is_thumbnail else converted(content, "WEBP")
+    with Pillow.open(BytesIO(small)) as drawing:
+        assert list(drawing.getchannel("A").tobytes()) == [0, 255, 255, 255]
+
+
+@pytest.mark.parametrize("target", ["JPEG", "WEBP"])
+def test_transparency_that_is_cut_off_is_ignored(target: str) -> None:
+    converted(png_with(chunk(b"tRNS", b"\0")).getvalue(), target)
 
 
 def test_pixels_that_fit_are_not_copied() -> None:
