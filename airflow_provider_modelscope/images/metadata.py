@@ -38,21 +38,30 @@ _GIF_XMP, _GIF_XMP_END = b"!\xff\x0bXMP DataXMP", b"\x01\xff\xfe\xfd"
 _MAX_EXIF_IN_JPEG = 64_000  # a little less than one segment
 _MAX_PROFILE = {"PNG": 1024 * 1024, "JPEG": 255 * 65_519, "WEBP": math.inf}  # Pillow reads no more in a PNG
 _MAX_UNPACKED, _MAX_TEXTS = 1024 * 1024, 32 * 1024 * 1024  # Pillow refuses a PNG with more
+_READ_AFTER_PIXELS = (
+    b"IDAT",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"eXIf",
+    b"IEND",
+)  # in all others, Pillow minds errors
 _KEPT_IN_PNG = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"tEXt", b"iTXt", b"eXIf")
 
 log = logging.getLogger(__name__)
 
 
-def readable(file: IO[bytes]) -> IO[bytes]:
+def readable(file: IO[bytes], *, with_label: bool = True) -> IO[bytes]:
     """Return a view of a PNG without what makes Pillow refuse or misread it; any other file as it is.
 
-    :raises ValueError: if a label of AI-generated content is in what would be left out.
+    :param with_label: Whether the label of AI-generated content is needed.
+    :raises ValueError: if it is, and would be left out.
     """
     from PIL import Image as Pillow
 
     if format_of_parts(file) != "PNG":
         return file
-    view = _as_pillow_expects(file)
+    view = _as_pillow_expects(file, with_label)
     try:
         with Pillow.open(view):
             return view
@@ -62,9 +71,13 @@ def readable(file: IO[bytes]) -> IO[bytes]:
         return spliced(view, [Replacement(part.start, part.end, b"") for part in others])
 
 
-def _as_pillow_expects(file: IO[bytes]) -> IO[bytes]:
-    replaced, size_of_texts = [], 0
+def _as_pillow_expects(file: IO[bytes], with_label: bool) -> IO[bytes]:
+    replaced, size_of_texts, has_pixels = [], 0, False
     for part in parts_of(file, "PNG"):
+        has_pixels = has_pixels or part.kind == b"IDAT"
+        if has_pixels and part.kind not in _READ_AFTER_PIXELS:
+            replaced.append(Replacement(part.start, part.end, b""))
+            continue
         if part.kind == b"tRNS":
             replaced.append(Replacement(part.start, part.end, _transparency(file, part)))
         if part.kind not in (b"iCCP", b"zTXt", b"iTXt", b"tEXt"):
@@ -73,10 +86,13 @@ def _as_pillow_expects(file: IO[bytes]) -> IO[bytes]:
         if is_whole and size_of_texts + len(text) <= _MAX_TEXTS:
             size_of_texts += len(text)
             continue
-        if name == _LABEL or (name == _XMP and _is_label(text)):
-            raise ValueError(f"its label is in metadata of more than {_MAX_UNPACKED} bytes")
+        if with_label and part.kind != b"iCCP" and (name == _LABEL or (name == _XMP and _is_label(text))):
+            raise ValueError(
+                f"its label is in metadata of more than {_MAX_UNPACKED} bytes, or in an unknown compression"
+            )
         log.warning(
-            "Dropping the %s chunk %r of the PNG: only %d bytes of each, and %d of all, can be read",
+            "Dropping the %s chunk %r of the PNG: only %d bytes of each, and %d of all, can be read, and no "
+            "unknown compression",
             part.kind.decode(), name, _MAX_UNPACKED, _MAX_TEXTS,
         )  # fmt: skip
         replaced.append(Replacement(part.start, part.end, b""))
@@ -105,6 +121,8 @@ def _unpacked(kind: bytes, data: bytes) -> tuple[str, bytes, bool]:
         packed = content[2:].split(b"\0", 2)[-1]  # after the language and the translated keyword
     if kind == b"tEXt" or (kind == b"iTXt" and content[:1] in (b"", b"\0")):
         return name.decode("latin-1"), content, True
+    if kind != b"iTXt" and content[:1] != b"\0":
+        return name.decode("latin-1"), b"", False
     unpacking, content = zlib.decompressobj(), b""
     with suppress(zlib.error):  # Pillow skips it
         content = unpacking.decompress(packed, _MAX_UNPACKED)

@@ -46,7 +46,7 @@ def thumbnail(content: bytes, side: int) -> bytes:
     """
     file, output = BytesIO(content), BytesIO()
     check_limits(file)
-    with only_image_errors(file), open_image(readable(file)) as opened:
+    with only_image_errors(file), open_image(readable(file, with_label=False)) as opened:
         if opened.width * opened.height > _MAX_DECODED:
             _shrink(opened, content, side)
         is_opaque = not opened.has_transparency_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -258,7 +259,15 @@ class TestMetadataThatPillowRefuses:
         text = chunk(b"iTXt", b"AIGC\0\0\0\0\0" + LABEL.encode())
         content, _ = convert(png_with(part, text), "JPEG")
         assert comment_of(bytes(content)) == COMMENT
-        assert "Dropping all metadata of the PNG but texts and EXIF" in caplog.text
+        assert re.search("Dropping (all metadata|the (zTXt|iCCP) chunk .*) of the PNG", caplog.text)
+
+    @pytest.mark.parametrize("kind", [b"acTL", b"cHRM", b"fcTL", b"fdAT", b"gAMA", b"iCCP", b"pHYs", b"zTXt"])
+    def test_metadata_behind_the_pixels_may_be_broken(self, kind: bytes) -> None:
+        end = chunk(b"IEND", b"")
+        text = chunk(b"zTXt", b"AIGC\0\0" + zlib.compress(LABEL.encode()))
+        content = plain().removesuffix(end) + chunk(kind, b"a\0\1") + text + end
+        assert comment_of(converted(content, "JPEG")) == COMMENT
+        assert thumbnail(content, 8)
 
     def test_many_texts_are_limited_together(self, caplog: pytest.LogCaptureFixture) -> None:
         text = zlib.compress(b"t" * 1_000_000)
@@ -275,8 +284,10 @@ class TestMetadataThatPillowRefuses:
         ids=["text", "XMP"],
     )
     def test_a_label_is_not_left_out(self, data: bytes) -> None:
+        file = png_with(chunk(b"iTXt", data))
         with pytest.raises(ValueError, match="its label is in metadata of more than 1048576 bytes"):
-            convert(png_with(chunk(b"iTXt", data)), "WEBP")
+            convert(file, "WEBP")
+        assert thumbnail(file.getvalue(), 8)  # which has no label
 
     @pytest.mark.parametrize(
         "part",
