@@ -21,6 +21,7 @@ from airflow_provider_modelscope.images.parts import (
     Replacement,
     format_of_parts,
     parts_of,
+    png_chunk,
     read_at,
     spliced,
 )
@@ -110,7 +111,7 @@ def _transparency(file: IO[bytes], part: Part) -> bytes:
         data = (tones[0] % 2**depth * 255 // (2**depth - 1)).to_bytes(2)
     elif colours == 2 and depth == 16:
         data = b"".join((tone >> 8).to_bytes(2) for tone in tones)
-    return b"".join((len(data).to_bytes(4), b"tRNS", data, zlib.crc32(b"tRNS" + data).to_bytes(4)))
+    return png_chunk(b"tRNS", data)
 
 
 def _unpacked(kind: bytes, data: bytes) -> tuple[str, bytes, bool]:

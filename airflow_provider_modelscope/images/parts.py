@@ -6,6 +6,7 @@ Both read only what they need, so that a large file costs no memory.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from io import SEEK_END, BufferedReader, RawIOBase
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -131,6 +132,11 @@ def _webp(file: IO[bytes], length: int) -> Iterator[Part]:
         yield Part(header[:4], start, start + 8, size, at)
     if not 12 < at == stop:
         raise _malformed("WebP")
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG with its length and checksum."""
+    return b"".join((len(data).to_bytes(4), kind, data, zlib.crc32(kind + data).to_bytes(4)))
 
 
 class Replacement(NamedTuple):

@@ -27,6 +27,7 @@ from airflow_provider_modelscope.images.parts import (
     format_of_parts,
     is_manifest,
     parts_of,
+    png_chunk,
     read_at,
     spliced,
 )
@@ -318,9 +319,8 @@ def _png(file: IO[bytes], parts: list[Part]) -> _Carrier:
     start, end = (found.start, found.end) if found else (pixels, pixels)
 
     def put(packet: bytes) -> list[Replacement]:
-        data = _PNG_KEYWORD + b"\0\0\0\0" + packet  # not compressed, without a language
-        checksum = zlib.crc32(b"iTXt" + data).to_bytes(4)
-        return [Replacement(start, end, b"".join((len(data).to_bytes(4), b"iTXt", data, checksum)))]
+        # Not compressed, without a language.
+        return [Replacement(start, end, png_chunk(b"iTXt", _PNG_KEYWORD + b"\0\0\0\0" + packet))]
 
     packet = _png_text(_packet(file, found.data + name, found.size - name)) if found else None
     return _Carrier(format="PNG", parts=parts, packet=packet, put=put)
