@@ -24,7 +24,7 @@ _PIECE = 1 << 16
 # Neither a zero, which follows 0xFF in compressed pixels, nor filler, nor a restart within a scan.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _START, _END, _SCAN, _APP1 = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xe1"
-_ALONE = (_START, b"\xff\x01")  # markers without a length
+_ALONE = (_START, _END, b"\xff\x01")  # markers without a length
 _IMAGE = re.compile(rb"\xff\xd8\xff")
 # Bytes of a value by the type of a tag, and the tags that point to more tags.
 _SIZES = {
@@ -69,7 +69,7 @@ def check_jpeg_blocks(file: IO[bytes]) -> None:
         segments += 1
         if segments > MAX_SEGMENTS:
             raise too_many("segments", MAX_SEGMENTS)
-        if marker == _END or marker[:2] in _ALONE:
+        if marker[:2] in _ALONE:
             continue
         scans += is_in_scan
         if scans > MAX_SCANS:

@@ -90,7 +90,8 @@ def is_manifest(file: IO[bytes], part: Part) -> bool:
     return part.kind in (b"caBX", b"C2PA")
 
 
-def _malformed(what: str) -> ValueError:
+def malformed(what: str) -> ValueError:
+    """Return the error of a file whose parts cannot be listed."""
     return ValueError(f"The {what} is cut off or malformed")
 
 
@@ -101,7 +102,7 @@ def _png(file: IO[bytes], length: int) -> Iterator[Part]:
         size, kind = int.from_bytes(header[:4]), header[4:]
         at += 12 + size
         if at > length or (start == len(PNG_SIGNATURE)) != (kind == b"IHDR"):
-            raise _malformed("PNG")
+            raise malformed("PNG")
         yield Part(kind, start, start + 8, size, at)
 
 
@@ -115,11 +116,11 @@ def _jpeg(file: IO[bytes], length: int) -> Iterator[Part]:
         segment = _SEGMENT.match(block)
         size = int.from_bytes(segment[2]) if segment else 0
         if not segment or size < 2:
-            raise _malformed("JPEG")
+            raise malformed("JPEG")
         kind, start, data = segment[1], at + segment.start(1) - 1, at + segment.end()
         at = data - 2 + size
         if at > length:
-            raise _malformed("JPEG")
+            raise malformed("JPEG")
         yield Part(kind, start, data, size - 2, at)
 
 
@@ -131,7 +132,7 @@ def _webp(file: IO[bytes], length: int) -> Iterator[Part]:
         at += 8 + size + size % 2
         yield Part(header[:4], start, start + 8, size, at)
     if not 12 < at == stop:
-        raise _malformed("WebP")
+        raise malformed("WebP")
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
