@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from string import punctuation
 from threading import Event
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from airflow_provider_modelscope.exceptions import (
     ImageError,
@@ -153,7 +154,9 @@ def _open(session: requests.Session, url: str, account: Account) -> requests.Res
             raise ImageError(f"Cannot download {without_query(url)}: the server returned an error", code=code)
         redirects.append(response)
         try:
-            url = urljoin(url, response.headers["Location"])
+            # Encoded as browsers do it: http.client reads a name in any character set as Latin-1.
+            location = quote(response.headers["Location"].encode("latin-1"), safe=punctuation)
+            url = urljoin(url, location)
         except ValueError:  # such as an unclosed [ of an IPv6 address
             raise ImageNotAllowedError(
                 f"Image URL not valid: the target of the redirect from {without_query(url)}"
@@ -191,7 +194,9 @@ def _chunks(response: requests.Response, max_bytes: int, progress: _Progress) ->
     import requests
 
     length = response.headers.get("Content-Length", "")
-    expected = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    # With a Transfer-Encoding a length means nothing, by HTTP's rules.
+    is_length = re.fullmatch("[0-9]{1,18}", length) and "Transfer-Encoding" not in response.headers
+    expected = int(length) if is_length else None
     too_large = f"larger than the connection's max_image_bytes, {max_bytes}"
     if expected is not None and expected > max_bytes:
         raise ImageNotAllowedError(f"its {expected} bytes are {too_large}")

@@ -118,6 +118,13 @@ class TestRedirects:
         ):
             assert image.content == IMAGE
 
+    @pytest.mark.parametrize("name", ["图 片", "%E5%9B%BE%20%E7%89%87"], ids=["as it is", "encoded"])
+    def test_a_redirect_may_name_a_file_in_any_script(self, name: str) -> None:
+        moved = http_with_length(b"", f"Location: /{name}.png?a=b&c", status="302 Found")
+        with RawServer(moved, http_with_length(IMAGE)) as host:
+            download(f"http://127.0.0.1:{host.port}/a", LOCAL).close()
+        assert host.heads[1].split()[1] == "/%E5%9B%BE%20%E7%89%87.png?a=b&c"
+
     def test_redirects_are_followed_without_cookies_and_logins(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -220,6 +227,13 @@ class TestBody:
     def test_a_compressed_body_is_unpacked(self) -> None:
         packed = http_with_length(gzip.compress(IMAGE), "Content-Encoding: gzip")
         with RawServer(packed) as host, download(f"http://127.0.0.1:{host.port}/a.png", LOCAL) as image:
+            assert image.content == IMAGE
+
+    @pytest.mark.parametrize("length", [1, len(IMAGE), 10**12])
+    def test_the_length_of_a_body_in_chunks_is_ignored(self, length: int) -> None:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(IMAGE), IMAGE)
+        chunked = http_with_length(body, "Transfer-Encoding: chunked", length=length)
+        with RawServer(chunked) as host, download(f"http://127.0.0.1:{host.port}/a.png", LOCAL) as image:
             assert image.content == IMAGE
 
     def test_a_length_above_the_limit_is_not_downloaded(self) -> None:
