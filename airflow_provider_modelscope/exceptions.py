@@ -11,8 +11,10 @@
     │   │   └── UnknownModelError       it does not serve the model
     │   ├── AuthenticationError         it rejected the token
     │   ├── AccountNotReadyError        the account is not bound or not verified
-    │   ├── QuotaExhaustedError         the daily quota is used up, or the model is retired
-    │   │   └── CreditExhaustedError    the account's credit is used up
+    │   ├── QuotaExhaustedError         the daily quota of the account or the model is used up
+    │   │   ├── CreditExhaustedError    the account's credit is used up
+    │   │   └── ModelRetiredError       the model is no longer served, or there is no credit
+    │   ├── CreditLimitError            ``max_credit`` would be exceeded; nothing was sent
     │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
     │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
     │   ├── ImageNotAllowedError        an output image is too large, or its address is not allowed
@@ -154,9 +156,9 @@ class AccountNotReadyError(ModelScopeFinalError):
 
 
 class QuotaExhaustedError(ModelScopeFinalError):
-    """The daily quota of the account or the model is used up, or the model is retired; nothing was created.
+    """The daily quota of the account or the model is used up; nothing was created.
 
-    Do what the message says: use another model, or clear the task on the next day.
+    Use another model, or clear the task on the next day.
     """
 
 
@@ -164,6 +166,21 @@ class CreditExhaustedError(QuotaExhaustedError):
     """The credit of the account is used up; nothing was created.
 
     Get credit on the page that the message names, then clear the task.
+    """
+
+
+class ModelRetiredError(QuotaExhaustedError):
+    """The model is no longer served, or the account has no credit; nothing was created.
+
+    ModelScope uses the same words for both. If there is credit, use another model.
+    """
+
+
+class CreditLimitError(ModelScopeFinalError):
+    """The next submission could exceed the ``max_credit`` of the task, and nothing was sent.
+
+    All attempts of the task count, and so does a submission without a response. What the service gave back
+    for a FAILED generation does not. Raise ``max_credit``, then clear the task.
     """
 
 

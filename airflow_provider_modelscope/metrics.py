@@ -24,6 +24,7 @@ SENT = "modelscope.submission.sent"
 ACCEPTED = "modelscope.submission.accepted"
 REJECTED = "modelscope.submission.rejected"
 UNCONFIRMED = "modelscope.submission.unconfirmed"
+FALLBACK = "modelscope.submission.fallback"
 FAILED = "modelscope.task.failed"
 DURATION = "modelscope.generation.duration"
 DELIVERY_DELAY = "modelscope.generation.delivery_delay"
@@ -64,6 +65,11 @@ def counted_submission(*, modelscope_conn_id: str, model: str) -> Iterator[None]
         _count_by_reason(REJECTED, error, tags)
         raise
     _send("incr", ACCEPTED, 1, tags)
+
+
+def count_fallback(refusal: ModelScopeError, *, modelscope_conn_id: str, model: str) -> None:
+    """Count that a model refused a request, so that a fallback model is asked."""
+    _count_by_reason(FALLBACK, refusal, _tags(modelscope_conn_id, model))
 
 
 def count_spent(price: float | None, *, modelscope_conn_id: str, model: str) -> None:

@@ -41,6 +41,7 @@ class StoredImage:
     out all but ``uri``, ``size_bytes`` and ``sha256``.
 
     :param storage_conn_id: The Airflow connection that it was stored with.
+    :param asked_model: The model of the task, if a fallback model made the image.
     :param parameters: The parameters of the request, replaced by those that the service reports as used.
     :param duration_ms: How long the generation took, if the service reports it.
     :param sidecar_uri: The URI of its sidecar file, if it has one.
@@ -56,6 +57,7 @@ class StoredImage:
     sha256: str
     seed: int | None
     model: str | None
+    asked_model: str | None = None
     generation_id: str | None
     parameters: dict[str, Any]
     duration_ms: float | None
@@ -93,6 +95,7 @@ class StoredImage:
                     sha256=sha256,
                     seed=_integer(entry.get("seed")),
                     model=_text(entry.get("model")),
+                    asked_model=_text(entry.get("asked_model")),
                     generation_id=_text(entry.get("generation_id")),
                     parameters=parameters if isinstance(parameters, dict) else {},
                     duration_ms=_number(entry.get("duration_ms")),
@@ -109,6 +112,7 @@ class Submission:
     The service's responses name neither the model nor the time of the submission.
 
     :param submitted_at: In epoch seconds.
+    :param asked_model: The model of the task, if a fallback model accepted the request.
     :param request: The parameters, as :meth:`GenerationRequest.summary` returns them; empty if unknown.
     :param credit: The price of the generation when it was submitted, None if unknown.
     """
@@ -116,6 +120,7 @@ class Submission:
     generation_id: str
     model: str
     submitted_at: float
+    asked_model: str | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
     credit: float | None = None
 
@@ -126,9 +131,11 @@ class Submission:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of the XCom."""
+        asked = {"asked_model": self.asked_model} if self.asked_model else {}
         return {
             **self.request,
             "model": self.model,
+            **asked,
             "generation_id": self.generation_id,
             "submitted_at": self.submitted_at,
             "credit": self.credit,
@@ -142,12 +149,13 @@ class Submission:
                 submitted_at = _number(time)
                 if submitted_at is None:
                     return None
-                not_requested = ("generation_id", "submitted_at", "credit")
+                not_requested = ("generation_id", "submitted_at", "asked_model", "credit")
                 request = {name: value for name, value in value.items() if name not in not_requested}
                 return cls(
                     generation_id=_printable(generation_id),
                     model=_printable(model),
                     submitted_at=submitted_at,
+                    asked_model=_text(value.get("asked_model")),
                     request=_plain(request),
                     credit=_number(value.get("credit")),
                 )

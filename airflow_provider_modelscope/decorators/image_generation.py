@@ -14,6 +14,7 @@ from airflow_provider_modelscope.compat import conf, context_merge, determine_kw
 from airflow_provider_modelscope.exceptions import ModelScopeError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import (
+    EXHAUSTED_TIMEOUT,
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
 )
@@ -171,6 +172,7 @@ def modelscope_image_task(
     image_url: str | Sequence[str] | XComArg | None = None,
     loras: str | Mapping[str, float | str] | None = None,
     extra_parameters: Mapping[str, Any] | None = None,
+    fallback_models: Sequence[str | Mapping[str, Any]] | None = None,
     check_ranges: bool = True,
     storage_conn_id: str | None = None,
     modelscope_conn_id: str = ModelScopeHook.default_conn_name,
@@ -184,6 +186,9 @@ def modelscope_image_task(
     embed_metadata: bool = False,
     durable: bool = True,
     on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+    max_credit: float | str | None = None,
+    on_exhausted: Literal["fail", "wait"] = "fail",
+    exhausted_timeout: float = EXHAUSTED_TIMEOUT,
     **kwargs: Any,
 ) -> TaskDecorator:
     """Make a task that generates the image that a function describes: ``@task.modelscope_image(...)``.

@@ -130,6 +130,7 @@ class Card:
             "Prompt": self.prompt,
             "Negative prompt": parameters.get("negative_prompt"),
             "Model": parameters.get("model") or image.model,
+            "Model asked first": image.asked_model,
             "Size": f"{image.width} x {image.height}" if image.width and image.height else None,
             "Seed": self.seed,
             "Steps": parameters.get("steps"),

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.compat import conf
 from airflow_provider_modelscope.exceptions import (
+    CreditExhaustedError,
     InvalidConnectionError,
     InvalidDestinationError,
     InvalidRequestError,
+    ModelScopeError,
     ModelScopeRetryableError,
+    QuotaExhaustedError,
+    ServiceUnavailableError,
+    UnknownModelError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import count_failure, count_spent
+from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
     can_defer,
+    defer_until_credit,
     deferred_task,
     digest_of,
     resumes,
@@ -33,7 +40,13 @@ from airflow_provider_modelscope.tasks.deferral import (
     wait_or_defer,
 )
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
-from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
+from airflow_provider_modelscope.validation import (
+    check_all,
+    checked_credit,
+    choice_errors,
+    raise_invalid,
+    seconds_errors,
+)
 from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
 
 if TYPE_CHECKING:
@@ -42,7 +55,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.images.object_storage import Destination
     from airflow_provider_modelscope.protocol.generation import Generation
     from airflow_provider_modelscope.protocol.request import GenerationRequest
-    from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
+    from airflow_provider_modelscope.tasks.submission_record import Earlier, SubmissionRecord
     from airflow_provider_modelscope.triggers.events import DeferredTask
     from airflow_provider_modelscope.xcoms import Submission
 
@@ -59,7 +72,34 @@ REQUEST_PARAMETERS = (
     "loras",
     "extra_parameters",
 )
+# The template fields whose values errors and logs may quote.
+QUOTED_PARAMETERS = (*REQUEST_PARAMETERS, "fallback_models", "storage_conn_id", "max_credit")
 ON_LOST_RESPONSE = ("resubmit", "fail")
+ON_EXHAUSTED = ("fail", "wait")
+EXHAUSTED_TIMEOUT = 24 * 3600.0  # seconds; credit is granted once a day at most
+
+
+def _checked_limit(max_credit: Any) -> float | None:
+    return None if max_credit is None else checked_credit("max_credit", max_credit)
+
+
+def _is_about_model(error: ModelScopeError) -> bool:
+    """Whether the service refused the model of a request, so that it may accept another one."""
+    if isinstance(error, CreditExhaustedError):
+        return False
+    return isinstance(error, UnknownModelError | QuotaExhaustedError)
+
+
+def _first_of(refusals: Sequence[tuple[str, ModelScopeError]]) -> ModelScopeError:
+    """Return the error of the first model, with those of the fallback models in its message."""
+    (model, first), *others = refusals
+    if others:
+        reasons = "; ".join(f"{other}: {truncated(error.message, 300)}" for other, error in others)
+        first.message = (
+            f"{first.message.rstrip('.')}. The model is {model}; its fallback models were refused as well: "
+            f"{reasons}"
+        )
+    return first
 
 
 def _on_success(context: Context) -> None:
@@ -91,6 +131,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         most 10 MiB each, are sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param fallback_models: Other models to ask, in this order, if the service no longer serves ``model`` or
+        its quota is spent: model ids, or mappings with ``model`` and what else differs from the request.
     :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
         every model.
     :param storage_conn_id: The connection to the object storage of ``image_url``.
@@ -102,12 +144,22 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
+        it is not sent. It needs the record that ``durable`` keeps.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
+        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1.
     """
 
     records_submission = True  # tasks downstream read its XCom "request", see ``Submission.find``
-    template_fields: Sequence[str] = (*REQUEST_PARAMETERS, "storage_conn_id", "modelscope_conn_id")
-    template_fields_renderers = {"loras": "json", "extra_parameters": "json"}
+    template_fields: Sequence[str] = (
+        *QUOTED_PARAMETERS,
+        "modelscope_conn_id",
+    )
+    template_fields_renderers = {"loras": "json", "extra_parameters": "json", "fallback_models": "json"}
     _digests: Mapping[str, str] = {}  # of the parameters that the task deferred with and could not store
+    _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
+    _may_defer = False  # whether a deferrable task can wait in the triggerer, as far as it is known
 
     def __init__(
         self,
@@ -122,6 +174,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         image_url: str | Sequence[str] | XComArg | None = None,
         loras: str | Mapping[str, float | str] | None = None,
         extra_parameters: Mapping[str, Any] | None = None,
+        fallback_models: Sequence[str | Mapping[str, Any]] | None = None,
         check_ranges: bool = True,
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
@@ -129,6 +182,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         durable: bool = True,
         on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+        max_credit: float | str | None = None,
+        on_exhausted: Literal["fail", "wait"] = "fail",
+        exhausted_timeout: float = EXHAUSTED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -142,6 +198,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.image_url = image_url
         self.loras = loras
         self.extra_parameters = extra_parameters
+        self.fallback_models = fallback_models
         self.check_ranges = check_ranges
         self.storage_conn_id = storage_conn_id
         self.modelscope_conn_id = modelscope_conn_id
@@ -149,18 +206,30 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         self.deferrable = deferrable
         self.durable = durable
         self.on_lost_response = on_lost_response
+        self.max_credit = max_credit
+        self.on_exhausted = on_exhausted
+        self.exhausted_timeout = exhausted_timeout
         if durable:
             own = self.on_success_callback or []
             self.on_success_callback = [*(own if isinstance(own, list) else [own]), _on_success]
         self._check_constants(ModelScopeSubmitImageGenerationOperator)
 
     def _constant_checks(self) -> list[Callable[[], object]]:
+        from airflow_provider_modelscope.protocol.fallbacks import read_fallbacks
         from airflow_provider_modelscope.protocol.request import check_parameters
-        from airflow_provider_modelscope.tasks.parse_time import constants_of
+        from airflow_provider_modelscope.tasks.parse_time import constant_checks, constants_of
 
-        constants = constants_of(self, *self._constant_parameters())
+        names = self._constant_parameters()
+        constants = constants_of(self, *names)
         errors = check_parameters(constants, check_ranges=self.check_ranges)
-        return [lambda: raise_invalid([*errors, *self._option_errors()])]
+        size = constants.get("size") if "model" in names else None  # else a function may return another one
+        check_fallbacks = partial(read_fallbacks, size=size, check_ranges=self.check_ranges)
+        return [
+            lambda: raise_invalid(errors),
+            *constant_checks(self, "fallback_models", check_fallbacks),
+            lambda: raise_invalid(self._option_errors()),
+            *constant_checks(self, "max_credit", _checked_limit),
+        ]
 
     def _constant_parameters(self) -> Sequence[str]:
         """Return the parameters of the request that nothing changes after ``__init__`` except templates."""
@@ -168,18 +237,28 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
     def _option_errors(self) -> Iterator[str]:
         """Yield the errors of the parameters that are not templated."""
-        yield from seconds_errors(least=1, queue_timeout=self.queue_timeout)
+        waits = {"queue_timeout": self.queue_timeout, "exhausted_timeout": self.exhausted_timeout}
+        yield from seconds_errors(least=1, **waits)
         yield from choice_errors(ON_LOST_RESPONSE, on_lost_response=self.on_lost_response)
+        yield from choice_errors(ON_EXHAUSTED, on_exhausted=self.on_exhausted)
+        if self.on_exhausted == "wait" and not self.deferrable:
+            yield "on_exhausted = 'wait': needs deferrable=True, because the wait is in the triggerer"
 
     def _request(self) -> GenerationRequest:
-        """Return the request.
+        """Return the request, and parse the fallback models.
 
+        :raises InvalidRequestError: with every invalid parameter.
         :raises ModelScopeRetryableError: if the task deferred with another one, which cannot be restored.
         """
+        from airflow_provider_modelscope.protocol.fallbacks import read_fallbacks
         from airflow_provider_modelscope.protocol.request import GenerationRequest
 
         given = {name: getattr(self, name) for name in REQUEST_PARAMETERS}
-        request = GenerationRequest(**given, check_ranges=self.check_ranges)
+        request: GenerationRequest
+        request, self.fallback_models = check_all(
+            lambda: GenerationRequest(**given, check_ranges=self.check_ranges),
+            lambda: read_fallbacks(self.fallback_models, size=self.size, check_ranges=self.check_ranges),
+        )
         if changed := [
             name
             for name, digest in self._digests.items()
@@ -239,15 +318,25 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             )
             return self._run(context, record, queue)
 
+    @resumes
+    def execute_with_credit(self, context: Context, event: Any = None) -> Any:
+        """Resume after waiting in the triggerer for credit."""
+        from airflow_provider_modelscope.triggers.events import CreditAvailable, read_event
+
+        with self._part(context, event) as record:
+            read_event(event, CreditAvailable)
+            return self._run(context, record)
+
     def _run(self, context: Context, record: SubmissionRecord, queue: SubmitBackoff | None = None) -> Any:
         """Run one part of the task: validate, submit, then do the rest.
 
         :param queue: The wait for a free slot, if the task resumes from it.
         """
-        check_connection = self._refuse_secrets(*REQUEST_PARAMETERS, "storage_conn_id")
+        check_connection = self._refuse_secrets(*QUOTED_PARAMETERS)
         request, *_ = check_all(
             self._request,
             lambda: raise_invalid(self._option_errors()),
+            lambda: _checked_limit(self.max_credit),
             check_connection,
             record.check,
         )
@@ -289,10 +378,12 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         :param check_store: Called before a new generation is submitted.
         """
         from airflow_provider_modelscope.images.sources import inline_images
+        from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
 
-        self.hook.refuse_secrets(**vars(request))  # again, as JSON in its parameters is parsed
-        self.deferrable = self.deferrable and self._can_defer(request, context)
+        # Again, as JSON in parameters is parsed.
+        self.hook.refuse_secrets(**vars(request), fallback_models=self.fallback_models)
+        self._may_defer = self.deferrable and self._can_defer(request, context)
         if queue is None:
             push_links(self, context)
             now = time.time()
@@ -300,18 +391,63 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
                 queued_at=now, end_time=self._end_time(self.queue_timeout, context, since=now)
             )
         complete = inline_images(request, storage_conn_id=self.storage_conn_id)
-        fingerprint = fingerprint_of(complete, self.hook.account)
-        submission = self._resumable(record, fingerprint)
+        fallbacks: Any = self.fallback_models  # parsed with the request
+        candidates = {
+            fingerprint_of(one, self.hook.account): one
+            for one in requests_by_model(complete, fallbacks).values()
+        }
+        submission = self._resumable(record, candidates)
         is_new = submission is None
         if submission is None:
             check_store()
-            resume_with = self._deferred(request, context) if self.deferrable else None
-            submission = self._submit_new(complete, fingerprint, record, queue, resume_with)
-        submission = replace(submission, request=request.summary())
+            resume_with = self._deferred(request, context) if self._may_defer else None
+            try:
+                submission = self._submit_to_first(candidates, record, queue, resume_with)
+            except QuotaExhaustedError as error:
+                models = [one.model for one in candidates.values()]
+                self._defer_until_credit(error, models, request, context)
+        accepted = requests_by_model(request, fallbacks).get(submission.model, request)
+        submission = replace(
+            submission,
+            asked_model=None if accepted.model == request.model else request.model,
+            request=accepted.summary(),
+        )
         submission.record(context)
         if is_new:
             self._log_credit("after")
         return submission
+
+    def _submit_to_first(
+        self,
+        candidates: Mapping[str, GenerationRequest],
+        record: SubmissionRecord,
+        queue: SubmitBackoff,
+        resume_with: DeferredTask | None,
+    ) -> Submission:
+        """Submit to the first model that is served and has quota. A task that deferred asks all again.
+
+        :param candidates: The request of the task and those to its fallback models, by fingerprint.
+        :raises ModelScopeError: the error of the first model if all refuse.
+        """
+        from airflow_provider_modelscope.metrics import count_fallback
+
+        refusals: list[tuple[str, ModelScopeError]] = []
+        for fingerprint, request in candidates.items():
+            if refusals:
+                model, refusal = refusals[-1]
+                self.log.warning("Asking %s instead of %s: %s", request.model, model, refusal)
+                count_fallback(refusal, modelscope_conn_id=self.modelscope_conn_id, model=model)
+            try:
+                return self._submit_new(request, fingerprint, record, queue, resume_with)
+            except ModelScopeError as error:
+                if not _is_about_model(error):
+                    if refusals:
+                        error.message = (
+                            f"{error.message.rstrip('.')}. The model is {request.model}, a fallback"
+                        )
+                    raise
+                refusals.append((request.model, error))
+        raise _first_of(refusals)
 
     def _submit_new(
         self,
@@ -329,10 +465,16 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.xcoms import Submission
 
         price = self.hook.get_price(request.model)
+        limit = _checked_limit(self.max_credit)
+        if limit is not None and price is None:
+            raise ServiceUnavailableError(
+                f"max_credit = {limit:g}: nothing was sent, because ModelScope does not say what a "
+                f"generation of {request.model} costs. Use another model, or no max_credit"
+            )
         if queue.start_seconds is None:  # a slot that is free now should not wait for a log line
             cost = "an unknown amount" if price is None else f"{price:g}"
             self._log_credit("before", f"; this generation costs {cost}")
-        sending = partial(record.sending, fingerprint)
+        sending = partial(record.sending, fingerprint, credit=price, max_credit=limit)
         if resume_with:
             id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
         else:
@@ -349,22 +491,48 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         if (credit := self.hook.find_credit()) or addition:
             self.log.info("Credit %s the submission: %s%s", when, credit or "unknown", addition)
 
+    def _defer_until_credit(
+        self,
+        error: QuotaExhaustedError,
+        models: Sequence[str],
+        request: GenerationRequest,
+        context: Context,
+    ) -> NoReturn:
+        """Defer until a submission that was refused may succeed, or raise its error."""
+        if self.on_exhausted == "fail":
+            raise error
+        if not self._may_defer:
+            error.message += ". This task cannot wait for credit in the triggerer; the log says why"
+            raise error
+        if self._exhausted_end is None:
+            self._exhausted_end = self._end_time(self.exhausted_timeout, context, since=time.time())
+        defer_until_credit(
+            self,
+            error,
+            self.hook,
+            models=models,
+            end_time=self._exhausted_end,
+            resume_with=self._deferred(request, context),
+        )
+
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
         """Return whether a deferrable task can wait in the triggerer."""
         return can_defer(self, context, self.hook)
 
-    def _resumable(self, record: SubmissionRecord, fingerprint: str) -> Submission | None:
+    def _resumable(self, record: SubmissionRecord, fingerprints: Iterable[str]) -> Submission | None:
         """Return the submission of an earlier attempt, or None if a new one is needed."""
+        for earlier in record.recall(*fingerprints):
+            if self._is_resumable(earlier, record):
+                return earlier.submission
+        return None
+
+    def _is_resumable(self, earlier: Earlier, record: SubmissionRecord) -> bool:
+        """Return whether a generation may still give an image; if not, log why."""
         from airflow_provider_modelscope.exceptions import (
-            ModelScopeError,
             ModelScopeFinalError,
             RequestRejectedError,
-            ServiceUnavailableError,
         )
 
-        earlier = record.recall(fingerprint)
-        if earlier is None:
-            return None
         id_, age = earlier.submission.generation_id, time.time() - earlier.submission.submitted_at
         polled = self.hook.poll(id_)
         if not isinstance(polled, ModelScopeError) and polled.is_not_found and polled.has_failed(age=age):
@@ -378,21 +546,23 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             is_unusable = False
         elif polled.has_failed(age=age):
             self.log.warning("Submitting again: generation %s FAILED: %s", id_, polled.error.message)
-            return None
+            if polled.is_refunded:
+                record.refund(id_)
+            return False
         else:
             is_unusable = earlier.is_given_up and not polled.is_finished
         if is_unusable:
             record.warn_of_new_generation(id_)
-            return None
+            return False
         self.log.info("Resuming generation %s, submitted by an earlier attempt", id_)
-        return earlier.submission
+        return True
 
     def _deferred(self, request: GenerationRequest, context: Context) -> DeferredTask:
         """Return the task as it is to resume: with the values that its parameters have now."""
         own = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
         given = inspect.signature(own).parameters.values()
         names = [parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY]
-        return deferred_task(self, request, context, names)
+        return deferred_task(self, request, context, [*names, "_exhausted_end"])
 
     def _end_time(self, timeout: float, context: Context, *, since: float) -> float:
         from airflow_provider_modelscope.waiting.poll import end_of_wait
@@ -430,6 +600,8 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         most 10 MiB each, are sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param fallback_models: Other models to ask, in this order, if the service no longer serves ``model`` or
+        its quota is spent: model ids, or mappings with ``model`` and what else differs from the request.
     :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
         every model.
     :param storage_conn_id: The connection to the object storage of ``destination`` and ``image_url``.
@@ -451,6 +623,11 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
     :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
         ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
+        it is not sent. It needs the record that ``durable`` keeps.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
+        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1.
     """
 
     template_fields: Sequence[str] = (
@@ -473,6 +650,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         image_url: str | Sequence[str] | XComArg | None = None,
         loras: str | Mapping[str, float | str] | None = None,
         extra_parameters: Mapping[str, Any] | None = None,
+        fallback_models: Sequence[str | Mapping[str, Any]] | None = None,
         check_ranges: bool = True,
         storage_conn_id: str | None = None,
         modelscope_conn_id: str = ModelScopeHook.default_conn_name,
@@ -486,6 +664,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         embed_metadata: bool = False,
         durable: bool = True,
         on_lost_response: Literal["resubmit", "fail"] = "resubmit",
+        max_credit: float | str | None = None,
+        on_exhausted: Literal["fail", "wait"] = "fail",
+        exhausted_timeout: float = EXHAUSTED_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -499,6 +680,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             image_url=image_url,
             loras=loras,
             extra_parameters=extra_parameters,
+            fallback_models=fallback_models,
             check_ranges=check_ranges,
             storage_conn_id=storage_conn_id,
             modelscope_conn_id=modelscope_conn_id,
@@ -506,6 +688,9 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             deferrable=deferrable,
             durable=durable,
             on_lost_response=on_lost_response,
+            max_credit=max_credit,
+            on_exhausted=on_exhausted,
+            exhausted_timeout=exhausted_timeout,
             **kwargs,
         )
         self.destination = destination
@@ -544,7 +729,12 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
         check_connection = self._refuse_secrets(
-            *REQUEST_PARAMETERS, "storage_conn_id", "destination", "preflight"
+            *REQUEST_PARAMETERS,
+            "fallback_models",
+            "storage_conn_id",
+            "destination",
+            "preflight",
+            "max_credit",
         )
         request, destination, *_ = check_all(
             self._request,
@@ -552,6 +742,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
+            lambda: _checked_limit(self.max_credit),
             check_connection,
             record.check,
         )
@@ -567,7 +758,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             size=submission.size,
             fast_poll_until_age=DEFER_AFTER,
         )
-        defer_after = self.defer_after if self.deferrable else None
+        defer_after = self.defer_after if self._may_defer else None
         resume_with = self._deferred(request, context)
         return self._finish(
             lambda: wait_or_defer(self, wait, self.hook, defer_after=defer_after, resume_with=resume_with),

@@ -13,6 +13,7 @@ from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
     AuthenticationError,
     CreditExhaustedError,
+    ModelRetiredError,
     ModelScopeError,
     ModelScopeFinalError,
     QueueFullError,
@@ -76,7 +77,7 @@ REFUSED = Meaning(
 # What a message merely repeats is removed before they are searched.
 MEANINGS = (
     Meaning(
-        kind=QuotaExhaustedError,
+        kind=ModelRetiredError,
         problem="No credit, or the model is no longer served",
         advice="The balance at {credit_url} decides: if there is credit, use another model",
         words=r"balance ?\(1008\)",

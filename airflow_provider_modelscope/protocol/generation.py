@@ -130,6 +130,20 @@ class Generation:
         }
         return {name: value for name, value in named.items() if value is not None}
 
+    @property
+    def is_refunded(self) -> bool:
+        """Whether it FAILED by a fault of the service. For a prompt that is not accepted nobody knows it."""
+        return self.status == FAILED and not self._is_rejected and not self.is_not_found
+
+    @property
+    def _is_rejected(self) -> bool:
+        """Whether the same request would fail again."""
+        status = status_of(self.error.code, default=FAILED_STATUS)
+        used = self.effective_parameters()
+        echoes = [used.get(name, "") for name in ("prompt", "negative_prompt")]
+        meaning = meaning_of(status if status < 500 else FAILED_STATUS, self.error.message, echoes=echoes)
+        return meaning.is_final
+
     def raise_for_failure(self, *, retry_resubmits: bool) -> None:
         """Raise an error if the generation FAILED.
 
@@ -140,11 +154,7 @@ class Generation:
         """
         if self.status != FAILED:
             return
-        status = status_of(self.error.code, default=FAILED_STATUS)
-        used = self.effective_parameters()
-        echoes = [used.get(name, "") for name in ("prompt", "negative_prompt")]
-        meaning = meaning_of(status if status < 500 else FAILED_STATUS, self.error.message, echoes=echoes)
-        is_rejected = meaning.is_final and not self.is_not_found
+        is_rejected = self._is_rejected and not self.is_not_found
         kind = GenerationFailedError if retry_resubmits and not is_rejected else GenerationRejectedError
         message = f"Generation FAILED: {self.error.message or 'no reason given'}"
         if self.is_not_found:

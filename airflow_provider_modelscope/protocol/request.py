@@ -73,7 +73,7 @@ class GenerationRequest:
     check_ranges: InitVar[bool] = True
 
     def __post_init__(self, check_ranges: bool) -> None:
-        values, errors = _checked(vars(self), check_ranges=check_ranges)
+        values, errors = read_parameters(vars(self), check_ranges=check_ranges)
         raise_invalid(errors)
         vars(self).update(values)  # not by assignment: the request is frozen
 
@@ -125,11 +125,11 @@ def check_parameters(given: Mapping[str, Any], *, check_ranges: bool = True) -> 
     :param given: Names of request parameters with their values, as a Dag gives them.
     :param check_ranges: As for :class:`GenerationRequest`.
     """
-    return _checked(given, check_ranges=check_ranges)[1]
+    return read_parameters(given, check_ranges=check_ranges)[1]
 
 
-def _checked(given: Mapping[str, Any], *, check_ranges: bool) -> tuple[dict[str, Any], list[str]]:
-    """Return the values to send, and an error for each of the others."""
+def read_parameters(given: Mapping[str, Any], *, check_ranges: bool) -> tuple[dict[str, Any], list[str]]:
+    """Return the values to send, and an error for each of the others, as :func:`check_parameters` does."""
     checks = _CHECKS if check_ranges else {**_CHECKS, "guidance": _optional(_number)}
     values: dict[str, Any] = {}
     errors = []
@@ -295,7 +295,7 @@ def _guidance(value: Any) -> float:
     return number
 
 
-def _from_json(value: Any, opening: str) -> Any:
+def from_json(value: Any, opening: str) -> Any:
     """Parse a value if it is JSON text: Jinja renders lists and mappings as text."""
     if not (isinstance(value, str) and value.strip().startswith(opening)):
         return value
@@ -308,7 +308,7 @@ def _from_json(value: Any, opening: str) -> Any:
 
 
 def _image_url(value: Any) -> str | list[str]:
-    value = _from_json(value, "[")
+    value = from_json(value, "[")
     if isinstance(value, str):
         return _one_image_url(value)
     if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
@@ -344,7 +344,7 @@ def _is_url(text: str) -> bool:
 
 
 def _loras(value: Any) -> str | dict[str, float]:
-    value = _from_json(value, "{")
+    value = from_json(value, "{")
     if isinstance(value, str) and _may_be_id(_sendable_text(value).strip()):
         return value.strip()
     rule = f"must be a LoRA id, or a mapping of 1 to {MAX_LORAS} ids to weights that sum to 1.0"
@@ -362,7 +362,7 @@ def _loras(value: Any) -> str | dict[str, float]:
 
 
 def _extra_parameters(value: Any) -> dict[str, Any]:
-    value = _from_json(value, "{")
+    value = from_json(value, "{")
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError("must be a mapping of names to JSON values")
     if taken := sorted({name.strip().lower() for name in value} & _CHECKS.keys()):

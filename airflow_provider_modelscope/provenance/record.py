@@ -26,7 +26,9 @@ IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 MADE_BY_AI = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 LABEL = ("http://www.tc260.org.cn/ns/AIGC/1.0/", "AIGC")  # the service's own, after GB 45438-2025
 
-_IMAGE_FIELDS = ("uri", "sha256", "size_bytes", "content_type", "width", "height", "seed", "model")
+_IMAGE_FIELDS = (
+    "uri", "sha256", "size_bytes", "content_type", "width", "height", "seed", "model", "asked_model",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 

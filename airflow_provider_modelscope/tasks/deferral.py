@@ -10,12 +10,14 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from airflow_provider_modelscope.exceptions import (
+    ModelRetiredError,
+    QuotaExhaustedError,
     RateLimitedError,
     ServiceUnreachableError,
 )
@@ -37,6 +39,7 @@ DEFER_AFTER = 8.0  # seconds of a generation's age to poll from a worker; fast m
 MIN_QUEUE_DEFERRAL = 15.0  # seconds; a shorter wait for a slot stays on the worker: a deferral takes as long
 EARLY_SLOT_RETRY = 6.0  # seconds to retry from the worker if the slot was granted a little too early; or
 EARLY_SLOT_RETRY_OF_START = 2 / 3  # of the time that the worker needed to start, if that is longer
+LEAST_PRICE = 0.2  # credit, of the cheapest models; for a model whose price is unknown
 # The parts of a query that differ each time that a URL is signed: of S3, Google, OSS, CloudFront, COS, Azure.
 _SIGNATURE = re.compile(
     r"x-(amz|goog|oss|cos)-.*|q-(sign|ak|key|header|url).*|signature|expires|policy|key-pair-id"
@@ -174,6 +177,49 @@ def submit_or_defer(
     )
     # Without a timeout of Airflow's, which would end it before the last attempt if no triggerer runs.
     task.defer(trigger=trigger, method_name="execute_queued")
+
+
+def defer_until_credit(
+    task: BaseOperator,
+    error: QuotaExhaustedError,
+    hook: ModelScopeHook,
+    *,
+    models: Sequence[str],
+    end_time: float,
+    resume_with: DeferredTask,
+) -> NoReturn:
+    """Defer until the account has credit or, if its quota is used up, until the next day.
+
+    The task resumes in its method ``execute_with_credit``.
+
+    :param error: Why the submission was refused.
+    :param models: The models that the task asks.
+    :param end_time: When to give up, in epoch seconds.
+    :param resume_with: What the task resumes with.
+    :raises QuotaExhaustedError: the error, if waiting cannot help, or after the deadline.
+    """
+    from airflow_provider_modelscope.triggers.credit import ModelScopeExhaustedTrigger
+    from airflow_provider_modelscope.waiting.backoff import next_day
+
+    now = time.time()
+    needed = min(filter(None, map(hook.get_price, models)), default=LEAST_PRICE)
+    if isinstance(error, ModelRetiredError) and (credit := hook.find_credit()) and credit.available >= needed:
+        error.message += f". The account has credit, {credit}, so the model is no longer served"
+        raise error
+    if now + MIN_QUEUE_DEFERRAL > end_time:
+        error.message += ". None came until exhausted_timeout"
+        raise error
+    task.log.info("Deferring until there is credit: %s", error)
+    trigger = ModelScopeExhaustedTrigger(
+        needed=None if type(error) is QuotaExhaustedError else needed,
+        next_day=next_day(now),
+        modelscope_conn_id=hook.modelscope_conn_id,
+        end_time=end_time,
+        min_deferral_seconds=min_deferral_seconds(),
+        deferred_task=resume_with.to_json(),
+    )
+    # Without a timeout of Airflow's, which would end it before the last attempt if no triggerer runs.
+    task.defer(trigger=trigger, method_name="execute_with_credit")
 
 
 def wait_or_defer(

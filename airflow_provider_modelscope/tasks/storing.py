@@ -101,6 +101,7 @@ def store_images(
                 sha256=image.sha256,
                 seed=generation.seed,
                 model=submission.model if submission else None,
+                asked_model=submission.asked_model if submission else None,
                 generation_id=generation.generation_id,
                 parameters=provenance.parameters,
                 duration_ms=generation.duration_ms,

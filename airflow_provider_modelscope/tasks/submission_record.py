@@ -24,11 +24,13 @@ import airflow.sdk
 
 from airflow_provider_modelscope.exceptions import (
     BrokenImageError,
+    CreditLimitError,
     GenerationStatusUnknownError,
     GenerationTimeoutError,
     ImageError,
     ImageGoneError,
     ImageUnavailableError,
+    InvalidRequestError,
     ModelScopeError,
     RequestRejectedError,
     ServiceUnreachableError,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.tasks.record_store import RecordStore
 
 KEY = "modelscope_submission"
+_COSTS = ("credit", "sent_credit", "spent")  # marks
+_ROUNDING = 1e-6  # sums of prices such as 0.2
 MAX_ENTRIES = 200  # so that the record stays below the 64 KiB of a database's text
 
 log = logging.getLogger(__name__)
@@ -77,9 +81,10 @@ class SubmissionRecord:
     """The record of a task instance. Without a store nothing is recorded.
 
     An entry holds the ``generation_id``, ``model``, ``submitted_at`` and ``credit`` of a generation, and
-    marks: ``sent_at`` of a submission without a response, the number of ``failures`` of each kind,
-    ``blocked``, ``given_up``, ``ended`` and ``done`` with the number of tries at that time, and the
-    generation that it ``replaces``. A generation stays in its entry until the id of the next one is known.
+    marks: ``sent_at`` and ``sent_credit`` of a submission without a response, the number of ``failures`` of
+    each kind, ``blocked``, ``given_up``, ``ended`` and ``done`` with the number of tries at that time, the
+    generation that it ``replaces``, and what earlier ones of the request have ``spent``. A generation stays
+    in its entry until the id of the next one is known.
 
     :param durable: Whether to record anything.
     :param on_lost_response: What to do when a submission got no response, so that it may have created a
@@ -111,23 +116,27 @@ class SubmissionRecord:
         if self._in_object_storage:
             self._in_object_storage.check()
 
-    def recall(self, fingerprint: str) -> Earlier | None:
-        """Return what an earlier attempt submitted, or None if there is nothing to resume.
+    def recall(self, *fingerprints: str) -> list[Earlier]:
+        """Return what earlier attempts submitted and may be resumed, the newest first.
 
+        :param fingerprints: Of the request of the task, and of those to its fallback models.
         :raises SubmissionUnresolvedError: if an earlier attempt ended while submitting, and resubmitting is
             not allowed.
         :raises SubmissionRecordError: if the record cannot be read, which does not mean that there is none.
         """
         entries = self._read()
-        entry = entries.get(fingerprint)
-        if entry is None:
+        if entries.keys().isdisjoint(fingerprints):
             for other in _open_entries(entries):
                 log.warning(
                     "Submitting again: the request or the account differs from that of an earlier attempt, "
                     "which submitted generation %s",
                     other.get("generation_id", "(unknown)"),
                 )
-            return None
+        recorded = {name: entries[name] for name in fingerprints if name in entries}
+        found = [self._recall(fingerprint, entry) for fingerprint, entry in recorded.items()]
+        return sorted(filter(None, found), key=lambda one: one.submission.submitted_at, reverse=True)
+
+    def _recall(self, fingerprint: str, entry: Mapping[str, Any]) -> Earlier | None:
         if isinstance(sent_at := entry.get("sent_at"), float | int):
             problem = f"An earlier attempt ended while submitting, {time.time() - sent_at:.0f} s ago"
             if self._on_lost_response == "fail":
@@ -160,22 +169,29 @@ class SubmissionRecord:
                     was_cleared=self._was_cleared(entry),
                     is_given_up="given_up" in entry,
                 )
-            case {"replaces": str()} | {"sent_at": float() | int()}:
+            case {"replaces": str()} | {"sent_at": float() | int()} | {"spent": float() | int()}:
                 return None
         raise self._invalid(entry)
 
     @contextmanager
-    def sending(self, fingerprint: str) -> Iterator[None]:
+    def sending(
+        self, fingerprint: str, *, credit: float | None = None, max_credit: float | None = None
+    ) -> Iterator[None]:
         """Record that a submission is being sent, until it is certain that it created nothing.
 
+        :param credit: What it costs, if that is known.
+        :param max_credit: The most that this task instance may spend in all its attempts.
+        :raises CreditLimitError: if it would spend more. Nothing may be sent.
         :raises SubmissionUnresolvedError: if it got no response, and resubmitting is not allowed.
         """
-        before = self._change(fingerprint, lambda entry: {**entry, "sent_at": time.time()})
+        sent = {"sent_at": time.time(), "sent_credit": credit}
+        check = partial(self._check_limit, credit, max_credit)
+        before = self._change(fingerprint, lambda entry: {**_settled(entry), **sent}, check=check)
         try:
             yield
         except SubmissionLostError as error:
             if self._on_lost_response == "fail":
-                raise self._unresolved(fingerprint, before, error.message) from None
+                raise self._unresolved(fingerprint, {**_settled(before), **sent}, error.message) from None
             error.message += (
                 '. A retry submits again, which may be charged twice; on_lost_response="fail" prevents that'
             )
@@ -189,11 +205,38 @@ class SubmissionRecord:
     def _unresolved(
         self, fingerprint: str, entry: Mapping[str, Any], problem: str
     ) -> SubmissionUnresolvedError:
-        self._try_to_write(fingerprint, {**entry, "sent_at": None})  # the next attempt is a person's decision
+        self._try_to_write(fingerprint, _settled(entry))  # the next attempt is a person's decision
         return SubmissionUnresolvedError(
             f"{problem}. It may have been charged, and on_lost_response='fail' prevents a second charge: "
             "clear the task to submit again"
         )
+
+    def _check_limit(
+        self, credit: float | None, most: float | None, entries: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        if most is None:
+            return
+        if self._store is None:
+            raise InvalidRequestError(
+                f"max_credit = {most:g}: nothing was sent, because no record counts what the attempts of "
+                f"this task spend. It needs durable=True and, before Airflow 3.3, the setting {SETTING}"
+            )
+        spent, cost = sum(map(_spent, entries.values())), credit or 0.0
+        if spent + cost > most + _ROUNDING:
+            raise CreditLimitError(
+                f"max_credit = {most:g} would be exceeded: this task has spent {spent:g}, and one more "
+                f"generation costs {cost:g}. Nothing was sent. Raise max_credit to go on"
+            )
+
+    def refund(self, generation_id: str) -> None:
+        """Record that the service has given back what a generation cost."""
+        try:
+            fingerprint, entry = self._find(generation_id)
+        except SubmissionRecordError as error:
+            log.warning("%s", error)
+            return
+        if entry is not None:
+            self._try_to_write(fingerprint, {**entry, "credit": None})
 
     def save(self, fingerprint: str, submission: Submission) -> None:
         """Record the generation that was created, or warn if there is no store."""
@@ -223,7 +266,12 @@ class SubmissionRecord:
 
     def _succeeded_by(self, entry: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
         is_over = "done" in before or self._was_cleared(before)
-        return {**entry, "replaces": None if is_over else before.get("replaces")}
+        earlier = _spent({**before, "sent_credit": None})
+        return {
+            **entry,
+            "replaces": None if is_over else before.get("replaces"),
+            "spent": earlier or None,
+        }
 
     def name_open_generations(self, error: ModelScopeError) -> None:
         """Name what earlier attempts have paid for, in an error that prevents resuming it."""
@@ -283,9 +331,8 @@ class SubmissionRecord:
                 )
             case "replace":
                 self.warn_of_new_generation(error.generation_id)
-                return self._try_to_write(
-                    fingerprint, {"replaces": None if was_cleared else error.generation_id}
-                )
+                replaced = None if was_cleared else error.generation_id
+                return self._try_to_write(fingerprint, {"replaces": replaced, "spent": _spent(entry) or None})
             case "end of replacement":
                 self._try_to_write(fingerprint, entry | ended)
                 raise ImageUnavailableError(
@@ -348,6 +395,10 @@ class SubmissionRecord:
         except Exception as error:  # any backend
             log.warning("The record %s was not deleted: %r", self._name, error)
 
+    def _is_over(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the task was cleared after it had what it wants of a generation."""
+        return bool(entry.get("done", self._max_tries) != self._max_tries)
+
     def _was_cleared(self, entry: Mapping[str, Any]) -> bool:
         """Whether a person cleared the task after it ended without a usable image."""
         return bool(entry.get("ended", self._max_tries) != self._max_tries)
@@ -378,28 +429,34 @@ class SubmissionRecord:
         )
 
     def _change(
-        self, fingerprint: str, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+        self,
+        fingerprint: str,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        *,
+        check: Callable[[Mapping[str, Mapping[str, Any]]], None] = lambda _: None,
     ) -> Mapping[str, Any]:
         """Replace the entry of a request by what a function makes of it, and return what it was.
 
         Marks that are None are left out, and an empty entry is deleted.
+
+        :param check: Called with all entries before anything changes.
         """
         if self._store is None:
+            check({})
             return {}
         with _lock:
-            entries = self._read()
-            before = entries.pop(fingerprint, {})
-            entries = {
-                name: other
-                for name, other in entries.items()
-                if other.get("done", self._max_tries) == self._max_tries
-            }
+            recorded = self._read()
+            entries = {name: entry for name, entry in recorded.items() if not self._is_over(entry)}
+            check(entries)
+            before = recorded.get(fingerprint, {})
+            if entries.pop(fingerprint, None) is None:
+                before = {name: mark for name, mark in before.items() if name not in _COSTS}
             if marks := {name: mark for name, mark in change(before).items() if mark is not None}:
                 entries[fingerprint] = marks
             while len(entries) > MAX_ENTRIES:
                 oldest = min(entries, key=lambda name: entries[name].get("submitted_at", math.inf))
                 log.warning("A retry would submit a request again: the record %s is full", self._name)
-                del entries[oldest]
+                marks["spent"] = _spent(entries.pop(oldest)) + marks.get("spent", 0.0)
             try:
                 if not entries:
                     self._store.delete(KEY)
@@ -448,6 +505,17 @@ def _verdict(
         case GenerationStatusUnknownError() | RequestRejectedError():
             return "give up" if was_cleared else "end"
     return "give up" if failures > 1 else "count"
+
+
+def _spent(entry: Mapping[str, Any]) -> float:
+    """Return what the submissions of an entry have cost, or may have."""
+    return sum(entry.get(mark) or 0.0 for mark in _COSTS)
+
+
+def _settled(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry without its submission that got no response, except for what that may have cost."""
+    spent = _spent({**entry, "credit": None})
+    return {**entry, "sent_at": None, "sent_credit": None, "spent": spent or None}
 
 
 def _open_entries(entries: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -44,6 +44,7 @@ IMAGE = StoredImage(
     sha256="ab" * 32,
     seed=7,
     model="a/b",
+    asked_model="c/d",
     generation_id="42",
     parameters={"prompt": "A cat", "loras": {"a/b": 0.5}},
     duration_ms=5412.9,

@@ -83,6 +83,7 @@ class TestStoredImage:
             ("height", 10**400),
             ("seed", 1.5),
             ("model", ["a/b"]),
+            ("asked_model", 5),
             ("generation_id", 42),
             ("duration_ms", "x"),
             ("duration_ms", float("nan")),
@@ -105,7 +106,15 @@ class TestStoredImage:
         assert StoredImage.from_json(IMAGE.to_json() | {"parameters": wrong}) == replace(IMAGE, parameters={})
 
     def test_lone_surrogates_are_replaced(self) -> None:
-        names = ("uri", "storage_conn_id", "content_type", "model", "generation_id", "sidecar_uri")
+        names = (
+            "uri",
+            "storage_conn_id",
+            "content_type",
+            "model",
+            "asked_model",
+            "generation_id",
+            "sidecar_uri",
+        )
         image = StoredImage.from_json(IMAGE.to_json() | dict.fromkeys(names, "a\ud800b\udfff猫😀"))
         assert image
         assert {getattr(image, name) for name in names} == {"a\ufffdb\ufffd猫😀"}
@@ -146,6 +155,11 @@ class TestSubmission:
     def test_it_survives_json(self) -> None:
         assert Submission.from_json(json.loads(json.dumps(SUBMISSION.to_json()))) == SUBMISSION
         assert SUBMISSION.to_json() == RECORDED
+
+    def test_the_asked_model_survives_json(self) -> None:
+        fallback = replace(SUBMISSION, asked_model="c/d")
+        assert Submission.from_json(json.loads(json.dumps(fallback.to_json()))) == fallback
+        assert Submission.from_json(RECORDED | {"asked_model": 5}) == SUBMISSION
 
     @pytest.mark.parametrize(
         "wrong",

@@ -273,12 +273,13 @@ def test_every_method_of_the_hook_shown_exists() -> None:
             assert parameter in parameters
 
 
-@pytest.mark.usefixtures("emulator")
-def test_every_key_that_a_task_writes_is_listed(tmp_path: Path, context: Any) -> None:
+def test_every_key_that_a_task_writes_is_listed(emulator: Emulator, tmp_path: Path, context: Any) -> None:
+    emulator.fail("submit:unknown-model")
     task = ModelScopeImageGenerationOperator(
         task_id="draw",
         model="Qwen/Qwen-Image",
         prompt="a",
+        fallback_models=["a/b"],
         destination=tmp_path.as_uri() + "/",
         sidecar=True,
         deferrable=False,

@@ -39,7 +39,11 @@ def test_multiple_outputs_is_refused_at_construction(make: Any) -> None:
 
 # What templates can render: each parameter of a kind of task to a value that a check would quote.
 SECRETS = [
-    *((make, name) for make in (submitter, one_step) for name in (*REQUEST_PARAMETERS, "storage_conn_id")),
+    *(
+        (make, name)
+        for make in (submitter, one_step)
+        for name in (*REQUEST_PARAMETERS, "fallback_models", "storage_conn_id")
+    ),
     (one_step, "destination"),
     (one_step, "preflight"),
     (sensor, "generation_id"),

@@ -23,7 +23,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from tests.unit.builders import resume, submissions
 from tests.unit.conftest import TaskInstance
-from tests.unit.tasks.test_submission_record import TaskStateStore
+from tests.unit.tasks.conftest import TaskStateStore
 
 if TYPE_CHECKING:
     from pathlib import Path

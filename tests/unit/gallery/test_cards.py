@@ -42,6 +42,10 @@ def only_card(a_run: Run, **selection: Any) -> Card:
 
 
 class TestImage:
+    def test_the_model_that_was_asked_first_is_shown(self) -> None:
+        card = only_card(run(task("success"), pushed("images", [entry(asked_model="c/d")])))
+        assert card.details[1:3] == [("Model", "a/b"), ("Model asked first", "c/d")]
+
     def test_a_card_shows_what_is_known_of_its_image(self) -> None:
         image = entry(sidecar_uri="s3://bucket/42.png.json")
         card = only_card(run(task("success"), pushed("request", REQUEST), pushed("images", [image])))

@@ -12,6 +12,7 @@ from airflow_provider_modelscope.exceptions import (
     CreditExhaustedError,
     GenerationFailedError,
     GenerationRejectedError,
+    ModelRetiredError,
     ModelScopeError,
     ModelScopeFinalError,
     QuotaExhaustedError,
@@ -21,7 +22,7 @@ from airflow_provider_modelscope.exceptions import (
     UnknownModelError,
 )
 from tests.unit.builders import one_step, submissions, submitter
-from tests.unit.tasks.test_submission_record import TaskStateStore, die
+from tests.unit.tasks.conftest import TaskStateStore, die
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ ANSWERS: list[tuple[str, int, int, int, type[ModelScopeError] | None, str]] = [
     ("submit:balance:*", 1, 0, 0, CreditExhaustedError, CREDIT),
     ("submit:no-credit:*", 1, 0, 0, CreditExhaustedError, CREDIT),
     ("submit:no-credit-chinese:*", 1, 0, 0, CreditExhaustedError, CREDIT),
-    ("submit:retired-model:*", 1, 0, 0, QuotaExhaustedError, "model is no longer served"),
+    ("submit:retired-model:*", 1, 0, 0, ModelRetiredError, "model is no longer served"),
     ("submit:forbidden:*", 1, 0, 0, AuthenticationError, "lacks a permission"),
     ("submit:model-not-found:*", 1, 0, 0, UnknownModelError, "Model not found"),
     ("submit:moderated:*", 1, 0, 0, RequestRejectedError, "inappropriate content"),

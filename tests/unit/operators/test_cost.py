@@ -14,7 +14,7 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from tests.unit.builders import DEFERRED, Context, one_step, submitter
 from tests.unit.conftest import connect
-from tests.unit.tasks.test_submission_record import TaskStateStore, die
+from tests.unit.tasks.conftest import TaskStateStore, die
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -37,10 +37,14 @@ CHANGED: dict[str, Any] = {
     "image_url": None,
     "loras": {"a/b": 0.5, "c/d": 0.5},
     "extra_parameters": {"sampler": "Euler a"},
+    "fallback_models": [{"model": "c/another", "steps": 9}],
     "modelscope_conn_id": "another",
     "queue_timeout": 99.5,
     "durable": False,
     "on_lost_response": "fail",
+    "max_credit": None,
+    "on_exhausted": "wait",
+    "exhausted_timeout": 77.5,
 }
 CHANGED_IN_ONE_STEP = {
     **CHANGED,

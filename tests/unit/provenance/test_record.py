@@ -104,6 +104,7 @@ class TestSidecar:
             "content_credentials": False,
             "seed": image["seed"],
             "model": "Qwen/Qwen-Image",
+            "asked_model": None,
             "generation_id": image["generation_id"],
             "request": REQUEST,
             "parameters_used": {

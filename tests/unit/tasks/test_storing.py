@@ -102,6 +102,7 @@ class TestStoreImages:
                     "sha256": sha256(served).hexdigest(),
                     "seed": 5,
                     "model": "Qwen/Qwen-Image",
+                    "asked_model": None,
                     "generation_id": generation.generation_id,
                     # The rest was chosen by the service.
                     "parameters": {**REQUEST, "steps": 30, "guidance": 7.5},
@@ -115,7 +116,7 @@ class TestStoreImages:
     def test_the_description_has_exactly_the_documented_fields(self) -> None:
         assert [field.name for field in fields(StoredImage)] == [
             "uri", "storage_conn_id", "content_type", "width", "height", "size_bytes", "sha256", "seed",
-            "model", "generation_id", "parameters", "duration_ms", "sidecar_uri", "credit",
+            "model", "asked_model", "generation_id", "parameters", "duration_ms", "sidecar_uri", "credit",
         ]  # fmt: skip
 
     def test_unknown_facts_are_none(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:

@@ -535,7 +535,7 @@ class TestInterruption:
 
         def reply(connection: socket.socket) -> None:
             self.interrupt()
-            interrupted.wait(5)
+            interrupted.wait(60)
             with server_context(certificate).wrap_socket(connection, server_side=True) as stream:
                 received.append(stream.recv(65536))
             ended.set()
@@ -545,7 +545,7 @@ class TestInterruption:
             with pytest.raises(TaskTimeout) as raised:
                 send(submission_request(account, REQUEST), account)
             interrupted.set()
-            assert ended.wait(5)
+            assert ended.wait(60)
         assert isinstance(raised.value.__cause__, ServiceUnreachableError)
         assert received == [b""]
 
