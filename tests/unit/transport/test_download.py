@@ -33,7 +33,12 @@ from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.tasks.storing import store_images
-from airflow_provider_modelscope.transport.download import download, time_limit
+from airflow_provider_modelscope.transport.download import (
+    ImageHeaders,
+    download,
+    image_headers,
+    time_limit,
+)
 from tests.support.disk import full_disk
 from tests.support.raw_server import RawServer, http_with_length
 from tests.unit.conftest import TOKEN, connect
@@ -129,6 +134,37 @@ class TestRedirects:
         for head in host.heads:
             assert "cookie" not in head.lower()
             assert "authorization" not in head.lower()
+
+
+class TestHeaders:
+    def test_the_redirects_are_counted_and_the_image_is_not_read(self) -> None:
+        moved = http_with_length(b"", "Location: /b", status="302 Found")
+        endless = http_with_length(bytes(1000), "Content-Type: image/png", length=10**12)
+        with RawServer(moved, moved, endless) as host:
+            found = image_headers(f"http://{host.host}/a", LOCAL)
+        assert found == ImageHeaders(redirects=2, content_type="image/png")
+
+    def test_a_host_that_says_nothing_has_no_type(self) -> None:
+        with RawServer(http_with_length(b"")) as host:
+            found = image_headers(f"http://{host.host}/a", LOCAL)
+        assert found == ImageHeaders(redirects=0, content_type="")
+
+    @pytest.mark.parametrize("status", ["403 Forbidden", "404 Not Found", "410 Gone"])
+    def test_a_url_that_has_gone_is_an_error(self, status: str) -> None:
+        with RawServer(http_with_length(b"", status=status)) as host, pytest.raises(ImageGoneError):
+            image_headers(f"http://{host.host}/a", LOCAL)
+
+    def test_headers_that_do_not_end_are_cut_off(self) -> None:
+        def drip(connection: socket.socket) -> None:
+            with suppress(OSError):
+                while not host.closing.wait(0.01):
+                    connection.sendall(b"X")
+
+        with (
+            RawServer(drip) as host,
+            pytest.raises(ImageError, match=r"Cannot open http://127\.0\.0\.1:\d+/a: timed out after 0\.2 s"),
+        ):
+            image_headers(f"http://{host.host}/a?signature=1", replace(LOCAL, request_timeout=0.2))
 
 
 def failed(*replies: bytes, for_account: Account = LOCAL) -> ModelScopeError:
