@@ -24,6 +24,7 @@
         │   └── ServiceUnreachableError no connection, so nothing was sent
         ├── RateLimitedError            too many requests, or overload; nothing was created
         │   └── QueueFullError          too many running generations; nothing was created
+        ├── PriceUnknownError           what a generation costs is unknown, so ``max_credit`` forbids it
         ├── SubmissionLostError         no usable response to a submission: it may have been charged
         ├── SubmissionRecordError       the record of earlier submissions cannot be read or written
         ├── GenerationFailedError       the generation FAILED; a new one may succeed
@@ -247,6 +248,13 @@ class QueueFullError(RateLimitedError):
     """The account ran its maximum of generations until ``queue_timeout``; nothing was created.
 
     A retry submits again. Raise ``queue_timeout``, or let fewer tasks use the account at once.
+    """
+
+
+class PriceUnknownError(ModelScopeRetryableError):
+    """The service does not say what a generation costs, and the task has a ``max_credit``; nothing was sent.
+
+    A retry helps if the service was away for a moment. Otherwise use another model, or no ``max_credit``.
     """
 
 

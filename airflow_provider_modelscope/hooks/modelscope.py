@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.exceptions import (
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 
 DOWNLOAD_ATTEMPTS = 5  # more than of other requests, as the image is paid for; the pauses between them double
 DOWNLOADS_AT_ONCE = 4
-MAX_READING_SECONDS = 10.0  # for a reading of the credit or of a price
+MAX_READING_SECONDS = 5.0  # for a reading of the credit or of a price
 UNUSABLE_TOKEN = (401, 402, 403, 429)  # statuses of a response to a token that does not work now
+
+Found = TypeVar("Found")
 
 
 class ModelScopeHook(BaseHook):
@@ -64,7 +66,7 @@ class ModelScopeHook(BaseHook):
         self.modelscope_conn_id = modelscope_conn_id
         self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
         self._prices: dict[str, float | None] = {}
-        self._has_credit_error = False
+        self._unreadable: set[str] = set()  # readings that failed; "" stands for all
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -319,14 +321,8 @@ class ModelScopeHook(BaseHook):
         return credit
 
     def find_credit(self) -> Credit | None:
-        """Return the account's credit, or None if it cannot be read. It is not read again after an error."""
-        if not self._has_credit_error:
-            try:
-                return self.get_credit()
-            except ModelScopeError as error:
-                self.log.info("The credit is unknown: %s", error)
-                self._has_credit_error = True
-        return None
+        """Return the account's credit, or None if it cannot be read."""
+        return self._find("credit", self.get_credit)
 
     def get_price(self, model: str) -> float | None:
         """Return the credit that a generation of a model costs, or None if the service does not say it.
@@ -336,12 +332,22 @@ class ModelScopeHook(BaseHook):
         from airflow_provider_modelscope.protocol.credit import price_request, read_price
 
         if model not in self._prices:
-            try:
-                self._prices[model] = read_price(self._ask(price_request(self.account, model)))
-            except ModelScopeError as error:
-                self.log.info("The price of %s is unknown: %s", model, error)
-                self._prices[model] = None
+            call = price_request(self.account, model)
+            self._prices[model] = self._find(f"price of {model}", lambda: read_price(self._ask(call)))
         return self._prices[model]
+
+    def _find(self, what: str, read: Callable[[], Found | None]) -> Found | None:
+        """Return what a reading returns, or None if it fails; then it is not tried again.
+
+        After one without a response, no other is tried either: a firewall may delay each of them.
+        """
+        if self._unreadable.isdisjoint((what, "")):
+            try:
+                return read()
+            except ModelScopeError as error:
+                self.log.info("The %s is unknown: %s", what, error)
+                self._unreadable.add("" if error.code is None else what)
+        return None
 
     def _ask(self, call: HttpRequest) -> HttpResponse:
         """Return the response to a request that nothing depends on, so that it must not take long."""

@@ -20,8 +20,8 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ModelScopeError,
     ModelScopeRetryableError,
+    PriceUnknownError,
     QuotaExhaustedError,
-    ServiceUnavailableError,
     UnknownModelError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
@@ -84,10 +84,10 @@ def _checked_limit(max_credit: Any) -> float | None:
 
 
 def _is_about_model(error: ModelScopeError) -> bool:
-    """Whether the service refused the model of a request, so that it may accept another one."""
+    """Whether the model of a request cannot be used, while another one may."""
     if isinstance(error, CreditExhaustedError):
         return False
-    return isinstance(error, UnknownModelError | QuotaExhaustedError)
+    return isinstance(error, UnknownModelError | QuotaExhaustedError | PriceUnknownError)
 
 
 def _first_of(refusals: Sequence[tuple[str, ModelScopeError]]) -> ModelScopeError:
@@ -152,10 +152,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     """
 
     records_submission = True  # tasks downstream read its XCom "request", see ``Submission.find``
-    template_fields: Sequence[str] = (
-        *QUOTED_PARAMETERS,
-        "modelscope_conn_id",
-    )
+    template_fields: Sequence[str] = (*QUOTED_PARAMETERS, "modelscope_conn_id")
     template_fields_renderers = {"loras": "json", "extra_parameters": "json", "fallback_models": "json"}
     _digests: Mapping[str, str] = {}  # of the parameters that the task deferred with and could not store
     _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
@@ -467,7 +464,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         price = self.hook.get_price(request.model)
         limit = _checked_limit(self.max_credit)
         if limit is not None and price is None:
-            raise ServiceUnavailableError(
+            raise PriceUnknownError(
                 f"max_credit = {limit:g}: nothing was sent, because ModelScope does not say what a "
                 f"generation of {request.model} costs. Use another model, or no max_credit"
             )
@@ -531,6 +528,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.exceptions import (
             ModelScopeFinalError,
             RequestRejectedError,
+            ServiceUnavailableError,
         )
 
         id_, age = earlier.submission.generation_id, time.time() - earlier.submission.submitted_at

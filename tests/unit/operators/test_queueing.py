@@ -133,6 +133,7 @@ def test_a_rejected_submission_keeps_its_position(
     emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deferral_module, "EARLY_SLOT_RETRY", 0.0)
+    monkeypatch.setattr(deferral_module, "EARLY_SLOT_RETRY_OF_START", 0.0)
     emulator.fail("submit:queue-full:2")
     task = submitter(deferrable=True)
     first = deferred(task, context)

@@ -12,7 +12,7 @@ from airflow_provider_modelscope.exceptions import (
     GenerationRejectedError,
     ImageGoneError,
     InvalidRequestError,
-    ServiceUnavailableError,
+    PriceUnknownError,
     SubmissionLostError,
     SubmissionUnresolvedError,
 )
@@ -163,10 +163,17 @@ def test_without_a_record_nothing_is_sent(emulator: Emulator, store: Store) -> N
     assert emulator.accepted == 0
 
 
+def test_a_fallback_with_a_price_replaces_a_model_without(emulator: Emulator, store: Store) -> None:
+    arguments: dict[str, Any] = {"fallback_models": [CHEAP], "max_credit": 0.5}
+    for seed in (1, 2):
+        assert submit(store, seed, model="nobody/no-such-model", **arguments)
+    with pytest.raises(CreditLimitError, match=r"has spent 0\.4, and one more generation costs 0\.2"):
+        submit(store, 3, model="nobody/no-such-model", **arguments)
+    assert emulator.accepted == 2
+
+
 def test_an_unknown_price_is_an_error(store: Store, emulator: Emulator) -> None:
-    with pytest.raises(
-        ServiceUnavailableError, match="does not say what a generation of nobody/no-such-model"
-    ):
+    with pytest.raises(PriceUnknownError, match="does not say what a generation of nobody/no-such-model"):
         submit(store, 1, model="nobody/no-such-model", max_credit=9)
     assert [request.method for request in emulator.requests].count("POST") == 0
 
