@@ -24,6 +24,7 @@ from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
     ServiceUnavailableError,
     ServiceUnreachableError,
+    UnknownModelError,
 )
 from airflow_provider_modelscope.waiting.backoff import MAX_ATTEMPTS, RETRY_DELAY, SubmitBackoff
 
@@ -64,6 +65,7 @@ class ModelScopeHook(BaseHook):
         self.modelscope_conn_id = modelscope_conn_id
         self._finished: dict[str, Generation] = {}  # at once, so that the service has no id to poll
         self._prices: dict[str, float | None] = {}
+        self._not_served: set[str] = set()  # models, as the service says when it is asked for their prices
         self._has_credit_error = False
 
     @classmethod
@@ -341,7 +343,13 @@ class ModelScopeHook(BaseHook):
             except ModelScopeError as error:
                 self.log.info("The price of %s is unknown: %s", model, error)
                 self._prices[model] = None
+                if isinstance(error, UnknownModelError):
+                    self._not_served.add(model)
         return self._prices[model]
+
+    def is_not_served(self, model: str) -> bool:
+        """Return whether the service says that it does not serve a model. It may also not say it."""
+        return self.get_price(model) is None and model in self._not_served
 
     def _ask(self, call: HttpRequest) -> HttpResponse:
         """Return the response to a request that nothing depends on, so that it must not take long."""

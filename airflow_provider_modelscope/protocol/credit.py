@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_modelscope.exceptions import ServiceUnavailableError
+from airflow_provider_modelscope.exceptions import ServiceUnavailableError, UnknownModelError
 from airflow_provider_modelscope.protocol.messages import HttpRequest, authorization, error_from
 
 if TYPE_CHECKING:
@@ -73,11 +73,16 @@ def price_request(account: Account, model: str) -> HttpRequest:
 
 
 def read_price(response: HttpResponse) -> float | None:
-    """Return what a generation costs, or None if the response does not say it. It is never 0."""
+    """Return what a generation costs, or None if the response does not say it. It is never 0.
+
+    :raises UnknownModelError: if it says that nobody serves the model.
+    """
     if response.status_code != 200 or not response.json:
         return None
     data = response.json.get("Data")
-    providers = data.get("Providers") if isinstance(data, Mapping) else None
+    providers = data.get("Providers", ()) if isinstance(data, Mapping) else ()
+    if providers is None:
+        raise UnknownModelError("ModelScope does not serve this model: it has no providers")
     if not isinstance(providers, list):
         return None
     prices = [

@@ -575,6 +575,13 @@ class TestCredit:
         assert service.call_count == 2
         assert "Authorization" not in service.request_history[-1].headers
 
+    def test_a_model_that_is_not_served_has_no_price(self, service: Mocker, hook: ModelScopeHook) -> None:
+        service.get(f"{self.PRICE}?ModelId=a/b", json={"Data": {"Providers": None}})
+        service.get(f"{self.PRICE}?ModelId=a/c", status_code=500)
+        assert [hook.get_price(model) for model in ("a/b", "a/c")] == [None, None]
+        assert [hook.is_not_served(model) for model in ("a/b", "a/c")] == [True, False]
+        assert service.call_count == 2
+
     def test_a_price_that_cannot_be_asked_is_unknown(
         self, service: Mocker, hook: ModelScopeHook, monkeypatch: pytest.MonkeyPatch
     ) -> None:

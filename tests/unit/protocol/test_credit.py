@@ -11,6 +11,7 @@ from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
     ModelScopeError,
     ServiceUnavailableError,
+    UnknownModelError,
 )
 from airflow_provider_modelscope.protocol.account import BASE_URLS, Account
 from airflow_provider_modelscope.protocol.credit import (
@@ -107,10 +108,15 @@ def test_a_price_that_is_no_positive_number_is_unknown(cost: Any) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [None, [], {}, {"Data": None}, {"Data": []}, {"Data": {"Providers": None}}, {"Data": {"Providers": [1]}}],
+    [None, [], {}, {"Data": None}, {"Data": []}, {"Data": {"Providers": []}}, {"Data": {"Providers": [1]}}],
 )
 def test_a_response_of_another_shape_has_no_price(body: Any) -> None:
     assert read_price(response(body)) is None
     priced = {"Data": {"Providers": [{"EstimatedMagicGrainCost": 1}]}}
     assert read_price(response(priced, 500)) is None
     assert read_price(response(priced)) == 1
+
+
+def test_a_model_without_providers_is_not_served() -> None:
+    with pytest.raises(UnknownModelError, match="does not serve this model"):
+        read_price(response({"Data": {"Providers": None}}))
