@@ -53,6 +53,8 @@ def get_provider_info() -> dict[str, Any]:
                 "name": "modelscope_image",
             }
         ],
+        # Airflow before 3.2 ignores it.
+        "cli": ["airflow_provider_modelscope.check.airflow_command.commands"],
         "extra-links": [f"airflow_provider_modelscope.links.{name}" for name in ("ImagesLink", "ModelLink")],
         # Airflow 3.2 and later render the form from this, Airflow 3.0 and 3.1 ask the hook.
         "connection-types": [

@@ -17,6 +17,7 @@ from airflow_provider_modelscope.emulator.faults import Fault, describe_faults
 from airflow_provider_modelscope.emulator.parameters import model_exists
 from airflow_provider_modelscope.emulator.server import Exchange, first_id, serving
 from airflow_provider_modelscope.emulator.service import Service
+from airflow_provider_modelscope.emulator.traits import describe_traits, read_traits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults=options.fault,
         credit=options.credit,
         retired_models=options.retired_model,
+        without=options.without,
         first_id=first_id(),
     )
     try:
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_modelscope.emulator",
         description="Emulate ModelScope's image API, without a token or a network. Its credit costs nothing.",
-        epilog=describe_faults(),
+        epilog=f"{describe_faults()}\n\n{describe_traits()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -102,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         type=_token,
-        help="a valid token; without this option every token is valid; can be repeated",
+        help="a valid token; without this option every token is valid but one of zeros; can be repeated",
     )
     parser.add_argument(
         "--credit",
@@ -125,6 +127,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_fault,
         metavar="WHERE:WHAT[:COUNT]",
         help="a fault to inject, see below; can be repeated",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        type=_trait,
+        metavar="TRAIT",
+        help="a trait that the service does not have, see below; can be repeated",
     )
     return parser
 
@@ -149,6 +159,14 @@ def _token(text: str) -> str:
 def _model(text: str) -> str:
     if not model_exists(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the id of a model, such as Qwen/Qwen-Image")
+    return text
+
+
+def _trait(text: str) -> str:
+    try:
+        read_traits([text])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

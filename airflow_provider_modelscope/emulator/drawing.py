@@ -41,7 +41,7 @@ def draw(parameters: Parameters, image_format: str = "PNG") -> bytes:
     The same parameters give the same bytes, given the same version of Pillow and the same fonts.
 
     :param image_format: ``PNG``, ``JPEG``, or ``signed PNG``: with Content Credentials, which are not valid.
-        Only a PNG also contains the parameters as text.
+        Only a PNG also contains the parameters as text. ``PNG without label`` contains no metadata.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -51,6 +51,8 @@ def draw(parameters: Parameters, image_format: str = "PNG") -> bytes:
     file = BytesIO()
     if image_format == "JPEG":
         image.save(file, "JPEG", quality=90, xmp=label.encode())
+    elif image_format == "PNG without label":
+        image.save(file, "PNG", compress_level=4)
     else:
         info = PngInfo()
         info.add_itxt("XML:com.adobe.xmp", label)

@@ -128,7 +128,7 @@ async def serving(
 
 
 async def _send(request: web.Request, response: Response, content: bytes, sent: bytes) -> web.StreamResponse:
-    headers = {"Content-Type": response.content_type, "Content-Length": str(len(content))}
+    headers = {**response.headers, "Content-Type": response.content_type, "Content-Length": str(len(content))}
     if response.cut == "end":
         headers["Content-Length"] += "0"  # more than will be sent
     if not response.cut:
@@ -151,6 +151,7 @@ class Emulator:
     :param faults: Faults such as ``submit:429:2``, see ``faults``.
     :param credit: What each account has at the start, from 0.
     :param retired_models: Models that are no longer served.
+    :param without: Traits such as ``one-at-a-time`` that the service does not have, see ``traits``.
     """
 
     base_url: str
@@ -168,6 +169,7 @@ class Emulator:
         faults: Iterable[str] = (),
         credit: float = CREDIT,
         retired_models: Iterable[str] = (),
+        without: Iterable[str] = (),
     ) -> None:
         self._service = Service(
             duration=duration,
@@ -176,6 +178,7 @@ class Emulator:
             faults=faults,
             credit=credit,
             retired_models=retired_models,
+            without=without,
             first_id=first_id(),
         )
         self._started: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from http import HTTPStatus
 from itertools import count
@@ -20,6 +21,7 @@ from airflow_provider_modelscope.emulator.parameters import (
     model_exists,
     read_body,
 )
+from airflow_provider_modelscope.emulator.traits import altered, read_traits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,6 +35,7 @@ BUSY = "Server is busy, please try again later"
 QUOTA = "You have exceeded today's quota for model {model}, please try again tomorrow."
 INAPPROPRIATE = "Input data may contain inappropriate content."
 NOT_VERIFIED = "Your Alibaba Cloud account must be real name verified before use."
+INVALID_TOKEN = "ms-00000000-0000-0000-0000-000000000000"  # noqa: S105 - valid nowhere
 NO_CREDIT = (403, "QuotaLimitExceed", "magicube balance exhausted")
 RETIRED_MODEL = (429, "", "insufficient balance (1008)")
 
@@ -106,6 +109,7 @@ class Response:
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
     drawn_from: Parameters | None = None
     """If set, the body is the image of these parameters, which ``server`` draws."""
     image_format: str = "PNG"
@@ -160,6 +164,7 @@ class Service:
     :param faults: Faults such as ``submit:429:2``, see ``faults``.
     :param credit: What each account has at the start, from 0.
     :param retired_models: Models that are no longer served.
+    :param without: Traits such as ``one-at-a-time`` that the service does not have, see ``traits``.
     :param first_id: The id of the first generation. Each further id is one higher.
     """
 
@@ -172,14 +177,16 @@ class Service:
         faults: Iterable[str] = (),
         credit: float = CREDIT,
         retired_models: Iterable[str] = (),
+        without: Iterable[str] = (),
         first_id: int = 4003503,
     ) -> None:
+        self._without = read_traits(without)
         self.faults = Faults(faults)
         self._credit = read_amount(credit)
         self._granted: dict[str, Decimal] = {}
         self._retired_models = frozenset(retired_models)
         self._duration = duration
-        self._max_running = max_running
+        self._max_running = math.inf if "one-at-a-time" in self._without else max_running
         self._tokens = frozenset(tokens)
         self._generations: dict[str, Generation] = {}
         self._ids = count(first_id)
@@ -230,6 +237,28 @@ class Service:
         :param query: The parameters of the URL.
         :param now: Seconds on any clock that does not go back.
         """
+        response = self._respond(method, path, headers, body, query or {}, now)
+        if "no-quota-headers" in self._without:
+            response = replace(
+                response, headers={**response.headers, "modelscope-ratelimit-requests-remaining": "1999"}
+            )
+        if response.content_type != "application/json" or not response.body:
+            return response
+        for trait in self._without:
+            if change := altered(trait, path, headers, response.status, json.loads(response.body)):
+                status, content = change
+                response = replace(response, status=status, body=json.dumps(content).encode())
+        return response
+
+    def _respond(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        query: Mapping[str, str],
+        now: float,
+    ) -> Response:
         match method, path.split("/")[1:]:
             case "POST", ["v1", "images", "generations"]:
                 return self._submit(headers, body, now)
@@ -247,7 +276,9 @@ class Service:
             case "GET", ["openapi", "v1", "magicubes", "balance"]:
                 return self._hub(headers, self._balance(_token(headers), now))
             case "GET", ["api", "v1", "inference", "list_model_providers"]:
-                return self._providers((query or {}).get("ModelId", ""))
+                return self._providers(query.get("ModelId", ""))
+            case "GET", ["moved", name] if "no-redirect" in self._without:
+                return Response(status=302, headers={"Location": f"/images/{name}"})
             case "POST", ["emulator", "grant"]:
                 return self._grant(headers, body, now)
         return self._error(404, "")
@@ -273,7 +304,7 @@ class Service:
             return self._rejected(RETIRED_MODEL, parameters)
         if sum(generation.is_running(now) for generation in self._of(token)) >= self._max_running:
             return self._error(500, QUEUE_FULL)
-        if self._left(token) < price_of(parameters.model):
+        if self._left(token, now) < price_of(parameters.model):
             return self._rejected(NO_CREDIT, parameters)
         fault = self.faults.take("submit")
         match fault:
@@ -389,7 +420,13 @@ class Service:
         generation = next((known for known in self._generations.values() if known.image_path == path), None)
         if generation is None or generation.status(now) != "SUCCEED":
             return self._error(404, "")
-        response = Response(content_type="image/png", drawn_from=generation.parameters)
+        if "url-stays" in self._without and now > generation.finished_at + 30:
+            return self._error(404, "")
+        response = Response(
+            content_type="application/octet-stream" if "content-type" in self._without else "image/png",
+            drawn_from=generation.parameters,
+            image_format="PNG without label" if "label" in self._without else "PNG",
+        )
         fault = self.faults.take("image")
         match fault:
             case "":
@@ -419,23 +456,22 @@ class Service:
         return _json(401, {"success": False, "code": "InvalidAuthentication", "message": message})
 
     def _balance(self, token: str, now: float) -> dict[str, int | float]:
-        available = self._left(token)
-        frozen = sum(
-            (
-                generation.price
-                for generation in self._of(token)
-                if generation.status(now) in ("PENDING", "PROCESSING")
-            ),
-            Decimal(0),
-        )
+        available = self._left(token, now)
+        running = [one for one in self._of(token) if one.status(now) in ("PENDING", "PROCESSING")]
+        held = [] if "frozen" in self._without else [generation.price for generation in running]
+        frozen = sum(held, Decimal(0))
         return {
             "total_balance": as_number(available + frozen),
             "available_balance": as_number(available),
             "frozen_amount": as_number(frozen),
         }
 
-    def _left(self, token: str) -> Decimal:
-        spent_or_frozen = sum(generation.price for generation in self._of(token))
+    def _left(self, token: str, now: float) -> Decimal:
+        dear = "spent" in self._without
+        spent_or_frozen = sum(
+            generation.price * (2 if dear and generation.status(now) == "SUCCEED" else 1)
+            for generation in self._of(token)
+        )
         return self._credit + self._granted.get(token, 0) - spent_or_frozen
 
     def _grant(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Response:
@@ -495,7 +531,7 @@ class Service:
         return str(uuid.uuid5(uuid.NAMESPACE_OID, str(next(self._request_numbers))))
 
     def _is_valid(self, token: str) -> bool:
-        return token in self._tokens if self._tokens else token != ""
+        return token in self._tokens if self._tokens else token not in ("", INVALID_TOKEN)
 
     def _of(self, token: str) -> list[Generation]:
         return [generation for generation in self._generations.values() if generation.token == token]

@@ -1,4 +1,4 @@
-"""Count the blocks of a JPEG or a GIF before Pillow decodes it, and refuse a file that takes minutes.
+"""Count the blocks of a JPEG, GIF or TIFF before Pillow reads it, and refuse a file that takes minutes.
 
 Pillow reads blocks one by one in Python, and libjpeg goes over the whole image once more for each scan.
 """
@@ -7,21 +7,45 @@ from __future__ import annotations
 
 import re
 import struct
+from contextlib import suppress
+from io import BytesIO
+from itertools import islice
 from typing import IO
 
 from airflow_provider_modelscope.images.formats import read_exactly
-from airflow_provider_modelscope.images.limits import Budget, too_many
+from airflow_provider_modelscope.images.limits import MAX_FRAMES, Budget, too_many
 
 MAX_SCANS = 500  # of a JPEG; a progressive one has ten
 MAX_SEGMENTS = 2_000  # of a JPEG; they hold 64 KiB each
 MAX_FILLER = 1 << 20  # bytes between the segments of a JPEG
 MAX_BLOCKS = 1_000_000  # of a GIF; they hold 255 bytes each
+MAX_TAGS = 32 << 20  # bytes in all tags of a TIFF; Pillow before 13 copies each, even if they are the same
 _PIECE = 1 << 16
 # Neither a zero, which follows 0xFF in compressed pixels, nor filler, nor a restart within a scan.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
-_ALONE = (_START, b"\xff\x01")  # markers without a length
+_START, _END, _SCAN, _APP1 = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xe1"
+_ALONE = (_START, _END, b"\xff\x01")  # markers without a length
 _IMAGE = re.compile(rb"\xff\xd8\xff")
+# Bytes of a value by the type of a tag, and the tags that point to more tags.
+_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+_DIRECTORIES = (0x8769, 0x8825, 0xA005)
 
 
 def check_jpeg_blocks(file: IO[bytes]) -> None:
@@ -30,6 +54,7 @@ def check_jpeg_blocks(file: IO[bytes]) -> None:
     :raises BrokenImageError: if they exceed a limit.
     """
     segments = scans = filler = 0
+    exif = b""  # Pillow joins that of all segments
     position, expected = 0, _IMAGE
     is_in_scan = False
     while (found := _find(expected, file, position)) is not None:
@@ -41,16 +66,20 @@ def check_jpeg_blocks(file: IO[bytes]) -> None:
         position = start + 2
         expected = _IMAGE if marker == _END else _MARKER
         is_in_scan = marker == _SCAN
-        if marker == _END or marker[:2] in _ALONE:
-            continue
         segments += 1
         if segments > MAX_SEGMENTS:
             raise too_many("segments", MAX_SEGMENTS)
+        if marker[:2] in _ALONE:
+            continue
         scans += is_in_scan
         if scans > MAX_SCANS:
             raise too_many("scans", MAX_SCANS)
         file.seek(position)
-        position += max(2, int.from_bytes(file.read(2)))
+        length = int.from_bytes(file.read(2))
+        if marker == _APP1 and file.read(6) == b"Exif\0\0":
+            exif += file.read(max(0, length - 8))
+        position += max(2, length)
+    check_tags(BytesIO(exif))
 
 
 def _find(pattern: re.Pattern[bytes], file: IO[bytes], position: int) -> tuple[int, bytes] | None:
@@ -100,3 +129,29 @@ def check_gif_blocks(file: IO[bytes]) -> int:
 def _skip_palette(file: IO[bytes], flags: int) -> None:
     if flags & 0x80:
         file.seek(3 << ((flags & 7) + 1), 1)
+
+
+def check_tags(file: IO[bytes]) -> None:
+    """Count the bytes of the tags in a TIFF, or in EXIF, which has the same structure.
+
+    :raises BrokenImageError: if they exceed a limit.
+    """
+    file.seek(0)
+    header = file.read(16)
+    order, is_big = ("<" if header.startswith(b"II") else ">"), b"+" in header[2:4]
+    entry = struct.Struct(order + ("HHQQ" if is_big else "HHLL"))
+    count, pointer = struct.Struct(order + ("Q" if is_big else "H")), struct.Struct(order + entry.format[-1])
+    size = 0
+    with suppress(struct.error):  # Pillow decides what can be read of a broken one
+        directories = [*pointer.unpack_from(header, 8 if is_big else 4)]
+        for directory in islice(directories, MAX_FRAMES):  # which it grows
+            file.seek(directory)
+            entries = file.read(min(*count.unpack(file.read(count.size)), 65_535) * entry.size)
+            size += len(entries)
+            for tag, kind, values, value in entry.iter_unpack(entries):
+                size += _SIZES.get(kind, 0) * values
+                if tag in _DIRECTORIES:
+                    directories.append(value)
+            if size > MAX_TAGS:
+                raise too_many("bytes in its tags", MAX_TAGS)
+            directories += filter(None, pointer.unpack(file.read(pointer.size)))

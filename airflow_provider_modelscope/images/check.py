@@ -9,7 +9,7 @@ from itertools import count
 from threading import Lock
 from typing import IO, TYPE_CHECKING
 
-from airflow_provider_modelscope.images.blocks import check_gif_blocks, check_jpeg_blocks
+from airflow_provider_modelscope.images.blocks import check_gif_blocks, check_jpeg_blocks, check_tags
 from airflow_provider_modelscope.images.formats import format_of, only_image_errors, open_image
 from airflow_provider_modelscope.images.limits import Budget
 from airflow_provider_modelscope.images.parts import format_of_parts, parts_of, read_at
@@ -58,15 +58,24 @@ def check_limits(file: IO[bytes]) -> int | None:
                 check_jpeg_blocks(file)
             case None if read_at(file, 0, 4) == b"GIF8":
                 return check_gif_blocks(file)
+            case None if read_at(file, 0, 2) in (b"II", b"MM"):
+                check_tags(file)
     return None
 
 
 def _decode_jpegs(file: IO[bytes], images: int) -> None:
-    """Decode all images of a JPEG, at an eighth of their size: every coefficient is read."""
+    """Decode all images of a JPEG, at an eighth of their size: every coefficient is read.
+
+    Programs that remove the further images, or move them, may leave the list of their offsets as it was. So
+    where no image starts, none is expected.
+    """
     budget = Budget()
     for number in range(images):
         with open_image(file) as opened:  # a new one: Pillow 11 does not expect images of several sizes
-            opened.seek(number)
+            try:
+                opened.seek(number)
+            except (ValueError, SyntaxError):
+                continue
             budget.take(opened.width, opened.height)
             opened.draft("L", (1, 1))
             opened.load()

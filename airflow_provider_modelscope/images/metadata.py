@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import zlib
 from contextlib import suppress
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from airflow_provider_modelscope.images.blocks import check_tags
 from airflow_provider_modelscope.images.parts import (
     MAX_XMP_IN_JPEG,
+    Part,
     Replacement,
     format_of_parts,
     parts_of,
+    png_chunk,
     read_at,
     spliced,
 )
@@ -34,47 +39,79 @@ _GIF_XMP, _GIF_XMP_END = b"!\xff\x0bXMP DataXMP", b"\x01\xff\xfe\xfd"
 _MAX_EXIF_IN_JPEG = 64_000  # a little less than one segment
 _MAX_PROFILE = {"PNG": 1024 * 1024, "JPEG": 255 * 65_519, "WEBP": math.inf}  # Pillow reads no more in a PNG
 _MAX_UNPACKED, _MAX_TEXTS = 1024 * 1024, 32 * 1024 * 1024  # Pillow refuses a PNG with more
+_READ_AFTER_PIXELS = (
+    b"IDAT",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"eXIf",
+    b"IEND",
+)  # in all others, Pillow minds errors
 _KEPT_IN_PNG = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"tEXt", b"iTXt", b"eXIf")
 
 log = logging.getLogger(__name__)
 
 
-def readable(file: IO[bytes]) -> IO[bytes]:
-    """Return a view of a PNG without the metadata that makes Pillow refuse it; any other file as it is.
+def readable(file: IO[bytes], *, with_label: bool = True) -> IO[bytes]:
+    """Return a view of a PNG without what makes Pillow refuse or misread it; any other file as it is.
 
-    :raises ValueError: if a label of AI-generated content is in what would be left out.
+    :param with_label: Whether the label of AI-generated content is needed.
+    :raises ValueError: if it is, and would be left out.
     """
     from PIL import Image as Pillow
 
     if format_of_parts(file) != "PNG":
         return file
-    view = _without_oversized_metadata(file)
+    view = _as_pillow_expects(file, with_label)
     try:
         with Pillow.open(view):
             return view
     except Exception as error:  # broken metadata makes Pillow raise nearly any exception
         log.warning("Dropping all metadata of the PNG but texts and EXIF, since it cannot be read: %s", error)
-        others = [part for part in parts_of(file, "PNG") if part.kind not in _KEPT_IN_PNG]
-        return spliced(file, [Replacement(part.start, part.end, b"") for part in others])
+        others = [part for part in parts_of(view, "PNG") if part.kind not in _KEPT_IN_PNG]
+        return spliced(view, [Replacement(part.start, part.end, b"") for part in others])
 
 
-def _without_oversized_metadata(file: IO[bytes]) -> IO[bytes]:
-    dropped, size_of_texts = [], 0
+def _as_pillow_expects(file: IO[bytes], with_label: bool) -> IO[bytes]:
+    replaced, size_of_texts, has_pixels = [], 0, False
     for part in parts_of(file, "PNG"):
+        has_pixels = has_pixels or part.kind == b"IDAT"
+        if has_pixels and part.kind not in _READ_AFTER_PIXELS:
+            replaced.append(Replacement(part.start, part.end, b""))
+            continue
+        if part.kind == b"tRNS":
+            replaced.append(Replacement(part.start, part.end, _transparency(file, part)))
         if part.kind not in (b"iCCP", b"zTXt", b"iTXt", b"tEXt"):
             continue
         name, text, is_whole = _unpacked(part.kind, read_at(file, part.data, part.size))
         if is_whole and size_of_texts + len(text) <= _MAX_TEXTS:
             size_of_texts += len(text)
             continue
-        if name == _LABEL or (name == _XMP and _is_label(text)):
-            raise ValueError(f"its label is in metadata of more than {_MAX_UNPACKED} bytes")
+        if with_label and part.kind != b"iCCP" and (name == _LABEL or (name == _XMP and _is_label(text))):
+            raise ValueError(
+                f"its label is in metadata of more than {_MAX_UNPACKED} bytes, or in an unknown compression"
+            )
         log.warning(
-            "Dropping the %s chunk %r of the PNG: only %d bytes of each, and %d of all, can be read",
+            "Dropping the %s chunk %r of the PNG: only %d bytes of each, and %d of all, can be read, and no "
+            "unknown compression",
             part.kind.decode(), name, _MAX_UNPACKED, _MAX_TEXTS,
         )  # fmt: skip
-        dropped.append(Replacement(part.start, part.end, b""))
-    return spliced(file, dropped) if dropped else file
+        replaced.append(Replacement(part.start, part.end, b""))
+    return spliced(file, replaced) if replaced else file
+
+
+def _transparency(file: IO[bytes], part: Part) -> bytes:
+    """Return a PNG's tRNS chunk with its tones in the 8 bits that Pillow decodes; empty if it is cut off."""
+    depth, colours = read_at(file, 24, 2)
+    data = read_at(file, part.data, part.size)
+    if len(data) < {0: 2, 2: 6}.get(colours, 0):
+        return b""
+    tones = [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
+    if colours == 0 and depth in (2, 4):
+        data = (tones[0] % 2**depth * 255 // (2**depth - 1)).to_bytes(2)
+    elif colours == 2 and depth == 16:
+        data = b"".join((tone >> 8).to_bytes(2) for tone in tones)
+    return png_chunk(b"tRNS", data)
 
 
 def _unpacked(kind: bytes, data: bytes) -> tuple[str, bytes, bool]:
@@ -85,6 +122,8 @@ def _unpacked(kind: bytes, data: bytes) -> tuple[str, bytes, bool]:
         packed = content[2:].split(b"\0", 2)[-1]  # after the language and the translated keyword
     if kind == b"tEXt" or (kind == b"iTXt" and content[:1] in (b"", b"\0")):
         return name.decode("latin-1"), content, True
+    if kind != b"iTXt" and content[:1] != b"\0":
+        return name.decode("latin-1"), b"", False
     unpacking, content = zlib.decompressobj(), b""
     with suppress(zlib.error):  # Pillow skips it
         content = unpacking.decompress(packed, _MAX_UNPACKED)
@@ -141,30 +180,55 @@ def _exif(source: Pillow.Image, texts: dict[str, str], max_bytes: float) -> byte
     from PIL import Image as Pillow
 
     raw: bytes = source.info.get("exif") or b""
-    if len(raw) > max_bytes:
-        _warn_of_dropped(f"EXIF of {len(raw)} bytes, but for orientation, description and comment", max_bytes)
-        exif = _essential(source, raw, max_bytes)
-    elif not texts:
+    if len(raw) <= max_bytes and not texts:
         return raw and b"Exif\0\0" + raw.removeprefix(b"Exif\0\0")
-    else:
-        exif = Pillow.Exif() if source.format == "TIFF" else source.getexif()  # a TIFF's describes its pixels
-    return _with_texts(exif, texts, max_bytes=max_bytes) if texts or exif else b""
+    try:
+        check_tags(BytesIO(raw.removeprefix(b"Exif\0\0")))
+        if len(raw) > max_bytes:
+            _warn_of_dropped(
+                f"EXIF of {len(raw)} bytes, but for orientation, description and comment", max_bytes
+            )
+            exif = _essential(source.getexif(), max_bytes)
+        else:
+            exif = (
+                Pillow.Exif() if source.format == "TIFF" else source.getexif()
+            )  # a TIFF's describes its pixels
+        return _with_texts(exif, texts, max_bytes=max_bytes)
+    except Exception as error:  # broken EXIF makes Pillow raise nearly any exception
+        if _is_label(raw) and _LABEL not in texts:
+            raise ValueError(f"the label in its EXIF cannot be read: {error}") from error
+        log.warning("Dropping the EXIF but for its orientation, since it cannot be read: %s", error)
+    exif = Pillow.Exif()
+    if 1 < (orientation := orientation_of(raw)) <= 8:
+        exif[_ORIENTATION] = orientation
+    return _with_texts(exif, texts, max_bytes=max_bytes)
 
 
-def _essential(source: Pillow.Image, raw: bytes, max_bytes: float) -> Pillow.Exif:
+def orientation_of(exif: bytes) -> int:
+    """Return the orientation from 1 to 8, or another number. Pillow would read all tags of hostile bytes."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (directory,) = struct.unpack_from(f"{order}4xL", tiff)
+        (tags,) = struct.unpack_from(f"{order}H", tiff, directory)
+        entries = tiff[directory + 2 : directory + 2 + 12 * tags]
+        # Of each tag: its number, type and count, and a short value with its padding.
+        for tag, _, _, value in struct.iter_unpack(f"{order}HHLH2x", entries):
+            if tag == _ORIENTATION:
+                return int(value)
+    except struct.error:  # of broken EXIF
+        pass
+    return 1
+
+
+def _essential(exif: Pillow.Exif, max_bytes: float) -> Pillow.Exif:
     """Return the orientation, and as there is room the comment and the description: each may be the label."""
     from PIL import Image as Pillow
 
     small, room = Pillow.Exif(), max_bytes - 200
-    try:
-        exif = source.getexif()
-        comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except Exception as error:  # broken EXIF makes Pillow raise nearly any exception
-        if _is_label(raw):
-            raise ValueError(f"the label in its EXIF cannot be read: {error}") from error
-        return small
     if _ORIENTATION in exif:
         small[_ORIENTATION] = exif[_ORIENTATION]
+    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     for tag, value in ((_USER_COMMENT, comment), (_DESCRIPTION, exif.get(_DESCRIPTION))):
         encoded = value.encode("latin-1", "replace") if isinstance(value, str) else value
         if not isinstance(encoded, bytes) or (len(encoded) > room and not _is_label(encoded)):
@@ -181,6 +245,8 @@ def _essential(source: Pillow.Image, raw: bytes, max_bytes: float) -> Pillow.Exi
 
 def _with_texts(exif: Pillow.Exif, texts: dict[str, str], *, max_bytes: float) -> bytes:
     """Add text chunks to EXIF: the label, or else the parameters, as comment; the rest as description."""
+    if not texts and not exif:
+        return b""
     details = exif.get_ifd(_EXIF_IFD)
     lines = [exif[_DESCRIPTION].encode("latin-1")] if _DESCRIPTION in exif else []
     room = max_bytes - len(exif.tobytes())

@@ -209,12 +209,20 @@ def read_object(
     :raises Exception: any error of its store.
     """
     path, *_ = _open(uri, storage_conn_id, parameter=parameter, connection_parameter=connection_parameter)
-    if path.protocol in LOCAL and not stat.S_ISREG(Path(path.path).stat().st_mode):
-        # Reading a pipe would never return.
-        raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
+    if path.protocol in LOCAL:
+        return read_file(Path(path.path), most=most)
     with path.fs.open(path.path, "rb") as file:
         content: bytes = file.read(most + 1)
     return content
+
+
+def read_file(path: Path, *, most: int) -> bytes:
+    """Return a local file's bytes, as :func:`read_object` does."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        # Reading a pipe would never return.
+        raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
+    with path.open("rb") as file:
+        return file.read(most + 1)
 
 
 def describe_object(uri: str, storage_conn_id: str | None) -> str:

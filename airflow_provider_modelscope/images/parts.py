@@ -6,6 +6,7 @@ Both read only what they need, so that a large file costs no memory.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from io import SEEK_END, BufferedReader, RawIOBase
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -89,7 +90,8 @@ def is_manifest(file: IO[bytes], part: Part) -> bool:
     return part.kind in (b"caBX", b"C2PA")
 
 
-def _malformed(what: str) -> ValueError:
+def malformed(what: str) -> ValueError:
+    """Return the error of a file whose parts cannot be listed."""
     return ValueError(f"The {what} is cut off or malformed")
 
 
@@ -100,7 +102,7 @@ def _png(file: IO[bytes], length: int) -> Iterator[Part]:
         size, kind = int.from_bytes(header[:4]), header[4:]
         at += 12 + size
         if at > length or (start == len(PNG_SIGNATURE)) != (kind == b"IHDR"):
-            raise _malformed("PNG")
+            raise malformed("PNG")
         yield Part(kind, start, start + 8, size, at)
 
 
@@ -114,11 +116,11 @@ def _jpeg(file: IO[bytes], length: int) -> Iterator[Part]:
         segment = _SEGMENT.match(block)
         size = int.from_bytes(segment[2]) if segment else 0
         if not segment or size < 2:
-            raise _malformed("JPEG")
+            raise malformed("JPEG")
         kind, start, data = segment[1], at + segment.start(1) - 1, at + segment.end()
         at = data - 2 + size
         if at > length:
-            raise _malformed("JPEG")
+            raise malformed("JPEG")
         yield Part(kind, start, data, size - 2, at)
 
 
@@ -130,7 +132,12 @@ def _webp(file: IO[bytes], length: int) -> Iterator[Part]:
         at += 8 + size + size % 2
         yield Part(header[:4], start, start + 8, size, at)
     if not 12 < at == stop:
-        raise _malformed("WebP")
+        raise malformed("WebP")
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG with its length and checksum."""
+    return b"".join((len(data).to_bytes(4), kind, data, zlib.crc32(kind + data).to_bytes(4)))
 
 
 class Replacement(NamedTuple):

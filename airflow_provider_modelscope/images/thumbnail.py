@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from airflow_provider_modelscope.images.formats import (
     only_image_errors,
     open_image,
 )
-from airflow_provider_modelscope.images.metadata import readable
+from airflow_provider_modelscope.images.metadata import orientation_of, readable
 from airflow_provider_modelscope.images.parts import format_of_parts
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _MAX_DECODED = MAX_PIXELS // 4  # pixels in memory: the API server makes several thumbnails at once
 _MAX_PROFILE = 4 * 1024 * 1024  # bytes; profiles of presses have two megabytes
-_ORIENTATION = 0x0112  # a tag of EXIF
 
 
 def content_type_of(content: bytes) -> str:
@@ -48,7 +46,7 @@ def thumbnail(content: bytes, side: int) -> bytes:
     """
     file, output = BytesIO(content), BytesIO()
     check_limits(file)
-    with only_image_errors(file), open_image(readable(file)) as opened:
+    with only_image_errors(file), open_image(readable(file, with_label=False)) as opened:
         if opened.width * opened.height > _MAX_DECODED:
             _shrink(opened, content, side)
         is_opaque = not opened.has_transparency_data
@@ -102,22 +100,5 @@ def _turned(small: Pillow.Image, exif: bytes) -> Pillow.Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    turn = turns.get(_orientation(exif))
+    turn = turns.get(orientation_of(exif))
     return small if turn is None else small.transpose(turn)
-
-
-def _orientation(exif: bytes) -> int:
-    """Return the orientation from 1 to 8, or another number. Pillow would read all tags of hostile bytes."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = "<" if tiff.startswith(b"II") else ">"
-    try:
-        (directory,) = struct.unpack_from(f"{order}4xL", tiff)
-        (tags,) = struct.unpack_from(f"{order}H", tiff, directory)
-        entries = tiff[directory + 2 : directory + 2 + 12 * tags]
-        # Of each tag: its number, type and count, and a short value with its padding.
-        for tag, _, _, value in struct.iter_unpack(f"{order}HHLH2x", entries):
-            if tag == _ORIENTATION:
-                return int(value)
-    except struct.error:  # of broken EXIF
-        pass
-    return 1

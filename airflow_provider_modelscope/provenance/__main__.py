@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentParser
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_modelscope.exceptions import ImageError, InvalidDestinationError
 from airflow_provider_modelscope.images.image import Image
-from airflow_provider_modelscope.images.object_storage import read_object
+from airflow_provider_modelscope.images.object_storage import LOCAL, read_file, read_object
 from airflow_provider_modelscope.images.parts import has_content_credentials
 from airflow_provider_modelscope.images.storage_errors import is_forbidden, is_missing
 from airflow_provider_modelscope.provenance.record import IPTC, LABEL, NAMESPACE
@@ -47,14 +48,17 @@ def read_provenance(name: str, *, conn_id: str | None = None) -> dict[str, Any]:
     found |= {name: text for name, text in own.items() if name not in found}
     sidecar = f"{name}.json"
     try:
-        document = json.loads(_read(sidecar, conn_id).decode())
+        content = _read(sidecar, conn_id)
     except Exception as error:  # each store has errors of its own
         if is_missing(error):
             return found
         if not is_forbidden(error):  # a store may forbid to see that there is none
             raise
-        document = f"cannot be read ({error})"
+        document: Any = f"cannot be read ({error})"
     else:
+        document = None
+        with suppress(ValueError, RecursionError):
+            document = json.loads(content.decode())
         if not isinstance(document, dict):
             raise ValueError(f"{sidecar} is not a sidecar: it contains no JSON object")
         if document.get("sha256") != found["sha256"]:
@@ -63,14 +67,18 @@ def read_provenance(name: str, *, conn_id: str | None = None) -> dict[str, Any]:
 
 
 def _read(name: str, conn_id: str | None) -> bytes:
-    if "://" not in name or name.startswith("file://"):
-        return Path(name.removeprefix("file://")).read_bytes()
-    parts = urlsplit(name)
-    if not parts.netloc or not parts.path.strip("/") or name.endswith("/"):
-        raise ValueError("The URI names no object: write it as in s3://bucket/folder/name.png")
-    content = read_object(name, conn_id, most=MAX_BYTES, parameter="IMAGE", connection_parameter="--conn-id")
+    scheme, is_uri, path = name.partition("://")
+    if not is_uri or scheme.lower() in LOCAL:
+        content = read_file(Path(path if is_uri else name), most=MAX_BYTES)
+    else:
+        parts = urlsplit(name)
+        if not parts.netloc or not parts.path.strip("/") or name.endswith("/"):
+            raise ValueError("The URI names no object: write it as in s3://bucket/folder/name.png")
+        content = read_object(
+            name, conn_id, most=MAX_BYTES, parameter="IMAGE", connection_parameter="--conn-id"
+        )
     if len(content) > MAX_BYTES:
-        raise ValueError(f"The object is larger than {MAX_BYTES // 1024**2} MiB")
+        raise ValueError(f"The file or object is larger than {MAX_BYTES // 1024**2} MiB")
     return content
 
 
@@ -89,11 +97,21 @@ def main(arguments: list[str]) -> int:
         print(_problem(parsed.image, error), file=sys.stderr)
         return 1
     for name, value in found.items():
-        text = json.dumps(value, ensure_ascii=False, indent=2) if isinstance(value, dict) else value
-        print(f"{name}: {text}")
+        if isinstance(value, dict):
+            text = json.dumps(value, ensure_ascii=False, indent=2)
+        else:
+            text = value.replace("\n", "\n  ")  # so that no line looks like another fact
+        print(_printable(f"{name}: {text}"))
     if len(found) == 2:
         print("No provenance found: neither in the file's metadata nor in a sidecar beside it.")
     return 0
+
+
+def _printable(text: str) -> str:
+    """Return a text without what a terminal would execute or cannot show: it comes from any file."""
+    shown = "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "replace").decode(encoding)
 
 
 def _problem(name: str, error: Exception) -> str:

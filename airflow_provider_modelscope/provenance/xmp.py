@@ -26,7 +26,9 @@ from airflow_provider_modelscope.images.parts import (
     Replacement,
     format_of_parts,
     is_manifest,
+    malformed,
     parts_of,
+    png_chunk,
     read_at,
     spliced,
 )
@@ -287,10 +289,9 @@ def _carrier_of(file: IO[bytes]) -> _Carrier:
             f"Only PNG, JPEG and WebP can hold metadata; this file starts with {read_at(file, 0, 12)!r}"
         )
     try:
-        parts = list(parts_of(file, format_))
+        return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[format_](file, list(parts_of(file, format_)))
     except ValueError as error:
         raise CannotEmbedError(str(error)) from error
-    return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[format_](file, parts)
 
 
 def _packet(file: IO[bytes], offset: int, size: int) -> bytes:
@@ -303,14 +304,10 @@ def _start_of(file: IO[bytes], part: Part, size: int) -> bytes:
     return read_at(file, part.data, min(part.size, size))
 
 
-def _malformed(what: str) -> CannotEmbedError:
-    return CannotEmbedError(f"The {what} is cut off or malformed")
-
-
 def _png(file: IO[bytes], parts: list[Part]) -> _Carrier:
     pixels = next((part.start for part in parts if part.kind == b"IDAT"), None)
     if pixels is None:
-        raise _malformed("PNG")
+        raise malformed("PNG")
     texts = (part for part in parts if part.kind == b"iTXt")
     name = len(_PNG_KEYWORD)
     found = next((part for part in texts if _start_of(file, part, name) == _PNG_KEYWORD), None)
@@ -318,9 +315,8 @@ def _png(file: IO[bytes], parts: list[Part]) -> _Carrier:
     start, end = (found.start, found.end) if found else (pixels, pixels)
 
     def put(packet: bytes) -> list[Replacement]:
-        data = _PNG_KEYWORD + b"\0\0\0\0" + packet  # not compressed, without a language
-        checksum = zlib.crc32(b"iTXt" + data).to_bytes(4)
-        return [Replacement(start, end, b"".join((len(data).to_bytes(4), b"iTXt", data, checksum)))]
+        # Not compressed, without a language.
+        return [Replacement(start, end, png_chunk(b"iTXt", _PNG_KEYWORD + b"\0\0\0\0" + packet))]
 
     packet = _png_text(_packet(file, found.data + name, found.size - name)) if found else None
     return _Carrier(format="PNG", parts=parts, packet=packet, put=put)
@@ -394,7 +390,7 @@ def _webp_header(file: IO[bytes], parts: list[Part]) -> tuple[bytes, int]:
     if kind == b"VP8X" and size >= 10:
         return start[:8] + bytes([data[0] | _WEBP_XMP]), 21
     if any(part.kind in _WEBP_PIXELS for part in parts[1:]):  # a new VP8X would give them a meaning
-        raise _malformed("WebP")
+        raise malformed("WebP")
     sides, flags = [0], _WEBP_XMP
     if kind == b"VP8 " and size >= 10 and data[3:6] == b"\x9d\x01\x2a":
         sides = [int.from_bytes(side, "little") & 0x3FFF for side in (data[6:8], data[8:])]
@@ -403,6 +399,6 @@ def _webp_header(file: IO[bytes], parts: list[Part]) -> tuple[bytes, int]:
         sides = [1 + (bits >> shift & 0x3FFF) for shift in (0, 14)]
         flags |= _WEBP_ALPHA * (bits >> 28 & 1)
     if 0 in sides:
-        raise _malformed("WebP")
+        raise malformed("WebP")
     canvas = b"".join((side - 1).to_bytes(3, "little") for side in sides)
     return b"VP8X\x0a\0\0\0" + bytes([flags, 0, 0, 0]) + canvas, 12

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from string import punctuation
 from threading import Event
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from airflow_provider_modelscope.exceptions import (
     ImageError,
@@ -84,6 +85,36 @@ def download(url: str, account: Account, *, stop: Event | None = None) -> Image:
         raise ImageError(f"Cannot download {without_query(url)}: {error}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageHeaders:
+    """What the host of an image says about it.
+
+    :param redirects: How many redirects lead to it.
+    """
+
+    redirects: int
+    content_type: str
+
+
+def image_headers(url: str, account: Account) -> ImageHeaders:
+    """Return what the host of an output image says about it, without the image itself.
+
+    :raises ImageGoneError: if the URL no longer works.
+    :raises ImageNotAllowedError: if its host is not allowed.
+    :raises ImageError: if there is no response within the timeout of a request.
+    """
+
+    def read() -> ImageHeaders:
+        with new_session() as session, _open(session, url, account) as response:
+            content_type = response.headers.get("Content-Type", "")
+            return ImageHeaders(redirects=len(response.history), content_type=content_type)
+
+    try:
+        return run_within(lambda: account.request_timeout, read)
+    except OSError as error:
+        raise ImageError(f"Cannot open {without_query(url)}: {error}") from None
+
+
 def _download(url: str, account: Account, progress: _Progress) -> Image:
     from airflow_provider_modelscope.images.image import Image
 
@@ -100,15 +131,20 @@ def _download(url: str, account: Account, progress: _Progress) -> Image:
 
 
 def _open(session: requests.Session, url: str, account: Account) -> requests.Response:
-    """Return the open response at the end of at most three redirects, each to an allowed address."""
+    """Return the open response at the end of at most three redirects, each to an allowed address.
+
+    Its ``history`` contains the redirects.
+    """
     adapter = checking_adapter(account)
     for scheme in ("https://", "http://"):
         session.mount(scheme, adapter)
     first = url
+    redirects: list[requests.Response] = []
     for _ in range(MAX_REDIRECTS + 1):
         response = _get(session, url, account)
         url = response.url
         if response.ok and not response.is_redirect:
+            response.history = redirects
             return response
         response.close()
         code = response.status_code
@@ -116,8 +152,11 @@ def _open(session: requests.Session, url: str, account: Account) -> requests.Res
             if code in (403, 404, 410):
                 raise ImageGoneError(f"The image URL no longer works: {without_query(url)}", code=code)
             raise ImageError(f"Cannot download {without_query(url)}: the server returned an error", code=code)
+        redirects.append(response)
         try:
-            url = urljoin(url, response.headers["Location"])
+            # Encoded as browsers do it: http.client reads a name in any character set as Latin-1.
+            location = quote(response.headers["Location"].encode("latin-1"), safe=punctuation)
+            url = urljoin(url, location)
         except ValueError:  # such as an unclosed [ of an IPv6 address
             raise ImageNotAllowedError(
                 f"Image URL not valid: the target of the redirect from {without_query(url)}"
@@ -155,7 +194,9 @@ def _chunks(response: requests.Response, max_bytes: int, progress: _Progress) ->
     import requests
 
     length = response.headers.get("Content-Length", "")
-    expected = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    # With a Transfer-Encoding a length means nothing, by HTTP's rules.
+    is_length = re.fullmatch("[0-9]{1,18}", length) and "Transfer-Encoding" not in response.headers
+    expected = int(length) if is_length else None
     too_large = f"larger than the connection's max_image_bytes, {max_bytes}"
     if expected is not None and expected > max_bytes:
         raise ImageNotAllowedError(f"its {expected} bytes are {too_large}")

@@ -61,12 +61,16 @@ def request_options(url: str, account: Account) -> dict[str, Any]:
 
     Pass them with each request: the environment's settings would override those of a session.
     """
-    no_socks = "" if find_spec("socks") else "SOCKS needs the package PySocks, which is not installed"
-    proxy = proxy_for(url, account, no_socks=no_socks) or ""
+    proxy = proxy_for(url, account, no_socks=_no_socks()) or ""
     bundle, source = _ca_bundle(account)
     if bundle and not os.path.exists(bundle):  # noqa: PTH110 - as requests decides
         raise _unreadable_bundle(bundle, source, "it does not exist")
     return {"proxies": {"http": proxy, "https": proxy}, "verify": bundle or False}
+
+
+@cache
+def _no_socks() -> str:
+    return "" if find_spec("socks") else "SOCKS needs the package PySocks, which is not installed"
 
 
 def proxy_for(url: str, account: Account, *, no_socks: str) -> str | None:
@@ -175,7 +179,9 @@ def checked_urls(url: str, account: Account) -> list[str]:
     if scheme not in ("https", "http"):
         raise not_https
     try:
-        url = requests.Request("GET", url).prepare().url or ""
+        prepared = requests.PreparedRequest()
+        prepared.prepare_url(url, None)
+        url = prepared.url or ""
     except (requests.RequestException, ValueError):
         raise ImageNotAllowedError(f"Image URL not valid: {shown}") from None
     parts = urlsplit(url)

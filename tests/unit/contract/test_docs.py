@@ -18,11 +18,14 @@ import pytest
 
 import airflow_provider_modelscope
 from airflow_provider_modelscope import exceptions, metrics
+from airflow_provider_modelscope.check.assumptions import ASSUMPTIONS, SPENDING
+from airflow_provider_modelscope.check.options import OPTIONS
 from airflow_provider_modelscope.compat import AirflowFailException, BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
 from airflow_provider_modelscope.emulator.credit import PRICES, price_of
 from airflow_provider_modelscope.emulator.faults import FAULTS
+from airflow_provider_modelscope.emulator.traits import TRAITS
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, PORT
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.images import blocks, formats, limits, parts
@@ -52,6 +55,7 @@ LIMITS = {
     "frames": [limits.MAX_FRAMES],
     "chunks of a PNG": [parts.MAX_PARTS],
     "scans, segments of a JPEG": [blocks.MAX_SCANS, blocks.MAX_SEGMENTS],
+    "bytes in the tags of a TIFF, or of EXIF in a JPEG": [blocks.MAX_TAGS],
     "blocks of a GIF": [blocks.MAX_BLOCKS],
 }
 ERRORS = {
@@ -363,6 +367,34 @@ def test_every_fault_of_the_emulator_is_listed() -> None:
         where = words(place)[0] if place else where  # an empty cell repeats the one above it
         listed.setdefault(where, {})[words(fault)[0]] = effect
     assert listed == FAULTS
+
+
+def test_every_trait_of_the_emulator_is_listed() -> None:
+    assert {words(name)[0]: effect for name, effect in table("docs/emulator.md", "Traits")} == TRAITS
+
+
+def test_every_option_of_the_check_is_listed() -> None:
+    rows = table("docs/check.md", "Check the service")
+    assert [words(option)[0] for option, _, _ in rows] == list(OPTIONS)
+    for option, default, meaning in rows:
+        settings = OPTIONS[words(option)[0]]
+        assert words(default) == list(filter(None, [settings.get("default")]))
+        assert settings["help"].partition(" (default")[0] == meaning.partition(", a cheap")[0]
+
+
+def test_every_assumption_of_the_check_is_listed() -> None:
+    rows = table("docs/check.md", "Assumptions")
+    assert {words(name)[0]: assumption for name, assumption, _, _ in rows} == ASSUMPTIONS
+    assert {words(name)[0] for name, _, is_paid, _ in rows if is_paid == "yes"} == SPENDING.keys()
+
+
+def test_the_output_of_the_check_shown_has_every_line() -> None:
+    [shown] = re.findall(
+        r"^```text\n(.*?)^```", section("docs/check.md", "Example"), re.DOTALL | re.MULTILINE
+    )
+    *lines, counts, _ = shown.splitlines()
+    assert [line.partition(" -> ")[0] for line in lines] == [f"{'ok':<9} {a}" for a in ASSUMPTIONS.values()]
+    assert counts == f"{len(ASSUMPTIONS)} ok, 0 differs, 0 not told"
 
 
 def test_parameters_and_attributes_of_the_emulator_are_listed() -> None:

@@ -20,7 +20,7 @@ ROOT = Path(airflow_provider_modelscope.__file__).parent
 # Each layer may import the layers below it. Parts of one layer do not import each other.
 LAYERS = (
     ("get_provider_info",),
-    ("decorators",),
+    ("decorators", "check"),
     ("operators", "sensors", "transfers"),
     ("tasks",),
     ("hooks", "triggers"),

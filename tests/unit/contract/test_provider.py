@@ -49,6 +49,9 @@ def test_every_module_of_the_info_exists() -> None:
         named += [module for entry in INFO[kind] for module in entry["python-modules"]]
     for module in named:
         assert import_module(module).__doc__
+    for command in INFO["cli"]:
+        module_name, _, function_name = command.rpartition(".")
+        assert callable(getattr(import_module(module_name), function_name))
     module_name, _, class_name = CONNECTION_TYPE["hook-class-name"].rpartition(".")
     assert getattr(import_module(module_name), class_name) is ModelScopeHook
     assert (ModelScopeHook.conn_type, ModelScopeHook.hook_name) == (

@@ -57,6 +57,16 @@ def pages(count: int) -> bytes:
     return content
 
 
+def overlapping_tags(length: int) -> bytes:
+    """Return EXIF, or a TIFF without pixels, of 4,000 tags that all hold its last bytes."""
+    tags = [struct.pack("<HHLL", tag, 7, length - 50_000, 50_000) for tag in range(1, 4001)]
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", 4000) + b"".join(tags)).ljust(length, b"\0")
+
+
+def batched(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -139,6 +149,12 @@ def zeroed(content: bytes, start: int, length: int) -> bytes:
 def two_gif_frames_cut_between() -> bytes:
     content = animated("GIF")
     return content[: content.index(b"\0!\xf9", content.index(b"\0,") + 2) + 1]
+
+
+def without_second_image() -> bytes:
+    """Return a JPEG that still says where its second image was."""
+    content = animated("MPO", FRAMES[:2])
+    return content[: content.index(b"\xff\xd9\xff\xd8") + 2]
 
 
 def adam7(width: int, height: int) -> bytes:
@@ -276,6 +292,8 @@ CORPUS: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "JPEG of images of several sizes": (
         lambda: animated("MPO", [DRAWING, DRAWING.resize((9, 9)), DRAWING.resize((200, 200))]), None,
     ),
+    "JPEG whose second image was removed": (without_second_image, None),
+    "JPEG whose second image was moved": (lambda: without_second_image() + bytes(9999), None),
     "JPEG that is cut": (lambda: written("JPEG")[:-200], "truncated"),
     "JPEG without its end": (lambda: written("JPEG")[:-2], "truncated"),
     "JPEG whose second image is cut": (lambda: animated("MPO", FRAMES[:2])[:-200], "truncated"),
@@ -410,6 +428,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], int, str | None]] = {
     "JPEG with 2,000,000 segments": (
         lambda: with_segments(segment(0xE5, b"") * 2_000_000), 8, "more than 2000 segments",
     ),
+    "JPEG with 20,000,000 markers without a length": (
+        lambda: with_segments(b"\xff\x01" * 20 * MB), 8, "more than 2000 segments",
+    ),
+    "JPEG with 10,000,000 empty images behind it": (
+        lambda: written("JPEG") + b"\xff\xd8\xff\xd9" * 10 * MB, 8, "more than 2000 segments",
+    ),
     "JPEG with 60 MB behind its pixels": (
         lambda: written("JPEG")[:-2] + b"\xff\0" * 30 * MB + b"\xff\xd9", 200, None,
     ),
@@ -426,6 +450,18 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], int, str | None]] = {
     ),
     "GIF that grows to 65535x65535": (
         lambda: b"GIF89a\1\0\1\0\0\0\0,\xfe\xff\xfe\xff\1\0\1\0\0\2\2\x44\1\0;", 8, "65535x65535 pixels",
+    ),
+    "JPEG with 8 GB of tags in its EXIF": (
+        lambda: with_segments(
+            *(segment(0xE1, b"Exif\0\0" + part) for part in batched(overlapping_tags(2 * MB), 60_000))
+        ), 8, "more than 33554432 bytes in its tags",
+    ),
+    "TIFF with 8 GB of tags": (
+        lambda: overlapping_tags(2 * MB), 8, "more than 33554432 bytes in its tags",
+    ),
+    "TIFF whose directory follows itself": (
+        lambda: b"II*\0\x08\0\0\0\xff\xff" + struct.pack("<HHLL", 1, 13, 1, 8) * 65_535 + b"\x08\0\0\0",
+        8, "more than 33554432 bytes in its tags",
     ),
     "TIFF of 1,001 pages": (lambda: pages(1001), 200, "more than 1000 frames"),
 }  # fmt: skip

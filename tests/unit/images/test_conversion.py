@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import zlib
 from io import BytesIO
 from typing import Any
@@ -14,6 +16,8 @@ from airflow_provider_modelscope.exceptions import ImageError
 from airflow_provider_modelscope.images.conversion import _check_end, convert, in_mode_for
 from airflow_provider_modelscope.images.formats import CONVERTIBLE
 from airflow_provider_modelscope.images.image import Image
+from airflow_provider_modelscope.images.parts import PNG_SIGNATURE
+from airflow_provider_modelscope.images.thumbnail import thumbnail
 
 EXIF_IFD, USER_COMMENT, DESCRIPTION, ORIENTATION, MAKER_NOTE = 0x8769, 0x9286, 0x010E, 0x0112, 0x927C
 LABEL = '{"Label": "1", "ContentProducer": "某某公司", "ProduceID": "a1"}'
@@ -68,6 +72,24 @@ def exif(**details: Any) -> bytes:
     tags[DESCRIPTION] = details.pop("description", "a cat")
     tags[EXIF_IFD] = {MAKER_NOTE: details.pop("note", b""), USER_COMMENT: details.pop("comment", b"")}
     return tags.tobytes()
+
+
+def tiff(*tags: tuple[int, int, bytes]) -> bytes:
+    """Return EXIF of tags, each with its number, its type and a value of at most four bytes."""
+    entries = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+TURNED = (ORIENTATION, 3, b"\6")
+ODD_EXIF = {
+    "neither II nor MM": b"neither II nor MM",
+    "cut off": b"II*\0",
+    "tags that overlap": tiff(TURNED, *((tag, 7, b"\x08") for tag in range(1, 3000))).replace(
+        b"\7\0\1\0\0\0", b"\7\0\0\x80\0\0"
+    ),
+    "a number as description": tiff((DESCRIPTION, 3, b"\1"), TURNED),
+    "a fraction as description": tiff((DESCRIPTION, 11, b"\0\0\x80\x3f"), TURNED),
+}
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -129,6 +151,18 @@ class TestWhatDoesNotFit:
         assert not exif_of(content)
         with pytest.raises(ImageError, match="label in its EXIF cannot be read"):
             converted(plain("WEBP", exif=b"Exif\0\0ContentProducer" + bytes(70_000)), "JPEG")
+
+    @pytest.mark.parametrize("target", ["JPEG", "WEBP"])
+    @pytest.mark.parametrize("tags", ODD_EXIF.values(), ids=ODD_EXIF)
+    def test_texts_of_a_png_need_no_readable_exif(
+        self, tags: bytes, target: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        chunks = PngInfo()
+        chunks.add_itxt("AIGC", LABEL)
+        content = converted(plain(exif=tags, pnginfo=chunks), target)
+        assert comment_of(content) == COMMENT
+        assert exif_of(content).get(ORIENTATION) == (6 if b"\x12\x01" in tags else None)
+        assert "Dropping the EXIF but for its orientation" in caplog.text
 
     @pytest.mark.parametrize("source", ["PNG", "WEBP", "TIFF"])
     @pytest.mark.parametrize(
@@ -225,7 +259,15 @@ class TestMetadataThatPillowRefuses:
         text = chunk(b"iTXt", b"AIGC\0\0\0\0\0" + LABEL.encode())
         content, _ = convert(png_with(part, text), "JPEG")
         assert comment_of(bytes(content)) == COMMENT
-        assert "Dropping all metadata of the PNG but texts and EXIF" in caplog.text
+        assert re.search("Dropping (all metadata|the (zTXt|iCCP) chunk .*) of the PNG", caplog.text)
+
+    @pytest.mark.parametrize("kind", [b"acTL", b"cHRM", b"fcTL", b"fdAT", b"gAMA", b"iCCP", b"pHYs", b"zTXt"])
+    def test_metadata_behind_the_pixels_may_be_broken(self, kind: bytes) -> None:
+        end = chunk(b"IEND", b"")
+        text = chunk(b"zTXt", b"AIGC\0\0" + zlib.compress(LABEL.encode()))
+        content = plain().removesuffix(end) + chunk(kind, b"a\0\1") + text + end
+        assert comment_of(converted(content, "JPEG")) == COMMENT
+        assert thumbnail(content, 8)
 
     def test_many_texts_are_limited_together(self, caplog: pytest.LogCaptureFixture) -> None:
         text = zlib.compress(b"t" * 1_000_000)
@@ -242,8 +284,10 @@ class TestMetadataThatPillowRefuses:
         ids=["text", "XMP"],
     )
     def test_a_label_is_not_left_out(self, data: bytes) -> None:
+        file = png_with(chunk(b"iTXt", data))
         with pytest.raises(ValueError, match="its label is in metadata of more than 1048576 bytes"):
-            convert(png_with(chunk(b"iTXt", data)), "WEBP")
+            convert(file, "WEBP")
+        assert thumbnail(file.getvalue(), 8)  # which has no label
 
     @pytest.mark.parametrize(
         "part",
@@ -315,6 +359,38 @@ def test_a_transparent_tone_of_16_bits_stays_transparent() -> None:
     drawing.info["transparency"] = 0x9C00
     with Pillow.open(BytesIO(converted(saved(drawing, "PNG"), "WEBP"))) as opened:
         assert [opened.getpixel((2, y))[3] for y in (0, 3)] == [0, 255]  # type: ignore[index] # it has bands
+
+
+@pytest.mark.parametrize(
+    ("depth", "colours", "row", "tones"),
+    [
+        (2, 0, b"\x6c", b"\0\1"),
+        (4, 0, b"\x58\xf0", b"\0\5"),
+        (16, 2, b"\x12\x34\x56\x78\x9a\xbc" + bytes(18), b"\x12\x34\x56\x78\x9a\xbc"),
+    ],
+    ids=["grey of 2 bits", "grey of 4 bits", "RGB of 16 bits"],
+)
+@pytest.mark.parametrize("is_thumbnail", [False, True], ids=["conversion", "thumbnail"])
+def test_the_transparent_tone_of_a_png_of_any_depth_stays_so(
+    depth: int, colours: int, row: bytes, tones: bytes, is_thumbnail: bool
+) -> None:
+    content = b"".join(
+        (
+            PNG_SIGNATURE,
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, depth, colours, 0, 0, 0)),
+            chunk(b"tRNS", tones),
+            chunk(b"IDAT", zlib.compress(b"\0" + row)),
+            chunk(b"IEND", b""),
+        )
+    )
+    small = thumbnail(content, 64) if is_thumbnail else converted(content, "WEBP")
+    with Pillow.open(BytesIO(small)) as drawing:
+        assert list(drawing.getchannel("A").tobytes()) == [0, 255, 255, 255]
+
+
+@pytest.mark.parametrize("target", ["JPEG", "WEBP"])
+def test_transparency_that_is_cut_off_is_ignored(target: str) -> None:
+    converted(png_with(chunk(b"tRNS", b"\0")).getvalue(), target)
 
 
 def test_pixels_that_fit_are_not_copied() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 from io import BytesIO
@@ -324,14 +325,46 @@ class TestCommand:
         assert main([str(file)]) == 1
         assert message in capsys.readouterr().err
 
-    @pytest.mark.parametrize("text", ["[]", "no json", "\ud83d".encode(errors="surrogatepass")], ids=repr)
+    @pytest.mark.parametrize(
+        "text",
+        ["[]", "no json", "\ud83d".encode(errors="surrogatepass"), "[" * 99_999, f"[{'9' * 9999}]"],
+        ids=["a list", "no JSON", "no UTF-8", "too deep", "a huge number"],
+    )
     def test_an_invalid_sidecar_is_an_error(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | bytes
     ) -> None:
         Pillow.new("RGB", (4, 4)).save(tmp_path / "cat.png")
         (tmp_path / "cat.png.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         assert main([str(tmp_path / "cat.png")]) == 1
-        assert capsys.readouterr().err
+        assert "cat.png.json is not a sidecar" in capsys.readouterr().err
+
+    def test_texts_can_neither_forge_lines_nor_control_a_terminal(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        written = BytesIO()
+        Pillow.new("RGB", (4, 4)).save(written, "PNG")
+        odd = [Property(namespace=NAMESPACE, prefix="own", name="prompt", text="a\nsha256: f00d\x9b31m")]
+        content = spliced(written, with_properties(written, odd, own_namespace=NAMESPACE)).read()
+        (tmp_path / "cat.png").write_bytes(content)
+        sidecar = {"sha256": hashlib.sha256(content).hexdigest(), "model": "\ud83d\x9b31m"}
+        (tmp_path / "cat.png.json").write_text(json.dumps(sidecar))
+        assert main([str(tmp_path / "cat.png")]) == 0
+        printed = capsys.readouterr().out
+        assert "\nprompt: a\n  sha256: f00d\ufffd31m\n" in printed
+        assert '"model": "\ufffd\ufffd31m"' in printed
+
+    @pytest.mark.parametrize("scheme", ["", "file://", "local://", "FILE://"])
+    def test_a_local_file_may_be_a_uri(self, tmp_path: Path, scheme: str) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "100%.png")
+        assert read_provenance(f"{scheme}{tmp_path}/100%.png")["file"].startswith("PNG, 4x4")
+
+    @pytest.mark.parametrize("name", ["cat.png", "cat.png.json"])
+    def test_a_pipe_is_not_read(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+        Pillow.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+        assert main([str(tmp_path / "cat.png")]) == 1
+        assert "is a folder or a device" in capsys.readouterr().err
 
     @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "--conn-id"]], ids=str)
     def test_wrong_arguments_print_its_usage(

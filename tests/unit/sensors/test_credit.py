@@ -110,6 +110,13 @@ def test_after_the_timeout_it_fails(
         assert "5 available, 0 frozen, min_available = 7. ModelScope grants" in str(raised.value)
 
 
+@WAYS
+def test_without_time_it_reads_once(account: Emulator, context: Context, deferrable: bool) -> None:
+    with pytest.raises(AirflowSensorTimeout):  # no deferral, which takes longer than the reading
+        credit_sensor(7, timeout=0, deferrable=deferrable).execute(context)
+    assert len(account.requests) == 1
+
+
 def test_the_last_reading_is_at_the_timeout(
     account: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

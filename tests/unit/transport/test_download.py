@@ -33,7 +33,12 @@ from airflow_provider_modelscope.images.object_storage import Destination
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.protocol.generation import Generation
 from airflow_provider_modelscope.tasks.storing import store_images
-from airflow_provider_modelscope.transport.download import download, time_limit
+from airflow_provider_modelscope.transport.download import (
+    ImageHeaders,
+    download,
+    image_headers,
+    time_limit,
+)
 from tests.support.disk import full_disk
 from tests.support.raw_server import RawServer, http_with_length
 from tests.unit.conftest import TOKEN, connect
@@ -113,6 +118,13 @@ class TestRedirects:
         ):
             assert image.content == IMAGE
 
+    @pytest.mark.parametrize("name", ["图 片", "%E5%9B%BE%20%E7%89%87"], ids=["as it is", "encoded"])
+    def test_a_redirect_may_name_a_file_in_any_script(self, name: str) -> None:
+        moved = http_with_length(b"", f"Location: /{name}.png?a=b&c", status="302 Found")
+        with RawServer(moved, http_with_length(IMAGE)) as host:
+            download(f"http://127.0.0.1:{host.port}/a", LOCAL).close()
+        assert host.heads[1].split()[1] == "/%E5%9B%BE%20%E7%89%87.png?a=b&c"
+
     def test_redirects_are_followed_without_cookies_and_logins(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -129,6 +141,37 @@ class TestRedirects:
         for head in host.heads:
             assert "cookie" not in head.lower()
             assert "authorization" not in head.lower()
+
+
+class TestHeaders:
+    def test_the_redirects_are_counted_and_the_image_is_not_read(self) -> None:
+        moved = http_with_length(b"", "Location: /b", status="302 Found")
+        endless = http_with_length(bytes(1000), "Content-Type: image/png", length=10**12)
+        with RawServer(moved, moved, endless) as host:
+            found = image_headers(f"http://{host.host}/a", LOCAL)
+        assert found == ImageHeaders(redirects=2, content_type="image/png")
+
+    def test_a_host_that_says_nothing_has_no_type(self) -> None:
+        with RawServer(http_with_length(b"")) as host:
+            found = image_headers(f"http://{host.host}/a", LOCAL)
+        assert found == ImageHeaders(redirects=0, content_type="")
+
+    @pytest.mark.parametrize("status", ["403 Forbidden", "404 Not Found", "410 Gone"])
+    def test_a_url_that_has_gone_is_an_error(self, status: str) -> None:
+        with RawServer(http_with_length(b"", status=status)) as host, pytest.raises(ImageGoneError):
+            image_headers(f"http://{host.host}/a", LOCAL)
+
+    def test_headers_that_do_not_end_are_cut_off(self) -> None:
+        def drip(connection: socket.socket) -> None:
+            with suppress(OSError):
+                while not host.closing.wait(0.01):
+                    connection.sendall(b"X")
+
+        with (
+            RawServer(drip) as host,
+            pytest.raises(ImageError, match=r"Cannot open http://127\.0\.0\.1:\d+/a: timed out after 0\.2 s"),
+        ):
+            image_headers(f"http://{host.host}/a?signature=1", replace(LOCAL, request_timeout=0.2))
 
 
 def failed(*replies: bytes, for_account: Account = LOCAL) -> ModelScopeError:
@@ -184,6 +227,13 @@ class TestBody:
     def test_a_compressed_body_is_unpacked(self) -> None:
         packed = http_with_length(gzip.compress(IMAGE), "Content-Encoding: gzip")
         with RawServer(packed) as host, download(f"http://127.0.0.1:{host.port}/a.png", LOCAL) as image:
+            assert image.content == IMAGE
+
+    @pytest.mark.parametrize("length", [1, len(IMAGE), 10**12])
+    def test_the_length_of_a_body_in_chunks_is_ignored(self, length: int) -> None:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(IMAGE), IMAGE)
+        chunked = http_with_length(body, "Transfer-Encoding: chunked", length=length)
+        with RawServer(chunked) as host, download(f"http://127.0.0.1:{host.port}/a.png", LOCAL) as image:
             assert image.content == IMAGE
 
     def test_a_length_above_the_limit_is_not_downloaded(self) -> None:
