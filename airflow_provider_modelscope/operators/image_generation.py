@@ -18,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     InvalidConnectionError,
     InvalidDestinationError,
     InvalidRequestError,
+    ModelRetiredError,
     ModelScopeError,
     ModelScopeRetryableError,
     PriceUnknownError,
@@ -96,8 +97,7 @@ def _first_of(refusals: Sequence[tuple[str, ModelScopeError]]) -> ModelScopeErro
     if others:
         reasons = "; ".join(f"{other}: {truncated(error.message, 300)}" for other, error in others)
         first.message = (
-            f"{first.message.rstrip('.')}. The model is {model}; its fallback models were refused as well: "
-            f"{reasons}"
+            f"{first.message.rstrip('.')}. The model is {model}; others were refused as well: {reasons}"
         )
     return first
 
@@ -424,7 +424,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         """Submit to the first model that is served and has quota. A task that deferred asks all again.
 
         :param candidates: The request of the task and those to its fallback models, by fingerprint.
-        :raises ModelScopeError: the error of the first model if all refuse.
+        :raises ModelScopeError: if all refuse, the error of the first model, or the one that may pass if the
+            task waits for it.
         """
         from airflow_provider_modelscope.metrics import count_fallback
 
@@ -444,6 +445,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
                         )
                     raise
                 refusals.append((request.model, error))
+        if self.on_exhausted == "wait":  # a quota comes back, and credit may; an unknown model does not
+            kinds = (QuotaExhaustedError, ModelRetiredError, UnknownModelError, PriceUnknownError)
+            refusals.sort(key=lambda refusal: kinds.index(type(refusal[1])))
         raise _first_of(refusals)
 
     def _submit_new(

@@ -24,6 +24,7 @@ from airflow_provider_modelscope.exceptions import (
     ImageGoneError,
     ImageUnavailableError,
     InvalidRequestError,
+    ModelRetiredError,
     ModelScopeError,
     QueueFullError,
     QuotaExhaustedError,
@@ -37,7 +38,17 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.provenance.xmp import packet_of, properties_of
 from airflow_provider_modelscope.tasks import deferral as deferral_module
 from airflow_provider_modelscope.xcoms import Submission
-from tests.unit.builders import REQUEST, Context, one_step, overdue, rendered, resume, submissions, submitter
+from tests.unit.builders import (
+    DEFERRED,
+    REQUEST,
+    Context,
+    one_step,
+    overdue,
+    rendered,
+    resume,
+    submissions,
+    submitter,
+)
 from tests.unit.conftest import TOKEN, TaskInstance, connect
 from tests.unit.decorators.test_image_generation import drawing, execute
 from tests.unit.tasks.conftest import MortalTaskInstance, RealTaskInstance, TaskStateStore, die
@@ -121,8 +132,8 @@ class TestRefusal:
             submitting().execute(context)
         message = str(raised.value)
         assert re.match(
-            rf"ModelScope does not serve this model: .*The model is {FIRST}; its fallback models were "
-            rf"refused as well: {SECOND}: The daily quota is used up: .*; {THIRD}: The daily quota is used ",
+            rf"ModelScope does not serve this model: .*The model is {FIRST}; others were refused as "
+            rf"well: {SECOND}: The daily quota is used up: .*; {THIRD}: The daily quota is used up: ",
             message,
         )
         assert message.isprintable()
@@ -467,6 +478,41 @@ class TestRetiredModel:
         assert (emulator.accepted, before - hook.get_credit().total) == (1, price)
         assert uri.startswith(f"file://{tmp_path}/")
         assert context["ti"].pushed["images"][0].items() >= {"model": SECOND, "asked_model": FIRST}.items()
+
+    def test_max_credit_does_not_prevent_a_fallback(self, emulator: Emulator) -> None:
+        """The price of a retired model is unknown, so nothing is sent to it."""
+        submitting(max_credit=1).execute(TaskStateStore().attempt())
+        assert asked(emulator) == [SECOND]
+
+    @pytest.mark.parametrize(
+        ("faults", "day"), [(["quota:2"], True), (["unknown-model", "quota"], True), (["no-credit"], False)]
+    )
+    def test_a_task_waits_for_what_may_come_back(
+        self, emulator: Emulator, context: Context, faults: list[str], day: bool
+    ) -> None:
+        """A quota comes back the next day, credit when somebody gets some."""
+        for fault in faults:
+            emulator.fail(f"submit:{fault}")
+        with pytest.raises(TaskDeferred) as deferral:
+            submitting(on_exhausted="wait", deferrable=True).execute(context)
+        assert deferral.value.method_name == "execute_with_credit"
+        assert (deferral.value.trigger.serialize()[1]["needed"] is None) is day
+        assert resume_with_credit(context)
+        assert context["ti"].pushed["request"]["model"] == SECOND
+
+    def test_a_task_does_not_wait_for_models_that_are_gone(
+        self, emulator: Emulator, context: Context
+    ) -> None:
+        emulator.fail("submit:unknown-model:2")
+        with pytest.raises(ModelRetiredError, match="The account has credit"):
+            submitting(on_exhausted="wait", deferrable=True).execute(context)
+
+
+def resume_with_credit(context: Context) -> Any:
+    """Run the part of a task that follows the wait for credit."""
+    task = submitting(on_exhausted="wait", deferrable=True)
+    event = {"status": "credit_available", "deferred_task": DEFERRED}
+    return task.execute_with_credit(context, event)
 
 
 class TestInput:
