@@ -21,6 +21,7 @@ from PIL import Image as Pillow, ImageFile
 
 from airflow_provider_modelscope.exceptions import BrokenImageError, ImageError
 from airflow_provider_modelscope.images.check import check_image
+from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.parts import PNG_SIGNATURE
 
 MB = 1_000_000
@@ -599,6 +600,15 @@ def test_the_setting_load_truncated_images_has_no_effect(name: str) -> None:
     content, _reason = CORPUS[name]
     with lenient_pillow(), pytest.raises(BrokenImageError):
         check_image(BytesIO(content()))
+
+
+@pytest.mark.parametrize("name", ["PNG of RGB", "JPEG of RGB", "WebP", "GIF"])
+def test_the_setting_max_image_pixels_has_no_effect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 100)
+    content, _reason = CORPUS[name]
+    with Image.from_bytes(content()) as image:
+        image.converted("PNG" if image.format != "PNG" else "JPEG").close()
+    assert Pillow.MAX_IMAGE_PIXELS == 100
 
 
 def test_checks_in_threads_leave_the_settings_as_they_were() -> None:
