@@ -457,6 +457,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], int, str | None]] = {
             *(segment(0xE1, b"Exif\0\0" + part) for part in batched(overlapping_tags(2 * MB), 60_000))
         ), 8, "more than 33554432 bytes in its tags",
     ),
+    "JPEG with 60 MB of EXIF": (
+        lambda: with_segments(*[segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 900), 8,
+        "more than 4194304 bytes of EXIF",
+    ),
     "TIFF with 8 GB of tags": (
         lambda: overlapping_tags(2 * MB), 8, "more than 33554432 bytes in its tags",
     ),
