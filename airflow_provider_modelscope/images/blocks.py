@@ -17,6 +17,7 @@ from airflow_provider_modelscope.images.limits import MAX_FRAMES, Budget, too_ma
 
 MAX_SCANS = 500  # of a JPEG; a progressive one has ten
 MAX_SEGMENTS = 2_000  # of a JPEG; they hold 64 KiB each
+MAX_EXIF = 4 << 20  # bytes in all segments of a JPEG, which Pillow joins in quadratic time; one holds 64 KiB
 MAX_FILLER = 1 << 20  # bytes between the segments of a JPEG
 MAX_BLOCKS = 1_000_000  # of a GIF; they hold 255 bytes each
 MAX_TAGS = 32 << 20  # bytes in all tags of a TIFF; Pillow before 13 copies each, even if they are the same
@@ -26,25 +27,9 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _START, _END, _SCAN, _APP1 = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xe1"
 _ALONE = (_START, _END, b"\xff\x01")  # markers without a length
 _IMAGE = re.compile(rb"\xff\xd8\xff")
-# Bytes of a value by the type of a tag, and the tags that point to more tags.
-_SIZES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+# The types of tags by the bytes of a value, and the tags that point to more tags.
+_TYPES = {1: (1, 2, 6, 7), 2: (3, 8), 4: (4, 9, 11, 13), 8: (5, 10, 12, 16, 17, 18)}
+_SIZES = {kind: size for size, kinds in _TYPES.items() for kind in kinds}
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)
 
 
@@ -54,7 +39,7 @@ def check_jpeg_blocks(file: IO[bytes]) -> None:
     :raises BrokenImageError: if they exceed a limit.
     """
     segments = scans = filler = 0
-    exif = b""  # Pillow joins that of all segments
+    exif = BytesIO()  # that of all segments
     position, expected = 0, _IMAGE
     is_in_scan = False
     while (found := _find(expected, file, position)) is not None:
@@ -77,9 +62,11 @@ def check_jpeg_blocks(file: IO[bytes]) -> None:
         file.seek(position)
         length = int.from_bytes(file.read(2))
         if marker == _APP1 and file.read(6) == b"Exif\0\0":
-            exif += file.read(max(0, length - 8))
+            exif.write(file.read(max(0, length - 8)))
+            if exif.tell() > MAX_EXIF:
+                raise too_many("bytes of EXIF", MAX_EXIF)
         position += max(2, length)
-    check_tags(BytesIO(exif))
+    check_tags(exif)
 
 
 def _find(pattern: re.Pattern[bytes], file: IO[bytes], position: int) -> tuple[int, bytes] | None:

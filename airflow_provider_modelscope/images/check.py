@@ -33,7 +33,7 @@ def check_image(file: IO[bytes]) -> tuple[str, int, int]:
         with only_image_errors(file):
             return ("PNG", *check_png(file))
     frames = check_limits(file)
-    with _own_settings(), open_image(file) as opened:
+    with own_settings(), open_image(file) as opened:
         found = (format_of(opened), opened.width, opened.height)
         if found[0] == "JPEG":
             _decode_jpegs(file, getattr(opened, "n_frames", 1))
@@ -95,20 +95,19 @@ def _decode_frames(opened: Pillow.Image) -> int:
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
     """Decode in one thread at a time, without what this process may have set: the settings are global.
 
-    Warnings may be errors, and Pillow's LOAD_TRUNCATED_IMAGES completes an image that is cut off with grey.
+    Warnings may be errors. Pillow's LOAD_TRUNCATED_IMAGES completes an image that is cut off with grey, and
+    its MAX_IMAGE_PIXELS may be less than our own limit.
     """
-    from PIL import ImageFile
+    from PIL import Image as Pillow, ImageFile
 
     with _settings, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        setting = ImageFile.LOAD_TRUNCATED_IMAGES
-        if setting:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        settings = ImageFile.LOAD_TRUNCATED_IMAGES, Pillow.MAX_IMAGE_PIXELS
+        ImageFile.LOAD_TRUNCATED_IMAGES, Pillow.MAX_IMAGE_PIXELS = False, None
         try:
             yield
         finally:
-            if setting:
-                ImageFile.LOAD_TRUNCATED_IMAGES = setting
+            ImageFile.LOAD_TRUNCATED_IMAGES, Pillow.MAX_IMAGE_PIXELS = settings

@@ -7,6 +7,7 @@ import math
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from airflow_provider_modelscope.images.check import own_settings
 from airflow_provider_modelscope.images.metadata import metadata_for, readable
 from airflow_provider_modelscope.images.parts import has_content_credentials, parts_of
 
@@ -36,7 +37,7 @@ def convert(file: IO[bytes], format_: str) -> tuple[memoryview, tuple[int, int]]
     output = BytesIO()
     if has_content_credentials(file):
         log.warning("The Content Credentials (C2PA) get lost in the conversion to %s", format_)
-    with Pillow.open(readable(file)) as source:
+    with own_settings(), Pillow.open(readable(file)) as source:
         if getattr(source, "is_animated", False):
             log.warning("Converting only the first image to %s: the %s holds several", format_, source.format)
         source.load()

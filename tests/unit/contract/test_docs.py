@@ -55,6 +55,7 @@ LIMITS = {
     "frames": [limits.MAX_FRAMES],
     "chunks of a PNG": [parts.MAX_PARTS],
     "scans, segments of a JPEG": [blocks.MAX_SCANS, blocks.MAX_SEGMENTS],
+    "bytes of EXIF in a JPEG": [blocks.MAX_EXIF],
     "bytes in the tags of a TIFF, or of EXIF in a JPEG": [blocks.MAX_TAGS],
     "blocks of a GIF": [blocks.MAX_BLOCKS],
 }

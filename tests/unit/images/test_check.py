@@ -21,6 +21,7 @@ from PIL import Image as Pillow, ImageFile
 
 from airflow_provider_modelscope.exceptions import BrokenImageError, ImageError
 from airflow_provider_modelscope.images.check import check_image
+from airflow_provider_modelscope.images.image import Image
 from airflow_provider_modelscope.images.parts import PNG_SIGNATURE
 
 MB = 1_000_000
@@ -456,6 +457,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], int, str | None]] = {
             *(segment(0xE1, b"Exif\0\0" + part) for part in batched(overlapping_tags(2 * MB), 60_000))
         ), 8, "more than 33554432 bytes in its tags",
     ),
+    "JPEG with 60 MB of EXIF": (
+        lambda: with_segments(*[segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 900), 8,
+        "more than 4194304 bytes of EXIF",
+    ),
     "TIFF with 8 GB of tags": (
         lambda: overlapping_tags(2 * MB), 8, "more than 33554432 bytes in its tags",
     ),
@@ -599,6 +604,15 @@ def test_the_setting_load_truncated_images_has_no_effect(name: str) -> None:
     content, _reason = CORPUS[name]
     with lenient_pillow(), pytest.raises(BrokenImageError):
         check_image(BytesIO(content()))
+
+
+@pytest.mark.parametrize("name", ["PNG of RGB", "JPEG of RGB", "WebP", "GIF"])
+def test_the_setting_max_image_pixels_has_no_effect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 100)
+    content, _reason = CORPUS[name]
+    with Image.from_bytes(content()) as image:
+        image.converted("PNG" if image.format != "PNG" else "JPEG").close()
+    assert Pillow.MAX_IMAGE_PIXELS == 100
 
 
 def test_checks_in_threads_leave_the_settings_as_they_were() -> None:
