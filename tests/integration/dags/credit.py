@@ -16,12 +16,21 @@ OPTIONS: dict[str, Any] = {
     "retries": 3,
     "retry_delay": timedelta(seconds=1),
 }
+SERVED = "black-forest-labs/FLUX.1-Krea-dev"
 PARAMS = {"destination": Param("", type="string")}
 
 with DAG("waiting_for_credit", params=PARAMS):
     ModelScopeImageGenerationOperator.partial(
         task_id="draw", deferrable=True, on_exhausted="wait", **OPTIONS
     ).expand(prompt=["one", "two", "three", "four", "five"])
+
+with DAG("falling_back", params=PARAMS):
+    ModelScopeImageGenerationOperator(
+        task_id="draw",
+        prompt="one",
+        fallback_models=[SERVED],
+        **OPTIONS,
+    )
 
 with DAG("spending_little", params=PARAMS):
 
@@ -34,7 +43,7 @@ with DAG("spending_little", params=PARAMS):
                 task_id=prompt,
                 prompt=prompt,
                 max_credit=2,
-                **{**OPTIONS, "destination": context["params"]["destination"]},
+                **{**OPTIONS, "destination": context["params"]["destination"], "model": SERVED},
             )
             uris += draw.execute(context)
         return uris
