@@ -14,6 +14,7 @@ from airflow_provider_modelscope.compat import BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.triggers import accounts
+from airflow_provider_modelscope.waiting import credit
 
 TOKEN = "ms-0b1c2d3e-test"
 
@@ -74,6 +75,21 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     with Emulator(max_running=10) as emulator:
         connect(monkeypatch, emulator.base_url)
         yield emulator
+
+
+@pytest.fixture
+def poor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """A service where nobody has credit, and the connection ``modelscope_default`` to it."""
+    with Emulator(credit=0, retired_models=["a/retired"]) as emulator:
+        connect(monkeypatch, emulator.base_url)
+        yield emulator
+
+
+@pytest.fixture
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a triggerer read the credit at once, and again."""
+    monkeypatch.setattr(credit, "MIN_INTERVAL", 0.01)
+    monkeypatch.setattr(credit, "MAX_INTERVAL", 0.02)
 
 
 def serve_connections(monkeypatch: pytest.MonkeyPatch, read: Callable[[str], Awaitable[Any]]) -> None:

@@ -17,31 +17,15 @@ from airflow_provider_modelscope.exceptions import (
     QuotaExhaustedError,
 )
 from airflow_provider_modelscope.tasks import deferral as deferral_module
-from airflow_provider_modelscope.waiting import credit as waiting
 from tests.unit.builders import Context, one_step, rendered, resume, submissions, submitter
 from tests.unit.conftest import TOKEN, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("no_pauses")
+pytestmark = pytest.mark.usefixtures("no_pauses", "short_intervals")
 
 WAIT: dict[str, Any] = {"deferrable": True, "on_exhausted": "wait"}
-
-
-@pytest.fixture(autouse=True)
-def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MIN_INTERVAL", 0.0)
-    monkeypatch.setattr(waiting, "MAX_INTERVAL", 0.01)
-
-
-@pytest.fixture
-def poor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """A service where nobody has credit."""
-    with Emulator(credit=0, retired_models=["a/retired"]) as emulator:
-        connect(monkeypatch, emulator.base_url)
-        yield emulator
 
 
 def deferred(task: Any, context: Context) -> TaskDeferred:

@@ -21,7 +21,6 @@ from airflow_provider_modelscope.exceptions import (
     InvalidRequestError,
     ModelScopeFinalError,
 )
-from airflow_provider_modelscope.waiting import credit as waiting
 from tests.unit.builders import DEFERRED, Context, credit_sensor, rendered, resume, run
 from tests.unit.conftest import TOKEN, connect
 
@@ -33,11 +32,7 @@ if TYPE_CHECKING:
 WAYS = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])
 BALANCE = "https://api.example/openapi/v1/magicubes/balance"
 
-
-@pytest.fixture(autouse=True)
-def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MIN_INTERVAL", 0.01)
-    monkeypatch.setattr(waiting, "MAX_INTERVAL", 0.02)
+pytestmark = pytest.mark.usefixtures("short_intervals")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -20,25 +20,10 @@ from airflow_provider_modelscope.waiting import credit as waiting
 from tests.unit.builders import event_of
 from tests.unit.conftest import TOKEN, connect, serve_connections, unreadable_connections
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 FIRED = {"status": "credit_available"}
 LATER = 2.0**40
 
-
-@pytest.fixture(autouse=True)
-def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "MIN_INTERVAL", 0.01)
-    monkeypatch.setattr(waiting, "MAX_INTERVAL", 0.02)
-
-
-@pytest.fixture
-def poor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """A service where nobody has credit."""
-    with Emulator(credit=0) as emulator:
-        connect(monkeypatch, emulator.base_url)
-        yield emulator
+pytestmark = pytest.mark.usefixtures("short_intervals")
 
 
 def trigger(**kwargs: Any) -> ModelScopeExhaustedTrigger:
