@@ -94,7 +94,12 @@ def cell(session: nox.Session, airflow: str, dependencies: str) -> None:
             f"--resolution={'lowest-direct' if dependencies == 'lowest' else 'highest'}",
             *constraints,
         )
-    session.install(*nox.project.dependency_groups(PYPROJECT, "test"), *constraints)
+    # What the tests need must not change what they test.
+    frozen = str(session.run("uv", "pip", "freeze", silent=True)).splitlines()
+    tested = environment / "tested.txt"
+    tested.write_text("\n".join(line for line in frozen if line.partition("==")[0] in DEPENDENCIES))
+    test_group = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install(*test_group, f"--constraint={tested}", *constraints)
     shutil.unpack_archive(_built("tar.gz"), environment, filter="data")
     [sources] = environment.glob("airflow_provider_modelscope-*")
     shutil.rmtree(sources / "airflow_provider_modelscope")
