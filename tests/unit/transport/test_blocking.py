@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -536,7 +537,11 @@ class TestInterruption:
         def reply(connection: socket.socket) -> None:
             self.interrupt()
             interrupted.wait(60)
-            with server_context(certificate).wrap_socket(connection, server_side=True) as stream:
+            # The client may reset the connection, instead of ending it.
+            with (
+                suppress(OSError),
+                server_context(certificate).wrap_socket(connection, server_side=True) as stream,
+            ):
                 received.append(stream.recv(65536))
             ended.set()
 
@@ -547,7 +552,7 @@ class TestInterruption:
             interrupted.set()
             assert ended.wait(60)
         assert isinstance(raised.value.__cause__, ServiceUnreachableError)
-        assert received == [b""]
+        assert not b"".join(received)
 
     def test_one_after_sending_may_have_been_charged(self) -> None:
         def reply(connection: socket.socket) -> None:
