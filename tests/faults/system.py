@@ -184,7 +184,8 @@ class Run:
     def until_polling(self) -> None:
         """Wait until the service has got two polls."""
         self.until(
-            lambda: sum(exchange.method == "GET" for exchange in self.emulator.requests) >= 2, "two polls"
+            lambda: sum(exchange.path.startswith("/v1/tasks/") for exchange in self.emulator.requests) >= 2,
+            "two polls",
         )
 
     def until_deferred(self, count: int = 1) -> None:
