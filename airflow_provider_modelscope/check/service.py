@@ -113,7 +113,7 @@ class ServiceCheck:
             yield finding
 
     def _free(self) -> Iterator[Finding]:
-        account, site = self._account, self._account.hub_url or self._account.base_url
+        account = self._account
         bad = replace(account, token=BAD_TOKEN)
         # A gateway in front of the API need not have the site, and a token may be for the API only.
         site_untold = (*_PASSING, *(() if account.hub_url else (404,)))
@@ -124,7 +124,7 @@ class ServiceCheck:
         yield self._connection()
         models = self._send(HttpRequest(method="GET", url=f"{account.base_url}/v1/models", headers={}))
         yield self._compared("models", lambda: models, self._is_list_of_models)
-        user = partial(self._send, user_request(account, site))
+        user = partial(self._send, user_request(account, account.site_url))
         yield self._compared("user", user, self._is_user, untold=account_untold)
         credit = partial(self._send, credit_request(account))
         yield self._compared("balance", credit, self._is_balance, untold=account_untold)
@@ -134,7 +134,7 @@ class ServiceCheck:
         yield self._compared("task-without-header", partial(self._send, without_header), self._is_not_found)
         yield self._compared(
             "bad-token-site",
-            partial(self._send, user_request(bad, site)),
+            partial(self._send, user_request(bad, account.site_url)),
             self._is_rejected(401, "InvalidAuthentication"),
             untold=site_untold,
         )

@@ -370,7 +370,7 @@ class ModelScopeHook(BaseHook):
                 raise refusal
             # The website is known to reject a bad token.
             try:
-                user = self._send(messages.user_request(account, account.hub_url or account.base_url))
+                user = self._send(messages.user_request(account, account.site_url))
             except ModelScopeError as error:
                 raise (refusal if is_refused else error) from None
             if user.status_code == 200:

@@ -39,14 +39,8 @@ _GIF_XMP, _GIF_XMP_END = b"!\xff\x0bXMP DataXMP", b"\x01\xff\xfe\xfd"
 _MAX_EXIF_IN_JPEG = 64_000  # a little less than one segment
 _MAX_PROFILE = {"PNG": 1024 * 1024, "JPEG": 255 * 65_519, "WEBP": math.inf}  # Pillow reads no more in a PNG
 _MAX_UNPACKED, _MAX_TEXTS = 1024 * 1024, 32 * 1024 * 1024  # Pillow refuses a PNG with more
-_READ_AFTER_PIXELS = (
-    b"IDAT",
-    b"tEXt",
-    b"zTXt",
-    b"iTXt",
-    b"eXIf",
-    b"IEND",
-)  # in all others, Pillow minds errors
+# In all other chunks behind the pixels, an error makes Pillow refuse the PNG.
+_READ_AFTER_PIXELS = (b"IDAT", b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"IEND")
 _KEPT_IN_PNG = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"tEXt", b"iTXt", b"eXIf")
 
 log = logging.getLogger(__name__)
@@ -190,9 +184,8 @@ def _exif(source: Pillow.Image, texts: dict[str, str], max_bytes: float) -> byte
             )
             exif = _essential(source.getexif(), max_bytes)
         else:
-            exif = (
-                Pillow.Exif() if source.format == "TIFF" else source.getexif()
-            )  # a TIFF's describes its pixels
+            # A TIFF's describes its pixels.
+            exif = Pillow.Exif() if source.format == "TIFF" else source.getexif()
         return _with_texts(exif, texts, max_bytes=max_bytes)
     except Exception as error:  # broken EXIF makes Pillow raise nearly any exception
         if _is_label(raw) and _LABEL not in texts:

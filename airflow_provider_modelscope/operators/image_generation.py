@@ -27,7 +27,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import count_failure, count_spent
+from airflow_provider_modelscope.metrics import count_failure, count_fallback, count_spent
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
@@ -427,8 +427,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         :raises ModelScopeError: if all refuse, the error of the first model, or the one that may pass if the
             task waits for it.
         """
-        from airflow_provider_modelscope.metrics import count_fallback
-
         refusals: list[tuple[str, ModelScopeError]] = []
         for fingerprint, request in candidates.items():
             if refusals:
@@ -730,14 +728,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
         from airflow_provider_modelscope.images.preflight import check_preflight, check_store
         from airflow_provider_modelscope.waiting.poll import PollSchedule
 
-        check_connection = self._refuse_secrets(
-            *REQUEST_PARAMETERS,
-            "fallback_models",
-            "storage_conn_id",
-            "destination",
-            "preflight",
-            "max_credit",
-        )
+        check_connection = self._refuse_secrets(*QUOTED_PARAMETERS, "destination", "preflight")
         request, destination, *_ = check_all(
             self._request,
             self._parse_destination,

@@ -41,6 +41,11 @@ class Account:
         return _HUBS.get(self.base_url)
 
     @property
+    def site_url(self) -> str:
+        """The site to ask about the account and its credit. A gateway to the service may have it as well."""
+        return self.hub_url or self.base_url
+
+    @property
     def token_url(self) -> str:
         """The page where users create tokens."""
         return f"{self.hub_url or DEFAULT_HUB_URL}/my/myaccesstoken"

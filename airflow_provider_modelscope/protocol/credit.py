@@ -37,7 +37,7 @@ class Credit:
 
 def credit_request(account: Account) -> HttpRequest:
     """Return the HTTP request for the account's credit."""
-    url = f"{account.hub_url or account.base_url}/openapi/v1/magicubes/balance"
+    url = f"{account.site_url}/openapi/v1/magicubes/balance"
     return HttpRequest(method="GET", url=url, headers=authorization(account))
 
 
@@ -67,8 +67,7 @@ def read_credit(response: HttpResponse, *, account: Account) -> Credit:
 
 def price_request(account: Account, model: str) -> HttpRequest:
     """Return the HTTP request for what a generation of a model costs. It needs no token."""
-    site = account.hub_url or account.base_url
-    url = f"{site}/api/v1/inference/list_model_providers?ModelId={quote(model, safe='')}"
+    url = f"{account.site_url}/api/v1/inference/list_model_providers?ModelId={quote(model, safe='')}"
     return HttpRequest(method="GET", url=url, headers={})
 
 

@@ -132,7 +132,7 @@ class Generation:
 
     @property
     def is_refunded(self) -> bool:
-        """Whether it FAILED by a fault of the service. For a prompt that is not accepted nobody knows it."""
+        """Whether it FAILED by a fault of the service. Whether a rejected prompt is refunded is unknown."""
         return self.status == FAILED and not self._is_rejected and not self.is_not_found
 
     @property
