@@ -234,6 +234,10 @@ class RunningRow:
     credit: float | None = None
     attempts: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the value as JSON."""
+        return dict(vars(self))
+
     @classmethod
     def from_json(cls, value: Any) -> Self | None:
         """Return the row that a value describes, or None if it describes none."""

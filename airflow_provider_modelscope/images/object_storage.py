@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
@@ -40,6 +41,7 @@ LOCAL = ("file", "local")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # What each connection said when its filesystem was opened, as a checksum: it contains secrets.
 _opened_with: dict[tuple[str, str | None], str] = {}
+_attaching = Lock()  # Airflow before 3.2 must not be asked from several threads at once
 
 
 def check_destination(destination: str) -> None:
@@ -87,11 +89,13 @@ class Destination:
 
     :param uri: Without the connection.
     :param format: Pillow's name of the format to convert images to; None stores them as they are.
+    :param stem: The name of an image in a folder, without its suffix; None names it by its generation.
     """
 
     uri: str
     storage_conn_id: str | None
     format: str | None
+    stem: str | None = None
 
     @classmethod
     def parse(cls, destination: str, *, storage_conn_id: str | None = None, sidecar: bool = False) -> Self:
@@ -163,6 +167,8 @@ class Destination:
         return path
 
     def _uri_of(self, generation_id: str, number: int, suffix: str) -> str:
+        if self.uri.endswith("/") and self.stem is not None:
+            return f"{self.uri}{self.stem}{'' if number == 1 else f'-{number}'}{suffix}"
         if self.uri.endswith("/"):
             # The id comes from the service: quoted, it cannot name anything outside the folder.
             return f"{self.uri}{quote(generation_id, safe='')}-{number}{suffix}"
@@ -275,6 +281,15 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
     _write(path, _Body.of(content, content_type))
 
 
+def write_file(path: ObjectStoragePath, file: IO[bytes], content_type: str) -> None:
+    """Write the content of a file as an object, as :func:`write_object` does."""
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    length = file.tell()
+    file.seek(0)
+    _write(path, _Body(file, length, content_type, sha256))
+
+
 def remove_object(path: ObjectStoragePath) -> None:
     """Remove an object.
 
@@ -381,7 +396,8 @@ def _attached(protocol: str, connection_id: str | None) -> Any:
     says = ""
     if connection_id and protocol not in LOCAL:
         try:
-            connection = BaseHook.get_connection(connection_id)
+            with _attaching:
+                connection = BaseHook.get_connection(connection_id)
         except AirflowNotFoundException:
             if connection_id != "aws_default":  # AWS ignores any missing one; only its default may be missing
                 raise

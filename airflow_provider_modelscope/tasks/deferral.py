@@ -239,12 +239,19 @@ def wait_or_defer(
     :param resume_with: What the task resumes with.
     :raises ModelScopeError: if the wait ends without a finished generation.
     """
-    from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
-
     until = math.inf if defer_after is None else wait.submitted_at + defer_after
     generation = hook.poll_until(wait, until)
     if generation is not None:
         return generation
+    defer_until_finished(task, wait, hook, resume_with=resume_with)
+
+
+def defer_until_finished(
+    task: BaseOperator, wait: PollSchedule, hook: ModelScopeHook, *, resume_with: DeferredTask
+) -> NoReturn:
+    """Defer until a generation has finished. The task resumes in its method ``execute_complete``."""
+    from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+
     task.log.info("Deferring: generation %s is %s", wait.generation_id, wait.last_status)
     trigger = ModelScopeImageGenerationTrigger(
         generation_id=wait.generation_id,
