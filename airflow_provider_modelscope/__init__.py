@@ -8,6 +8,7 @@ The packages in the order in which data flows. Each may import those below it, n
 ``operators``             submit a generation; or submit, wait and store in one task
 ``sensors``               wait for a generation
 ``transfers``             store the images of a generation
+``batch``                 many requests in one task: reading them, keeping the account busy, the state
 ``tasks``                 what these share: deferring, storing, the submission record, assets, lineage
 ``hooks``                 the API on a worker, with the credentials of an Airflow connection
 ``triggers``              the waits in the triggerer

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+
+from tempfile import TemporaryFile
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
@@ -21,13 +23,16 @@ from urllib.parse import quote, urlsplit
 from airflow_provider_modelscope.exceptions import (
     ImageStorageError,
     InvalidDestinationError,
+    InvalidRequestError,
     ModelScopeError,
+    ModelScopeRetryableError,
 )
 from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
 from airflow_provider_modelscope.images.read_back import ReadBackError, check_stored, md5_of
 from airflow_provider_modelscope.images.storage_errors import advice_for, is_permanent, rejects_checksum
-from airflow_provider_modelscope.redaction import preview, preview_url
+from airflow_provider_modelscope.redaction import preview, preview_url, truncated
 from airflow_provider_modelscope.resuming import how_to_store_again
+from airflow_provider_modelscope.validation import INVALID
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
 # These stores write atomically: readers never see a partial object.
 _ATOMIC = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
 LOCAL = ("file", "local")
+_PIECE = 1024**2  # bytes that are in memory while an object is copied
 # The extra of this package that brings the filesystem of a scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # What each connection said when its filesystem was opened, as a checksum: it contains secrets.
@@ -224,11 +230,54 @@ def read_object(
 
 def read_file(path: Path, *, most: int) -> bytes:
     """Return a local file's bytes, as :func:`read_object` does."""
+    _check_regular(path)
+    with path.open("rb") as file:
+        return file.read(most + 1)
+
+
+def _check_regular(path: Path) -> None:
     if not stat.S_ISREG(path.stat().st_mode):
         # Reading a pipe would never return.
         raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
-    with path.open("rb") as file:
-        return file.read(most + 1)
+
+
+def open_object(uri: str, storage_conn_id: str | None, *, parameter: str) -> IO[bytes]:
+    """Open an object as a local file, which can be read in any order. A remote one is copied to the disk.
+
+    :param parameter: The name of the parameter that contains the URI, for errors.
+    :raises InvalidDestinationError: if its filesystem cannot be opened.
+    :raises Exception: any error of its store.
+    """
+    _check_uri(uri, parameter=parameter)
+    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
+    if path.protocol in LOCAL:
+        _check_regular(Path(path.path))
+        return Path(path.path).open("rb")
+    copy = TemporaryFile()  # noqa: SIM115 - the caller closes it
+    try:
+        with path.fs.open(path.path, "rb") as file:
+            shutil.copyfileobj(file, copy, _PIECE)
+        copy.seek(0)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def unreadable(uri: str, error: Exception, *, parameter: str) -> ModelScopeError:
+    """Return our error for an object that cannot be read: a final one if the next attempt would fail as well.
+
+    :param error: From :func:`read_object` or :func:`open_object`.
+    """
+    if isinstance(error, InvalidDestinationError):
+        return InvalidRequestError(f"{INVALID}{error.message}")
+    reason = getattr(error, "strerror", None) or truncated(str(error), 300)  # without the path again
+    if "?" in uri:  # the reason can repeat the path, encoded, and what follows may be a signature
+        reason = "its path contains '?'"
+    problem = f"{parameter} = {preview_url(uri, 300)}: cannot be read ({type(error).__name__}: {reason})"
+    if isinstance(error, ValueError) or is_permanent(error):
+        return InvalidRequestError(f"{INVALID}{problem}.")
+    return ModelScopeRetryableError(f"{problem}. Nothing was sent")
 
 
 def describe_object(uri: str, storage_conn_id: str | None) -> str:

@@ -22,6 +22,7 @@ LAYERS = (
     ("get_provider_info",),
     ("decorators", "check"),
     ("operators", "sensors", "transfers"),
+    ("batch",),
     ("tasks",),
     ("hooks", "triggers"),
     ("transport", "provenance", "manifest"),
