@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REQUEST = "request"  # one Submission
 IMAGES = "images"  # a list of StoredImage
+BATCH = "batch"  # where the state and the manifest of a batch are
 
 # The classes of the tasks that push REQUEST, by the names that Airflow's database keeps.
 SUBMITTERS = (

@@ -167,15 +167,11 @@ class BatchRun:
         """
         now = time.time()
         unfinished: dict[str, tuple[str, Submission]] = {}
-        count = 0
-        for count, result in enumerate(results, start=1):
+        for result in results:
             self._apply(result, unfinished)
         self._counts = self._rows.counts()
-        if count:
-            log.info(
-                "%d of %d rows are done since an earlier attempt; the others are new, have changed, or failed",
-                sum(self._counts.values()), self._total,
-            )  # fmt: skip
+        if value:
+            log.info("%d of %d rows are done already", sum(self._counts.values()), self._total)
         if not value.get("has_succeeded"):
             self._spent = float(value.get("spent") or 0.0)
             self._started_at = float(value.get("started_at") or now)

@@ -1,4 +1,4 @@
-"""The rows of a batch and their results, in a temporary database: ten thousand cost as little memory as ten."""
+"""The rows of a batch and their results, in a temporary database: their number costs no memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class WorkingSet:
                     twin = first[0] if first else None
                 request = {name: value for name, value in vars(row.request).items() if value is not None}
                 self._database.execute(
-                    "insert into rows (number, key, fingerprint, request, data, twin) values (?, ?, ?, ?, ?, ?)",
+                    "insert into rows (number, key, fingerprint, request, data, twin) "
+                    "values (?, ?, ?, ?, ?, ?)",
                     [row.number, row.key, fingerprint, _dump(request), _dump(row.data), twin],
                 )
         except BaseException:
@@ -164,6 +165,19 @@ class WorkingSet:
                 "where status is null and twin is null group by 1"
             )
         )
+
+    def first_failure(self) -> tuple[str, bool]:
+        """Return a text about the first row without an image, and whether a retry can help any of them."""
+        number, key, result = self._database.execute(
+            "select number, key, result from rows where status in ('rejected', 'failed') "
+            "order by number limit 1"
+        ).fetchone()
+        error = json.loads(result)["error"]
+        can_retry = self._one(
+            "select exists (select 1 from rows "
+            "where status = 'failed' and not json_extract(result, '$.is_final'))"
+        )
+        return f"row {number} ({key}): {error['type']}: {error['message']}", bool(can_retry)
 
     def results(self) -> Iterator[tuple[Row, dict[str, Any] | None]]:
         """Yield each row with its result, None if it has none."""
