@@ -1,24 +1,83 @@
-"""The rows of a batch and what became of them: values that its state, its manifest and the gallery share.
+"""The rows of a batch and what became of them. :func:`read` reads the manifest that a batch leaves.
 
-Any task or person may have written the objects, so nothing in them is trusted: ``from_json`` returns None for
-what is no such value, and optional facts of a wrong type become None.
+The state of a batch, its manifest and the gallery share these values. Any task or person may have written
+the objects, so nothing in them is trusted: ``from_json`` returns None for what is no such value, and optional
+facts of a wrong type become None.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from itertools import islice
+from typing import IO, Any, Literal, Self, TypeVar
 
-from airflow_provider_modelscope.exceptions import ModelScopeError
+from airflow_provider_modelscope.exceptions import (
+    InvalidDestinationError,
+    InvalidRequestError,
+    ModelScopeError,
+    ModelScopeRetryableError,
+)
+from airflow_provider_modelscope.images.object_storage import list_folder, open_object
+from airflow_provider_modelscope.images.storage_errors import is_missing, is_permanent
 from airflow_provider_modelscope.json_values import integer, number, printable, text
-from airflow_provider_modelscope.redaction import MAX_MESSAGE, one_line
+from airflow_provider_modelscope.redaction import MAX_MESSAGE, one_line, preview_url, truncated
 from airflow_provider_modelscope.xcoms import StoredImage
 
 T = TypeVar("T")
 
 STATUSES = ("stored", "rejected", "failed", "skipped")  # of a finished row
+
+_NAME = re.compile(r"manifest(?:-([0-9]{1,6})-of-([0-9]{1,6}))?\.(?:jsonl|parquet)")
+_MAX_LINE = 16 * 1024 * 1024  # bytes
+_ROW_GROUP = 1000  # rows of a Parquet file that are in memory at once
+
+
+def read(uri: Any, conn_id: str | None = None) -> Iterator[ManifestRow]:
+    """Yield the rows of one or several manifests, as a stream: memory does not grow with them.
+
+    :param uri: The URI of a manifest, or the return value of the task that wrote it; a list of these, as a
+        mapped task returns it; or a folder, which ends with ``/``: its manifest, or those of all its shards.
+    :param conn_id: The connection to object storage; by default the one in ``s3://conn_id@bucket/``.
+    :raises InvalidRequestError: if there is no such manifest, or it is damaged. A retry cannot help.
+    :raises ModelScopeRetryableError: if it cannot be read now.
+    """
+    for one in _uris(uri):
+        for manifest in _manifests_in(one, conn_id) if one.endswith("/") else [one]:
+            with _errors_of(manifest):
+                file = open_object(manifest, conn_id)
+            with file:
+                yield from _parquet_rows(file, manifest) if _is_parquet(manifest) else _rows(file, manifest)
+
+
+def write(rows: Iterable[ManifestRow], file: IO[bytes], format_: Literal["jsonl", "parquet"]) -> None:
+    """Write a manifest to a file of this machine. Memory does not grow with the rows.
+
+    :param format_: ``parquet`` needs pyarrow, see :func:`require_pyarrow`.
+    """
+    if format_ == "parquet":
+        _write_parquet(rows, file)
+        return
+    for row in rows:
+        file.write(_readable(row.to_json()).encode() + b"\n")
+
+
+def require_pyarrow(given: str) -> None:
+    """Check that this process can read and write Parquet.
+
+    :param given: The parameter that demands it, with its value, for the error.
+    :raises InvalidRequestError: if pyarrow is missing.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise InvalidRequestError(
+            f"{given}: Parquet needs pyarrow ({error}): run "
+            "pip install 'airflow-provider-modelscope[parquet]' on every worker"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,3 +409,141 @@ def _values(from_json: Callable[[Any], T | None], values: Any) -> tuple[T, ...]:
     """Return what the entries of a list describe, without those that describe nothing."""
     entries = values if isinstance(values, list) else []
     return tuple(value for value in map(from_json, entries) if value is not None)
+
+
+def _uris(given: Any) -> list[str]:
+    """Return the URIs that a user gave, checked before anything is read."""
+    is_one = isinstance(given, str | Mapping) or not isinstance(given, Iterable)
+    uris = []
+    for one in [given] if is_one else given:
+        uri = one.get("manifest") if isinstance(one, Mapping) else one
+        if not isinstance(uri, str):
+            raise _invalid(
+                one, "must be the URI of a manifest, or the return value of the task that wrote it"
+            )
+        if not uri.endswith(("/", ".jsonl", ".parquet")):
+            raise _invalid(uri, "must end with .jsonl or .parquet, or with '/' to read a folder")
+        if _is_parquet(uri):
+            require_pyarrow(_given(uri))
+        uris.append(uri)
+    return uris
+
+
+def _manifests_in(folder: str, conn_id: str | None) -> list[str]:
+    """Return the URIs of the manifests in a folder, in the order of their shards."""
+    with _errors_of(folder):
+        found = [match for name in list_folder(folder, conn_id) if (match := _NAME.fullmatch(name))]
+    names = sorted((match[0] for match in found), key=lambda name: (len(name), name))
+    if not names:
+        raise _invalid(folder, "holds no manifest. A batch writes it when it ends")
+    shards, totals = {match[1] for match in found}, {match[2] for match in found}
+    if len(totals) > 1 or len(shards) < len(names):
+        listed = truncated(", ".join(names), 300)
+        raise _invalid(folder, f"holds manifests that do not belong together ({listed}): name those to read")
+    total = int(totals.pop() or 0)
+    if missing := [str(shard) for shard in range(total) if str(shard) not in shards]:
+        listed = truncated(", ".join(missing), 300)
+        problem = f"holds no manifest of shard {listed} of {total} (the first is 0)"
+        raise _invalid(folder, f"{problem}. Wait until every shard has ended, or name those to read")
+    if any(map(_is_parquet, names)):
+        require_pyarrow(_given(folder))
+    return [f"{folder}{name}" for name in names]
+
+
+def _rows(file: IO[bytes], uri: str) -> Iterator[ManifestRow]:
+    for number_, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), start=1):
+        try:
+            row = ManifestRow.from_json(json.loads(line))
+        except (ValueError, RecursionError):  # no JSON, or lists in lists in lists ...
+            row = None
+        if row is None:
+            raise _damaged(uri, f"line {number_}")
+        yield row
+
+
+def _parquet_rows(file: IO[bytes], uri: str) -> Iterator[ManifestRow]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    number_ = 0
+    try:
+        for group in ParquetFile(file).iter_batches(batch_size=_ROW_GROUP):
+            for columns in group.to_pylist():
+                number_ += 1
+                try:
+                    data = columns.get("data")
+                    row = ManifestRow.from_json(
+                        columns | {"data": None if data is None else json.loads(data)}
+                    )
+                except (ValueError, TypeError, RecursionError):  # as above, or no text
+                    row = None
+                if row is None:
+                    raise _damaged(uri, f"row {number_}")
+                yield row
+    except (ArrowException, OSError) as error:
+        raise _damaged(uri, f"what follows row {number_} ({error})") from error
+
+
+def _write_parquet(rows: Iterable[ManifestRow], file: IO[bytes]) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    text_, integer_ = pyarrow.string(), pyarrow.int64()
+    types = {
+        "row": integer_,
+        "width": integer_,
+        "height": integer_,
+        "seed": integer_,
+        "credit": pyarrow.float64(),
+        "error": pyarrow.struct([(field.name, text_) for field in fields(RowError)]),
+        "further_uris": pyarrow.list_(text_),
+    }
+    schema = pyarrow.schema([(field.name, types.get(field.name, text_)) for field in fields(ManifestRow)])
+    remaining = iter(rows)
+    with ParquetWriter(file, schema) as writer:
+        while group := list(islice(remaining, _ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(list(map(_columns, group)), schema=schema))
+
+
+def _columns(row: ManifestRow) -> dict[str, Any]:
+    """Return a row for Parquet, whose columns have one type each: data is the text of its JSON."""
+    return row.to_json() | {"data": None if row.data is None else _readable(row.data)}
+
+
+def _readable(value: Any) -> str:
+    """Return JSON as people read it, in any script."""
+    return printable(json.dumps(value, ensure_ascii=False))
+
+
+def _is_parquet(name: str) -> bool:
+    return name.endswith(".parquet")
+
+
+@contextmanager
+def _errors_of(uri: str) -> Iterator[None]:
+    """Raise our error for a store's own: a final one if the store would raise the same again."""
+    try:
+        yield
+    except InvalidDestinationError as error:
+        raise InvalidRequestError(error.message) from error
+    except Exception as error:  # each store has errors of its own
+        if is_missing(error):
+            raise _invalid(
+                uri, "there is no such object. A batch writes its manifest when it ends"
+            ) from error
+        problem = f"cannot be read ({type(error).__name__}: {truncated(str(error), 300)})"
+        if isinstance(error, ValueError) or is_permanent(error):
+            raise _invalid(uri, f"{problem}. Check the connection and its permissions") from error
+        raise ModelScopeRetryableError(f"{_given(uri)}: {problem}") from error
+
+
+def _damaged(uri: str, where: str) -> InvalidRequestError:
+    return _invalid(uri, f"{where} is damaged, or not of a manifest. Clear the batch, which writes it again")
+
+
+def _invalid(uri: Any, problem: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{_given(uri)}: {problem}")
+
+
+def _given(uri: Any) -> str:
+    return f"uri = {preview_url(uri, 300)}"

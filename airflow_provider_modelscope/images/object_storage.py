@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # These stores write atomically: readers never see a partial object.
 _ATOMIC = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
 LOCAL = ("file", "local")
-_PIECE = 1024**2  # bytes that are in memory while an object is copied
+_PIECE = 1024 * 1024  # bytes that are copied at once
 # The extra of this package that brings the filesystem of a scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # What each connection said when its filesystem was opened, as a checksum: it contains secrets.
@@ -220,47 +220,61 @@ def read_object(
     :raises Exception: any error of its store.
     """
     path, *_ = _open(uri, storage_conn_id, parameter=parameter, connection_parameter=connection_parameter)
-    if path.protocol in LOCAL:
-        return read_file(Path(path.path), most=most)
-    with path.fs.open(path.path, "rb") as file:
+    with _opened(path) as file:
         content: bytes = file.read(most + 1)
     return content
 
 
-def read_file(path: Path, *, most: int) -> bytes:
-    """Return a local file's bytes, as :func:`read_object` does."""
-    _check_regular(path)
-    with path.open("rb") as file:
-        return file.read(most + 1)
+def open_object(uri: str, storage_conn_id: str | None, *, parameter: str = "uri") -> IO[bytes]:
+    """Return an object as an open file of this machine: a temporary copy, if its store is a remote one.
 
-
-def _check_regular(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):
-        # Reading a pipe would never return.
-        raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
-
-
-def open_object(uri: str, storage_conn_id: str | None, *, parameter: str) -> IO[bytes]:
-    """Open an object as a local file, which can be read in any order. A remote one is copied to the disk.
-
-    :param parameter: The name of the parameter that contains the URI, for errors.
-    :raises InvalidDestinationError: if its filesystem cannot be opened.
-    :raises Exception: any error of its store.
+    Memory does not grow with the object. The parameter and the errors are those of :func:`read_object`.
     """
     _check_uri(uri, parameter=parameter)
     path, *_ = _open(uri, storage_conn_id, parameter=parameter)
     if path.protocol in LOCAL:
-        _check_regular(Path(path.path))
-        return Path(path.path).open("rb")
-    copy = TemporaryFile()  # noqa: SIM115 - the caller closes it
-    try:
-        with path.fs.open(path.path, "rb") as file:
-            shutil.copyfileobj(file, copy, _PIECE)
+        return _open_file(Path(path.path))
+    with ExitStack() as on_error, _opened(path) as source:
+        copy = on_error.enter_context(TemporaryFile())
+        shutil.copyfileobj(source, copy, _PIECE)
         copy.seek(0)
-    except BaseException:
-        copy.close()
-        raise
+        on_error.pop_all()
     return copy
+
+
+def list_folder(uri: str, storage_conn_id: str | None, *, parameter: str = "uri") -> list[str]:
+    """Return the names of what a folder holds now, in no order; none if there is no such folder.
+
+    The parameter and the errors are those of :func:`read_object`.
+    """
+    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
+    path.fs.invalidate_cache()
+    try:
+        entries = path.fs.ls(path.path, detail=False)
+    except FileNotFoundError:
+        return []
+    return [PurePosixPath(entry).name for entry in entries]
+
+
+def read_file(path: Path, *, most: int) -> bytes:
+    """Return a local file's bytes, as :func:`read_object` does."""
+    with _open_file(path) as file:
+        return file.read(most + 1)
+
+
+def _opened(path: ObjectStoragePath) -> Any:
+    """Return an object as an open file, as it is now."""
+    if path.protocol in LOCAL:
+        return _open_file(Path(path.path))
+    path.fs.invalidate_cache()
+    return path.fs.open(path.path, "rb")
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    if not stat.S_ISREG(path.stat().st_mode):
+        # Reading a pipe would never return.
+        raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
+    return path.open("rb")
 
 
 def unreadable(uri: str, error: Exception, *, parameter: str) -> ModelScopeError:
