@@ -8,10 +8,12 @@ The packages in the order in which data flows. Each may import those below it, n
 ``operators``             submit a generation; or submit, wait and store in one task
 ``sensors``               wait for a generation
 ``transfers``             store the images of a generation
+``batch``                 many requests in one task: reading them, keeping the account busy, the state
 ``tasks``                 what these share: deferring, storing, the submission record, assets, lineage
 ``hooks``                 the API on a worker, with the credentials of an Airflow connection
 ``triggers``              the waits in the triggerer
 ``transport``             HTTP: requests on workers, aiohttp in the triggerer; where it may connect
+``manifest``              the rows of a batch and what became of them; reads the manifest that a batch leaves
 ``provenance``            how an image was made: in a sidecar file, and in the image's own metadata
 ``waiting``               when to poll again, submit again and give up
 ``images``                images as bytes: validation, conversion, object storage
@@ -23,6 +25,7 @@ The packages in the order in which data flows. Each may import those below it, n
 ``validation``            checks of parameters that report every error at once
 ``exceptions``            every error, by what a retry would do
 ``redaction``             what may be shown of a text: no secrets, one line, limited length
+``json_values``           values of JSON that anyone may have written, read without trust
 ``compat``                names of Airflow that moved between its versions
 ========================  ===============================================================================
 

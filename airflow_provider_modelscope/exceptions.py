@@ -17,6 +17,7 @@
     │   ├── CreditLimitError            ``max_credit`` would be exceeded; nothing was sent
     │   ├── SubmissionUnresolvedError   no usable response to a submission, and no second one is allowed
     │   ├── GenerationRejectedError     the generation FAILED, and a retry would fail as well
+    │   ├── BatchRejectedError          too many rows of a batch have no image, and a retry would not help
     │   ├── ImageNotAllowedError        an output image is too large, or its address is not allowed
     │   └── ImageUnavailableError       the images are gone, and a retry could only pay for others
     └── ModelScopeRetryableError        yes: Airflow retries the task as its Dag says
@@ -27,6 +28,7 @@
         ├── PriceUnknownError           what a generation costs is unknown, so ``max_credit`` forbids it
         ├── SubmissionLostError         no usable response to a submission: it may have been charged
         ├── SubmissionRecordError       the record of earlier submissions cannot be read or written
+        ├── BatchFailedError            too many rows of a batch have no image; a retry does only these
         ├── GenerationFailedError       the generation FAILED; a new one may succeed
         ├── GenerationTimeoutError      the generation did not finish before its deadline
         │   └── GenerationStatusUnknownError   or its status at the deadline is unknown
@@ -201,6 +203,14 @@ class GenerationRejectedError(ModelScopeFinalError):
     """
 
 
+class BatchRejectedError(ModelScopeFinalError):
+    """More rows of a batch than ``max_failures`` have no image, and would have none after a retry.
+
+    The images of the other rows are stored. The manifest says what is wrong with each row. Correct the rows,
+    then clear the task, which does only these.
+    """
+
+
 class ImageNotAllowedError(ModelScopeFinalError):
     """An output image is too large, or its address is not allowed.
 
@@ -270,6 +280,13 @@ class SubmissionRecordError(ModelScopeRetryableError):
 
     A retry helps once Airflow's task state store, or the folder of ``[modelscope] submission_records``, is
     back. If the message shows an invalid record, delete it, or set ``durable=False``.
+    """
+
+
+class BatchFailedError(ModelScopeRetryableError):
+    """More rows of a batch than ``max_failures`` have no image, for reasons that may pass.
+
+    The images of the other rows are stored. A retry does only the rows that failed.
     """
 
 

@@ -30,6 +30,8 @@ DURATION = "modelscope.generation.duration"
 DELIVERY_DELAY = "modelscope.generation.delivery_delay"
 STORED = "modelscope.image.stored"
 STORED_BYTES = "modelscope.image.stored_bytes"
+BATCH_ROW = "modelscope.batch.row"
+BATCH_ROWS_LEFT = "modelscope.batch.rows_left"
 CREDIT_SPENT = "modelscope.credit.spent"
 CREDIT_AVAILABLE = "modelscope.credit.available"
 CREDIT_FROZEN = "modelscope.credit.frozen"
@@ -104,6 +106,18 @@ def count_stored(
     if submission:
         delay = time.time() - submission.submitted_at - duration_ms / 1000
         _send("timing", DELIVERY_DELAY, timedelta(seconds=max(0.0, delay)), tags)
+
+
+def count_rows(status: str, count: int, *, modelscope_conn_id: str) -> None:
+    """Count rows of a batch that are finished, by their status."""
+    tags = _tags(modelscope_conn_id)
+    _send("incr", BATCH_ROW, count, {**tags, "status": status})
+    _send("incr", f"{BATCH_ROW}.{status}", count, tags)
+
+
+def show_rows_left(count: int, *, modelscope_conn_id: str) -> None:
+    """Send how many rows of a batch are not finished."""
+    _send("gauge", BATCH_ROWS_LEFT, count, _tags(modelscope_conn_id))
 
 
 @contextmanager

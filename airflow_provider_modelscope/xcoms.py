@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_provider_modelscope.json_values import integer, number, plain, printable, text
+
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
 REQUEST = "request"  # one Submission
 IMAGES = "images"  # a list of StoredImage
+BATCH = "batch"  # where the state and the manifest of a batch are
 
 # The classes of the tasks that push REQUEST, by the names that Airflow's database keeps.
 SUBMITTERS = (
@@ -25,10 +28,6 @@ SUBMITTERS = (
     "ModelScopeImageGenerationOperator",
     "_ModelScopeImageDecoratedOperator",
 )
-
-_MAX_NUMBER = 2**53  # the largest integer that every JSON reader keeps exactly
-_MAX_FLOAT = 1e308
-_MAX_DEPTH = 20  # of lists and objects in a parameter
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class StoredImage:
         """
         match entry:
             case {"uri": str(uri), "size_bytes": size, "sha256": str(sha256)}:
-                size_bytes = _integer(size)
+                size_bytes = integer(size)
                 storage_conn_id = entry.get("storage_conn_id")
                 if (
                     not size_bytes
@@ -84,23 +83,23 @@ class StoredImage:
                     or not isinstance(storage_conn_id, str | None)
                 ):
                     return None
-                parameters = _plain(entry.get("parameters"))
+                parameters = plain(entry.get("parameters"))
                 return cls(
-                    uri=_printable(uri),
-                    storage_conn_id=_text(storage_conn_id),
-                    content_type=_text(entry.get("content_type")),
-                    width=_integer(entry.get("width")),
-                    height=_integer(entry.get("height")),
+                    uri=printable(uri),
+                    storage_conn_id=text(storage_conn_id),
+                    content_type=text(entry.get("content_type")),
+                    width=integer(entry.get("width")),
+                    height=integer(entry.get("height")),
                     size_bytes=size_bytes,
                     sha256=sha256,
-                    seed=_integer(entry.get("seed")),
-                    model=_text(entry.get("model")),
-                    asked_model=_text(entry.get("asked_model")),
-                    generation_id=_text(entry.get("generation_id")),
+                    seed=integer(entry.get("seed")),
+                    model=text(entry.get("model")),
+                    asked_model=text(entry.get("asked_model")),
+                    generation_id=text(entry.get("generation_id")),
                     parameters=parameters if isinstance(parameters, dict) else {},
-                    duration_ms=_number(entry.get("duration_ms")),
-                    sidecar_uri=_text(entry.get("sidecar_uri")),
-                    credit=_number(entry.get("credit")),
+                    duration_ms=number(entry.get("duration_ms")),
+                    sidecar_uri=text(entry.get("sidecar_uri")),
+                    credit=number(entry.get("credit")),
                 )
         return None
 
@@ -127,7 +126,7 @@ class Submission:
     @property
     def size(self) -> str | None:
         """The size of the request, None if it has none."""
-        return _text(self.request.get("size"))
+        return text(self.request.get("size"))
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of the XCom."""
@@ -146,18 +145,18 @@ class Submission:
         """Return the submission that a value describes, or None if it describes none."""
         match value:
             case {"generation_id": str(generation_id), "model": str(model), "submitted_at": time}:
-                submitted_at = _number(time)
+                submitted_at = number(time)
                 if submitted_at is None:
                     return None
                 not_requested = ("generation_id", "submitted_at", "asked_model", "credit")
                 request = {name: value for name, value in value.items() if name not in not_requested}
                 return cls(
-                    generation_id=_printable(generation_id),
-                    model=_printable(model),
+                    generation_id=printable(generation_id),
+                    model=printable(model),
                     submitted_at=submitted_at,
-                    asked_model=_text(value.get("asked_model")),
-                    request=_plain(request),
-                    credit=_number(value.get("credit")),
+                    asked_model=text(value.get("asked_model")),
+                    request=plain(request),
+                    credit=number(value.get("credit")),
                 )
         return None
 
@@ -203,39 +202,3 @@ def own_xcom(context: Context, key: str) -> Any:
     except Exception as error:  # backends raise any type; a generation may already be paid for
         log.warning("Could not read XCom %r of this task: %r", key, error)
         return None
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Return a parameter of any type as one that can be printed, stored and repeated."""
-    if depth > _MAX_DEPTH:
-        return None
-    match value:
-        case None | bool():
-            return value
-        case str():
-            return _printable(value)
-        case int() | float():
-            return value if abs(value) <= _MAX_FLOAT else None  # not NaN either
-        case list() | tuple():
-            return [_plain(item, depth + 1) for item in value]
-        case dict():
-            return {_printable(str(name)): _plain(item, depth + 1) for name, item in value.items()}
-    return None
-
-
-def _printable(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON can hold, but UTF-8 cannot."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
-def _text(value: Any) -> str | None:
-    return _printable(value) if isinstance(value, str) else None
-
-
-def _integer(value: Any) -> int | None:
-    return value if isinstance(value, int) and _number(value) is not None else None
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and 0 <= value <= _MAX_NUMBER else None

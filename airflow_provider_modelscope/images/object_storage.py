@@ -10,23 +10,28 @@ import re
 import secrets
 import shutil
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
+from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_modelscope.exceptions import (
     ImageStorageError,
     InvalidDestinationError,
+    InvalidRequestError,
     ModelScopeError,
+    ModelScopeRetryableError,
 )
 from airflow_provider_modelscope.images.formats import CONVERTIBLE, FORMAT_OF_SUFFIX
 from airflow_provider_modelscope.images.read_back import ReadBackError, check_stored, md5_of
 from airflow_provider_modelscope.images.storage_errors import advice_for, is_permanent, rejects_checksum
-from airflow_provider_modelscope.redaction import preview, preview_url
+from airflow_provider_modelscope.redaction import preview, preview_url, truncated
 from airflow_provider_modelscope.resuming import how_to_store_again
+from airflow_provider_modelscope.validation import INVALID
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -36,10 +41,12 @@ if TYPE_CHECKING:
 # These stores write atomically: readers never see a partial object.
 _ATOMIC = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
 LOCAL = ("file", "local")
+_PIECE = 1024 * 1024  # bytes that are copied at once
 # The extra of this package that brings the filesystem of a scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # What each connection said when its filesystem was opened, as a checksum: it contains secrets.
 _opened_with: dict[tuple[str, str | None], str] = {}
+_attaching = Lock()  # Airflow before 3.2 must not be asked from several threads at once
 
 
 def check_destination(destination: str) -> None:
@@ -87,11 +94,13 @@ class Destination:
 
     :param uri: Without the connection.
     :param format: Pillow's name of the format to convert images to; None stores them as they are.
+    :param stem: The name of an image in a folder, without its suffix; None names it by its generation.
     """
 
     uri: str
     storage_conn_id: str | None
     format: str | None
+    stem: str | None = None
 
     @classmethod
     def parse(cls, destination: str, *, storage_conn_id: str | None = None, sidecar: bool = False) -> Self:
@@ -163,6 +172,8 @@ class Destination:
         return path
 
     def _uri_of(self, generation_id: str, number: int, suffix: str) -> str:
+        if self.uri.endswith("/") and self.stem is not None:
+            return f"{self.uri}{self.stem}{'' if number == 1 else f'-{number}'}{suffix}"
         if self.uri.endswith("/"):
             # The id comes from the service: quoted, it cannot name anything outside the folder.
             return f"{self.uri}{quote(generation_id, safe='')}-{number}{suffix}"
@@ -209,20 +220,77 @@ def read_object(
     :raises Exception: any error of its store.
     """
     path, *_ = _open(uri, storage_conn_id, parameter=parameter, connection_parameter=connection_parameter)
-    if path.protocol in LOCAL:
-        return read_file(Path(path.path), most=most)
-    with path.fs.open(path.path, "rb") as file:
+    with _opened(path) as file:
         content: bytes = file.read(most + 1)
     return content
 
 
+def open_object(uri: str, storage_conn_id: str | None, *, parameter: str = "uri") -> IO[bytes]:
+    """Return an object as an open file of this machine: a temporary copy, if its store is a remote one.
+
+    Memory does not grow with the object. The parameter and the errors are those of :func:`read_object`.
+    """
+    _check_uri(uri, parameter=parameter)
+    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
+    if path.protocol in LOCAL:
+        return _open_file(Path(path.path))
+    with ExitStack() as on_error, _opened(path) as source:
+        copy = on_error.enter_context(TemporaryFile())
+        shutil.copyfileobj(source, copy, _PIECE)
+        copy.seek(0)
+        on_error.pop_all()
+    return copy
+
+
+def list_folder(uri: str, storage_conn_id: str | None, *, parameter: str = "uri") -> list[str]:
+    """Return the names of what a folder holds now, in no order; none if there is no such folder.
+
+    The parameter and the errors are those of :func:`read_object`.
+    """
+    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
+    path.fs.invalidate_cache()
+    try:
+        entries = path.fs.ls(path.path, detail=False)
+    except FileNotFoundError:
+        return []
+    return [PurePosixPath(entry).name for entry in entries]
+
+
 def read_file(path: Path, *, most: int) -> bytes:
     """Return a local file's bytes, as :func:`read_object` does."""
+    with _open_file(path) as file:
+        return file.read(most + 1)
+
+
+def _opened(path: ObjectStoragePath) -> Any:
+    """Return an object as an open file, as it is now."""
+    if path.protocol in LOCAL:
+        return _open_file(Path(path.path))
+    path.fs.invalidate_cache()
+    return path.fs.open(path.path, "rb")
+
+
+def _open_file(path: Path) -> IO[bytes]:
     if not stat.S_ISREG(path.stat().st_mode):
         # Reading a pipe would never return.
         raise IsADirectoryError(errno.EISDIR, "is a folder or a device, not a file")
-    with path.open("rb") as file:
-        return file.read(most + 1)
+    return path.open("rb")
+
+
+def unreadable(uri: str, error: Exception, *, parameter: str) -> ModelScopeError:
+    """Return our error for an object that cannot be read: a final one if the next attempt would fail as well.
+
+    :param error: From :func:`read_object` or :func:`open_object`.
+    """
+    if isinstance(error, InvalidDestinationError):
+        return InvalidRequestError(f"{INVALID}{error.message}")
+    reason = getattr(error, "strerror", None) or truncated(str(error), 300)  # without the path again
+    if "?" in uri:  # the reason can repeat the path, encoded, and what follows may be a signature
+        reason = "its path contains '?'"
+    problem = f"{parameter} = {preview_url(uri, 300)}: cannot be read ({type(error).__name__}: {reason})"
+    if isinstance(error, ValueError) or is_permanent(error):
+        return InvalidRequestError(f"{INVALID}{problem}.")
+    return ModelScopeRetryableError(f"{problem}. Nothing was sent")
 
 
 def describe_object(uri: str, storage_conn_id: str | None) -> str:
@@ -273,6 +341,15 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
     :raises Exception: any error of its store.
     """
     _write(path, _Body.of(content, content_type))
+
+
+def write_file(path: ObjectStoragePath, file: IO[bytes], content_type: str) -> None:
+    """Write the content of a file as an object, as :func:`write_object` does."""
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    length = file.tell()
+    file.seek(0)
+    _write(path, _Body(file, length, content_type, sha256))
 
 
 def remove_object(path: ObjectStoragePath) -> None:
@@ -381,7 +458,8 @@ def _attached(protocol: str, connection_id: str | None) -> Any:
     says = ""
     if connection_id and protocol not in LOCAL:
         try:
-            connection = BaseHook.get_connection(connection_id)
+            with _attaching:
+                connection = BaseHook.get_connection(connection_id)
         except AirflowNotFoundException:
             if connection_id != "aws_default":  # AWS ignores any missing one; only its default may be missing
                 raise

@@ -7,17 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from airflow_provider_modelscope.exceptions import (
-    ImageError,
-    InvalidDestinationError,
-    InvalidRequestError,
-    ModelScopeRetryableError,
-)
+from airflow_provider_modelscope.exceptions import ImageError, InvalidRequestError
 from airflow_provider_modelscope.images.formats import MAX_PIXELS
 from airflow_provider_modelscope.images.image import Image
-from airflow_provider_modelscope.images.object_storage import read_object
-from airflow_provider_modelscope.images.storage_errors import is_permanent
-from airflow_provider_modelscope.redaction import preview_url, truncated
+from airflow_provider_modelscope.images.object_storage import read_object, unreadable
+from airflow_provider_modelscope.redaction import preview_url
 from airflow_provider_modelscope.validation import INVALID, check_all
 
 if TYPE_CHECKING:
@@ -55,18 +49,8 @@ def _data_uri(uri: str, storage_conn_id: str | None) -> str:
 
     try:
         content = read_object(uri, storage_conn_id, most=MAX_SOURCE_BYTES, parameter="image_url")
-    except InvalidDestinationError as error:
-        raise InvalidRequestError(f"{INVALID}{error.message}") from error
     except Exception as error:  # each store has errors of its own
-        reason = getattr(error, "strerror", None) or truncated(str(error), 300)  # without the path again
-        if "?" in uri:  # the reason can repeat the path, encoded, and what follows may be a signature
-            reason = "its path contains '?'"
-        problem = f"cannot be read ({type(error).__name__}: {reason})"
-        if isinstance(error, ValueError) or is_permanent(error):
-            raise invalid(problem) from error
-        raise ModelScopeRetryableError(
-            f"image_url = {preview_url(uri, 300)}: {problem}. Nothing was sent"
-        ) from error
+        raise unreadable(uri, error, parameter="image_url") from error
     if len(content) > MAX_SOURCE_BYTES:
         raise invalid(f"is larger than {MAX_SOURCE_BYTES // 1024**2} MiB")
     try:

@@ -14,21 +14,17 @@ from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.compat import conf
 from airflow_provider_modelscope.exceptions import (
-    CreditExhaustedError,
     InvalidConnectionError,
     InvalidDestinationError,
     InvalidRequestError,
-    ModelRetiredError,
     ModelScopeError,
     ModelScopeRetryableError,
-    PriceUnknownError,
     QuotaExhaustedError,
-    UnknownModelError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import count_failure, count_fallback, count_spent
-from airflow_provider_modelscope.redaction import truncated
+from airflow_provider_modelscope.metrics import count_failure, count_spent
+from airflow_provider_modelscope.tasks.cost import checked_limit, price_under_limit
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
@@ -40,10 +36,10 @@ from airflow_provider_modelscope.tasks.deferral import (
     submit_or_defer,
     wait_or_defer,
 )
+from airflow_provider_modelscope.tasks.fallbacks import submit_to_first
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
 from airflow_provider_modelscope.validation import (
     check_all,
-    checked_credit,
     choice_errors,
     raise_invalid,
     seconds_errors,
@@ -78,28 +74,6 @@ QUOTED_PARAMETERS = (*REQUEST_PARAMETERS, "fallback_models", "storage_conn_id", 
 ON_LOST_RESPONSE = ("resubmit", "fail")
 ON_EXHAUSTED = ("fail", "wait")
 EXHAUSTED_TIMEOUT = 24 * 3600.0  # seconds; credit is granted once a day at most
-
-
-def _checked_limit(max_credit: Any) -> float | None:
-    return None if max_credit is None else checked_credit("max_credit", max_credit)
-
-
-def _is_about_model(error: ModelScopeError) -> bool:
-    """Whether the model of a request cannot be used, while another one may."""
-    if isinstance(error, CreditExhaustedError):
-        return False
-    return isinstance(error, UnknownModelError | QuotaExhaustedError | PriceUnknownError)
-
-
-def _first_of(refusals: Sequence[tuple[str, ModelScopeError]]) -> ModelScopeError:
-    """Return the error of the first model, with those of the fallback models in its message."""
-    (model, first), *others = refusals
-    if others:
-        reasons = "; ".join(f"{other}: {truncated(error.message, 300)}" for other, error in others)
-        first.message = (
-            f"{first.message.rstrip('.')}. The model is {model}; others were refused as well: {reasons}"
-        )
-    return first
 
 
 def _on_success(context: Context) -> None:
@@ -225,7 +199,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             lambda: raise_invalid(errors),
             *constant_checks(self, "fallback_models", check_fallbacks),
             lambda: raise_invalid(self._option_errors()),
-            *constant_checks(self, "max_credit", _checked_limit),
+            *constant_checks(self, "max_credit", checked_limit),
         ]
 
     def _constant_parameters(self) -> Sequence[str]:
@@ -333,7 +307,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         request, *_ = check_all(
             self._request,
             lambda: raise_invalid(self._option_errors()),
-            lambda: _checked_limit(self.max_credit),
+            lambda: checked_limit(self.max_credit),
             check_connection,
             record.check,
         )
@@ -399,7 +373,12 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             check_store()
             resume_with = self._deferred(request, context) if self._may_defer else None
             try:
-                submission = self._submit_to_first(candidates, record, queue, resume_with)
+                submission = submit_to_first(
+                    candidates.values(),
+                    lambda one: self._submit_new(one, record, queue, resume_with),
+                    modelscope_conn_id=self.modelscope_conn_id,
+                    waits_for_credit=self.on_exhausted == "wait",
+                )
             except QuotaExhaustedError as error:
                 models = [one.model for one in candidates.values()]
                 self._defer_until_credit(error, models, request, context)
@@ -414,62 +393,24 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             self._log_credit("after")
         return submission
 
-    def _submit_to_first(
-        self,
-        candidates: Mapping[str, GenerationRequest],
-        record: SubmissionRecord,
-        queue: SubmitBackoff,
-        resume_with: DeferredTask | None,
-    ) -> Submission:
-        """Submit to the first model that is served and has quota. A task that deferred asks all again.
-
-        :param candidates: The request of the task and those to its fallback models, by fingerprint.
-        :raises ModelScopeError: if all refuse, the error of the first model, or the one that may pass if the
-            task waits for it.
-        """
-        refusals: list[tuple[str, ModelScopeError]] = []
-        for fingerprint, request in candidates.items():
-            if refusals:
-                model, refusal = refusals[-1]
-                self.log.warning("Asking %s instead of %s: %s", request.model, model, refusal)
-                count_fallback(refusal, modelscope_conn_id=self.modelscope_conn_id, model=model)
-            try:
-                return self._submit_new(request, fingerprint, record, queue, resume_with)
-            except ModelScopeError as error:
-                if not _is_about_model(error):
-                    if refusals:
-                        error.message = (
-                            f"{error.message.rstrip('.')}. The model is {request.model}, a fallback"
-                        )
-                    raise
-                refusals.append((request.model, error))
-        if self.on_exhausted == "wait":  # a quota comes back, and credit may; an unknown model does not
-            kinds = (QuotaExhaustedError, ModelRetiredError, UnknownModelError, PriceUnknownError)
-            refusals.sort(key=lambda refusal: kinds.index(type(refusal[1])))
-        raise _first_of(refusals)
-
     def _submit_new(
         self,
         request: GenerationRequest,
-        fingerprint: str,
         record: SubmissionRecord,
         queue: SubmitBackoff,
         resume_with: DeferredTask | None,
     ) -> Submission:
-        """Submit a generation and record it, or defer until a slot is free.
+        """Submit a generation and record it, or defer until a slot is free. A task that deferred asks again.
 
         :param request: The request, with its images inlined.
         :param resume_with: What a deferrable task resumes with.
         """
+        from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.xcoms import Submission
 
-        price = self.hook.get_price(request.model)
-        limit = _checked_limit(self.max_credit)
-        if limit is not None and price is None:
-            raise PriceUnknownError(
-                f"max_credit = {limit:g}: nothing was sent, because ModelScope does not say what a "
-                f"generation of {request.model} costs. Use another model, or no max_credit"
-            )
+        limit = checked_limit(self.max_credit)
+        price = price_under_limit(self.hook, request.model, limit)
+        fingerprint = fingerprint_of(request, self.hook.account)
         if queue.start_seconds is None:  # a slot that is free now should not wait for a log line
             cost = "an unknown amount" if price is None else f"{price:g}"
             self._log_credit("before", f"; this generation costs {cost}")
@@ -735,7 +676,7 @@ class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenera
             lambda: self._check_own_destination(context),
             lambda: check_preflight(self.preflight),
             lambda: raise_invalid(self._option_errors()),
-            lambda: _checked_limit(self.max_credit),
+            lambda: checked_limit(self.max_credit),
             check_connection,
             record.check,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,3 +39,16 @@ def emit_asset_events(images: Sequence[StoredImage], context: Context) -> None:
                     log.warning(
                         "Skipping the asset event of %s: it cannot be an asset: %s", extra["uri"], error
                     )
+
+
+def emit_batch_event(summary: Mapping[str, Any], context: Context) -> None:
+    """Give each asset in the task's outlets the summary of a batch as extra, and each alias its manifest."""
+    from airflow.sdk import Asset, AssetAlias
+    from airflow.sdk.definitions.asset import AssetRef
+
+    events: Any = context.get("outlet_events")
+    for outlet in context.get("outlets") or ():
+        if isinstance(outlet, Asset | AssetRef):
+            events[outlet].extra.update(summary)
+        elif isinstance(outlet, AssetAlias):
+            events[outlet].add(Asset(uri=summary["manifest"]), extra=dict(summary))

@@ -154,8 +154,6 @@ def submit_or_defer(
     :param resume_with: What the task resumes with.
     :raises ModelScopeError: if it cannot be submitted, or not before the queue's deadline.
     """
-    from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
-
     has_slot = queue.start_seconds is not None
     until = time.time() + (0.0 if queue.start_seconds is None else early_slot_retry(queue.start_seconds))
     if queue.end_time < until + MIN_QUEUE_DEFERRAL:
@@ -167,11 +165,39 @@ def submit_or_defer(
         if isinstance(error, ServiceUnreachableError) and not has_slot:
             raise  # the service may not exist at all
         task.log.info("Deferring until a slot is free: %s", error)
-    trigger = ModelScopeQueueTrigger(
+    defer_until_slot_free(
+        task,
+        hook,
         queued_at=queue.queued_at,
         start_seconds=queue.start_seconds,
-        modelscope_conn_id=hook.modelscope_conn_id,
         end_time=queue.end_time,
+        resume_with=resume_with,
+    )
+
+
+def defer_until_slot_free(
+    task: BaseOperator,
+    hook: ModelScopeHook,
+    *,
+    queued_at: float,
+    start_seconds: float | None = None,
+    end_time: float,
+    resume_with: DeferredTask,
+) -> NoReturn:
+    """Defer until the account has a free slot. The task resumes in its method ``execute_queued``.
+
+    :param queued_at: When the task began to wait, in epoch seconds.
+    :param start_seconds: If it was granted a slot before, the seconds from then until it was on a worker.
+    :param end_time: When to give up, in epoch seconds.
+    :param resume_with: What the task resumes with.
+    """
+    from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
+
+    trigger = ModelScopeQueueTrigger(
+        queued_at=queued_at,
+        start_seconds=start_seconds,
+        modelscope_conn_id=hook.modelscope_conn_id,
+        end_time=end_time,
         min_deferral_seconds=min_deferral_seconds(),
         deferred_task=resume_with.to_json(),
     )
@@ -239,12 +265,19 @@ def wait_or_defer(
     :param resume_with: What the task resumes with.
     :raises ModelScopeError: if the wait ends without a finished generation.
     """
-    from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
-
     until = math.inf if defer_after is None else wait.submitted_at + defer_after
     generation = hook.poll_until(wait, until)
     if generation is not None:
         return generation
+    defer_until_finished(task, wait, hook, resume_with=resume_with)
+
+
+def defer_until_finished(
+    task: BaseOperator, wait: PollSchedule, hook: ModelScopeHook, *, resume_with: DeferredTask
+) -> NoReturn:
+    """Defer until a generation has finished. The task resumes in its method ``execute_complete``."""
+    from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+
     task.log.info("Deferring: generation %s is %s", wait.generation_id, wait.last_status)
     trigger = ModelScopeImageGenerationTrigger(
         generation_id=wait.generation_id,

@@ -28,6 +28,16 @@ def lineage_of(stored: Sequence[StoredImage]) -> OperatorLineage[Any, Any]:
     return OperatorLineage(inputs=[*models, *sources], outputs=[_dataset(image.uri) for image in stored])
 
 
+def lineage_of_batch(requests: Any, model: str | None, manifest: str | None) -> OperatorLineage[Any, Any]:
+    """Return the lineage of a batch, whose manifest names its images."""
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from openlineage.client.event_v2 import Dataset
+
+    models = [Dataset(namespace=MODELS, name=model)] if model else []
+    files = [_dataset(requests)] if isinstance(requests, str) and "://" in requests[:10] else []
+    return OperatorLineage(inputs=[*models, *files], outputs=[_dataset(manifest)] if manifest else [])
+
+
 def _sources(image: StoredImage) -> Sequence[str]:
     urls = image.parameters.get("image_url") or ()
     return [url for url in ([urls] if isinstance(urls, str) else urls) if not url.lower().startswith("data:")]

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 
+def name_of(ti: Any) -> str:
+    """Return a name of a task instance, the same in all of its attempts. No two have the same."""
+    parts = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index]
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", ".".join(map(str, parts)))[:150]
+    return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+
 class RecordStore:
     """The object with the record of one task instance. It has the methods of Airflow's task state store.
 
@@ -31,11 +38,8 @@ class RecordStore:
     """
 
     def __init__(self, folder: str, ti: Any) -> None:
-        parts = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index]
-        readable = re.sub(r"[^A-Za-z0-9_.-]", "_", ".".join(map(str, parts)))[:150]
-        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self._folder = folder
-        self._name = f"{readable}-{digest}.json"
+        self._name = f"{name_of(ti)}.json"
 
     def __str__(self) -> str:
         return f"{self._folder}{self._name}"

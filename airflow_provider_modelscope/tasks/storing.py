@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.exceptions import (
     GenerationStatusUnknownError,
@@ -82,9 +82,40 @@ def store_images(
     :param embed_metadata: Write a short form of the provenance into each image.
     """
     ti = context["ti"]
+    stored = land_images(
+        generation,
+        destination,
+        hook=hook,
+        ti=ti,
+        submission=submission,
+        sidecar=sidecar,
+        embed_metadata=embed_metadata,
+    )
+    ti.xcom_push(key=IMAGES, value=[one.to_json() for one in stored])
+    emit_asset_events(stored, context)
+    return stored
+
+
+def land_images(
+    generation: Generation,
+    destination: Destination,
+    *,
+    hook: ModelScopeHook,
+    ti: Any,
+    submission: Submission | None,
+    sidecar: bool,
+    embed_metadata: bool,
+    log_level: int = logging.INFO,
+) -> list[StoredImage]:
+    """Download and store every image, as :func:`store_images` does, and report them to nobody."""
     provenance = Provenance(generation=generation, submission=submission)
     stored: list[StoredImage] = []
     with _generation_in_errors(generation), ExitStack() as opened:
+        log.log(
+            log_level,
+            "Downloading the images of generation %s: %d",
+            generation.generation_id, len(generation.output_images),
+        )  # fmt: skip
         images = [opened.enter_context(image) for image in _download(generation, hook, submission)]
         if destination.format:
             images = [opened.enter_context(image.converted(destination.format)) for image in images]
@@ -121,21 +152,17 @@ def store_images(
                 one = replace(one, sidecar_uri=sidecar_uri)
             stored.append(one)
     for one in stored:
-        log.info(
+        log.log(
+            log_level,
             "Stored generation %s: %s (%dx%d, %d bytes)",
             generation.generation_id, one.uri, one.width, one.height, one.size_bytes,
         )  # fmt: skip
     count_stored(stored, submission, modelscope_conn_id=hook.modelscope_conn_id)
-    ti.xcom_push(key=IMAGES, value=[one.to_json() for one in stored])
-    emit_asset_events(stored, context)
     return stored
 
 
 def _download(generation: Generation, hook: ModelScopeHook, submission: Submission | None) -> list[Image]:
     """Download every image; if a URL has expired, request fresh ones, once."""
-    log.info(
-        "Downloading the images of generation %s: %d", generation.generation_id, len(generation.output_images)
-    )
     try:
         return hook.download_images(generation.output_images)
     except ImageGoneError as error:

@@ -24,7 +24,6 @@ import airflow.sdk
 
 from airflow_provider_modelscope.exceptions import (
     BrokenImageError,
-    CreditLimitError,
     GenerationStatusUnknownError,
     GenerationTimeoutError,
     ImageError,
@@ -39,6 +38,7 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionUnresolvedError,
 )
 from airflow_provider_modelscope.resuming import SETTING, how_to_submit_again, submission_records
+from airflow_provider_modelscope.tasks.cost import check_limit
 from airflow_provider_modelscope.xcoms import Submission
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 KEY = "modelscope_submission"
 _COSTS = ("credit", "sent_credit", "spent")  # marks
-_ROUNDING = 1e-6  # sums of prices such as 0.2
 MAX_ENTRIES = 200  # so that the record stays below the 64 KiB of a database's text
 
 log = logging.getLogger(__name__)
@@ -221,12 +220,7 @@ class SubmissionRecord:
                 f"max_credit = {most:g}: nothing was sent, because no record counts what the attempts of "
                 f"this task spend. It needs durable=True and, before Airflow 3.3, the setting {SETTING}"
             )
-        spent, cost = sum(map(_spent, entries.values())), credit or 0.0
-        if spent + cost > most + _ROUNDING:
-            raise CreditLimitError(
-                f"max_credit = {most:g} would be exceeded: this task has spent {spent:g}, and one more "
-                f"generation costs {cost:g}. Nothing was sent. Raise max_credit to go on"
-            )
+        check_limit(most, spent=sum(map(_spent, entries.values())), cost=credit or 0.0)
 
     def refund(self, generation_id: str) -> None:
         """Record that the service has given back what a generation cost."""

@@ -141,23 +141,23 @@ class StoringTask(ModelScopeTask):
         ti = context["ti"]
         return ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number, self.destination
 
-    def _is_same_for_all(self, context: Context) -> bool:
-        """Return whether the Dag file gives the same destination to all mapped tasks of a run."""
+    def _is_same_for_all(self, context: Context, name: str = "destination") -> bool:
+        """Return whether the Dag file gives the same value of a parameter to all mapped tasks of a run."""
         from jinja2 import Environment, nodes
 
         dag: Any = context.get("dag")
         definition: Any = dag.task_dict.get(cast("BaseOperator", self).task_id) if dag else None
         # In a mapped group, the task itself is not mapped.
         given = getattr(definition, "partial_kwargs", vars(definition) if definition else {})
-        template = given.get("destination")
-        if hasattr(definition, "expand_input") and "destination" not in given:
+        template = given.get(name)
+        if hasattr(definition, "expand_input") and name not in given:
             mapped = definition.expand_input.value
-            is_mapped = not isinstance(mapped, dict) or "destination" in mapped
-            template = None if is_mapped else dag.default_args.get("destination")
+            is_mapped = not isinstance(mapped, dict) or name in mapped
+            template = None if is_mapped else dag.default_args.get(name)
         if not isinstance(template, str):
             return False
         used = Environment().parse(template).find_all(nodes.Name)  # noqa: S701 - no HTML
-        return template == self.destination or {name.name for name in used} <= _SAME_IN_A_RUN
+        return template == getattr(self, name) or {name.name for name in used} <= _SAME_IN_A_RUN
 
     def _store(
         self,

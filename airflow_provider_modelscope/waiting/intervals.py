@@ -7,6 +7,7 @@ in between, and back off past the slowest. No clock and no network: the age is a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 MIN_POLL_INTERVAL = 1.0  # seconds
 PACE = 5.0  # seconds between polls while too few durations are known; more in two cases:
@@ -18,6 +19,12 @@ DENSE = 0.4  # of the pace, near a known duration
 NEAR_FROM, NEAR_UNTIL = 0.9, 1.2  # of a known duration
 BACKOFF = 0.25  # of the time since the slowest known duration
 JITTER = 0.1  # of a sleep, at most
+
+# For a batch, whose account is idle until it knows of the end.
+MIN_CLOSE_INTERVAL = 0.2  # seconds
+CLOSE = 1 / 20  # of the usual duration, near the expected end
+CLOSE_OF_AGE = 1 / 5  # of the age while no duration is known
+EARLIEST = 0.7  # of the usual duration: an outlier that was faster does not bring polls forward
 
 MIN_DURATIONS = 3  # fewer are not used
 MAX_DURATIONS = 12  # per model and size; the oldest is dropped first
@@ -53,6 +60,22 @@ class DurationHistory:
 
     def __len__(self) -> int:
         return len(self._durations)
+
+    def to_json(self) -> list[list[Any]]:
+        """Return the durations as JSON, for :meth:`from_json` in another process."""
+        return [[*key, durations.recent] for key, durations in self._durations.items()]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Return the durations that :meth:`to_json` described. What it did not describe is left out."""
+        history = cls()
+        for entry in value if isinstance(value, list) else ():
+            match entry:
+                case [str(model), str() | None as size, [*recent]]:
+                    for seconds in recent:
+                        if isinstance(seconds, int | float):
+                            history.record(model, size, seconds)
+        return history
 
     def of(self, model: str | None, size: str | None) -> Durations:
         """Return what is known of a model and size; of an unknown model, None, it is nothing."""
@@ -98,3 +121,21 @@ def seconds_to_next_poll(durations: Durations, *, age: float, poll_interval: flo
     else:
         delay = dense * shorter
     return max(MIN_POLL_INTERVAL, min(delay, longest * shorter))
+
+
+def seconds_to_close_poll(durations: Durations, *, age: float, poll_interval: float) -> float:
+    """Return how long to sleep before the next poll, if each second until the end is known costs a second.
+
+    Sleep until the fastest of the last durations, then poll a twentieth of the usual one apart, and back off
+    past the slowest. At least 0.2 seconds, at most ``poll_interval``.
+
+    :param age: Seconds since submission; negative if the clock was set back.
+    """
+    if durations.usual is None:
+        delay = CLOSE_OF_AGE * age
+    elif age < (start := max(min(durations.recent), EARLIEST * durations.usual)):
+        delay = start - age
+    else:
+        past = age - max(durations.recent)
+        delay = max(CLOSE * durations.usual, BACKOFF * (past - (NEAR_UNTIL - 1) * durations.usual))
+    return max(MIN_CLOSE_INTERVAL, min(delay, poll_interval))

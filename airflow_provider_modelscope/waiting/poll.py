@@ -24,6 +24,7 @@ from airflow_provider_modelscope.waiting.backoff import MAX_RETRY_AFTER
 from airflow_provider_modelscope.waiting.intervals import (
     MIN_POLL_INTERVAL,
     DurationHistory,
+    seconds_to_close_poll,
     seconds_to_next_poll,
 )
 
@@ -51,6 +52,8 @@ class PollSchedule:
     :param size: The size of the request, if it has one.
     :param fast_poll_until_age: Age of the generation in seconds until which polls are a second or an eighth
         of the age apart, so that images of fast models arrive early.
+    :param durations: The last durations of the models; by default those of this process.
+    :param is_close: Whether to poll closely around the expected end, and not before it, as a batch does.
     :param log_level: Level to log the first status and the end at. Changes and errors in between are always
         logged, at INFO or above.
     """
@@ -65,6 +68,8 @@ class PollSchedule:
         model: str | None = None,
         size: str | None = None,
         fast_poll_until_age: float = 0.0,
+        durations: DurationHistory | None = None,
+        is_close: bool = False,
         log_level: int = logging.INFO,
     ) -> None:
         self.generation_id = generation_id
@@ -75,6 +80,8 @@ class PollSchedule:
         self.size = size
         self.fast_poll_until_age = fast_poll_until_age
         self.last_status = NOT_POLLED
+        self._durations = DURATIONS if durations is None else durations
+        self._is_close = is_close
         self._last_message = ""  # of the service
         self._log_level = log_level
         self._is_unknown = True
@@ -83,7 +90,14 @@ class PollSchedule:
     @property
     def usual_seconds(self) -> float | None:
         """How long the last generations of the same model and size took; None if none is known."""
-        return DURATIONS.of(self.model, self.size).usual
+        return self._durations.of(self.model, self.size).usual
+
+    def first_delay(self, *, now: float) -> float:
+        """Return the seconds until the first poll of a new generation.
+
+        :param now: In epoch seconds.
+        """
+        return float(min(self._delay(now - self.submitted_at), self.end_time - now))
 
     def observe(self, polled: Generation | ModelScopeError, *, now: float) -> Generation | float:
         """Return the generation if it has finished, else the seconds until the next poll.
@@ -135,7 +149,9 @@ class PollSchedule:
     def _delay(self, age: float) -> float:
         if age < self.fast_poll_until_age:
             return min(self.poll_interval, max(MIN_POLL_INTERVAL, age / 8))
-        durations = DURATIONS.of(self.model, self.size)
+        durations = self._durations.of(self.model, self.size)
+        if self._is_close:
+            return seconds_to_close_poll(durations, age=age, poll_interval=self.poll_interval)
         jitter = random.random()  # noqa: S311 - it spreads load, no security
         return seconds_to_next_poll(durations, age=age, poll_interval=self.poll_interval, jitter=jitter)
 
@@ -146,9 +162,9 @@ class PollSchedule:
         taken = (finished.duration_ms or 0.0) / 1000
         # One second of tolerance: the service's clock and ours do not start at the same moment.
         if taken > 0 and (self._running_at or 0.0) - 1 <= taken <= age + 1:
-            DURATIONS.record(self.model, self.size, taken)
-        elif self._running_at is not None:
-            DURATIONS.record(self.model, self.size, age, after=self._running_at)
+            self._durations.record(self.model, self.size, taken)
+        elif self._running_at is not None or self._is_close:
+            self._durations.record(self.model, self.size, age, after=self._running_at or 0.0)
 
     def _timeout(self) -> GenerationTimeoutError:
         deadline = datetime.fromtimestamp(self.end_time, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -22,21 +22,33 @@ LAYERS = (
     ("get_provider_info",),
     ("decorators", "check"),
     ("operators", "sensors", "transfers"),
+    ("batch",),
     ("tasks",),
     ("hooks", "triggers"),
-    ("transport", "provenance"),
+    ("transport", "provenance", "manifest"),
     ("waiting", "images", "metrics"),
     ("xcoms", "links", "resuming"),
     ("protocol",),
     ("validation",),
     ("exceptions",),
-    ("redaction", "compat"),
+    ("redaction", "json_values", "compat"),
     ("",),  # the package itself: its version
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Beside the layers: the gallery runs in Airflow's API server, the emulator is a program of its own.
 OWN_RULES = {
-    "gallery": {"images", "xcoms", "links", "protocol", "validation", "exceptions", "redaction", "compat"},
+    "gallery": {
+        "manifest",
+        "images",
+        "xcoms",
+        "links",
+        "protocol",
+        "validation",
+        "exceptions",
+        "redaction",
+        "json_values",
+        "compat",
+    },
     "emulator": set[str](),
 }
 ALSO_ALLOWED = {("triggers", "hooks.connection")}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from airflow_provider_modelscope.images.object_storage import (
     Destination,
     check_destination,
     describe_object,
+    list_folder,
+    open_object,
     read_latest,
     read_object,
     remove_object,
@@ -365,6 +368,8 @@ class TestConnections:
             lambda: destination.store(image(), generation_id="42", number=1),
             lambda: read_object("s3://bucket/cats/42-1.png", "mine", most=10),
             lambda: describe_object("s3://bucket/cats/42-1.png", "mine"),
+            lambda: open_object("s3://bucket/cats/42-1.png", "mine").close(),
+            lambda: list_folder("s3://bucket/cats/", "mine"),
             lambda: write_object(record, b"{}", "application/json"),
             lambda: read_latest(record),
             lambda: remove_object(record),
@@ -395,6 +400,41 @@ class TestConnections:
     def test_only_a_connection_is_removed_from_a_uri(self, memory: Store) -> None:
         for destination in ("memory://bucket/me@home/", "memory://bucket/a://b@c/"):
             assert store(destination, image()) == f"{destination}42-1.png"
+
+
+class TestReading:
+    @pytest.mark.parametrize("scheme", ["file", "memory"])
+    def test_an_object_is_opened_as_a_local_file(self, scheme: str, tmp_path: Path, memory: Store) -> None:
+        content = os.urandom(3_000_000)
+        (tmp_path / "rows.jsonl").write_bytes(content)
+        memory.pipe_file(f"{tmp_path}/rows.jsonl", content)
+        with open_object(f"{scheme}://{tmp_path}/rows.jsonl", None) as file:
+            assert file.read() == content
+            assert file.seek(5) == 5
+            assert os.fstat(file.fileno()).st_size == len(content)
+
+    def test_a_failed_copy_leaves_no_open_file(self, memory: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory.pipe_file("bucket/rows.jsonl", os.urandom(100_000))
+        copy = TemporaryFile()  # noqa: SIM115 # closed by what is tested
+        monkeypatch.setattr(object_storage, "TemporaryFile", lambda: copy)
+        with full_disk(at=1000), pytest.raises(OSError, match="File too large"):
+            open_object("memory://bucket/rows.jsonl", None)
+        assert copy.closed
+
+    @pytest.mark.parametrize("scheme", ["file", "memory"])
+    def test_a_folder_is_listed_by_name(self, scheme: str, tmp_path: Path, memory: Store) -> None:
+        for name in ("1.png", "一只猫.png", "of a user/2.png"):
+            memory.pipe_file(f"{tmp_path}/{name}", b"x")
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+        assert sorted(list_folder(f"{scheme}://{tmp_path}/", None)) == ["1.png", "of a user", "一只猫.png"]
+        assert list_folder(f"{scheme}://{tmp_path}/none/", None) == []
+
+    def test_a_pipe_is_no_object(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        for read in (open_object, lambda *which: read_object(*which, most=5)):
+            with pytest.raises(IsADirectoryError):
+                read(f"file://{tmp_path}/pipe", None)
 
 
 class TestNames:

@@ -1,0 +1,676 @@
+"""The work of a batch on one worker: the engine decides, this does it and records it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modelscope.batch.engine import Done, Engine, Poll, Submit, Wait, Work, is_rejection
+from airflow_provider_modelscope.batch.share import AccountShare
+from airflow_provider_modelscope.exceptions import (
+    BrokenImageError,
+    CreditLimitError,
+    GenerationFailedError,
+    GenerationRejectedError,
+    GenerationStatusUnknownError,
+    GenerationTimeoutError,
+    ImageError,
+    ImageGoneError,
+    ImageNotAllowedError,
+    ImageStorageError,
+    InvalidDestinationError,
+    InvalidRequestError,
+    ModelRetiredError,
+    ModelScopeError,
+    ModelScopeFinalError,
+    ModelScopeRetryableError,
+    QuotaExhaustedError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServiceUnreachableError,
+    SubmissionLostError,
+    SubmissionRecordError,
+    SubmissionUnresolvedError,
+    UnknownModelError,
+)
+from airflow_provider_modelscope.images.sources import inline_images
+from airflow_provider_modelscope.manifest import Result, RowError, RunningRow
+from airflow_provider_modelscope.metrics import count_rows, count_spent, show_rows_left
+from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
+from airflow_provider_modelscope.tasks.cost import check_limit, price_under_limit
+from airflow_provider_modelscope.tasks.deferral import LEAST_PRICE, MIN_QUEUE_DEFERRAL
+from airflow_provider_modelscope.tasks.fallbacks import submit_to_first
+from airflow_provider_modelscope.tasks.storing import land_images
+from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
+from airflow_provider_modelscope.waiting.intervals import DurationHistory
+from airflow_provider_modelscope.xcoms import Submission
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.batch.state import BatchState
+    from airflow_provider_modelscope.batch.working_set import WorkingSet
+    from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+    from airflow_provider_modelscope.images.object_storage import Destination
+    from airflow_provider_modelscope.protocol.generation import Generation
+    from airflow_provider_modelscope.protocol.request import GenerationRequest
+    from airflow_provider_modelscope.waiting.poll import PollSchedule
+    from airflow_provider_modelscope.xcoms import StoredImage
+
+REPORT_SECONDS, REPORT_ROWS = 60.0, 50  # between two log lines, whichever comes first
+STORE_ATTEMPTS = 3  # of an image, as the store may be away for a moment
+MAX_NOT_FETCHED = 3  # paid images in a row that cannot be fetched: then nothing more is paid for
+RATE_ROWS = 50  # finished rows that the rate is measured with
+
+_Outcome = tuple[Work, "Generation", "list[StoredImage] | BaseException"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """The parameters of the operator that decide what a batch does.
+
+    :param fallbacks: What ``read_fallbacks`` returned.
+    :param concurrency: None is "auto".
+    :param defer_after: Seconds for which no generation must be about to end, to leave the worker; None stays.
+    """
+
+    fallbacks: list[dict[str, Any]]
+    concurrency: int | None
+    item_attempts: int
+    max_credit: float | None
+    on_exhausted: str
+    on_lost_response: str
+    queue_timeout: float
+    timeout: float
+    poll_interval: float
+    defer_after: float | None
+    redraw: bool
+    sidecar: bool
+    embed_metadata: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilFinished:
+    """The batch goes on when this generation has finished."""
+
+    schedule: PollSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilSlotFree:
+    """The batch goes on when the account has a free slot."""
+
+    queued_at: float
+
+
+class BatchRun:
+    """One part of the task: its rows, their state, and the account.
+
+    :param rows: The rows, still without results.
+    :param ti: The task instance.
+    """
+
+    def __init__(
+        self,
+        rows: WorkingSet,
+        state: BatchState,
+        policy: Policy,
+        *,
+        hook: ModelScopeHook,
+        destination: Destination,
+        ti: Any,
+    ) -> None:
+        self.stopped: tuple[str, ModelScopeError] | None = None  # what ended it before its last row, and why
+        self._rows = rows
+        self._state = state
+        self._policy = policy
+        self._hook = hook
+        self._destination = destination
+        self._ti = ti
+        self._max_tries: int | None = getattr(ti, "max_tries", None)  # grows when the task is cleared
+        self._total = len(rows)
+        self._spent = 0.0
+        self._credit_is_known = True
+        self._part_started_at = self._started_at = time.time()
+        self._end: dict[str, bool] = {}
+        self._sending: RunningRow | None = None
+        self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
+        self._refused_models: dict[str, str] = {}  # with the reason
+        self._not_fetched = 0
+        self._finished_at: deque[float] = deque(maxlen=RATE_ROWS)
+        self._reported = (time.time(), 0)
+        self._counts = dict.fromkeys(rows.counts(), 0)
+
+    # Start
+
+    def load(
+        self,
+        value: Mapping[str, Any],
+        results: Iterator[Mapping[str, Any]],
+        *,
+        queued_at: float | None = None,
+    ) -> None:
+        """Take over what earlier parts and attempts of the task have done.
+
+        :param value: What ``running.json`` says.
+        :param results: The results, the oldest first.
+        :param queued_at: Since when the batch waits for a free slot, if it does.
+        :raises SubmissionRecordError: if it cannot be read.
+        """
+        now = time.time()
+        unfinished: dict[str, tuple[str, Submission]] = {}
+        for result in results:
+            self._apply(result, unfinished)
+        self._counts = self._rows.counts()
+        if value:
+            log.info("%d of %d rows are done already", sum(self._counts.values()), self._total)
+        if not value.get("has_succeeded"):
+            self._spent = float(value.get("spent") or 0.0)
+            self._started_at = float(value.get("started_at") or now)
+        self._engine = Engine(
+            take=self._rows.take,
+            share=AccountShare(
+                self._policy.concurrency,
+                queue_timeout=self._policy.queue_timeout,
+                now=now,
+                queued_at=queued_at,
+            ),
+            durations=DurationHistory.from_json(value.get("durations")),
+            item_attempts=self._policy.item_attempts,
+            timeout=self._policy.timeout,
+            poll_interval=self._policy.poll_interval,
+        )
+        for entry in value.get("running") or ():
+            if row := RunningRow.from_json(entry):
+                self._take_over(row, now=now)
+        for key, (fingerprint, submission) in unfinished.items():
+            if work := self._rows.take_row(key, fingerprint):
+                self._resume(work, submission, now=now)
+
+    def _apply(self, result: Mapping[str, Any], unfinished: dict[str, tuple[str, Submission]]) -> None:
+        """Set the result of a row, unless the row is to be done again."""
+        known = Result.from_json(result)
+        if known is None or known.fingerprint is None:
+            return
+        was_cleared = result.get("max_tries") != self._max_tries
+        unfinished.pop(known.key, None)
+        is_kept = known.status != "failed" or (result.get("is_final") and not was_cleared)
+        if is_kept and not (self._policy.redraw and was_cleared):
+            self._rows.set_result(known.key, known.fingerprint, result)
+            return
+        self._rows.clear_result(known.key, known.fingerprint)
+        submission = _submission_of(known.model, known.generation_id, known.credit, result)
+        if submission and result.get("is_unfinished"):
+            unfinished[known.key] = (known.fingerprint, submission)
+
+    def _take_over(self, row: RunningRow, *, now: float) -> None:
+        """Go on with a row that an earlier part was working on."""
+        name = f"row {row.number} ({row.key})"
+        work = self._rows.take_row(row.key, row.fingerprint or "")
+        if row.generation_id is None:
+            self._take_over_sent(row, work, name, now=now)
+        elif work is None:
+            log.warning(
+                "Generation %s is paid for, but not used: %s has changed or is gone",
+                row.generation_id, name,
+            )  # fmt: skip
+        elif submission := _submission_of(row.model, row.generation_id, row.credit, row.to_json()):
+            self._resume(replace(work, attempts=row.attempts or 0), submission, now=now)
+
+    def _resume(self, work: Work, submission: Submission, *, now: float) -> None:
+        """Wait for a generation that is paid for."""
+        log.info(
+            "Resuming generation %s of row %d (%s)", submission.generation_id, work.row.number, work.row.key
+        )
+        self._engine.resume(replace(work, submission=self._described(submission, work)), now=now)
+
+    def _described(self, submission: Submission, work: Work) -> Submission:
+        """Return a submission with its request, as the XCom of a single task has it."""
+        asked = work.row.request
+        accepted = requests_by_model(asked, self._policy.fallbacks).get(submission.model, asked)
+        asked_model = None if submission.model == asked.model else asked.model
+        return replace(submission, asked_model=asked_model, request=accepted.summary())
+
+    def _take_over_sent(self, row: RunningRow, work: Work | None, name: str, *, now: float) -> None:
+        self._spend(row.credit)
+        seconds = now - (row.sent_at or now)
+        problem = f"An earlier attempt ended while submitting {name}, {seconds:.0f} s ago"
+        if work is None:
+            log.warning("%s. It may have been charged, and the row has changed or is gone", problem)
+        elif self._policy.on_lost_response == "fail":
+            self._finish(work, error=_unresolved(problem))
+        else:
+            log.warning(
+                "Submitting again, which may be charged twice. %s, and may have created a generation", problem
+            )
+            self._rows.give_back(work)
+
+    # Work
+
+    def work(self) -> UntilFinished | UntilSlotFree | None:
+        """Work until every row is finished, or until it is worth leaving the worker.
+
+        :raises ModelScopeError: if nothing can go on. What is paid for is recorded.
+        """
+        self._record()
+        try:
+            while not isinstance(action := self._engine.next_action(time.time()), Done):
+                match action:
+                    case Submit(work=work):
+                        self._submit(work)
+                    case Poll(work=work):
+                        self._poll(work)
+                    case Wait(until=until):
+                        if leave := self._leave():
+                            self._record()
+                            return leave
+                        self._wait(until)
+                self._report()
+        finally:
+            self._record_if_possible()
+        self._report(is_last=True)
+        return None
+
+    def finish(self, *, has_succeeded: bool) -> None:
+        """Record the end of this attempt of the task."""
+        self._end = {"is_finished": True, "has_succeeded": has_succeeded}
+        self._record_if_possible()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows have each status. What has no result is skipped."""
+        return {**self._counts, "skipped": self._total - sum(self._counts.values())}
+
+    @property
+    def spent(self) -> float | None:
+        """The credit that all attempts have spent, None if it is unknown."""
+        return self._spent if self._credit_is_known else None
+
+    def _leave(self) -> UntilFinished | UntilSlotFree | None:
+        """Return what to wait for in the triggerer, or None to stay on the worker."""
+        now = time.time()
+        if self._policy.defer_after is None or self._engine.is_storing:
+            return None
+        if self._engine.running_count:
+            if self._engine.can_submit(now) or self._engine.seconds_left(now) <= self._policy.defer_after:
+                return None
+            return UntilFinished(schedule=self._engine.next_schedule)
+        since = self._engine.share.refused_since
+        if since is not None and now - max(since, self._part_started_at) >= MIN_QUEUE_DEFERRAL:
+            return UntilSlotFree(queued_at=since)
+        return None
+
+    def _wait(self, until: float) -> None:
+        """Wait for a time or the outcome of storing an image, and note the outcome."""
+        seconds = min(until, self._reported[0] + REPORT_SECONDS) - time.time()
+        with suppress(Empty):
+            work, generation, outcome = self._outcomes.get(timeout=max(0.0, seconds))
+            self._note(work, generation, outcome)
+
+    # Submit
+
+    def _submit(self, work: Work) -> None:
+        try:
+            submission = self._submit_row(work)
+        except (RateLimitedError, ServiceUnreachableError) as error:
+            log.log(logging.DEBUG, "Not accepted: %s: %s", _name(work), error)
+            self._engine.share.refuse(error, self._engine.running_count, now=time.time())
+        except CreditLimitError as error:
+            self._stop("max_credit", error)
+        except QuotaExhaustedError as error:
+            self._stop("credit", error)
+        except SubmissionLostError as error:
+            if self._policy.on_lost_response == "fail":
+                self._fail(work, _unresolved(f"{_name(work)}: {error.message}"))
+            else:
+                self._fail(work, error)
+        except ModelScopeError as error:
+            if not _is_about_row(error):
+                raise
+            self._fail(work, error)
+        else:
+            self._engine.accept(work, submission, now=time.time())
+            self._record_if_possible()
+
+    def _submit_row(self, work: Work) -> Submission:
+        """Submit a row to the first model that takes it, and return its generation."""
+        complete = inline_images(work.row.request, storage_conn_id=self._destination.storage_conn_id)
+        candidates = requests_by_model(complete, self._policy.fallbacks)
+        submission = submit_to_first(
+            candidates.values(),
+            lambda request: self._submit_request(request, work),
+            modelscope_conn_id=self._hook.modelscope_conn_id,
+            waits_for_credit=self._policy.on_exhausted == "wait",
+        )
+        return self._described(submission, work)
+
+    def _submit_request(self, request: GenerationRequest, work: Work) -> Submission:
+        if reason := self._refused_models.get(request.model):
+            raise UnknownModelError(reason)
+        limit = self._policy.max_credit
+        price = price_under_limit(self._hook, request.model, limit)
+        check_limit(limit, spent=self._spent, cost=price or 0.0)
+        now = time.time()
+        try:
+            generation_id = self._hook.submit_with_backoff(
+                request,
+                SubmitBackoff(queued_at=now, end_time=now, rejected=True),  # a single attempt
+                sending=lambda: self._recorded(work, request, price),
+            )
+        except ModelRetiredError as error:
+            credit = self._hook.find_credit()
+            if credit is None or credit.available < (price or LEAST_PRICE):
+                raise
+            reason = f"{error.message}. The account has credit, {credit}, so the model is no longer served"
+            self._refused_models[request.model] = reason
+            raise UnknownModelError(reason, code=error.code, request_id=error.request_id) from None
+        except UnknownModelError as error:
+            self._refused_models[request.model] = error.message
+            raise
+        self._spend(price)
+        count_spent(price, modelscope_conn_id=self._hook.modelscope_conn_id, model=request.model)
+        return Submission(
+            generation_id=generation_id, model=request.model, submitted_at=time.time(), credit=price
+        )
+
+    @contextmanager
+    def _recorded(self, work: Work, request: GenerationRequest, price: float | None) -> Iterator[None]:
+        """Record that a row is being submitted, until it is certain that this created nothing."""
+        self._sending = replace(_running_row(work), sent_at=time.time(), model=request.model, credit=price)
+        self._record()
+        try:
+            yield
+        except SubmissionLostError:
+            self._sending = None
+            self._spend(price)
+            raise
+        except BaseException as error:
+            # Of the service; or, before anything was sent, the end of the task.
+            if isinstance(error, ModelScopeError) or isinstance(error.__cause__, ServiceUnreachableError):
+                self._sending = None
+                self._record_if_possible()
+            raise
+        self._sending = None
+
+    def _stop(self, reason: str, error: ModelScopeError) -> None:
+        """Submit nothing more, but wait for what runs."""
+        log.warning("Submitting no more rows: %s", error)
+        self.stopped = (reason, error)
+        self._engine.stop()
+
+    # Poll and store
+
+    def _poll(self, work: Work) -> None:
+        generation_id = _submission(work).generation_id
+        polled = self._hook.poll(generation_id)
+        age = time.time() - _submission(work).submitted_at
+        if not isinstance(polled, ModelScopeError) and polled.is_not_found and polled.has_failed(age=age):
+            self._hook.sleep_before_retry(RETRY_DELAY)
+            polled = self._hook.poll(generation_id)  # one odd answer is no reason to pay again
+        try:
+            generation = self._engine.observe(work, polled, now=time.time())
+            if generation is None:
+                return
+            generation.raise_for_failure(retry_resubmits=True)
+        except ModelScopeError as error:
+            if isinstance(error, GenerationFailedError) and not isinstance(polled, ModelScopeError):
+                self._refund(work, polled)
+            if not _is_about_row(error):
+                raise
+            if isinstance(polled, RequestRejectedError):  # of the poll, not of the row
+                error = GenerationStatusUnknownError(polled.message, code=polled.code)
+            self._fail(work, error)
+        else:
+            self._start_storing(work, generation)
+
+    def _start_storing(self, work: Work, generation: Generation) -> None:
+        # With the context of this thread, so that log lines say which task they belong to.
+        thread = Thread(
+            target=copy_context().run,
+            args=[self._store, work, generation],
+            name="modelscope-store",
+            daemon=True,
+        )
+        thread.start()
+
+    def _store(self, work: Work, generation: Generation) -> None:
+        """Store the images of a row, in a thread."""
+        outcome: list[StoredImage] | BaseException
+        try:
+            outcome = self._stored(work, generation)
+        except BaseException as error:  # raised by the main thread
+            outcome = error
+        self._outcomes.put((work, generation, outcome))
+
+    def _stored(self, work: Work, generation: Generation) -> list[StoredImage]:
+        attempts = 0
+        while True:
+            try:
+                return land_images(
+                    generation,
+                    replace(self._destination, stem=work.row.key),
+                    hook=self._hook,
+                    ti=self._ti,
+                    submission=work.submission,
+                    sidecar=self._policy.sidecar,
+                    embed_metadata=self._policy.embed_metadata,
+                    log_level=logging.DEBUG,
+                )
+            except ImageStorageError as error:
+                attempts += 1
+                if attempts == STORE_ATTEMPTS:
+                    raise
+                log.warning("Storing again: %s: %s", _name(work), error)
+                self._hook.sleep_before_retry(RETRY_DELAY * 2**attempts)
+
+    def _note(self, work: Work, generation: Generation, outcome: list[StoredImage] | BaseException) -> None:
+        """Note what came of storing the images of a row."""
+        if not isinstance(outcome, BaseException):
+            self._not_fetched = 0
+            self._finish(work, images=outcome)
+            return
+        if not isinstance(outcome, ModelScopeError) or not _is_about_row(outcome):
+            raise outcome
+        is_curable = isinstance(outcome, BrokenImageError | ImageGoneError)
+        self._not_fetched = 0 if is_curable else self._not_fetched + 1
+        self._fail(work, outcome)
+        if self._not_fetched == MAX_NOT_FETCHED:
+            outcome.message = (
+                f"{MAX_NOT_FETCHED} images in a row, which are paid for, could not be fetched, so the batch "
+                f"pays for no more. Once this is mended, clear the task: it fetches them. {outcome.message}"
+            )
+            raise outcome
+
+    def _fail(self, work: Work, error: ModelScopeError) -> None:
+        """Note that a row has no image: it is tried again, or it is finished."""
+        if self._engine.fail(work, error):
+            risk = ", which may be charged twice" if isinstance(error, SubmissionLostError) else ""
+            log.warning("Submitting again%s: %s: %s", risk, _name(work), error)
+            return
+        self._finish(work, error=error)
+
+    def _finish(
+        self, work: Work, *, images: list[StoredImage] | None = None, error: ModelScopeError | None = None
+    ) -> None:
+        """Set the result of a row."""
+        self._engine.finish(work)
+        status = "stored" if images else "rejected" if error and is_rejection(error) else "failed"
+        submission = work.submission
+        now = time.time()
+        result = Result(
+            key=work.row.key,
+            row=work.row.number,
+            status=status,
+            fingerprint=work.fingerprint,
+            image=images[0] if images else None,
+            further_images=tuple(images[1:]) if images else (),
+            model=submission.model if submission else work.row.request.model,
+            asked_model=submission.asked_model if submission else None,
+            generation_id=submission.generation_id if submission else None,
+            credit=submission.credit if submission else None,
+            error=RowError.of(error) if error else None,
+            prompt=work.row.request.prompt,
+            data=work.row.data,
+            finished_at=now,
+        )
+        private = {
+            "is_final": isinstance(error, ModelScopeFinalError),
+            "is_unfinished": _is_unfinished(work, error),
+            "submitted_at": submission.submitted_at if submission else None,
+            "max_tries": self._max_tries,
+        }
+        document = result.to_json() | private
+        count = self._rows.set_result(work.row.key, work.fingerprint, document)
+        self._counts[status] += count
+        self._state.add(document)
+        self._finished_at.extend([now] * count)
+        count_rows(status, count, modelscope_conn_id=self._hook.modelscope_conn_id)
+        if error:
+            log.warning("%s is %s: %s", _name(work), status, error)
+
+    # Credit
+
+    def _spend(self, credit: float | None) -> None:
+        if credit is None:
+            self._credit_is_known = False
+        else:
+            self._spent += credit
+
+    def _refund(self, work: Work, generation: Generation) -> None:
+        """Note that the service has given back what a generation cost, if it says so."""
+        if generation.is_refunded:
+            self._spent -= _submission(work).credit or 0.0
+
+    # Record and report
+
+    def _record(self) -> None:
+        """Write the state.
+
+        :raises SubmissionRecordError: if it cannot be written.
+        """
+        rows = [_running_row(work) for work in self._engine.open_work]
+        self._state.write(
+            {
+                "attempt": self._ti.try_number,
+                "total": self._total,
+                "counts": self.counts if self._end else {**self._counts, "skipped": 0},
+                "started_at": self._started_at,
+                "updated_at": time.time(),
+                "spent": self._spent,
+                "per_minute": self._per_minute,
+                "stopped_by": self.stopped[0] if self.stopped else None,
+                "durations": self._engine.durations.to_json(),
+                **self._end,
+            },
+            [*rows, self._sending] if self._sending else rows,
+        )
+
+    def _record_if_possible(self) -> None:
+        """Write the state, or warn: the next submission tries again, and is not sent without it."""
+        try:
+            self._record()
+        except SubmissionRecordError as error:
+            log.warning("%s", error)
+
+    @property
+    def _per_minute(self) -> float | None:
+        if len(self._finished_at) < 2:
+            return None
+        seconds = time.time() - self._finished_at[0]
+        return 60 * (len(self._finished_at) - 1) / seconds if seconds > 0 else None
+
+    def _report(self, *, is_last: bool = False) -> None:
+        """Log how far the batch is, now and then."""
+        now, done = time.time(), sum(self._counts.values())
+        reported_at, reported = self._reported
+        if not is_last and now - reported_at < REPORT_SECONDS and done - reported < REPORT_ROWS:
+            return
+        self._reported = (now, done)
+        left = self._total - done
+        counts = ", ".join(f"{self._counts[status]} {status}" for status in ("stored", "rejected", "failed"))
+        rate = self._per_minute
+        pace = f", {rate:.1f} a minute" if rate else ""
+        rest = f", about {left / rate:.0f} min left" if rate and left else ""
+        log.info("%d of %d rows are done: %s%s%s", done, self._total, counts, pace, rest)
+        show_rows_left(left, modelscope_conn_id=self._hook.modelscope_conn_id)
+
+
+def _is_about_row(error: ModelScopeError) -> bool:
+    """Whether an error is about one row, so that the others can go on."""
+    if isinstance(error, ImageStorageError | SubmissionRecordError | InvalidDestinationError):
+        return False
+    return type(error) is ModelScopeRetryableError or isinstance(  # of a source image that cannot be read
+        error,
+        RequestRejectedError
+        | GenerationRejectedError
+        | InvalidRequestError
+        | GenerationFailedError
+        | GenerationTimeoutError
+        | ImageError
+        | ImageNotAllowedError
+        | SubmissionLostError
+        | SubmissionUnresolvedError,
+    )
+
+
+def _is_unfinished(work: Work, error: ModelScopeError | None) -> bool:
+    """Whether the generation of a failed row may still give its image, without a second charge."""
+    if isinstance(error, BrokenImageError | ImageGoneError):
+        return False
+    if isinstance(error, GenerationTimeoutError):
+        return work.attempts > 0  # else it has been waited for in two attempts of the task
+    return isinstance(error, ImageError | ImageNotAllowedError)
+
+
+def _name(work: Work) -> str:
+    return f"row {work.row.number} ({work.row.key})"
+
+
+def _unresolved(problem: str) -> SubmissionUnresolvedError:
+    return SubmissionUnresolvedError(
+        f"{problem}. It may have been charged, and on_lost_response='fail' prevents a second charge: "
+        "clear the task to submit the row again"
+    )
+
+
+def _submission(work: Work) -> Submission:
+    assert work.submission is not None  # noqa: S101 - for the type checker
+    return work.submission
+
+
+def _running_row(work: Work) -> RunningRow:
+    submission = work.submission
+    row = RunningRow(
+        key=work.row.key,
+        number=work.row.number,
+        prompt=work.row.request.prompt,
+        fingerprint=work.fingerprint,
+        attempts=work.attempts,
+    )
+    if submission is None:
+        return row
+    return replace(
+        row,
+        generation_id=submission.generation_id,
+        submitted_at=submission.submitted_at,
+        model=submission.model,
+        asked_model=submission.asked_model,
+        credit=submission.credit,
+    )
+
+
+def _submission_of(
+    model: str | None, generation_id: str | None, credit: float | None, facts: Mapping[str, Any]
+) -> Submission | None:
+    submitted_at = facts.get("submitted_at")
+    if model is None or generation_id is None or not isinstance(submitted_at, float | int):
+        return None
+    return Submission(generation_id=generation_id, model=model, submitted_at=submitted_at, credit=credit)

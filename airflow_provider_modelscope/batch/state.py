@@ -1,0 +1,188 @@
+"""What a batch has done, in objects beside its images, so that a worker may be killed at any point.
+
+``plan.jsonl``
+    The rows of this attempt of the task. A part that resumes after a deferral works on the same rows.
+``running.json``
+    The generations that are paid for and not stored yet, and the latest results. It is replaced before each
+    submission, and again when its response is there.
+``results-....jsonl``
+    Earlier results. Object stores cannot append, so these are never rewritten.
+
+They belong to a task instance of a run, in all of its attempts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modelscope.exceptions import SubmissionRecordError
+from airflow_provider_modelscope.images.object_storage import (
+    open_filesystem,
+    read_latest,
+    write_file,
+    write_object,
+)
+from airflow_provider_modelscope.manifest import Progress, RunningRow, Segment
+from airflow_provider_modelscope.tasks.record_store import name_of
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_modelscope.batch.working_set import WorkingSet
+    from airflow_provider_modelscope.images.object_storage import Destination
+
+JSON = "application/json"
+FOLDER = ".modelscope"
+PLAN, RUNNING = "plan.jsonl", "running.json"
+MAX_LATEST = 50  # results in running.json
+
+log = logging.getLogger(__name__)
+
+
+class BatchState:
+    """The state of one task instance.
+
+    :param destination: The folder of the images.
+    :param ti: The task instance.
+    """
+
+    def __init__(self, destination: Destination, ti: Any) -> None:
+        self._destination = destination
+        self._name = f"{FOLDER}/{name_of(ti)}"
+        self.uri = f"{destination.uri}{self._name}/"
+        self._latest: list[str] = []  # results as JSON text: they are written again and again
+        self._latest_without_image = 0
+        self._next_sequence = 1
+
+    def load(self) -> tuple[Mapping[str, Any], Iterator[dict[str, Any]]]:
+        """Return what ``running.json`` says, empty if there is none, and all results, the oldest first.
+
+        :raises SubmissionRecordError: if it cannot be read, which does not mean that there is none.
+        """
+        try:
+            document = self._read_running()
+            segments = self._segments()
+        except Exception as error:  # of any store
+            raise self._unreadable(error) from error
+        value = document.get("modelscope_batch", {})
+        latest = value.get("results", [])
+        for result in latest:
+            self._keep(result)
+        self._next_sequence = 1 + max((segment.sequence for segment in segments), default=0)
+        return value, self._results(segments, latest)
+
+    def _read_running(self) -> dict[str, Any]:
+        try:
+            content = read_latest(self._path(RUNNING))
+        except FileNotFoundError:
+            return {}
+        document = json.loads(content)
+        if Progress.from_json(document) is None:
+            raise ValueError(f"{content[:200]!r} is not what a batch writes: delete the folder to start anew")
+        return dict(document)
+
+    def _results(self, segments: list[Segment], latest: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for segment in segments:
+            try:
+                results = [json.loads(line) for line in read_latest(self._path(segment.name)).splitlines()]
+            except Exception as error:  # of any store, or it is damaged
+                raise self._unreadable(error) from error
+            yield from results
+        yield from latest
+
+    def _segments(self) -> list[Segment]:
+        folder = self._path("")
+        filesystem = open_filesystem(folder)
+        filesystem.invalidate_cache()
+        try:
+            found = filesystem.ls(folder.path, detail=False)
+        except FileNotFoundError:
+            return []
+        named = (Segment.from_name(PurePosixPath(path).name) for path in found)
+        return sorted(segment for segment in named if segment)
+
+    def add(self, result: Mapping[str, Any]) -> None:
+        """Add a result. It is written by the next call of :meth:`write`.
+
+        :raises SubmissionRecordError: if a full segment cannot be written; the results are kept.
+        """
+        self._keep(result)
+        if len(self._latest) >= MAX_LATEST:
+            self._write_segment()
+
+    def _keep(self, result: Mapping[str, Any]) -> None:
+        self._latest.append(json.dumps(result))
+        self._latest_without_image += result["status"] != "stored"
+
+    def _write_segment(self) -> None:
+        segment = Segment(
+            sequence=self._next_sequence,
+            count=len(self._latest),
+            without_image=self._latest_without_image,
+            token=secrets.token_hex(4),
+        )
+        with self._failing(segment.name):
+            content = "".join(f"{line}\n" for line in self._latest).encode()
+            write_object(self._path(segment.name), content, JSON)
+        self._next_sequence += 1
+        self._latest.clear()
+        self._latest_without_image = 0
+
+    def write(self, progress: Mapping[str, Any], running: Iterable[RunningRow]) -> None:
+        """Replace ``running.json``.
+
+        :param progress: What it says beside the rows and results.
+        :raises SubmissionRecordError: if it cannot be written.
+        """
+        rows = [row.to_json() for row in running]
+        facts = json.dumps({**progress, "running": rows})[:-1]
+        document = f'{{"modelscope_batch": {facts}, "results": [{", ".join(self._latest)}]}}}}'
+        with self._failing(RUNNING):
+            write_object(self._path(RUNNING), document.encode(), JSON)
+
+    def write_plan(self, rows: WorkingSet) -> None:
+        """Replace the plan by these rows.
+
+        :raises SubmissionRecordError: if it cannot be written.
+        """
+        with tempfile.TemporaryFile() as file, self._failing(PLAN):
+            rows.write_plan(file)
+            write_file(self._path(PLAN), file, JSON)
+
+    def read_plan(self, rows: WorkingSet) -> None:
+        """Add the rows of the plan.
+
+        :raises SubmissionRecordError: if it cannot be read.
+        """
+        try:
+            path = self._path(PLAN)
+            filesystem = open_filesystem(path)
+            filesystem.invalidate_cache()
+            with filesystem.open(path.path, "rb") as file:
+                rows.read_plan(file)
+        except Exception as error:  # of any store, or it is damaged
+            raise self._unreadable(error) from error
+
+    @contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of any store
+            raise SubmissionRecordError(
+                f"The state of the batch, {self.uri}{name}, cannot be written: {error!r}"
+            ) from error
+
+    def _path(self, name: str) -> ObjectStoragePath:
+        return self._destination.beside(f"{self._name}/{name}")
+
+    def _unreadable(self, error: Exception) -> SubmissionRecordError:
+        return SubmissionRecordError(
+            f"The state of the batch in {self.uri} cannot be read, nothing was sent: {error!r}"
+        )
