@@ -69,6 +69,7 @@ BATCH, MAPPED, SAMPLE, BARE = WAYS = ("batch", "mapped", "sample", "bare")
 LOADS = {1: 100, 5: 60}  # images, by the seconds that each takes
 MODEL, SIZE = "Qwen/Qwen-Image", "512x512"
 FEW_ROWS = 100
+CONCURRENCY = 20  # of the batches of rows: the first poll of a generation is 0.2 s after its submission
 WARM_UP = 40  # mapped tasks: each worker of Airflow loads modules for its first one
 IDLE_SECONDS = 60.0
 SETTLE_SECONDS = 5.0  # in which the processes of a task end
@@ -267,7 +268,12 @@ def batch_of_rows(base_url: str, rows: int, folder: Path) -> None:
         xcom_pull=lambda **_xcom: None,
     )
     batch = ModelScopeImageBatchOperator(
-        task_id="draw", requests=f"file://{file}", model=MODEL, size="64x64", destination=f"file://{folder}/"
+        task_id="draw",
+        requests=f"file://{file}",
+        model=MODEL,
+        size="64x64",
+        destination=f"file://{folder}/",
+        concurrency=CONCURRENCY,
     )
     batch.execute({"ti": ti})  # type: ignore[typeddict-item]
 
@@ -279,8 +285,8 @@ def connect(base_url: str) -> None:
     os.environ["AIRFLOW_CONN_MODELSCOPE_DEFAULT"] = json.dumps(
         {"conn_type": "modelscope", "password": "ms-bench", "host": base_url}
     )
-    logging.disable(logging.INFO)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    logging.disable(logging.WARNING)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
 PLAIN: dict[str, Callable[[str, int, Path], None]] = {SAMPLE: sample, BARE: bare, BATCH: batch_of_rows}
