@@ -210,7 +210,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         self.embed_metadata = embed_metadata
         self.manifest_format = manifest_format
         self.redraw = redraw
-        self.dry_run = dry_run
+        self.is_dry_run = dry_run  # Airflow has a method of that name
         self._check_constants(ModelScopeImageBatchOperator)
 
     def _constant_checks(self) -> list[Callable[[], object]]:
@@ -336,7 +336,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 if not len(rows):
                     self._raise_empty()
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
-            if self.dry_run:
+            if self.is_dry_run:
                 batch.load({}, results)
                 return self._estimate(rows)
             if requests is not None:
