@@ -8,7 +8,10 @@ from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, UI_F
 from airflow_provider_modelscope.resuming import OPTION, SECTION
 
 _MODULES = {
-    "operators": ["airflow_provider_modelscope.operators.image_generation"],
+    "operators": [
+        "airflow_provider_modelscope.operators.image_batch",
+        "airflow_provider_modelscope.operators.image_generation",
+    ],
     "sensors": [
         "airflow_provider_modelscope.sensors.credit",
         "airflow_provider_modelscope.sensors.image_generation",
@@ -51,7 +54,11 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "class-name": "airflow_provider_modelscope.decorators.image_generation.modelscope_image_task",
                 "name": "modelscope_image",
-            }
+            },
+            {
+                "class-name": "airflow_provider_modelscope.decorators.image_batch.modelscope_image_batch_task",
+                "name": "modelscope_image_batch",
+            },
         ],
         # Airflow before 3.2 ignores it.
         "cli": ["airflow_provider_modelscope.check.airflow_command.commands"],
