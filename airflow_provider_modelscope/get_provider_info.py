@@ -7,6 +7,7 @@ from typing import Any
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_modelscope.resuming import OPTION, SECTION
 
+_DECORATORS = "airflow_provider_modelscope.decorators"
 _MODULES = {
     "operators": [
         "airflow_provider_modelscope.operators.image_batch",
@@ -52,11 +53,11 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [
             {
-                "class-name": "airflow_provider_modelscope.decorators.image_generation.modelscope_image_task",
+                "class-name": f"{_DECORATORS}.image_generation.modelscope_image_task",
                 "name": "modelscope_image",
             },
             {
-                "class-name": "airflow_provider_modelscope.decorators.image_batch.modelscope_image_batch_task",
+                "class-name": f"{_DECORATORS}.image_batch.modelscope_image_batch_task",
                 "name": "modelscope_image_batch",
             },
         ],
