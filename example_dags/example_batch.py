@@ -2,12 +2,13 @@
 
 The first task writes the file. In a real pipeline something else does: an export, a spreadsheet, a colleague.
 The batch generates its images. Run it again with *Clear*: nothing is generated twice, unless you change the
-file. For each image, a task downstream runs: here it prints what a page of a shop would need.
+file. For each image, a task downstream runs: here it logs what a page of a shop would need.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,8 @@ from airflow.sdk import ObjectStoragePath, Param, dag, task
 
 from airflow_provider_modelscope import manifest
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
+
+log = logging.getLogger(__name__)
 
 PRODUCTS = {
     "kettle": "A red enamel kettle on a white table",
@@ -68,13 +71,13 @@ def example_batch() -> None:
 
     @task
     def stored_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the rows with an image. At most 1024 can be mapped; loop over the manifest if there are more."""
+        """Return the rows with an image. Airflow maps at most 1024: loop over the manifest if there are more."""
         return [row.to_json() for row in manifest.read(summary["manifest"]) if row.status == "stored"]
 
     @task
     def publish(row: dict[str, Any]) -> None:
-        """Print what a page needs."""
-        print(f"{row['data']['title']}: {row['uri']} ({row['width']} x {row['height']})")
+        """Log what a page needs."""
+        log.info("%s: %s (%d x %d)", row["data"]["title"], row["uri"], row["width"], row["height"])
 
     publish.expand(row=stored_rows(batch.output))
 
