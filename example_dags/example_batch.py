@@ -46,7 +46,7 @@ def example_batch() -> None:
     """Generate the images of all products."""
 
     @task
-    def write_prompts(params: dict[str, Any] | None = None, run_id: str = "") -> str:
+    def write_prompts(params: dict[str, Any] | None = None) -> str:
         """Write the file of prompts, and return its URI."""
         lines = [
             {"key": key, "prompt": f"{prompt}, soft light", "data": {"title": key.title()}}
