@@ -16,10 +16,9 @@ from airflow_provider_modelscope.redaction import preview, preview_url, truncate
 from airflow_provider_modelscope.validation import raise_invalid
 
 # What a request may contain: the names of a mapping, or of the columns of a file.
-REQUEST_PARAMETERS = tuple(field.name for field in fields(GenerationRequest))
-NAMES = (*REQUEST_PARAMETERS, "key", "data")
+NAMES = (*(field.name for field in fields(GenerationRequest)), "key", "data")
 MAX_LINE = 20 * 1024**2  # bytes: a data: URI of an image may have 14 million
-PARQUET_BATCH = 64  # rows that are in memory at once
+PARQUET_BATCH = 16  # rows that are in memory at once
 JSON_OF_PARQUET = ("loras", "extra_parameters")  # a struct has each name in each row, most of them NULL
 
 _SAVE_AS_UTF8 = "save the file as UTF-8"
@@ -29,6 +28,13 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "is a workbook or a zip file: save it as CSV in UTF-8",
     b"\xff\xfe": f"is UTF-16: {_SAVE_AS_UTF8}",
     b"\xfe\xff": f"is UTF-16: {_SAVE_AS_UTF8}",
+}
+
+# What to do about an error of the csv module, by how its text starts.
+_CSV_ADVICE = {
+    "field larger": "close its quotes, or use JSONL for values as long as this",
+    "new-line": "end lines with LF or CR LF",
+    "": "check its quotes",
 }
 
 
@@ -131,9 +137,13 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
 
 
 def _read_jsonl(file: IO[bytes]) -> Iterator[Entry]:
+    is_first = True
     for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
             continue
+        if is_first and line.lstrip().startswith("["):
+            raise _UnreadableError(f"line {number}", "is an array: write one object or string per line")
+        is_first = False
         try:
             yield Entry(f"line {number}", parse_json(line))
         except ValueError as error:
@@ -150,29 +160,29 @@ def _read_csv(file: IO[bytes]) -> Iterator[Entry]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise _UnreadableError(place, f"is not CSV: {error}") from None
+            advice = next(advice for start, advice in _CSV_ADVICE.items() if str(error).startswith(start))
+            raise _UnreadableError(place, f"is not CSV ({error}): {advice}") from None
         if not any(cells):  # a blank line
             continue
         if not names:
             names = _checked_names(cells, place)
         elif len(cells) != len(names):
-            problem = (
-                f"has {len(cells)} cells, not {len(names)} as the header: quote a cell that contains a comma"
-            )
+            advice = "quote a cell with a comma in it"
+            problem = f"must have {len(names)} cells, as the header, not {len(cells)}: {advice}"
             yield Entry(place, problem=problem)
         else:
-            yield _csv_entry(place, dict(zip(names, cells, strict=True)))
+            yield _table_entry(place, dict(zip(names, cells, strict=True)))
 
 
-def _csv_entry(place: str, row: dict[str, Any]) -> Entry:
-    data = row.get("data", "")
-    if data.lstrip()[:1] in ("{", "["):
+def _table_entry(place: str, row: dict[str, Any]) -> Entry:
+    """Return the entry for a row of a table, in which data that is no text stands as JSON."""
+    data = row.get("data")
+    if isinstance(data, str) and data.lstrip()[:1] in ("{", "["):
         try:
             row["data"] = parse_json(data)
         except ValueError as error:
-            return Entry(
-                place, problem=f"data is not JSON, although it starts with {data.lstrip()[0]}: {error}"
-            )
+            problem = f"data is not JSON, although it starts with {data.lstrip()[0]!r}: {error}"
+            return Entry(place, problem=truncated(problem, 300))
     return Entry(place, row)
 
 
@@ -191,13 +201,14 @@ def _read_parquet(file: IO[bytes]) -> Iterator[Entry]:
         for batch in table.iter_batches(batch_size=PARQUET_BATCH, use_threads=False):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
-                yield Entry(f"row {number}", _parquet_row(dict(zip(names, values, strict=True))))
-    except (pyarrow.ArrowException, OSError) as error:
-        problem = truncated(str(error), 200)
-        raise _UnreadableError(f"row {number + 1}" if number else "", f"is not Parquet: {problem}") from None
+                yield _table_entry(f"row {number}", _parquet_row(zip(names, values, strict=True)))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        problem = f"cannot be read as Parquet ({truncated(str(error), 200)})"
+        raise _UnreadableError(f"after row {number}" if number else "", problem) from None
 
 
-def _parquet_row(row: dict[str, Any]) -> dict[str, Any]:
+def _parquet_row(cells: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(cells)
     for name in JSON_OF_PARQUET:
         value = row.get(name)
         if isinstance(value, list):  # a map
@@ -219,7 +230,7 @@ def _checked_names(given: Sequence[str], place: str) -> Sequence[str]:
     if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
         problems = [f"its columns are separated by {other!r}: save the file with commas"]
     elif "prompt" not in names:
-        problems.append("no column is named prompt")
+        problems.append("no column is named prompt: the header must name the columns")
     if problems:
         raise _UnreadableError(place, "; ".join(problems[:10]))
     return names

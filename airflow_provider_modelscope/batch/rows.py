@@ -153,7 +153,7 @@ class _Errors:
         self._size = self._more = 0
 
     def add(self, place: str, problem: str) -> None:
-        error = f"{place}: {problem}" if place else problem
+        error = truncated(f"{place}: {problem}" if place else problem, 1000)
         if len(self._shown) < MAX_ERRORS and self._size + len(error) <= MAX_ERROR_TEXT and not self._more:
             self._shown.append(error)
             self._size += len(error) + 2
@@ -282,8 +282,8 @@ def _key_rule(key: Any) -> str | None:
         return "must be text or an integer"
     if not key.isprintable() or key != key.strip():
         return "must be printable, without spaces around it"
-    if any(sign in key for sign in "/\\?#"):
-        return "must not contain '/', '\\', '?' or '#': it is the name of an object without its folder"
+    if any(sign in key for sign in ("/", "\\", "?", "#", "::")):  # fsspec cuts a path at ::
+        return "must not contain '/', '\\', '?', '#' or '::': it is the name of an object without its folder"
     if key.startswith("."):
         return "must not begin with '.'"
     if len(key.encode()) > MAX_KEY:
@@ -305,7 +305,7 @@ def _checked_data(data: Any, problems: list[str]) -> Any:
     else:
         if size > MAX_DATA:
             problems.append(f"data must have at most {MAX_DATA // 1024} KiB of JSON, not {size} bytes")
-        elif re.search(r"(?<!\\)(\\\\)*\\u0000", text):
+        elif "\\u0000" in text and re.search(r"(?<!\\)(\\\\)*\\u0000", text):
             problems.append("data must not contain NUL characters: Airflow's database cannot store them")
         else:
             return json.loads(text)

@@ -132,6 +132,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
 
     template_fields: Sequence[str] = ("requests", *QUOTED_PARAMETERS, "modelscope_conn_id")
     template_fields_renderers = {"requests": "json", "loras": "json", "extra_parameters": "json"}
+    _returns_mapping = True
     _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
     _manifest: str | None = None
 
@@ -210,7 +211,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         self.embed_metadata = embed_metadata
         self.manifest_format = manifest_format
         self.redraw = redraw
-        self.dry_run = dry_run
+        self.is_dry_run = dry_run  # Airflow has a method of that name
         self._check_constants(ModelScopeImageBatchOperator)
 
     def _constant_checks(self) -> list[Callable[[], object]]:
@@ -336,7 +337,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 if not len(rows):
                     self._raise_empty()
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
-            if self.dry_run:
+            if self.is_dry_run:
                 batch.load({}, results)
                 return self._estimate(rows)
             if requests is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -349,23 +348,3 @@ def test_another_shard_is_rejected(given: Any) -> None:
 
 def test_a_rendered_shard_may_have_spaces_around_it() -> None:
     assert parse_shard(" 2/3\n") == Shard(index=2, count=3)
-
-
-# Memory and time
-
-
-def test_memory_grows_only_by_the_keys(tmp_path: Path) -> None:
-    def peak(count: int) -> int:
-        prompt = "x" * 1900
-        uri = written(tmp_path, [json.dumps({"prompt": prompt, "data": prompt})] * count)
-        reader = read_rows(uri, defaults=DEFAULTS)
-        next(reader)
-        tracemalloc.start()
-        try:
-            for _ in reader:
-                pass
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    assert peak(10_000) - peak(100) < 10_000 * 400  # each row has 5700 bytes
