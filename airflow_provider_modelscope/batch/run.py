@@ -292,7 +292,7 @@ class BatchRun:
     @property
     def spent(self) -> float | None:
         """The credit that all attempts have spent, None if it is unknown."""
-        return self._spent if self._credit_is_known else None
+        return round(self._spent, 6) if self._credit_is_known else None
 
     def _leave(self) -> UntilFinished | UntilSlotFree | None:
         """Return what to wait for in the triggerer, or None to stay on the worker."""

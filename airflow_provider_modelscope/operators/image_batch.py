@@ -132,6 +132,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
 
     template_fields: Sequence[str] = ("requests", *QUOTED_PARAMETERS, "modelscope_conn_id")
     template_fields_renderers = {"requests": "json", "loras": "json", "extra_parameters": "json"}
+    _returns_mapping = True
     _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
     _manifest: str | None = None
 
