@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,19 @@ def _nothing_cached() -> None:
     batch_state._keys.cache_clear()
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the objects that were read."""
+    names: list[str] = []
+
+    def reading(uri: str, *others: Any, **options: Any) -> bytes:
+        names.append(uri.rpartition("/")[2])
+        return read_object(uri, *others, **options)
+
+    monkeypatch.setattr(batch_state, "read_object", reading)
+    return names
+
+
 def every_tenth_fails(first: int, last: int) -> list[dict[str, Any]]:
     return [result(n, "stored" if n % 10 else "failed") for n in range(first, last + 1)]
 
@@ -99,22 +113,13 @@ class TestPages:
         assert (batch.page.total, batch.page.older) == (121, 21)
         assert rows_of(shown(folder, view="failed", up_to=21)) == list(range(210, 0, -10))
 
-    def test_only_the_segments_of_the_page_are_read(
-        self, folder: StateFolder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_only_the_segments_of_the_page_are_read(self, folder: StateFolder, reads: list[str]) -> None:
         folder.write(every_tenth_fails(1, 10_000), total=10_000)
-        read: list[str] = []
-
-        def reading(uri: str, *others: Any, **options: Any) -> bytes:
-            read.append(uri.rpartition("/")[2])
-            return read_object(uri, *others, **options)
-
-        monkeypatch.setattr(batch_state, "read_object", reading)
         assert shown(folder, up_to=4550).page.rows
-        assert len(read) <= 1 + 4
-        read.clear()
+        assert len(reads) <= 1 + 4
+        reads.clear()
         shown(folder, up_to=4550)
-        assert read == ["running.json"]  # segments are never rewritten
+        assert reads == ["running.json"]  # segments are never rewritten
 
     def test_a_row_that_was_done_again_is_shown_once(self, folder: StateFolder) -> None:
         folder.write(every_tenth_fails(1, 100), total=100)
@@ -125,11 +130,14 @@ class TestPages:
         assert sorted(rows_of(images)) == [n for n in range(1, 101) if n % 10 or n in (10, 20)]
         assert rows_of(shown(folder, view="failed")) == list(range(100, 20, -10))
 
-    def test_a_result_that_moves_into_a_segment_is_shown_once(self, folder: StateFolder) -> None:
+    def test_a_result_that_moves_into_a_segment_is_shown_once(
+        self, folder: StateFolder, reads: list[str]
+    ) -> None:
         """The segment is written first, then ``running.json``."""
-        results = every_tenth_fails(1, 50)
-        folder.write(results, latest=results, total=100)
-        assert rows_of(shown(folder)) == [n for n in range(50, 0, -1) if n % 10]
+        results = every_tenth_fails(1, 500)
+        folder.write(results, latest=results[-50:], total=1000)
+        assert rows_of(shown(folder)) == [n for n in range(500, 0, -1) if n % 10][:PAGE_SIZE]
+        assert len(reads) <= 1 + 3
 
     def test_a_row_may_have_several_images(self, folder: StateFolder) -> None:
         image = result(1)["image"]
@@ -351,7 +359,18 @@ class TestTrust:
         assert batch.status.startswith("The API server cannot open this batch: uri = 's3://bucket/")
         assert "nowhere" in batch.status
 
-    def test_a_huge_object_is_not_read_whole(
+    def test_a_huge_object_is_not_read_whole(self, folder: StateFolder) -> None:
+        folder.write([result(1)], total=1)
+        with (folder.path / "running.json").open("a") as file:
+            file.truncate(300_000_000)  # zeros, which take no space
+        tracemalloc.start()
+        try:
+            assert shown(folder).progress is None
+            assert tracemalloc.get_traced_memory()[1] < 100_000_000
+        finally:
+            tracemalloc.stop()
+
+    def test_a_large_state_that_parses_is_not_shown(
         self, folder: StateFolder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(batch_state, "_MAX_BYTES", 20_000)
