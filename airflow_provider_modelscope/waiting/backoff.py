@@ -27,8 +27,8 @@ NEXT_DAY_JITTER = 900.0  # seconds over which the tasks that wait for the next d
 
 MAX_QUEUE_DELAY = 15.0  # seconds; an image may be late by as much
 
-# Whoever waits for long submits at a full quarter of a minute. A batch, which otherwise takes each slot before
-# others see it, leaves it to them then. So they meet, although no process knows of another.
+# Tasks that wait for long submit at a full quarter of a minute. A batch, which otherwise takes each slot
+# before others see it, leaves it to them then. So they meet, although no process knows of another.
 TURN_EVERY = 15.0  # seconds
 TURN_SECONDS = 1.2  # in which they submit; the clocks of machines may differ a little
 
