@@ -62,7 +62,7 @@ def _landscape(parameters: Parameters) -> Image.Image:
     # Drawing at one scale and resizing is fast and gives smooth edges.
     scale = 1536 / max(parameters.width, parameters.height)
     width, height = round(parameters.width * scale), round(parameters.height * scale)
-    hue, hue_shift = rng.random(), rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)
+    hue, hue_shift = rng.uniform(0.5, 1.12), rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)
 
     sky = Image.new("RGB", (1, 4))
     for row in range(4):
@@ -138,7 +138,7 @@ def caption(parameters: Parameters, lettering: Lettering) -> list[Line]:
 
 
 def _unit(parameters: Parameters) -> int:
-    return max(10, min(parameters.width, parameters.height) // 32)
+    return max(10, min(parameters.width, parameters.height) // 24)
 
 
 @lru_cache(maxsize=1)
