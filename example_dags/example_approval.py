@@ -48,7 +48,7 @@ image_path(dag.dag_id, run_id, "draw", loop.index0) }}) |{% endfor %}
             type="string",
             pattern="/$",
             title="Destination",
-            description="Folder of the posters, such as s3://bucket/folder/",
+            description="Folder of the posters: a URI that ends in /, such as s3://bucket/folder/",
         ),
     },
     user_defined_macros={"image_path": image_path, "seeds": SEEDS},

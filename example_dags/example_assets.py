@@ -33,7 +33,7 @@ HERO = Asset("modelscope_hero_image")
             type="string",
             pattern="/$",
             title="Destination",
-            description="Folder of the image, such as s3://bucket/folder/",
+            description="Folder of the image: a URI that ends in /, such as s3://bucket/folder/",
         ),
     },
 )

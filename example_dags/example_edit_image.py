@@ -41,7 +41,7 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeIma
             type="string",
             pattern="/$",
             title="Destination",
-            description="Folder of the images, such as s3://bucket/folder/",
+            description="Folder of the images: a URI that ends in /, such as s3://bucket/folder/",
         ),
     },
 )

@@ -60,7 +60,7 @@ MORE = "More parameters"
             type="string",
             pattern="/$",
             title="Destination",
-            description="Folder of the image, such as s3://bucket/folder/",
+            description="Folder of the image: a URI that ends in /, such as s3://bucket/folder/",
         ),
         "negative_prompt": Param(
             None,

@@ -29,7 +29,7 @@ from airflow_provider_modelscope.operators.image_generation import ModelScopeIma
             type="string",
             pattern="/$",
             title="Destination",
-            description="Folder for the folders of the days, such as s3://bucket/folder/",
+            description="Folder for the folders of the days: a URI that ends in /, such as s3://bucket/folder/",
         ),
     },
 )

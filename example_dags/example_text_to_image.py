@@ -35,7 +35,7 @@ from airflow_provider_modelscope.transfers.image_to_object_storage import (
             type="string",
             pattern="/$",
             title="Destination",
-            description="Folder of the image, such as s3://bucket/folder/",
+            description="Folder of the image: a URI that ends in /, such as s3://bucket/folder/",
         ),
     },
 )
