@@ -18,14 +18,13 @@ finished; and *next*, how long after it the next one was accepted, both on avera
 CPU is user and system. For ``sample`` and ``bare`` it is that of the process, without its imports. For the
 others it is that of all processes of Airflow (scheduler, API server, triggerer, Dag processor, workers, tasks
 that have ended), less what the same Airflow uses in the same time when it is idle, which is measured for a
-minute before and after. PostgreSQL is not included. Memory is the largest resident set of a process that
-works on images, Airflow's modules included.
+minute. PostgreSQL is not included. Memory is the largest resident set of a process that works on images,
+Airflow's modules included.
 
-``sample`` runs beside the others to save time, because it sleeps for nearly all of it, and the two loads of
-``bare`` run at the same time.
-
-A batch of 100 and one of ``--rows`` rows run in processes of their own too, without Airflow around them, on
-an account without limits whose generations take no time: for their memory and speed.
+``sample``, ``bare`` and ``batch`` sleep for nearly all of the time, so they run side by side; before them
+Airflow is measured idle, and after them ``mapped`` has the machine for itself. At last a batch of 100 and one
+of ``--rows`` rows run in processes of their own, without Airflow around them, on an account without limits
+whose generations take no time: for their memory and speed.
 """
 
 from __future__ import annotations
@@ -334,24 +333,24 @@ class MeasuredAirflow:
         self._airflow = airflow
         self._url = url
         self._roots = roots
-        self.idle: list[float] = []  # the CPU seconds of each second, in each measurement
+        self.idle = 0.0  # CPU seconds that it uses without a run in a second
 
     def measure_idle(self) -> None:
-        """Measure what it uses without a run."""
+        """Measure what it uses without a run, which is no cost of later runs."""
         time.sleep(SETTLE_SECONDS)
         cpu = self._cpu()
         time.sleep(IDLE_SECONDS)
-        self.idle.append((self._cpu() - cpu) / IDLE_SECONDS)
+        self.idle = (self._cpu() - cpu) / IDLE_SECONDS
 
-    def run(self, dag_id: str) -> tuple[float, Cost]:
-        """Run a Dag. Return the seconds that were measured, and the cost, an idle Airflow's CPU included."""
+    def run(self, dag_id: str) -> Cost:
+        """Run a Dag and return the cost."""
         with self._airflow.session(self._url) as session, self._watched_memory() as peaks:
             cpu, started = self._cpu(), time.monotonic()
             run_id = start_run(session, self._url, dag_id, {}).rpartition("/")[2]
             wall = self._await_end(dag_id, run_id)
             time.sleep(SETTLE_SECONDS)
             cpu, seconds = self._cpu() - cpu, time.monotonic() - started
-        return seconds, Cost(wall=wall, cpu=cpu, memory_mb=max(peaks, default=0.0))
+        return Cost(wall=wall, cpu=cpu - self.idle * seconds, memory_mb=max(peaks, default=0.0))
 
     def _await_end(self, dag_id: str, run_id: str) -> float:
         # From the database, because the API server would use CPU for it.
@@ -406,13 +405,18 @@ class MeasuredAirflow:
             thread.join()
 
 
-def run_in_airflow(ways: list[str], loads: dict[int, int], folder: Path) -> dict[tuple[str, int], Figures]:
-    """Run the ways that need Airflow one after the other in the same one."""
+def run_in_airflow(
+    ways: list[str], loads: dict[int, int], folder: Path, *, start_loops: Callable[[], None]
+) -> dict[tuple[str, int], Figures]:
+    """Run the ways that need Airflow one after the other in the same one.
+
+    :param start_loops: Called when Airflow is ready.
+    """
     with ExitStack() as stack:
         accounts = {
             (way, seconds): stack.enter_context(Account(duration=float(seconds)))
-            for seconds in loads
             for way in ways
+            for seconds in loads
         }
         warm_up = stack.enter_context(Account(duration=0.0, max_running=WARM_UP))
         names = {(way, seconds): f"{way}_{seconds}_s" for way, seconds in accounts}
@@ -445,26 +449,21 @@ def run_in_airflow(ways: list[str], loads: dict[int, int], folder: Path) -> dict
         measured = MeasuredAirflow(airflow, url, roots)
         for way in ways:
             measured.run(f"{way}_warm_up")
+        report("Airflow, idle ...")
         measured.measure_idle()
-        runs = {}
+        report(f"It uses {measured.idle:.3f} of a core")
+        start_loops()
+        figures = {}
         for key, name in names.items():
-            report(f"{key[0]}, {key[1]} s, in Airflow ...")
+            report(f"{key[0]}, {key[1]} s ...")
             try:
-                run = measured.run(name)
+                cost = measured.run(name)
                 check_images(folder / name, loads[key[1]])
             except RuntimeError as error:  # a way that fails is a result
                 report(f"failed: {error}")
             else:
-                runs[key] = run
-        measured.measure_idle()
-        report(f"An idle Airflow uses {' and '.join(f'{idle:.3f}' for idle in measured.idle)} of a core")
-        return {
-            (way, seconds): Figures.of(
-                accounts[way, seconds].read(),
-                Cost(wall=cost.wall, cpu=cost.cpu - mean(measured.idle) * took, memory_mb=cost.memory_mb),
-            )
-            for (way, seconds), (took, cost) in runs.items()
-        }
+                figures[key] = Figures.of(accounts[key].read(), cost)
+        return figures
 
 
 def report(text: str) -> None:
@@ -519,27 +518,30 @@ def main() -> int:
     loads = {seconds: arguments.images or images for seconds, images in LOADS.items()}
     figures: dict[tuple[str, int], Figures] = {}
     rows: dict[int, Cost] = {}
+    loops: dict[tuple[str, int], tuple[Account, Future[Cost]]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="bench-batch-")))
         processes = stack.enter_context(new_processes(2 * len(loads)))
-        plain: dict[tuple[str, int], tuple[Account, Future[Cost]]] = {}
-        for way in {SAMPLE, BARE} & set(arguments.ways):
-            for seconds, images in loads.items():
-                account = stack.enter_context(Account(duration=float(seconds)))
-                plain[way, seconds] = account, processes.submit(run_plain, way, account.base_url, images)
-        report("The loops ...")
-        for (way, _), (_, future) in plain.items():
-            if way == BARE:
-                future.result()
+
+        def start_loops() -> None:
+            for way in (SAMPLE, BARE):
+                for seconds, images in loads.items() if way in arguments.ways else ():
+                    account = stack.enter_context(Account(duration=float(seconds)))
+                    loops[way, seconds] = account, processes.submit(run_plain, way, account.base_url, images)
+
+        if in_airflow := [way for way in (BATCH, MAPPED) if way in arguments.ways]:
+            report("Airflow starts ...")
+            figures |= run_in_airflow(in_airflow, loads, folder, start_loops=start_loops)
+        else:
+            start_loops()
+        for key, (account, future) in loops.items():
+            cost = future.result()
+            figures[key] = Figures.of(account.read(), cost)
         if BATCH in arguments.ways and arguments.rows:
             for count in (FEW_ROWS, arguments.rows):
                 report(f"A batch of {count} rows ...")
                 with Account(duration=0.0, max_running=1000, credit=MAX_CREDIT) as account:
                     rows[count] = processes.submit(run_plain, BATCH, account.base_url, count).result()
-        if ways := [way for way in (BATCH, MAPPED) if way in arguments.ways]:
-            figures |= run_in_airflow(ways, loads, folder)
-        for key, (account, future) in plain.items():
-            figures[key] = Figures.of(account.read(), future.result())
     print_table(loads, figures)
     for count, cost in rows.items():
         print(
