@@ -151,7 +151,7 @@ class Account:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._process.terminate()
+        self._pipe.close()
         self._process.join()
 
     @property
@@ -167,8 +167,8 @@ class Account:
 
 
 def emulate(pipe: Pipe, options: dict[str, Any]) -> None:
-    """Send the URL through the pipe, and then a record whenever something comes."""
-    with Emulator(**options) as emulator:
+    """Send the URL through the pipe, and then a record whenever something comes, until it is closed."""
+    with suppress(EOFError), Emulator(**options) as emulator:
         pipe.send(emulator.base_url)
         while True:
             pipe.recv()
