@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +11,28 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_modelscope import manifest
-from airflow_provider_modelscope.batch import share as share_module
+from airflow_provider_modelscope.batch import run as run_module, share as share_module
 from airflow_provider_modelscope.compat import AirflowSkipException, TaskDeferred
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
+    AuthenticationError,
     BatchFailedError,
     BatchRejectedError,
     CreditExhaustedError,
     CreditLimitError,
+    ImageError,
+    ImageStorageError,
     InvalidDestinationError,
     InvalidRequestError,
     ModelScopeError,
     ModelScopeFinalError,
     PriceUnknownError,
+    QueueFullError,
+    SubmissionRecordError,
 )
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.waiting import backoff, intervals
-from tests.unit.builders import Context, batch, rendered, resume, submissions
+from tests.unit.builders import Context, batch, event_of, rendered, resume, submissions
 from tests.unit.conftest import TOKEN, TaskInstance, connect
 from tests.unit.images.conftest import Store, encoded, filesystems, register
 
@@ -158,9 +164,7 @@ class TestSuccess:
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
         source = tmp_path / "rows.jsonl"
-        source.write_text(
-            '{"prompt": "A cat", "key": "cat", "data": {"id": [7]}, "model": "c/d", "seed": 3}\n'
-        )
+        source.write_text('{"prompt": "A cat", "key": "cat", "data": {"id": [7]}, "model": "c/d", "seed": 3}\n')
         [row] = rows_of(batch(tmp_path / "out", requests=f"file://{source}").execute(context))
         assert (row.key, row.data, row.model, row.seed) == ("cat", {"id": [7]}, "c/d", 3)
         assert list(images_in(tmp_path / "out")) == ["cat.png"]
@@ -327,9 +331,7 @@ class TestInput:
                 row = {"prompt": row}
             (tmp_path / "rows.jsonl").write_text('{"prompt": "A dog"}\n' + json.dumps(row))
             requests = f"file://{tmp_path}/rows.jsonl"
-        with pytest.raises(
-            InvalidRequestError, match="must not contain the token or another secret"
-        ) as raised:
+        with pytest.raises(InvalidRequestError, match="must not contain the token or another secret") as raised:
             batch(tmp_path / "out", requests=requests).execute(context)
         assert TOKEN not in str(raised.value)
         assert not emulator.requests
@@ -491,15 +493,7 @@ class TestRejectedRows:
 
     @pytest.mark.parametrize(
         ("max_failures", "is_allowed"),
-        [
-            (0, False),
-            (1, False),
-            (2, True),
-            ("49%", False),
-            ("50%", True),
-            (" 62.5 % ", True),
-            ("100%", True),
-        ],
+        [(0, False), (1, False), (2, True), ("49%", False), ("50%", True), (" 62.5 % ", True), ("100%", True)],
     )
     def test_max_failures_is_a_number_or_a_share(
         self, emulator: Emulator, context: Context, tmp_path: Path, max_failures: Any, is_allowed: bool
@@ -671,15 +665,15 @@ class TestCredit:
         assert statuses(summary) == ["stored", "stored", "skipped", "skipped"]
         assert summary["stopped_by"] == "credit"
 
-    def test_wait_defers_and_does_the_rest(self, two: Emulator, context: Context, tmp_path: Path) -> None:
+    def test_wait_defers_and_does_the_rest(
+        self, two: Emulator, context: Context, tmp_path: Path
+    ) -> None:
         task = batch(tmp_path, requests=CATS, on_exhausted="wait", deferrable=True)
         deferral = deferral_of(task, context)
         assert deferral.method_name == "execute_with_credit"
         assert len(images_in(tmp_path)) == 2
         two.grant(TOKEN, 2)
-        summary = resume(
-            batch(tmp_path, requests=[], deferrable=True, on_exhausted="wait"), deferral, context
-        )
+        summary = resume(batch(tmp_path, requests=[], deferrable=True, on_exhausted="wait"), deferral, context)
         assert statuses(summary) == ["stored"] * 4
         assert prompts(two) == CATS
 
