@@ -255,8 +255,9 @@ class Engine:
         return running
 
     def _store(self, key: str, *, now: float) -> None:
-        self._storing[key] = self._running.pop(key).work
-        self.share.end(now=now)
+        running = self._running.pop(key)
+        self._storing[key] = running.work
+        self.share.end(now=now, usual_seconds=running.schedule.usual_seconds)
 
 
 def is_rejection(error: ModelScopeError) -> bool:
