@@ -211,7 +211,11 @@ class BatchRun:
         unfinished.pop(known.key, None)
         if known.status == "stored":
             self._rows.clear_overwritten(known.key, known.fingerprint)
-        is_kept = known.status != "failed" or (result.get("is_final") and not was_cleared)
+        is_kept = (
+            known.status != "failed"
+            or (result.get("is_final") and not was_cleared)
+            or result.get("attempt") == self._ti.try_number  # of an earlier part, which deferred
+        )
         if is_kept and not (self._policy.redraw and was_cleared):
             self._rows.set_result(known.key, known.fingerprint, result)
             return
@@ -554,6 +558,7 @@ class BatchRun:
             "is_final": isinstance(error, ModelScopeFinalError),
             "is_unfinished": _is_unfinished(work, error),
             "submitted_at": submission.submitted_at if submission else None,
+            "attempt": self._ti.try_number,
             "max_tries": self._max_tries,
         }
         document = result.to_json() | private
