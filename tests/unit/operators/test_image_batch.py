@@ -791,32 +791,31 @@ class TestLostResponse:
         assert statuses(task.execute(context)) == ["stored", "stored"]
         assert emulator.accepted == 3
 
-    @pytest.mark.parametrize("on_lost_response", ["resubmit", "fail"])
+    @pytest.mark.parametrize(
+        ("on_lost_response", "again", "is_sent"),
+        [("resubmit", "retry", True), ("fail", "retry", False), ("fail", "clear", True)],
+    )
     def test_a_worker_killed_while_submitting_is_a_lost_response(
         self,
         emulator: Emulator,
         context: Context,
         ti: Attempts,
-        tmp_path: Path,
+        mortal: Mortal,
         caplog: pytest.LogCaptureFixture,
         on_lost_response: str,
+        again: str,
+        is_sent: bool,
     ) -> None:
-        batch(tmp_path, requests=["A cow"]).execute(context)
-        running = state_in(tmp_path) / "running.json"
-        document = json.loads(running.read_text())
-        task = batch(tmp_path, requests=["A cow", "A cat"], on_lost_response=on_lost_response, max_failures=1)
-        ti.retry()
-        emulator.fail("submit:moderated")
-        task.execute(context)  # for the fingerprint
-        result = running_in(tmp_path)["results"][-1]
-        sent = {"key": result["key"], "number": 2, "fingerprint": result["fingerprint"], "sent_at": 1.0}
-        document["modelscope_batch"] |= {"running": [{**sent, "credit": 1}], "has_succeeded": False}
-        running.write_text(json.dumps(document))
-        ti.retry()
+        mortal.dies_at = (3, "after")  # the first two are the plan and the begin
+        task = remote(requests=["A cat", "A dog"], on_lost_response=on_lost_response, max_failures=1)
+        with pytest.raises(KeyboardInterrupt):
+            task.execute(context)
+        mortal.dies_at, mortal.is_dead = None, False
+        getattr(ti, again)()
         summary = task.execute(context)
-        assert "An earlier attempt ended while submitting row 2 (000002)" in caplog.text
-        assert statuses(summary)[1] == ("stored" if on_lost_response == "resubmit" else "failed")
-        assert summary["credit"] == (3 if on_lost_response == "resubmit" else 2)
+        assert "An earlier attempt ended while submitting row 1 (000001)" in caplog.text
+        assert statuses(summary) == ["stored" if is_sent else "failed", "stored"]
+        assert summary["credit"] == emulator.accepted + 1  # it may have been charged
 
 
 class TestAgain:
