@@ -310,9 +310,9 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             self.log.warning("%s", error)
         except ModelScopeError as error:
             failure = error
-        return self._run(context, None, queued_at=queued_at, failure=failure)
+        return self._run(context, is_resumed=True, queued_at=queued_at, failure=failure)
 
-    def _run(self, context: Context, requests: Any, **resumed: Any) -> dict[str, Any]:
+    def _run(self, context: Context, requests: Any = None, **resumed: Any) -> dict[str, Any]:
         with count_failure(self):
             return self._run_counted(context, requests, **resumed)
 
@@ -321,12 +321,14 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         context: Context,
         requests: Any,
         *,
+        is_resumed: bool = False,
         queued_at: float | None = None,
         failure: ModelScopeError | None = None,
     ) -> dict[str, Any]:
         """Run one part of the task.
 
-        :param requests: The requests; None if the task resumes with those that it has planned.
+        :param requests: The requests, as the user gave them: anything.
+        :param is_resumed: Whether the task resumes with the requests that it has planned instead.
         :param queued_at: Since when the task waits for a free slot, if it resumes from it.
         :param failure: The error that ended the wait in the triggerer.
         """
@@ -342,7 +344,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         state = BatchState(destination, ti)
         with WorkingSet() as rows:
             value, results = state.load()
-            if requests is None:
+            if is_resumed:
                 state.read_plan(rows)
             else:
                 rows.add(self._rows(requests, shard))
@@ -350,7 +352,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             if self.is_dry_run:
                 batch.load({}, results)
                 return self._estimate(rows)
-            if requests is not None:
+            if not is_resumed:
                 check_store(destination, "read")
                 state.write_plan(rows)
             manifest = destination.beside(self._manifest_name(shard))
@@ -390,7 +392,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.manifest import require_pyarrow
         from airflow_provider_modelscope.protocol.fallbacks import read_fallbacks
 
-        check_connection = self._refuse_secrets("requests", *QUOTED_PARAMETERS)
+        check_connection = self._refuse_secrets(*QUOTED_PARAMETERS)
         destination, shard, fallbacks, limit, *_ = check_all(
             self._parse_folder,
             lambda: parse_shard(self.shard) if self.shard else None,
@@ -452,6 +454,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         """Yield the rows of all shards. None contains a secret, and no error quotes one."""
         from airflow_provider_modelscope.batch.rows import read_rows
 
+        self.hook.refuse_secrets(requests=requests)
         rows = read_rows(
             requests,
             defaults={name: getattr(self, name) for name in DEFAULTS},

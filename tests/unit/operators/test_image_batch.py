@@ -264,6 +264,18 @@ class TestInput:
         assert not emulator.requests
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        "requests", [None, "", "A cat", 7, {"prompt": "A cat"}, b"A cat", [None]], ids=str
+    )
+    def test_what_is_no_list_of_requests_is_an_error_in_each_attempt(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path, requests: Any
+    ) -> None:
+        batch(tmp_path).execute(context)
+        ti.clear()
+        with pytest.raises(InvalidRequestError, match="requests"):
+            rendered(batch(tmp_path), requests=requests).execute(context)
+        assert emulator.accepted == 2
+
     @pytest.mark.parametrize("deferrable", [False, True])
     def test_an_empty_list_fails_or_skips_the_task(
         self, emulator: Emulator, context: Context, tmp_path: Path, deferrable: bool
