@@ -203,8 +203,9 @@ class TestSuccess:
         assert (tmp_path / "000001.png.json").exists()
 
     def test_images_that_come_at_once_are_stored(
-        self, emulator: Emulator, context: Context, tmp_path: Path
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(intervals, "MIN_CLOSE_INTERVAL", 1000)
         emulator.fail("submit:images:2")
         task = batch(tmp_path, deferrable=True, defer_after=0)
         assert statuses(task.execute(context)) == ["stored", "stored"]
@@ -1146,7 +1147,25 @@ class TestPaidOnce:
         remote().execute(context)
         assert emulator.accepted == 4
 
-    def test_a_full_store_is_tried_again_and_keeps_what_is_paid_for(
+    def test_a_store_that_is_away_for_a_moment_is_tried_again(
+        self, emulator: Emulator, context: Context, register: Register
+    ) -> None:
+        attempts: list[str] = []
+
+        class Flaky(Store):
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                if path.endswith("000001.png"):
+                    attempts.append(path)
+                    if len(attempts) < run_module.STORE_ATTEMPTS:
+                        raise ConnectionError("the store is away")
+                super().pipe_file(path, value, mode, **options)
+
+        register("memory", Flaky())
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert len(attempts) == run_module.STORE_ATTEMPTS
+        assert emulator.accepted == 4
+
+    def test_a_full_store_keeps_what_is_paid_for(
         self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal
     ) -> None:
         mortal.failing["write 000001.png"] = OSError(errno.ENOSPC, "No space left on device")
@@ -1193,6 +1212,18 @@ class TestPaidOnce:
         ti.retry()
         assert statuses(batch(tmp_path, **given).execute(context)) == ["stored"]
         assert slow.accepted == 1
+
+    def test_item_attempts_count_anew_in_another_attempt(
+        self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        given: dict[str, Any] = {"requests": ["A cat"], "item_attempts": 1}
+        given |= {"deferrable": True, "defer_after": 0}
+        deferral_of(batch(tmp_path, **given), context)
+        ti.retry()
+        slow.fail("poll:failed")
+        with pytest.raises(TaskDeferred):
+            batch(tmp_path, **given).execute(context)
+        assert slow.accepted == 2
 
     def test_after_a_second_timeout_the_row_is_paid_again(
         self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path
