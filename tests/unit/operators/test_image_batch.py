@@ -1269,6 +1269,25 @@ class TestPaidOnce:
         assert statuses(batch(tmp_path, requests=CATS[:3]).execute(context)) == ["stored"] * 3
         assert emulator.accepted == 3
 
+    def test_a_poll_that_is_refused_is_no_verdict_on_the_row(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail("poll:bad-request")
+        task = batch(tmp_path, requests=CATS)
+        summary = failed(task, context, BatchFailedError, match="GenerationStatusUnknownError")
+        assert summary["counts"] == {"stored": 3, "rejected": 0, "failed": 1, "skipped": 0}
+        ti.retry()
+        assert statuses(batch(tmp_path, requests=CATS).execute(context)) == ["stored"] * 4
+        assert emulator.accepted == 4
+
+    @pytest.mark.parametrize("fault", ["not-found", "not-found-400", "no-images", "unlucky", "empty", "html"])
+    def test_an_odd_answer_to_a_poll_changes_nothing(
+        self, emulator: Emulator, context: Context, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail(f"poll:{fault}")
+        assert statuses(batch(tmp_path).execute(context)) == ["stored", "stored"]
+        assert emulator.accepted == 2
+
     def test_a_revoked_token_keeps_what_is_paid_for(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
     ) -> None:
