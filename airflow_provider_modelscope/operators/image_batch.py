@@ -461,13 +461,11 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             check_ranges=self.check_ranges,
             storage_conn_id=self.storage_conn_id,
             max_requests=self.max_requests,
+            check=lambda entry: self.hook.refuse_secrets(**{entry.place: entry.value}),
         )
         try:
-            for row in rows:
-                given = {**vars(row.request), "key": row.key, "data": row.data}
-                self.hook.refuse_secrets(**{f"row {row.number}: {name}": one for name, one in given.items()})
-                yield row
-        except InvalidRequestError as error:
+            yield from rows
+        except InvalidRequestError as error:  # it may quote the name of a column
             self.hook.refuse_secrets(requests=error.message)
             raise
 

@@ -365,6 +365,20 @@ class TestInput:
         assert not (tmp_path / "out").exists()
         assert TOKEN not in json.dumps(context["ti"].pushed)
 
+    @pytest.mark.parametrize("is_file", [False, True], ids=["list", "file"])
+    @pytest.mark.parametrize("length", [48, 53, 58])  # a quotation is cut after 60 characters
+    def test_no_part_of_a_secret_is_quoted(
+        self, emulator: Emulator, context: Context, tmp_path: Path, length: int, is_file: bool
+    ) -> None:
+        row = {"prompt": "A cat", "key": f"{'x' * length}{TOKEN}{'x' * 60}/"}
+        requests: Any = [row]
+        if is_file:
+            (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+            requests = f"file://{tmp_path}/rows.jsonl"
+        with pytest.raises(InvalidRequestError, match="must not contain the token") as raised:
+            batch(tmp_path, requests=requests).execute(context)
+        assert "ms-" not in str(raised.value)
+
     @pytest.mark.parametrize("name", ["requests", "model", "destination", "shard", "max_credit"])
     def test_a_secret_in_a_parameter_is_refused_and_never_quoted(
         self, emulator: Emulator, context: Context, name: str
