@@ -184,11 +184,9 @@ def count_stored(
         _send("timing", DELIVERY_DELAY, timedelta(seconds=max(0.0, delay)), tags)
 
 
-def count_rows(status: str, count: int, *, modelscope_conn_id: str) -> None:
-    """Count rows of a batch that are finished, by their status."""
-    tags = _tags(modelscope_conn_id)
-    _send("incr", BATCH_ROW, count, {**tags, "status": status})
-    _send("incr", f"{BATCH_ROW}.{status}", count, tags)
+def count_row(status: str, *, modelscope_conn_id: str) -> None:
+    """Count a row of a batch that is finished."""
+    _count(BATCH_ROW, _tags(modelscope_conn_id), status=status)
 
 
 def show_rows_left(count: int, *, modelscope_conn_id: str) -> None:

@@ -70,8 +70,8 @@ def example_batch() -> None:
     )
 
     @task
-    def stored_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the rows with an image. Airflow maps at most 1024: loop over the manifest if there are more."""
+    def stored_rows(summary: Any) -> list[dict[str, Any]]:
+        """Return the rows with an image. Airflow maps at most 1024; a loop over the manifest has no limit."""
         return [row.to_json() for row in manifest.read(summary["manifest"]) if row.status == "stored"]
 
     @task

@@ -20,7 +20,9 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     InvalidRequestError,
     ModelScopeError,
+    ModelScopeRetryableError,
     QuotaExhaustedError,
+    RequestRejectedError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
@@ -279,45 +281,57 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     @resumes
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after waiting in the triggerer for a generation."""
-        from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
+        from airflow_provider_modelscope.triggers.events import GenerationFinished
 
-        try:
-            read_event(event, GenerationFinished)
-        except GenerationTimeoutError as error:  # the row fails, the others go on
-            self.log.warning("%s", error)
-        return self._resume(context, event)
+        return self._resume(context, event, GenerationFinished)
 
     @resumes
     def execute_queued(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after waiting in the triggerer for a free slot."""
-        from airflow_provider_modelscope.triggers.events import SlotFree, read_event
+        from airflow_provider_modelscope.triggers.events import SlotFree
 
-        return self._resume(context, event, queued_at=read_event(event, SlotFree).queued_at)
+        return self._resume(context, event, SlotFree)
 
     @resumes
     def execute_with_credit(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after waiting in the triggerer for credit."""
-        from airflow_provider_modelscope.triggers.events import CreditAvailable, read_event
+        from airflow_provider_modelscope.triggers.events import CreditAvailable
 
-        read_event(event, CreditAvailable)
-        return self._resume(context, event)
+        return self._resume(context, event, CreditAvailable)
 
-    def _resume(self, context: Context, event: Any, **options: Any) -> dict[str, Any]:
-        from airflow_provider_modelscope.triggers.events import DeferredTask
+    def _resume(self, context: Context, event: Any, expected: type[Any]) -> dict[str, Any]:
+        from airflow_provider_modelscope.triggers.events import DeferredTask, read_event
 
         self._exhausted_end = DeferredTask.from_event(event).parameters.get("exhausted_end")
-        return self._run(context, None, **options)
+        queued_at, failure = None, None
+        try:
+            queued_at = getattr(read_event(event, expected), "queued_at", None)
+        except (GenerationTimeoutError, RequestRejectedError) as error:  # of one row: the others go on
+            self.log.warning("%s", error)
+        except ModelScopeError as error:
+            failure = error
+        return self._run(context, is_resumed=True, queued_at=queued_at, failure=failure)
 
-    def _run(self, context: Context, requests: Any, *, queued_at: float | None = None) -> dict[str, Any]:
+    def _run(self, context: Context, requests: Any = None, **resumed: Any) -> dict[str, Any]:
+        with count_failure(self):
+            return self._run_counted(context, requests, **resumed)
+
+    def _run_counted(
+        self,
+        context: Context,
+        requests: Any,
+        *,
+        is_resumed: bool = False,
+        queued_at: float | None = None,
+        failure: ModelScopeError | None = None,
+    ) -> dict[str, Any]:
         """Run one part of the task.
 
-        :param requests: The requests; None if the task resumes with those that it has planned.
+        :param requests: The requests, as the user gave them: anything.
+        :param is_resumed: Whether the task resumes with the requests that it has planned instead.
         :param queued_at: Since when the task waits for a free slot, if it resumes from it.
+        :param failure: The error that ended the wait in the triggerer.
         """
-        with count_failure(self):
-            return self._run_counted(context, requests, queued_at=queued_at)
-
-    def _run_counted(self, context: Context, requests: Any, *, queued_at: float | None) -> dict[str, Any]:
         from airflow_provider_modelscope.batch.run import BatchRun
         from airflow_provider_modelscope.batch.state import BatchState
         from airflow_provider_modelscope.batch.working_set import WorkingSet
@@ -330,7 +344,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         state = BatchState(destination, ti)
         with WorkingSet() as rows:
             value, results = state.load()
-            if requests is None:
+            if is_resumed:
                 state.read_plan(rows)
             else:
                 rows.add(self._rows(requests, shard))
@@ -338,7 +352,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             if self.is_dry_run:
                 batch.load({}, results)
                 return self._estimate(rows)
-            if requests is not None:
+            if not is_resumed:
                 check_store(destination, "read")
                 state.write_plan(rows)
             manifest = destination.beside(self._manifest_name(shard))
@@ -353,9 +367,14 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 },
             )
             self._log_credit("before")
+            batch.load(value, results, queued_at=queued_at)
             try:
-                batch.load(value, results, queued_at=queued_at)
-                if pause := batch.work():
+                if failure:
+                    raise failure
+                pause = batch.work()
+                if batch.has_submitted:
+                    self._exhausted_end = None  # there was credit
+                if pause:
                     self._defer(pause, context)
                 self._wait_for_credit(batch, rows, policy, context)
             except ModelScopeError as error:
@@ -373,14 +392,16 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.manifest import require_pyarrow
         from airflow_provider_modelscope.protocol.fallbacks import read_fallbacks
 
-        check_connection = self._refuse_secrets("requests", *QUOTED_PARAMETERS)
+        check_connection = self._refuse_secrets(*QUOTED_PARAMETERS)
         destination, shard, fallbacks, limit, *_ = check_all(
             self._parse_folder,
             lambda: parse_shard(self.shard) if self.shard else None,
             lambda: read_fallbacks(self.fallback_models, size=self.size, check_ranges=self.check_ranges),
             lambda: checked_limit(self.max_credit),
             lambda: raise_invalid(self._option_errors()),
-            lambda: require_pyarrow(self.destination) if self.manifest_format == "parquet" else None,
+            lambda: (
+                require_pyarrow("manifest_format = 'parquet'") if self.manifest_format == "parquet" else None
+            ),
             lambda: self._check_own_folder(context),
             check_connection,
         )
@@ -433,19 +454,18 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         """Yield the rows of all shards. None contains a secret, and no error quotes one."""
         from airflow_provider_modelscope.batch.rows import read_rows
 
+        self.hook.refuse_secrets(requests=requests)
         rows = read_rows(
             requests,
             defaults={name: getattr(self, name) for name in DEFAULTS},
             check_ranges=self.check_ranges,
             storage_conn_id=self.storage_conn_id,
             max_requests=self.max_requests,
+            check=lambda entry: self.hook.refuse_secrets(**{entry.place: entry.value}),
         )
         try:
-            for row in rows:
-                given = {**vars(row.request), "key": row.key, "data": row.data}
-                self.hook.refuse_secrets(**{f"row {row.number}: {name}": one for name, one in given.items()})
-                yield row
-        except InvalidRequestError as error:
+            yield from rows
+        except InvalidRequestError as error:  # it may quote the name of a column
             self.hook.refuse_secrets(requests=error.message)
             raise
 
@@ -552,10 +572,12 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         try:
             self._write_manifest(rows, manifest)
         except Exception as problem:  # of any store
-            if failure is None:
-                raise
             self.log.warning("The manifest was not written: %r", problem)
             summary["manifest"] = None
+            failure = failure or ModelScopeRetryableError(
+                f"The manifest {self._manifest} was not written ({problem!r}). The images are stored, so a "
+                "retry only writes the manifest"
+            )
         batch.finish(has_succeeded=failure is None)
         self._log_credit("after")
         if failure is None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.emulator import Emulator
-from tests.support.real_airflow import RealAirflow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.real_airflow import RealAirflow
 
 DAG = "example_batch"
 

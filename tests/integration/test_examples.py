@@ -13,8 +13,8 @@ from airflow_provider_modelscope.emulator import Emulator
 from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow
 
 # The tasks that store images, and the format of each image.
-# test_batch.py tests the batch. tests/browser/test_downstream.py tests the approval, which needs a person, and
-# the Dag that an asset starts.
+# test_batch.py tests the batch. tests/browser/test_downstream.py tests the approval, which needs a person,
+# and the Dag that an asset starts.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "example_asset_producer": {"stored_by": ["hero"], "formats": ["image/png"], "is_unchanged": False},
     "example_text_to_image": {"stored_by": ["store"], "formats": ["image/png"]},

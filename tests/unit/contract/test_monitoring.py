@@ -28,6 +28,7 @@ KINDS = {words(row[0])[0]: row[1] for row in table("docs/metrics.md", "Metrics")
 TAGS = {tag for row in table("docs/metrics.md", "Tags") for tag in words(row[0])}
 VALUES = {
     "cause": set(get_args(metrics.Cause)),
+    "status": {"stored", "rejected", "failed"},
     "reason": {metrics.reason_of(error("")) for error in ERRORS},
 }
 
@@ -86,6 +87,7 @@ def metric_of(name: str) -> str:
 def test_each_metric_is_mapped_to_its_name_once(metric: str) -> None:
     sent = {
         metrics.FAILED: f"{metric}.service.image_gone",
+        metrics.BATCH_ROW: f"{metric}.stored",
         metrics.REJECTED: f"{metric}.queue_full",
         metrics.FALLBACK: f"{metric}.unknown_model",
     }.get(metric, metric)
