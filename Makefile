@@ -8,7 +8,7 @@ AZURITE := $(VENV)/azurite
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo ui check test test-fuzz test-integration test-browser test-stores test-faults test-records \
-	test-form test-cluster proof test-matrix bench bench-landing screenshots clean
+	test-form test-cluster proof test-matrix bench bench-batch bench-landing screenshots clean
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -79,6 +79,9 @@ bench: $(READY) ## The cost of a wait beside other ways to wait, and what pollin
 	@$(BIN)/python -m dev.bench_waiting
 	@$(BIN)/python -m dev.bench_intervals
 	@$(BIN)/python -m dev.bench_slots
+
+bench-batch: $(READY) ## How busy a batch keeps an account, and what it costs, beside mapped tasks and loops; half an hour
+	@$(BIN)/python -m dev.bench_batch
 
 bench-landing: $(READY) ## The cost of storing an image beside bare copying; ten minutes
 	@$(BIN)/python -m dev.bench_landing

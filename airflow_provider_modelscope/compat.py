@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from airflow.sdk.lineage import get_hook_lineage_collector as get_hook_lineage_collector
     from airflow.sdk.observability.stats import Stats as Stats
     from airflow.sdk.plugins_manager import AirflowPlugin as AirflowPlugin
+    from airflow.utils.net import get_hostname as get_hostname
 
     AIRFLOW_VERSION: tuple[int, int]
 
@@ -40,11 +41,15 @@ _HOMES = {
     "BaseHook": ("airflow.sdk", "airflow.hooks.base"),
     "Stats": ("airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"),
     "TaskDeferred": _EXCEPTIONS,
+    # Since 3.2 Airflow has two ``Stats``. Its triggerer sets up this one.
+    "TriggererStats": ("airflow.observability.stats", "airflow.stats"),
     "conf": ("airflow.sdk.configuration", "airflow.configuration"),
     "context_merge": ("airflow.sdk.definitions.context", "airflow.utils.context"),
     "determine_kwargs": ("airflow.sdk.bases.decorator", "airflow.utils.operator_helpers"),
     "get_hook_lineage_collector": ("airflow.sdk.lineage", "airflow.lineage.hook"),
+    "get_hostname": ("airflow.utils.net",),
 }
+_RENAMED = {"TriggererStats": "Stats"}  # the name in Airflow, if it differs
 
 
 def __getattr__(name: str) -> Any:
@@ -55,7 +60,7 @@ def __getattr__(name: str) -> Any:
         return tuple(int(number) for number in __version__.split(".")[:2])
     for home in _HOMES.get(name, ()):
         try:
-            found = getattr(import_module(home), name)
+            found = getattr(import_module(home), _RENAMED.get(name, name))
         except (ImportError, AttributeError):  # of another version of Airflow
             continue
         globals()[name] = found

@@ -7,8 +7,12 @@ from typing import Any
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_modelscope.resuming import OPTION, SECTION
 
+_DECORATORS = "airflow_provider_modelscope.decorators"
 _MODULES = {
-    "operators": ["airflow_provider_modelscope.operators.image_generation"],
+    "operators": [
+        "airflow_provider_modelscope.operators.image_batch",
+        "airflow_provider_modelscope.operators.image_generation",
+    ],
     "sensors": [
         "airflow_provider_modelscope.sensors.credit",
         "airflow_provider_modelscope.sensors.image_generation",
@@ -49,9 +53,13 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [
             {
-                "class-name": "airflow_provider_modelscope.decorators.image_generation.modelscope_image_task",
+                "class-name": f"{_DECORATORS}.image_generation.modelscope_image_task",
                 "name": "modelscope_image",
-            }
+            },
+            {
+                "class-name": f"{_DECORATORS}.image_batch.modelscope_image_batch_task",
+                "name": "modelscope_image_batch",
+            },
         ],
         # Airflow before 3.2 ignores it.
         "cli": ["airflow_provider_modelscope.check.airflow_command.commands"],

@@ -1,6 +1,7 @@
-"""The metrics of workers: their names, and sending them through Airflow to StatsD, Datadog or OpenTelemetry.
+"""The metrics: their names, and sending them through Airflow to StatsD, Datadog or OpenTelemetry.
 
-The reason of an error is both a tag and a suffix of the name, because StatsD drops tags by default.
+The cause and the reason of an error are both tags and a suffix of the name, because StatsD drops tags by
+default.
 """
 
 from __future__ import annotations
@@ -11,10 +12,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
-from airflow_provider_modelscope.exceptions import ModelScopeError, SubmissionLostError
+from airflow_provider_modelscope.exceptions import (
+    AccountNotReadyError,
+    AuthenticationError,
+    ImageNotAllowedError,
+    ImageStorageError,
+    ImageUnavailableError,
+    InvalidConnectionError,
+    InvalidDestinationError,
+    ModelScopeError,
+    ModelScopeFinalError,
+    QuotaExhaustedError,
+    RateLimitedError,
+    SubmissionLostError,
+    SubmissionRecordError,
+    SubmissionUnresolvedError,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.credit import Credit
@@ -35,6 +51,28 @@ BATCH_ROWS_LEFT = "modelscope.batch.rows_left"
 CREDIT_SPENT = "modelscope.credit.spent"
 CREDIT_AVAILABLE = "modelscope.credit.available"
 CREDIT_FROZEN = "modelscope.credit.frozen"
+QUEUE_WAITING = "modelscope.queue.waiting"
+QUEUE_SECONDS = "modelscope.queue.seconds"
+RUNNING = "modelscope.generation.running"
+TOO_MANY_REQUESTS = "modelscope.response.too_many_requests"
+
+Cause = Literal["input", "account", "service", "storage"]
+# The cause of an error is that of the nearest class above it.
+CAUSES: dict[type[ModelScopeError], Cause] = {
+    ModelScopeFinalError: "input",
+    InvalidConnectionError: "account",
+    AuthenticationError: "account",
+    AccountNotReadyError: "account",
+    QuotaExhaustedError: "account",
+    ImageNotAllowedError: "account",  # the connection has the limits and the allowed hosts
+    RateLimitedError: "account",
+    InvalidDestinationError: "storage",
+    ImageStorageError: "storage",
+    SubmissionRecordError: "storage",
+    SubmissionUnresolvedError: "service",
+    ImageUnavailableError: "service",
+    ModelScopeError: "service",
+}
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +91,11 @@ def reason_of(error: ModelScopeError) -> str:
     return re.sub(r"\B(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
 
 
+def cause_of(error: ModelScopeError) -> Cause:
+    """Return where to search for the cause of an error."""
+    return next(CAUSES[kind] for kind in type(error).__mro__ if kind in CAUSES)
+
+
 @contextmanager
 def counted_submission(*, modelscope_conn_id: str, model: str) -> Iterator[None]:
     """Count a submission and its outcome."""
@@ -64,14 +107,25 @@ def counted_submission(*, modelscope_conn_id: str, model: str) -> Iterator[None]
         _send("incr", UNCONFIRMED, 1, tags)
         raise
     except ModelScopeError as error:
-        _count_by_reason(REJECTED, error, tags)
+        _count(REJECTED, tags, reason=reason_of(error))
         raise
     _send("incr", ACCEPTED, 1, tags)
 
 
 def count_fallback(refusal: ModelScopeError, *, modelscope_conn_id: str, model: str) -> None:
     """Count that a model refused a request, so that a fallback model is asked."""
-    _count_by_reason(FALLBACK, refusal, _tags(modelscope_conn_id, model))
+    _count(FALLBACK, _tags(modelscope_conn_id, model), reason=reason_of(refusal))
+
+
+def time_queue(seconds: float, *, modelscope_conn_id: str, model: str) -> None:
+    """Send how long a task waited until its submission was accepted."""
+    waited = timedelta(seconds=max(0.0, seconds))  # the clock may have been set back
+    _send("timing", QUEUE_SECONDS, waited, _tags(modelscope_conn_id, model))
+
+
+def count_too_many_requests(*, modelscope_conn_id: str) -> None:
+    """Count a response with status 429."""
+    _send("incr", TOO_MANY_REQUESTS, 1, _tags(modelscope_conn_id))
 
 
 def count_spent(price: float | None, *, modelscope_conn_id: str, model: str) -> None:
@@ -84,9 +138,31 @@ def count_spent(price: float | None, *, modelscope_conn_id: str, model: str) -> 
 
 
 def show_credit(credit: Credit, *, modelscope_conn_id: str) -> None:
-    """Send the credit of an account."""
-    _send("gauge", CREDIT_AVAILABLE, credit.available, _tags(modelscope_conn_id))
-    _send("gauge", CREDIT_FROZEN, credit.frozen, _tags(modelscope_conn_id))
+    """Send the credit of an account.
+
+    Without the tags of the task: a gauge that each task has for itself would keep its last value for ever.
+    """
+    tags = {"modelscope_conn_id": modelscope_conn_id}
+    _send("gauge", CREDIT_AVAILABLE, credit.available, tags)
+    _send("gauge", CREDIT_FROZEN, credit.frozen, tags)
+
+
+def show_account(*, waiting: int, running: int, too_many_requests: int, modelscope_conn_id: str) -> None:
+    """Send what a triggerer knows of an account. Call it in a thread, because it may block.
+
+    :param waiting: Tasks that wait for a slot.
+    :param running: Generations that are waited for.
+    :param too_many_requests: Responses with status 429 since the last call.
+    """
+    from airflow_provider_modelscope.compat import get_hostname
+
+    hostname: str = get_hostname()  # type: ignore[no-untyped-call]
+    tags = {"modelscope_conn_id": modelscope_conn_id, "hostname": hostname}
+    send = partial(_send, tags=tags, stats="TriggererStats")
+    send("gauge", QUEUE_WAITING, waiting)
+    send("gauge", RUNNING, running)
+    if too_many_requests:
+        send("incr", TOO_MANY_REQUESTS, too_many_requests)
 
 
 def count_stored(
@@ -108,11 +184,9 @@ def count_stored(
         _send("timing", DELIVERY_DELAY, timedelta(seconds=max(0.0, delay)), tags)
 
 
-def count_rows(status: str, count: int, *, modelscope_conn_id: str) -> None:
-    """Count rows of a batch that are finished, by their status."""
-    tags = _tags(modelscope_conn_id)
-    _send("incr", BATCH_ROW, count, {**tags, "status": status})
-    _send("incr", f"{BATCH_ROW}.{status}", count, tags)
+def count_row(status: str, *, modelscope_conn_id: str) -> None:
+    """Count a row of a batch that is finished."""
+    _count(BATCH_ROW, _tags(modelscope_conn_id), status=status)
 
 
 def show_rows_left(count: int, *, modelscope_conn_id: str) -> None:
@@ -127,7 +201,8 @@ def count_failure(task: HasConnection) -> Iterator[None]:
         yield
     except ModelScopeError as error:
         model = getattr(task, "model", None)
-        _count_by_reason(FAILED, error, _tags(task.modelscope_conn_id, str(model) if model else None))
+        tags = _tags(task.modelscope_conn_id, str(model) if model else None)
+        _count(FAILED, tags, cause=cause_of(error), reason=reason_of(error))
         raise
 
 
@@ -143,14 +218,14 @@ def counts_failures(method: Method) -> Method:
 
 
 def _tags(modelscope_conn_id: str, model: str | None = None) -> dict[str, str]:
-    tags = {"modelscope_conn_id": modelscope_conn_id}
+    tags = {"modelscope_conn_id": modelscope_conn_id, **_task_tags()}
     return {**tags, "model": model} if model else tags
 
 
-def _count_by_reason(name: str, error: ModelScopeError, tags: Mapping[str, str]) -> None:
-    reason = reason_of(error)
-    _send("incr", name, 1, {**tags, "reason": reason})
-    _send("incr", f"{name}.{reason}", 1, tags)
+def _count(name: str, tags: Mapping[str, str], **details: str) -> None:
+    """Count with the details as tags, and as a suffix of the name."""
+    _send("incr", name, 1, {**tags, **details})
+    _send("incr", ".".join([name, *details.values()]), 1, tags)
 
 
 def _send(
@@ -158,11 +233,13 @@ def _send(
     name: str,
     value: float | timedelta,
     tags: Mapping[str, str],
+    *,
+    stats: Literal["Stats", "TriggererStats"] = "Stats",
 ) -> None:
-    from airflow_provider_modelscope.compat import Stats
+    from airflow_provider_modelscope import compat
 
     try:
-        getattr(Stats, kind)(name, value, tags={**tags, **_task_tags()})
+        getattr(getattr(compat, stats), kind)(name, value, tags=tags)
     except Exception as error:  # any backend of metrics; a generation may be paid for
         log.warning("The metric %s was not sent: %r", name, error)
 
@@ -173,6 +250,6 @@ def _task_tags() -> dict[str, str]:
 
     try:
         ti = get_current_context()["ti"]
-    except RuntimeError:  # outside of a task
+        return {"dag_id": ti.dag_id, "task_id": ti.task_id}
+    except Exception:  # a RuntimeError outside of a task; nothing here may end a task that has paid
         return {}
-    return {"dag_id": ti.dag_id, "task_id": ti.task_id}

@@ -1,4 +1,4 @@
-"""The XComs that tasks leave beside their return value: ``request`` and ``images``, as values.
+"""The XComs that tasks leave beside their return value: ``request``, ``images`` and ``batch``, as values.
 
 Any task may push an XCom with the same key. Readers get ``None`` for an entry that they cannot use; of any
 other entry, texts that UTF-8 can encode, and numbers that can be printed.
@@ -6,6 +6,8 @@ other entry, texts that UTF-8 can encode, and numbers that can be printed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 REQUEST = "request"  # one Submission
 IMAGES = "images"  # a list of StoredImage
-BATCH = "batch"  # where the state and the manifest of a batch are
+BATCH = "batch"  # one BatchLocation
+
+STATE_FOLDER = ".modelscope"  # beside the images of a batch: one folder in it for each task instance
 
 # The classes of the tasks that push REQUEST, by the names that Airflow's database keeps.
 SUBMITTERS = (
@@ -28,6 +32,8 @@ SUBMITTERS = (
     "ModelScopeImageGenerationOperator",
     "_ModelScopeImageDecoratedOperator",
 )
+# The classes of the tasks that push BATCH.
+BATCHES = ("ModelScopeImageBatchOperator", "_ModelScopeImageBatchDecoratedOperator")
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +197,50 @@ class Submission:
             context["ti"].xcom_push(key=REQUEST, value=self.to_json())
         except Exception as error:  # backends raise any type; the generation is already paid for
             log.warning("Could not push XCom %r of generation %s: %r", REQUEST, self.generation_id, error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLocation:
+    """Where a batch keeps its state and writes its manifest; the XCom ``batch``.
+
+    :param state: The URI of the folder of its state, which ends with ``/``.
+    :param manifest: The URI of its manifest, which is written when the task ends.
+    :param total: How many rows it has.
+    """
+
+    state: str
+    storage_conn_id: str | None
+    manifest: str
+    total: int
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self | None:
+        """Return the location that a value describes, or None if it describes none."""
+        match value:
+            case {"state": str(state), "manifest": str(manifest), "total": int(total)}:
+                storage_conn_id = value.get("storage_conn_id")
+                if not isinstance(storage_conn_id, str | None) or integer(total) is None:
+                    return None
+                return cls(
+                    state=printable(state),
+                    storage_conn_id=text(storage_conn_id),
+                    manifest=printable(manifest),
+                    total=total,
+                )
+        return None
+
+    def is_of(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> bool:
+        """Whether this is the state of a task instance. A user who may write XComs can name any folder."""
+        # Airflow's own map index is -1 in a loop, unless the task is mapped.
+        names = [name_of(dag_id, run_id, task_id, index) for index in (map_index, -1)]
+        return any(self.state.endswith(f"/{STATE_FOLDER}/{name}/") for name in names)
+
+
+def name_of(dag_id: str, run_id: str, task_id: str, map_index: int | None) -> str:
+    """Return a name of a task instance, the same in all of its attempts. No two have the same."""
+    parts = [dag_id, run_id, task_id, map_index]
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", ".".join(map(str, parts)))[:150]
+    return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
 def own_xcom(context: Context, key: str) -> Any:

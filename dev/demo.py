@@ -1,4 +1,4 @@
-"""``make demo``: generates one image with a real Airflow Dag, and prints where it is stored.
+"""``make demo``: generates one image with a real Airflow Dag, and prints where it is and how to open it.
 
 It uses the emulator or, if ``MODELSCOPE_API_TOKEN`` is set, ModelScope itself.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -40,16 +42,29 @@ def main() -> int:
             return 1
         seconds = time.monotonic() - started_at
     (FOLDER / "demo.log").write_text(log)
-    for line in re.findall(r"\[info *\] (.*\bgeneration \d.*?) +\[", log, re.IGNORECASE):
+    # Each task says what it polls: the same line can come from all three.
+    for line in dict.fromkeys(re.findall(r"\[info *\] (.*\bgeneration \d.*?) +\[", log, re.IGNORECASE)):
         print(f"          {line}")
     print("Tasks:    " + ", ".join(f"{task} {state}" for task, state in airflow.task_states(DAG)))
     [images] = airflow.xcoms(DAG, "store", "images")
     for image in images:
+        path = image["uri"].removeprefix("file://")
         size = f"{image['width']}x{image['height']} {image['content_type']}, {image['size_bytes']} bytes"
-        print(f"Image:    {image['uri']}\n          {size}, seed {image['seed']}, model {image['model']}")
+        print(f"Image:    {path}\n          {size}, seed {image['seed']}, model {image['model']}")
+        if command := viewer():
+            print(f"Open it:  {command} {shlex.quote(path)}")
     print(f"Log:      {FOLDER / 'demo.log'}")
     print(f"Seconds:  {seconds:.1f}")
+    print("Next:     make ui starts Airflow's UI, where the tab Images of a Dag run shows its images")
     return 0
+
+
+def viewer() -> str | None:
+    """Return the command that opens an image on this machine, or None if it has no desktop."""
+    if sys.platform == "darwin":
+        return "open"
+    has_desktop = os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY")
+    return "xdg-open" if has_desktop and shutil.which("xdg-open") else None
 
 
 if __name__ == "__main__":

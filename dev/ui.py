@@ -14,6 +14,7 @@ from airflow_provider_modelscope.emulator import Emulator
 from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow, free_port
 
 DAG = "example_edit_image"
+FORM = "example_params_form"
 FOLDER = Path(__file__).parent.parent / ".ui"
 
 
@@ -41,6 +42,7 @@ def main() -> int:
             print(f"\nAirflow:  {url}")
             print(f"Service:  {'ModelScope' if token else f'emulator on {emulator.base_url}'}")
             print(f"Dags:     those in {EXAMPLE_DAGS.name}; your own can go there too")
+            print(f"Form:     {url}/dags/{FORM}: choose Trigger")
             if not token:  # with a token, the run would cost credit
                 print(f"Images:   {url}/{_images(airflow, url, emulator)}")
             print("Ctrl-C stops everything.", flush=True)

@@ -1,8 +1,8 @@
 """Approval by a person: generate three posters, show them in a form of Airflow, and publish the chosen one.
 
-Needs Airflow 3.1 or later. The form is on the tab "Required Actions" of the Dag run and of the task
-``choose``. Its images come from the gallery, so a user needs the permission to read the XComs of this Dag. If
-nobody chooses within 12 hours, nothing is published.
+The form is on the tab *Required Actions* of the Dag run and of the task `choose`. Its images come from the
+gallery, so a user needs the permission to read the XComs of this Dag. If nobody chooses within 12 hours,
+nothing is published. Needs Airflow 3.1 or later.
 """
 
 from __future__ import annotations
@@ -30,10 +30,26 @@ image_path(dag.dag_id, run_id, "draw", loop.index0) }}) |{% endfor %}
 
 @dag(
     schedule=None,
+    description="Generate three posters, let a person choose one, and publish it",
+    doc_md=__doc__,
     tags=["modelscope", "example"],
     params={
-        "prompt": Param("A poster for a jazz festival, linocut", type="string"),
-        "destination": Param("file:///tmp/modelscope-images/posters/", type="string"),
+        "prompt": Param(
+            "A poster for a jazz festival, linocut",
+            type="string",
+            format="multiline",
+            minLength=1,
+            maxLength=1999,
+            title="Prompt",
+            description="What the posters show. They differ by their seed",
+        ),
+        "destination": Param(
+            "file:///tmp/modelscope-images/posters/",
+            type="string",
+            pattern="/$",
+            title="Destination",
+            description="Folder of the posters: a URI that ends in /, such as s3://bucket/folder/",
+        ),
     },
     user_defined_macros={"image_path": image_path, "seeds": SEEDS},
 )
@@ -55,6 +71,7 @@ def example_approval() -> None:
         options=[*(str(number) for number, _ in enumerate(SEEDS, start=1)), NONE],
         defaults=NONE,
         response_timeout=TIME_LIMIT,
+        doc_md="Waits for a person. The form is on the tab *Required Actions*.",
     )
 
     @task

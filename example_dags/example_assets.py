@@ -1,6 +1,7 @@
 """Assets: one Dag generates an image, and another Dag runs when the image is stored.
 
-``@task.modelscope_image`` turns a function that returns a prompt into a task that generates the image.
+`@task.modelscope_image` turns a function that returns a prompt into a task that generates the image. Unpause
+`example_asset_consumer` first, then trigger `example_asset_producer`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,27 @@ HERO = Asset("modelscope_hero_image")
 
 @dag(
     schedule=None,
+    description="Generate the image of the day, which starts example_asset_consumer",
+    doc_md=__doc__,
     tags=["modelscope", "example"],
-    params={"destination": Param("file:///tmp/modelscope-images/hero/", type="string")},
+    params={
+        "subject": Param(
+            "A bakery on a corner",
+            type="string",
+            format="multiline",
+            minLength=1,
+            maxLength=1999,
+            title="Subject",
+            description="What the image shows. The Dag adds the style",
+        ),
+        "destination": Param(
+            "file:///tmp/modelscope-images/hero/",
+            type="string",
+            pattern="/$",
+            title="Destination",
+            description="Folder of the image: a URI that ends in /, such as s3://bucket/folder/",
+        ),
+    },
 )
 def example_asset_producer() -> None:
     """Generate the image of the day."""
@@ -33,10 +53,15 @@ def example_asset_producer() -> None:
         """Return the parameters of the request. Jinja templates in them are not rendered."""
         return {"prompt": f"{subject}, wide shot, morning light", "negative_prompt": "text, watermark"}
 
-    hero("A bakery on a corner")
+    hero("{{ params.subject }}")
 
 
-@dag(schedule=[HERO], tags=["modelscope", "example"])
+@dag(
+    schedule=[HERO],
+    description="Process each image that example_asset_producer stores",
+    doc_md=__doc__,
+    tags=["modelscope", "example"],
+)
 def example_asset_consumer() -> None:
     """Process the images. The event of the asset contains the URI and the parameters of each image."""
 

@@ -2,6 +2,8 @@
 
 The prompts are known only at run time, so the task is mapped over them. ModelScope runs one generation per
 account at a time. The other tasks wait in the queue, without occupying a worker.
+
+Unpausing the Dag starts no run: the first one is at the next 06:00 UTC. To see images now, trigger the Dag.
 """
 
 from __future__ import annotations
@@ -9,17 +11,27 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import Param, dag, task
-from pendulum import datetime
+from airflow.timetables.trigger import CronTriggerTimetable
 
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 
 
 @dag(
-    schedule="0 6 * * *",
-    start_date=datetime(2026, 1, 1, tz="UTC"),
+    # Without a start date, and with run_immediately, the 06:00 that has passed is not run on unpausing.
+    schedule=CronTriggerTimetable("0 6 * * *", timezone="UTC", run_immediately=timedelta(0)),
     catchup=False,
+    description="Generate the images of the day every morning",
+    doc_md=__doc__,
     tags=["modelscope", "example"],
-    params={"destination": Param("file:///tmp/modelscope-images/", type="string")},
+    params={
+        "destination": Param(
+            "file:///tmp/modelscope-images/",
+            type="string",
+            pattern="/$",
+            title="Destination",
+            description="Folder for the folders of the days: a URI that ends in /, such as s3://bucket/folder/",
+        ),
+    },
 )
 def example_scheduled_content() -> None:
     """Generate the images of the day."""

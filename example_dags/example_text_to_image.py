@@ -1,6 +1,7 @@
-"""A chain of three tasks: submit the request, wait for the generation, store the image.
+"""A chain of three tasks: submit a prompt, wait for the generation, store the image.
 
-Each can be retried alone. Only the first one costs credit, because the others never submit.
+Each task can be retried alone. Only the first one costs credit, because the others never submit. The image is
+on the tab *Images* of the Dag run.
 """
 
 from __future__ import annotations
@@ -16,32 +17,51 @@ from airflow_provider_modelscope.transfers.image_to_object_storage import (
 
 @dag(
     schedule=None,
+    description="Submit a prompt, wait without occupying a worker, and store the image",
+    doc_md=__doc__,
     tags=["modelscope", "example"],
     params={
-        "prompt": Param("A lighthouse above a sea of clouds, watercolour", type="string"),
-        "destination": Param("file:///tmp/modelscope-images/", type="string"),
+        "prompt": Param(
+            "A lighthouse above a sea of clouds, watercolour",
+            type="string",
+            format="multiline",
+            minLength=1,
+            maxLength=1999,
+            title="Prompt",
+            description="What the image shows, in English or Chinese",
+        ),
+        "destination": Param(
+            "file:///tmp/modelscope-images/",
+            type="string",
+            pattern="/$",
+            title="Destination",
+            description="Folder of the image: a URI that ends in /, such as s3://bucket/folder/",
+        ),
     },
 )
 def example_text_to_image() -> None:
-    """Submit a prompt, wait without occupying a worker, and store the image."""
+    """Submit, wait and store in three tasks."""
     submit = ModelScopeSubmitImageGenerationOperator(
         task_id="submit",
         model="Qwen/Qwen-Image",
         prompt="{{ params.prompt }}",
         size="1024x768",
         deferrable=True,
+        doc_md="Submits the prompt and returns the id of the generation. The only task that costs credit.",
     )
     wait = ModelScopeImageGenerationSensor(
         task_id="wait",
         generation_id=submit.output,
         deferrable=True,
         retries=3,
+        doc_md="Waits in the triggerer until the generation has finished.",
     )
     ModelScopeImageToObjectStorageOperator(
         task_id="store",
         generation_id=wait.output,
         destination="{{ params.destination }}",
         retries=3,
+        doc_md="Downloads the image, checks it and stores it. Returns its URI.",
     )
 
 

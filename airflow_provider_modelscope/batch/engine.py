@@ -1,7 +1,7 @@
 """What a batch does next: rows, results and the clock in, the next action out.
 
-No clock, no network, no storage and no Airflow: ``now`` is an argument, and whoever runs the engine does what
-it says and reports what came of it. So it serves any loop, in a worker or in an event loop.
+No clock, no network, no storage and no Airflow: ``now`` is an argument. A loop, on a worker or in an event
+loop, does what the engine says and reports what came of it.
 
 The account is the bottleneck: a row is submitted as soon as a slot is free, before the image of the last one
 is stored, and polls are close together when a generation is about to end.
@@ -253,8 +253,9 @@ class Engine:
         return running
 
     def _store(self, key: str, *, now: float) -> None:
-        self._storing[key] = self._running.pop(key).work
-        self.share.end(now=now)
+        running = self._running.pop(key)
+        self._storing[key] = running.work
+        self.share.end(now=now, usual_seconds=running.schedule.usual_seconds)
 
 
 def is_rejection(error: ModelScopeError) -> bool:

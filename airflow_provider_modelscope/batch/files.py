@@ -195,8 +195,8 @@ def _read_parquet(file: IO[bytes]) -> Iterator[Entry]:
         raise _UnreadableError("", f"Parquet needs pyarrow: {install}") from None
     number = 0
     try:
-        # Read in pieces: without buffer_size, whole columns of a row group would be in memory.
-        table = parquet.ParquetFile(file, buffer_size=1024**2)
+        # Without these two, all columns of a row group are in memory at once.
+        table = parquet.ParquetFile(file, buffer_size=1024**2, pre_buffer=False)
         names = _checked_names(table.schema_arrow.names, "")
         for batch in table.iter_batches(batch_size=PARQUET_BATCH, use_threads=False):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -242,7 +242,7 @@ def unknown_names(given: Iterable[Any], *, kind: str) -> Iterator[str]:
 
     for name in given:
         if name not in NAMES:
-            near = get_close_matches(name.lower()[:100], NAMES, n=1) if isinstance(name, str) else []
+            near = get_close_matches(name.lower(), NAMES, n=1) if isinstance(name, str) else []
             hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(NAMES)}"
             yield f"unknown {kind} {preview(name)} ({hint})"
 

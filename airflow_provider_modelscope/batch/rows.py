@@ -106,7 +106,6 @@ def read_rows(
     """
     errors = _Errors()
     reader = _RowReader(defaults, check_ranges=check_ranges, errors=errors)
-    number = 0
     for number, entry in enumerate(_entries(requests, storage_conn_id), start=1):
         if number > max_requests:
             problem = f"there are more than {max_requests} requests: split them, or raise max_requests"

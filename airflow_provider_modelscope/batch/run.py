@@ -43,7 +43,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.images.sources import inline_images
 from airflow_provider_modelscope.manifest import Result, RowError, RunningRow
-from airflow_provider_modelscope.metrics import count_rows, count_spent, show_rows_left
+from airflow_provider_modelscope.metrics import count_row, count_spent, show_rows_left
 from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
 from airflow_provider_modelscope.tasks.cost import check_limit, price_under_limit
 from airflow_provider_modelscope.tasks.deferral import LEAST_PRICE, MIN_QUEUE_DEFERRAL
@@ -292,7 +292,7 @@ class BatchRun:
     @property
     def spent(self) -> float | None:
         """The credit that all attempts have spent, None if it is unknown."""
-        return self._spent if self._credit_is_known else None
+        return round(self._spent, 6) if self._credit_is_known else None
 
     def _leave(self) -> UntilFinished | UntilSlotFree | None:
         """Return what to wait for in the triggerer, or None to stay on the worker."""
@@ -532,7 +532,7 @@ class BatchRun:
         self._counts[status] += count
         self._state.add(document)
         self._finished_at.extend([now] * count)
-        count_rows(status, count, modelscope_conn_id=self._hook.modelscope_conn_id)
+        count_row(status, modelscope_conn_id=self._hook.modelscope_conn_id)
         if error:
             log.warning("%s is %s: %s", _name(work), status, error)
 

@@ -12,15 +12,21 @@ from airflow_provider_modelscope.exceptions import (
     RateLimitedError,
     ServiceUnreachableError,
 )
-from airflow_provider_modelscope.waiting.backoff import DEFAULT_COOLDOWN, SubmitBackoff
+from airflow_provider_modelscope.waiting.backoff import (
+    DEFAULT_COOLDOWN,
+    TURN_SECONDS,
+    SubmitBackoff,
+    next_turn,
+)
 
 SOON = 0.5  # seconds to the next attempt if a slot should be free, because a generation has just ended
 RAISE_AFTER = 100  # accepted submissions after a refusal, until "auto" tries one generation more
 
-# A batch takes the slot as soon as its generation ends, so that others would never find it free. They submit
-# from their workers about once a second, so now and then, and more often once others were seen, it waits.
-TURN = 1.5  # seconds to leave a slot to others
-TURN_EVERY = 120.0  # seconds, as long as the account seems to be ours alone
+# A batch takes a slot as soon as its generation ends, so that others would never find it free. So it leaves
+# them one of their turns now and then, and each of them once others were seen.
+SEEK_OTHERS_EVERY = 60.0  # seconds, as long as the account seems to be ours alone; and only if a generation
+SEEK_WITHIN = 0.7  # ends so many seconds before a turn, or
+SEEK_WITHIN_OF_DURATION = 0.05  # so much of its duration
 UNUSED_TURNS = 3  # in a row show that the account is ours alone again
 
 
@@ -49,7 +55,7 @@ class AccountShare:
         self._has_responded = queued_at is not None
         self._backoff = None if queued_at is None else self._backoff_since(queued_at)
         self._ended_at = -math.inf
-        self._last_turn = now
+        self._last_turn = now  # that was left to others
         self._unused_turns = UNUSED_TURNS  # below it, others use the account
 
     @property
@@ -71,7 +77,7 @@ class AccountShare:
         """
         if self._backoff:
             self._backoff = None
-        elif now - self._last_turn <= 2 * TURN:
+        elif 0 <= now - self._last_turn <= 2 * TURN_SECONDS:
             self._unused_turns += 1
         self._has_responded = True
         self._accepted += 1
@@ -102,12 +108,21 @@ class AccountShare:
             delay = max(delay, DEFAULT_COOLDOWN)
         self._not_before = now + delay
 
-    def end(self, *, now: float) -> None:
-        """Note that a generation of ours has ended."""
+    def end(self, *, now: float, usual_seconds: float | None = None) -> None:
+        """Note that a generation of ours has ended.
+
+        :param usual_seconds: How long the generations usually take; None if that is unknown.
+        """
         self._ended_at = now
-        if self._unused_turns < UNUSED_TURNS or now - self._last_turn >= TURN_EVERY:
-            self._last_turn = now
-            self._not_before = max(self._not_before, now + TURN)
+        usual, turn = usual_seconds or 0.0, next_turn(now)
+        if self._unused_turns < UNUSED_TURNS:
+            is_left = now + usual > turn  # a generation of ours would run then
+        else:
+            within = max(SEEK_WITHIN, SEEK_WITHIN_OF_DURATION * usual)
+            is_left = now - self._last_turn >= SEEK_OTHERS_EVERY and turn - now <= within
+        if is_left:
+            self._last_turn = turn
+            self._not_before = max(self._not_before, turn + TURN_SECONDS)
 
     def _backoff_since(self, queued_at: float) -> SubmitBackoff:
         return SubmitBackoff(

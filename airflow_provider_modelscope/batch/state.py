@@ -30,7 +30,7 @@ from airflow_provider_modelscope.images.object_storage import (
     write_object,
 )
 from airflow_provider_modelscope.manifest import Progress, RunningRow, Segment
-from airflow_provider_modelscope.tasks.record_store import name_of
+from airflow_provider_modelscope.xcoms import STATE_FOLDER, name_of
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.images.object_storage import Destination
 
 JSON = "application/json"
-FOLDER = ".modelscope"
 PLAN, RUNNING = "plan.jsonl", "running.json"
 MAX_LATEST = 50  # results in running.json
 
@@ -55,7 +54,7 @@ class BatchState:
 
     def __init__(self, destination: Destination, ti: Any) -> None:
         self._destination = destination
-        self._name = f"{FOLDER}/{name_of(ti)}"
+        self._name = f"{STATE_FOLDER}/{name_of(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)}"
         self.uri = f"{destination.uri}{self._name}/"
         self._latest: list[str] = []  # results as JSON text: they are written again and again
         self._latest_without_image = 0

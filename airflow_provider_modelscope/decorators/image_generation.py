@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
+from airflow.sdk.bases.decorator import DecoratedOperator
 
 from airflow_provider_modelscope.compat import conf, context_merge, determine_kwargs
+from airflow_provider_modelscope.decorators.factory import DYNAMIC, task_decorator
 from airflow_provider_modelscope.exceptions import ModelScopeError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import (
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.protocol.request import GenerationRequest
     from airflow_provider_modelscope.tasks.submission_record import SubmissionRecord
-
-DYNAMIC = "DYNAMIC (set during execution)"  # what Airflow shows of a field that a function sets
-
-Decorator = TypeVar("Decorator", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
 
@@ -139,25 +135,7 @@ def _parameters_of(returned: Any) -> dict[str, Any]:
     return dict(parameters)
 
 
-def _task_decorator(signature: Decorator) -> Decorator:
-    """Return the task decorator with this signature.
-
-    Only the arguments that are given reach the operator, so that ``default_args`` fill in the others.
-    """
-
-    @wraps(signature)
-    def decorator(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-        return task_decorator_factory(
-            python_callable=python_callable,
-            decorated_operator_class=_ModelScopeImageDecoratedOperator,
-            # Airflow would infer multiple_outputs=True from "-> dict", but the task returns URIs.
-            **{"multiple_outputs": False, **kwargs},
-        )
-
-    return cast("Decorator", decorator)
-
-
-@_task_decorator
+@task_decorator(_ModelScopeImageDecoratedOperator)
 def modelscope_image_task(
     python_callable: Callable[..., Any] | None = None,
     *,

@@ -7,8 +7,9 @@ Start it with ``python -m airflow_provider_modelscope.emulator``, or in a test::
 
 The modules, in the order data flows: ``__main__`` reads the command line, ``server`` speaks HTTP, ``service``
 decides on each response, ``parameters`` checks a submission, ``credit`` knows what it costs, ``faults`` says
-which responses fail, and ``drawing`` draws the image. The emulator imports neither Airflow nor the rest of
-this package: its knowledge of the API is its own, so that it can disprove the client.
+which responses fail, ``drawing`` draws the image, and ``lettering`` writes on it. The emulator imports
+neither Airflow nor the rest of this package: its knowledge of the API is its own, so that it can disprove the
+client.
 """
 
 from airflow_provider_modelscope.emulator.server import Emulator

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -52,10 +53,10 @@ async def _serve(service: Service, options: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with serving(service, _log, options.host, options.port) as base_url:
-        password = "one-of-the-tokens" if options.token else "any-token"
+        password = options.token[0] if options.token else "any-token"
         connection = json.dumps({"conn_type": "modelscope", "password": password, "host": base_url})
         print(f"ModelScope emulator on {base_url} (Ctrl-C stops it). The connection for Airflow:")
-        print(f"export AIRFLOW_CONN_MODELSCOPE_DEFAULT='{connection}'", flush=True)
+        print(f"export AIRFLOW_CONN_MODELSCOPE_DEFAULT={shlex.quote(connection)}", flush=True)
         await stop.wait()
 
 

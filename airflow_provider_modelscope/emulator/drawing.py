@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
 from colorsys import hls_to_rgb
 from functools import lru_cache
 from io import BytesIO
@@ -12,26 +11,19 @@ from random import Random
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from airflow_provider_modelscope.emulator.lettering import MISSING, Lettering
+
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image
 
     from airflow_provider_modelscope.emulator.parameters import Parameters
 
-    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+    Colour = tuple[int, int, int, int]
+    Line = tuple[str, int, Colour]
 
-WIDE_FONTS = (
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansSC-Regular.otf",
-    "SourceHanSansCN-Regular.otf",
-    "wqy-microhei.ttc",
-    "wqy-zenhei.ttc",
-    "DroidSansFallbackFull.ttf",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-    "msyh.ttc",
-    "DejaVuSans.ttf",
-)
-"""Fonts that can write more scripts than Pillow's own, if one of them is installed. The first one wins."""
+TEXT = (255, 255, 255, 255)
+DIMMED = (255, 255, 255, 200)
+LINE_HEIGHT = 1.4  # of the font size of the prompt
 
 
 @lru_cache(maxsize=8)
@@ -70,7 +62,7 @@ def _landscape(parameters: Parameters) -> Image.Image:
     # Drawing at one scale and resizing is fast and gives smooth edges.
     scale = 1536 / max(parameters.width, parameters.height)
     width, height = round(parameters.width * scale), round(parameters.height * scale)
-    hue, hue_shift = rng.random(), rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)
+    hue, hue_shift = rng.uniform(0.5, 1.12), rng.choice((-1, 1)) * rng.uniform(0.08, 0.2)
 
     sky = Image.new("RGB", (1, 4))
     for row in range(4):
@@ -111,63 +103,47 @@ def _colour(hue: float, lightness: float, saturation: float) -> tuple[int, int, 
 def _write(image: Image.Image, parameters: Parameters) -> None:
     from PIL import ImageDraw
 
-    unit = max(10, min(image.size) // 32)
-    small = max(9, unit * 3 // 4)
+    lettering = _lettering()
+    lines = caption(parameters, lettering)
+    unit = _unit(parameters)
     margin = pad = unit // 2
-    line_height = unit * 1.4
-    text_width = image.width - 2 * margin - 2 * pad
-    max_lines = int((image.height * 0.6 - 2 * pad) // line_height)
-    details = [parameters.model, f"seed {parameters.seed}, {image.width}x{image.height}"]
-    if parameters.edited_from:
-        details.append(f"edited from {parameters.edited_from}")
-
-    font = _font(parameters.prompt, unit)
-    prompt = _wrap(
-        parameters.prompt, font, text_width, max(min(2, max_lines), min(4, max_lines - len(details)))
-    )
-    lines = [(line, font, (255, 255, 255, 255)) for line in prompt]
-    for detail in details[: max(0, max_lines - len(prompt))]:
-        font = _font(detail, small)
-        lines += [(line, font, (255, 255, 255, 200)) for line in _wrap(detail, font, text_width, 1)]
-
+    line_height = unit * LINE_HEIGHT
     top = image.height - margin - 2 * pad - line_height * len(lines)
     pen = ImageDraw.Draw(image, "RGBA")
     pen.rounded_rectangle((margin, top, image.width - margin, image.height - margin), pad, (12, 14, 24, 150))
-    for number, (line, font, fill) in enumerate(lines):
-        pen.text((margin + pad, top + pad + line_height * (number + 0.5)), line, fill, font, anchor="lm")
+    for number, (line, size, fill) in enumerate(lines):
+        middle = top + pad + line_height * (number + 0.5)
+        lettering.write(pen, (margin + pad, middle + 0.36 * size), line, size, fill)
 
 
-def _wrap(text: str, font: Font, width: float, max_lines: int) -> list[str]:
-    text = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:1000]
-    lines: list[str] = []
-    while text and len(lines) < max_lines:
-        fits = bisect_right(range(1, len(text) + 1), width, key=lambda length: font.getlength(text[:length]))
-        space = text.rfind(" ", 1, fits + 1) if fits < len(text) else -1
-        end = space if space > 0 else max(1, fits)
-        lines.append(text[:end].rstrip())
-        text = text[end:].lstrip()
-    if text and lines:
-        lines[-1] = lines[-1][: max(1, len(lines[-1]) - 3)] + "..."
+def caption(parameters: Parameters, lettering: Lettering) -> list[Line]:
+    """Return the lines that are written on the image, each with its font size and its colour."""
+    unit = _unit(parameters)
+    small = max(9, unit * 3 // 4)
+    pad = unit // 2
+    text_width = parameters.width - 4 * pad
+    max_lines = int((parameters.height * 0.6 - 2 * pad) // (unit * LINE_HEIGHT))
+    details = [parameters.model, f"seed {parameters.seed}, {parameters.width}x{parameters.height}"]
+    if parameters.edited_from:
+        details.append(f"edited from {parameters.edited_from}")
+    prompt = lettering.wrap(
+        parameters.prompt, unit, text_width, max(min(2, max_lines), min(4, max_lines - len(details)))
+    )
+    if any(MISSING in line for line in prompt):
+        details.append(f"{MISSING} no font for these characters")
+    lines = [(line, unit, TEXT) for line in prompt]
+    for detail in details[: max(0, max_lines - len(prompt))]:
+        lines += [(line, small, DIMMED) for line in lettering.wrap(detail, small, text_width, 1)]
     return lines
 
 
-def _font(text: str, size: int) -> Font:
-    from PIL import ImageFont
-
-    path = None if text.isascii() else _wide_font()
-    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+def _unit(parameters: Parameters) -> int:
+    return max(10, min(parameters.width, parameters.height) // 24)
 
 
 @lru_cache(maxsize=1)
-def _wide_font() -> str | None:
-    from PIL import ImageFont
-
-    for name in WIDE_FONTS:
-        try:
-            return str(ImageFont.truetype(name).path)
-        except OSError:
-            continue
-    return None
+def _lettering() -> Lettering:
+    return Lettering()  # searches the machine for fonts
 
 
 def _ai_label(parameters: Parameters) -> str:

@@ -47,6 +47,8 @@ log.addFilter(_without_traceback)
 class Exchange:
     """A request that arrived, with its response."""
 
+    arrived_at: float
+    """In seconds of ``time.monotonic``."""
     method: str
     path: str
     headers: Mapping[str, str]
@@ -90,13 +92,9 @@ async def serving(
             body = await request.read()
         except (web.HTTPRequestEntityTooLarge, web.RequestPayloadError, ConnectionError):
             body = None
+        now = time.monotonic()
         response = service.respond(
-            request.method,
-            request.path,
-            request.headers,
-            body,
-            query=request.query,
-            now=time.monotonic(),
+            request.method, request.path, request.headers, body, query=request.query, now=now
         )
         content = response.body
         if response.drawn_from is not None:
@@ -104,6 +102,7 @@ async def serving(
         sent = {"midway": content[: len(content) // 2], "before": b""}.get(response.cut, content)
         record(
             Exchange(
+                arrived_at=now,
                 method=request.method,
                 path=request.path,
                 headers=request.headers,

@@ -1,7 +1,7 @@
 """The gallery's routes. Each asks Airflow whether the user may read the XComs of the Dag.
 
 The query names an image by its task instance and number, never by its URI, so only images in that task's XCom
-can be served.
+can be served, or in the state of its batch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import time
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,8 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
+from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result
+from airflow_provider_modelscope.gallery.batches import batches_of
 from airflow_provider_modelscope.gallery.cards import cards_of
 from airflow_provider_modelscope.gallery.files import (
     THUMBNAIL_SIDE,
@@ -31,12 +34,14 @@ from airflow_provider_modelscope.gallery.files import (
     read_image,
     verify,
 )
-from airflow_provider_modelscope.gallery.metadata import read_images, read_run
+from airflow_provider_modelscope.gallery.metadata import read_run, read_xcom
 from airflow_provider_modelscope.links import Instance
-from airflow_provider_modelscope.xcoms import StoredImage
+from airflow_provider_modelscope.xcoms import BATCH, IMAGES, BatchLocation, StoredImage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from airflow_provider_modelscope.gallery.batches import View
 
 T = TypeVar("T")
 
@@ -83,10 +88,16 @@ def _images(request: Request, dag_id: str) -> Response:
     run = read_run(dag_id, run_id)
     if run is None:
         raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
-    groups = cards_of(run, only=instance if instance.task_id else None)
+    only = instance if instance.task_id else None
+    groups = cards_of(run, only=only)
     cards = [card for group in groups.values() for card in group]
+    view: View = "failed" if _query_value(request, "view") == "failed" else "images"
+    batches = batches_of(
+        run, only=only, view=view, up_to=_integer(_query_value(request, "up_to")), now=time.time()
+    )
     return _page(
         groups=groups,
+        batches=batches,
         message="This task has no images." if instance.task_id else "This run has no images.",
         airflow_path=_airflow_path(dag_id, run_id, instance),
         title=" / ".join(filter(None, (dag_id, run_id, instance.task_id))),
@@ -94,7 +105,7 @@ def _images(request: Request, dag_id: str) -> Response:
         pending=sum(1 for card in cards if card.is_pending),
         missing=sum(1 for card in cards if not card.image and not card.is_pending),
         is_live=not run.is_finished,
-        query=lambda card: card.instance.query(run_id, number=card.number),
+        run_id=run_id,
         thumbnail_side=THUMBNAIL_SIDE,
     )
 
@@ -112,15 +123,32 @@ async def thumbnail(request: Request, dag_id: str) -> Response:
 
 
 async def _stored_image(request: Request, dag_id: str) -> StoredImage:
-    """Return the image that the query names, as that task instance's XCom describes it."""
+    """Return the image that the query names, as that task instance's XCom or batch describes it."""
     number = _integer(_query_value(request, "number") or "1")
-    run_id = _query_value(request, "run_id")
-    pushed = await to_thread.run_sync(read_images, dag_id, run_id, _instance(request))
-    entry = pushed[number - 1] if isinstance(pushed, list) and 0 < number <= len(pushed) else None
-    stored = StoredImage.from_json(entry)
+    row = _query_value(request, "row")
+    images = await to_thread.run_sync(_images_of_row if row else _images_of_task, request, dag_id)
+    stored = images[number - 1] if 0 < number <= len(images) else None
     if stored is None:
-        raise HTTPException(404, f"This task instance has no image {number}.")
+        of_row = f" of row {row!r}" if row else ""
+        raise HTTPException(404, f"This task instance has no image {number}{of_row}.")
     return stored
+
+
+def _images_of_task(request: Request, dag_id: str) -> Sequence[StoredImage | None]:
+    pushed = read_xcom(dag_id, _query_value(request, "run_id"), _instance(request), IMAGES)
+    return [StoredImage.from_json(entry) for entry in pushed] if isinstance(pushed, list) else []
+
+
+def _images_of_row(request: Request, dag_id: str) -> Sequence[StoredImage | None]:
+    run_id, instance = _query_value(request, "run_id"), _instance(request)
+    location = BatchLocation.from_json(read_xcom(dag_id, run_id, instance, BATCH))
+    if location is None or not location.is_of(dag_id, run_id, instance.task_id, instance.map_index):
+        return []
+    try:
+        result = find_result(location, _query_value(request, "row"), _query_value(request, "segment"))
+    except StateUnavailableError as error:
+        raise HTTPException(404, str(error)) from error
+    return result.images if result else []
 
 
 async def _serve(

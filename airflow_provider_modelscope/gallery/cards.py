@@ -67,11 +67,15 @@ class Card:
     :param number: The position of the image in its task instance's XCom ``images``, from 1.
     :param message: Why there is no image.
     :param is_pending: Whether the image may still be stored.
+    :param row: The key of its row, if it is an image of a batch; the number is the position in that row.
+    :param segment: The segment of the batch's state that describes it, if it is in one.
     """
 
     instance: Instance
     label: str
     number: int = 1
+    row: str | None = None
+    segment: str | None = None
     image: StoredImage | None = None
     submission: Submission | None = None
     message: str = ""
@@ -80,7 +84,19 @@ class Card:
     @property
     def key(self) -> str:
         """Identifies the card within its run, also after its image is stored."""
-        return " ".join(map(str, (*astuple(self.instance), self.number)))
+        row = () if self.row is None else ("row", self.row)
+        return " ".join(map(str, (*astuple(self.instance), *row, self.number)))
+
+    def query(self, run_id: str) -> str:
+        """Return the query that names its image."""
+        row = {"row": self.row, "segment": self.segment}
+        others = {name: value for name, value in row.items() if value is not None}
+        return self.instance.query(run_id, number=self.number, **others)
+
+    @property
+    def caption(self) -> str:
+        """What tells the card apart from the others of its section, or an empty text."""
+        return self.instance_name if self.row is None else self.row
 
     @property
     def instance_name(self) -> str:

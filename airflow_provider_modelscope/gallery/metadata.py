@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.links import Instance
-from airflow_provider_modelscope.xcoms import IMAGES, REQUEST
+from airflow_provider_modelscope.xcoms import BATCH, IMAGES, REQUEST
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
@@ -33,7 +33,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         xcoms = session.execute(
             select(*_instance_columns(XComModel), XComModel.key, XComModel.value).where(
                 XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
-                XComModel.key.in_([IMAGES, REQUEST]),
+                XComModel.key.in_([BATCH, IMAGES, REQUEST]),
             )
         ).all()
         columns: list[Any] = [
@@ -65,8 +65,8 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
     )
 
 
-def read_images(dag_id: str, run_id: str, instance: Instance) -> Any:
-    """Return the XCom ``images`` of a task instance, or None if it does not exist.
+def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:
+    """Return an XCom of a task instance, or None if it does not exist.
 
     Without a region, that of the only task instance with this index.
     """
@@ -81,7 +81,7 @@ def read_images(dag_id: str, run_id: str, instance: Instance) -> Any:
                 XComModel.run_id == run_id,
                 XComModel.task_id == instance.task_id,
                 XComModel.map_index == instance.map_index,
-                XComModel.key == IMAGES,
+                XComModel.key == key,
             )
         ).all()
     found = {Instance.make(*ids).region_id: value for *ids, value in rows}

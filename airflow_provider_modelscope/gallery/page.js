@@ -24,7 +24,6 @@ document.addEventListener("DOMContentLoaded", () => {
   const dialog = document.querySelector("dialog");
   const fullSize = dialog.querySelector("img");
   const message = dialog.querySelector(".message");
-  const copied = dialog.querySelector(".copied");
   let shown = null; // the key of the card in the dialog
 
   const cards = () => [...document.querySelectorAll("li.image")];
@@ -49,7 +48,7 @@ document.addEventListener("DOMContentLoaded", () => {
     fullSize.src = link.href;
     fullSize.alt = link.querySelector("img")?.alt || "";
     dialog.querySelector(".details").replaceChildren(card.querySelector("template").content.cloneNode(true));
-    copied.textContent = "";
+    dialog.querySelector(".copied").textContent = "";
     const all = cards();
     for (const button of dialog.querySelectorAll("[data-step]")) {
       button.disabled = !all[all.indexOf(card) + Number(button.dataset.step)];
@@ -63,14 +62,15 @@ document.addEventListener("DOMContentLoaded", () => {
     if (next) show(next);
   };
 
-  const copy = async (text) => {
+  const copy = async (text, place) => {
+    const copied = place.querySelector(".copied");
     try {
       await navigator.clipboard.writeText(text);
     } catch {
       // Browsers offer the clipboard API over HTTPS only; copying a selection also works over HTTP.
       const area = document.createElement("textarea");
       area.value = text;
-      dialog.append(area);
+      place.append(area);
       area.select();
       const done = document.execCommand("copy");
       area.remove();
@@ -89,7 +89,7 @@ document.addEventListener("DOMContentLoaded", () => {
       event.preventDefault();
       show(link.closest("li"));
     } else if (at("[data-copy]")) {
-      copy(at("[data-copy]").dataset.copy);
+      copy(at("[data-copy]").dataset.copy, at("dialog, .manifest"));
     } else if (at("[data-step]")) {
       step(Number(at("[data-step]").dataset.step));
     } else if (at("[data-close]") || event.target === dialog) {
@@ -144,6 +144,12 @@ document.addEventListener("DOMContentLoaded", () => {
     card.replaceWith(adopted);
     return adopted;
   };
+  const replacePart = (part, newPart) => {
+    const controls = (one) => [...one.querySelectorAll("a, button")];
+    const focused = controls(part).indexOf(document.activeElement);
+    part.replaceWith(newPart);
+    controls(newPart)[focused]?.focus();
+  };
   const refresh = async () => {
     const gallery = document.getElementById("gallery");
     if (gallery.dataset.live !== "true") return;
@@ -158,7 +164,11 @@ document.addEventListener("DOMContentLoaded", () => {
         for (const paragraph of gallery.querySelectorAll(":scope > p")) paragraph.remove();
         gallery.prepend(...newGallery.querySelectorAll(":scope > p"));
         merge(gallery, newGallery, "section", (section, newSection) => {
-          merge(section.querySelector("ul"), newSection.querySelector("ul"), "li", updateCard);
+          for (const part of section.querySelectorAll("[data-part]")) {
+            const newPart = newSection.querySelector(`[data-part="${part.dataset.part}"]`);
+            if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
+          }
+          merge(section.querySelector(".items"), newSection.querySelector(".items"), "li", updateCard);
           return section;
         });
       }

@@ -351,10 +351,8 @@ class ModelScopeHook(BaseHook):
 
     def _ask(self, call: HttpRequest) -> HttpResponse:
         """Return the response to a request that nothing depends on, so that it must not take long."""
-        from airflow_provider_modelscope.transport.blocking import send
-
         seconds = min(self.account.request_timeout, MAX_READING_SECONDS)
-        return send(call, replace(self.account, request_timeout=seconds))
+        return self._exchange(call, replace(self.account, request_timeout=seconds))
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the service accepts the connection's token, and what to do if it does not."""
@@ -390,14 +388,21 @@ class ModelScopeHook(BaseHook):
         return True, f"Connected to {account.base_url}: it does not reject the token."
 
     def _send(self, call: HttpRequest) -> HttpResponse:
-        from airflow_provider_modelscope.transport.blocking import send
-
         try:
-            return send(call, self.account)
+            return self._exchange(call, self.account)
         except ServiceUnreachableError as error:
             connection = f"connection {self.modelscope_conn_id!r}"
             error.message += f". Check host, proxy and verify of {connection}, and this machine's network"
             raise
+
+    def _exchange(self, call: HttpRequest, account: Account) -> HttpResponse:
+        from airflow_provider_modelscope.metrics import count_too_many_requests
+        from airflow_provider_modelscope.transport.blocking import send
+
+        response = send(call, account)
+        if response.status_code == 429:
+            count_too_many_requests(modelscope_conn_id=self.modelscope_conn_id)
+        return response
 
     def _wait_to_retry(self, error: ModelScopeError, seconds: float) -> None:
         prefix = "Queue full, retrying" if isinstance(error, QueueFullError) else "Retrying"

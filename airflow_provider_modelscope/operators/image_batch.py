@@ -132,6 +132,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
 
     template_fields: Sequence[str] = ("requests", *QUOTED_PARAMETERS, "modelscope_conn_id")
     template_fields_renderers = {"requests": "json", "loras": "json", "extra_parameters": "json"}
+    _returns_mapping = True
     _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
     _manifest: str | None = None
 
@@ -333,8 +334,6 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 state.read_plan(rows)
             else:
                 rows.add(self._rows(requests, shard))
-                if not len(rows):
-                    self._raise_empty()
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
             if self.is_dry_run:
                 batch.load({}, results)
@@ -374,7 +373,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.manifest import require_pyarrow
         from airflow_provider_modelscope.protocol.fallbacks import read_fallbacks
 
-        check_connection = self._refuse_secrets(*QUOTED_PARAMETERS)
+        check_connection = self._refuse_secrets("requests", *QUOTED_PARAMETERS)
         destination, shard, fallbacks, limit, *_ = check_all(
             self._parse_folder,
             lambda: parse_shard(self.shard) if self.shard else None,
@@ -420,8 +419,19 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
 
     def _rows(self, requests: Any, shard: Shard | None) -> Iterator[tuple[Row, str]]:
         """Yield the rows of this task with their fingerprints."""
-        from airflow_provider_modelscope.batch.rows import read_rows
         from airflow_provider_modelscope.tasks.deferral import digest_of
+
+        row = None
+        for row in self._all_rows(requests):
+            if shard is None or shard.contains(row):
+                given = {name: value for name, value in vars(row.request).items() if value is not None}
+                yield row, digest_of(given)
+        if row is None:
+            self._raise_empty()
+
+    def _all_rows(self, requests: Any) -> Iterator[Row]:
+        """Yield the rows of all shards. None contains a secret, and no error quotes one."""
+        from airflow_provider_modelscope.batch.rows import read_rows
 
         rows = read_rows(
             requests,
@@ -430,10 +440,14 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             storage_conn_id=self.storage_conn_id,
             max_requests=self.max_requests,
         )
-        for row in rows:
-            if shard is None or shard.contains(row):
-                self.hook.refuse_secrets(**vars(row.request), key=row.key, data=row.data)
-                yield row, digest_of(vars(row.request))
+        try:
+            for row in rows:
+                given = {**vars(row.request), "key": row.key, "data": row.data}
+                self.hook.refuse_secrets(**{f"row {row.number}: {name}": one for name, one in given.items()})
+                yield row
+        except InvalidRequestError as error:
+            self.hook.refuse_secrets(requests=error.message)
+            raise
 
     def _raise_empty(self) -> NoReturn:
         problem = "there are no requests"

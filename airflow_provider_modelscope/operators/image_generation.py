@@ -23,7 +23,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
-from airflow_provider_modelscope.metrics import count_failure, count_spent
+from airflow_provider_modelscope.metrics import count_failure, count_spent, time_queue
 from airflow_provider_modelscope.tasks.cost import checked_limit, price_under_limit
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
@@ -425,6 +425,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         )
         record.save(fingerprint, submission)
         count_spent(price, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
+        waited = submission.submitted_at - queue.queued_at
+        time_queue(waited, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
         return submission
 
     def _log_credit(self, when: str, addition: str = "") -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +16,10 @@ from airflow_provider_modelscope.images.object_storage import (
     write_object,
 )
 from airflow_provider_modelscope.resuming import SETTING
+from airflow_provider_modelscope.xcoms import name_of
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
-
-
-def name_of(ti: Any) -> str:
-    """Return a name of a task instance, the same in all of its attempts. No two have the same."""
-    parts = [ti.dag_id, ti.run_id, ti.task_id, ti.map_index]
-    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", ".".join(map(str, parts)))[:150]
-    return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
 class RecordStore:
@@ -39,7 +31,7 @@ class RecordStore:
 
     def __init__(self, folder: str, ti: Any) -> None:
         self._folder = folder
-        self._name = f"{name_of(ti)}.json"
+        self._name = f"{name_of(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)}.json"
 
     def __str__(self) -> str:
         return f"{self._folder}{self._name}"

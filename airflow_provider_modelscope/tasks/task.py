@@ -41,6 +41,7 @@ class ModelScopeTask:
     modelscope_conn_id: str
     model: str | None = None
     has_images = True
+    _returns_mapping = False
     operator_extra_links: Collection[BaseOperatorLink] = LINKS
     ui_color = "#e9e5ff"
 
@@ -82,7 +83,11 @@ class ModelScopeTask:
 
         :param own_class: The class whose ``__init__`` calls this as its last statement.
         """
-        if getattr(self, "multiple_outputs", False) and type(self).execute is own_class.execute:  # type: ignore[attr-defined]
+        if (
+            not self._returns_mapping
+            and getattr(self, "multiple_outputs", False)
+            and type(self).execute is own_class.execute  # type: ignore[attr-defined]
+        ):
             raise_invalid(["multiple_outputs = True: must be False, because the task returns no mapping"])
         if type(self) is own_class and not getattr(self, "_BaseOperator__from_mapped", False):
             check_all(*self._constant_checks())

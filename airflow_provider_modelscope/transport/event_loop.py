@@ -50,11 +50,13 @@ class Client:
     """Polls as one account in one event loop.
 
     All waits of the account share its free ``connections``, its cooldown, its ``queue`` of tasks that wait
-    for a slot, and the readings of its ``credit``. ``users`` is their number.
+    for a slot, and the readings of its ``credit``. ``users`` is their number. ``too_many_requests`` is the
+    number of responses with status 429.
     """
 
     def __init__(self, account: Account) -> None:
         self.users = 0
+        self.too_many_requests = 0
         self.queue = SubmitQueue()
         self.credit = CreditReadings(self.get_credit)
         self._account = account
@@ -122,8 +124,7 @@ class Client:
                 body = await _read_body(response.content)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._no_response(error) from None  # its cause may hold the token
-        received = HttpResponse(status_code=response.status, headers=response.headers, body=body)
-        return read_credit(received, account=self._account)
+        return read_credit(self._received(response, body), account=self._account)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -155,12 +156,16 @@ class Client:
                     return running_generation(body, generation_id=call.generation_id)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError includes timeouts
             return self._no_response(error, call.generation_id)
-        received = HttpResponse(status_code=response.status, headers=response.headers, body=body)
+        received = self._received(response, body)
         self._cooldown.observe(received, now=time.time())
         try:
             return read_status(received, account=self._account, generation_id=call.generation_id)
         except ModelScopeError as error:
             return error
+
+    def _received(self, response: aiohttp.ClientResponse, body: bytes) -> HttpResponse:
+        self.too_many_requests += response.status == 429
+        return HttpResponse(status_code=response.status, headers=response.headers, body=body)
 
     def _no_response(self, error: Exception, generation_id: str | None = None) -> ServiceUnavailableError:
         # The text of a ClientResponseError contains the URL of the proxy that sent it, password included.

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from airflow_provider_modelscope.exceptions import AuthenticationError
 from airflow_provider_modelscope.transport.event_loop import Client
 from airflow_provider_modelscope.triggers.accounts import account_of
+from airflow_provider_modelscope.triggers.reports import end_report, start_report
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
@@ -36,6 +37,7 @@ async def with_client(
     while True:
         try:
             async with shared_client(account) as client:
+                start_report(client, connection_id)
                 return await work(client)
         except AuthenticationError:
             rejected.add(account)
@@ -58,4 +60,5 @@ async def shared_client(account: Account) -> AsyncIterator[Client]:
         client.users -= 1
         if not client.users:
             del clients[account]
+            end_report(client)
             await client.close()

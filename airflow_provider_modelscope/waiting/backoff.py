@@ -6,7 +6,11 @@ import math
 import random
 from typing import TYPE_CHECKING, NoReturn
 
-from airflow_provider_modelscope.exceptions import RateLimitedError, ServiceUnreachableError
+from airflow_provider_modelscope.exceptions import (
+    QueueFullError,
+    RateLimitedError,
+    ServiceUnreachableError,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.messages import HttpResponse
@@ -23,12 +27,22 @@ NEXT_DAY_JITTER = 900.0  # seconds over which the tasks that wait for the next d
 
 MAX_QUEUE_DELAY = 15.0  # seconds; an image may be late by as much
 
+# Tasks that wait for long submit at a full quarter of a minute. A batch, which otherwise takes each slot
+# before others see it, leaves it to them then. So they meet, although no process knows of another.
+TURN_EVERY = 15.0  # seconds
+TURN_SECONDS = 1.2  # in which they submit; the clocks of machines may differ a little
+
 
 def next_day(now: float) -> float:
     """Return when the service's next day begins, and a little later for each caller, in epoch seconds."""
     zone = 8 * 3600  # Asia/Shanghai, all year
     midnight = math.ceil((now + zone + 1) / DAY) * DAY - zone
     return midnight + random.uniform(0, NEXT_DAY_JITTER)  # noqa: S311 - it spreads load, no security
+
+
+def next_turn(now: float) -> float:
+    """Return when those who wait for a slot submit next, in epoch seconds: now or later."""
+    return math.ceil(now / TURN_EVERY) * TURN_EVERY
 
 
 class SubmitBackoff:
@@ -77,6 +91,9 @@ class SubmitBackoff:
             self._give_up(error)
         delay = min(self._max_delay, MIN_QUEUE_DELAY * 2.0 ** min(self._attempts - 1, 10))
         delay *= random.uniform(0.75, 1.25)  # noqa: S311 - it spreads load, no security
+        if isinstance(error, QueueFullError) and delay > TURN_EVERY / 2:
+            spread = random.uniform(0.1, 0.8) * TURN_SECONDS  # noqa: S311 - as above
+            delay = next_turn(now + TURN_SECONDS) + spread - now
         delay = max(delay, min(error.retry_after or 0.0, MAX_RETRY_AFTER))
         return min(delay, self.end_time - now)
 

@@ -31,6 +31,11 @@ class SlotForecast:
         self._starts: deque[float] = deque(maxlen=5)  # seconds from a grant until its task was on a worker
         self._last_submission = -math.inf  # or the last grant, which is followed by one
 
+    @property
+    def running(self) -> int:
+        """The number of generations that are known to run."""
+        return len(self._expected_ends)
+
     def slot_due(self, now: float) -> float:
         """Return when to grant the next slot, in epoch seconds; ``now`` or earlier if one is due."""
         if self._free_slots > 0:

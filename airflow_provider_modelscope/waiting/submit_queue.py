@@ -21,6 +21,11 @@ class SubmitQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def running(self) -> int:
+        """The number of generations of the account that are known to run."""
+        return self._forecast.running
+
     async def wait_for_slot(self, *, queued_at: float, deadline: float) -> bool:
         """Wait until a slot is granted. Return False if the deadline passes first.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +29,10 @@ def test_airflow_lists_the_provider_and_its_connection_type(migrated: RealAirflo
     assert hook["class"] == "airflow_provider_modelscope.hooks.modelscope.ModelScopeHook"
 
 
-def test_the_demo_defers_and_stores_a_valid_image() -> None:
+def test_the_demo_stores_an_image_and_says_how_to_open_it(tmp_path: Path) -> None:
+    (opener := tmp_path / "xdg-open").touch(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "MODELSCOPE_API_TOKEN"}
+    environment |= {"DISPLAY": ":0", "PATH": f"{opener.parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [sys.executable, "-m", "dev.demo"],
         cwd=Path(demo.__file__).parent.parent,
@@ -37,10 +41,14 @@ def test_the_demo_defers_and_stores_a_valid_image() -> None:
         text=True,
         check=True,
     )
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("Image:")]
-    with Image.open(line.split("file://")[1]) as image:
+    [path] = re.findall(r"^Image: +(.*)$", done.stdout, re.MULTILINE)
+    with Image.open(path) as image:
         image.load()
         assert image.size == (1024, 768)
+    viewer = "open" if sys.platform == "darwin" else "xdg-open"
+    assert f"\nOpen it:  {viewer} {shlex.quote(path)}\n" in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(set(lines)), "a line is printed twice"
     assert "1024x768 image/png" in done.stdout
     assert "Deferring: generation " in (demo.FOLDER / "demo.log").read_text()
 

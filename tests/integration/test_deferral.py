@@ -43,6 +43,8 @@ def test_a_wait_moves_to_the_triggerer_and_leaks_no_token(
         [delay] = statsd.seconds("modelscope.generation.delivery_delay")
         assert 0 <= delay < 120
         assert statsd.count("modelscope.credit.spent") == 100 * image["credit"]
+        assert statsd.metrics["airflow.modelscope.generation.running"][-1] == "0|g"  # from the triggerer
+        assert len(statsd.seconds("modelscope.queue.seconds")) == 1
         before, after = statsd.metrics["airflow.modelscope.credit.available"]
         assert float(before.removesuffix("|g")) > float(after.removesuffix("|g"))
     for log in [*airflow.home.rglob("*.log"), airflow.database]:

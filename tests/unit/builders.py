@@ -10,6 +10,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.compat import TaskDeferred
+from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeImageGenerationOperator,
     ModelScopeSubmitImageGenerationOperator,
@@ -60,6 +61,13 @@ def submitter(**arguments: Any) -> ModelScopeSubmitImageGenerationOperator:
 def one_step(folder: Path = FOLDER, **arguments: Any) -> ModelScopeImageGenerationOperator:
     given = {"task_id": "draw", "destination": f"file://{folder}/", **REQUEST, **arguments}
     return ModelScopeImageGenerationOperator(**given)
+
+
+def batch(
+    folder: Path = FOLDER, *, requests: Any = ("A cat", "A dog"), **arguments: Any
+) -> ModelScopeImageBatchOperator:
+    given = {"task_id": "draw_all", "destination": f"file://{folder}/", "model": "a/b", "size": "64x64"}
+    return ModelScopeImageBatchOperator(**{**given, "requests": requests, **arguments})
 
 
 def sensor(generation_id: Any = "42", **arguments: Any) -> ModelScopeImageGenerationSensor:

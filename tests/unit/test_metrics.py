@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import airflow.sdk
 import pytest
@@ -17,14 +17,17 @@ from airflow_provider_modelscope.exceptions import (
     ImageUnavailableError,
     InvalidRequestError,
     ModelScopeError,
+    ModelScopeFinalError,
+    ModelScopeRetryableError,
     QueueFullError,
+    RateLimitedError,
     ServiceUnreachableError,
     SubmissionLostError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.xcoms import Submission
-from tests.unit.builders import IMAGE, one_step, rendered, run, sensor, submitter, transfer
+from tests.unit.builders import IMAGE, SLOT_FREE, one_step, rendered, run, sensor, submitter, transfer
 from tests.unit.conftest import connect
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ def test_an_image_is_counted_from_submission_to_storage(
         metrics.STORED: 1,
         metrics.STORED_BYTES: image["size_bytes"],
     } | {name: count for name, count in stats.counts.items() if name == metrics.CREDIT_SPENT}
-    assert stats.times.keys() == {metrics.DURATION, metrics.DELIVERY_DELAY}
+    assert stats.times.keys() == {metrics.QUEUE_SECONDS, metrics.DURATION, metrics.DELIVERY_DELAY}
     assert stats.times[metrics.DURATION] == timedelta(milliseconds=image["duration_ms"])
     assert timedelta(0) <= stats.times[metrics.DELIVERY_DELAY] < timedelta(seconds=30)
     account = {"modelscope_conn_id": "modelscope_default"}
@@ -150,7 +153,7 @@ def test_an_unreachable_service_counts_as_a_rejection(stats: Stats, monkeypatch:
         ("image:404:always", ImageUnavailableError, "image_unavailable"),
     ],
 )
-def test_a_failed_task_is_counted_by_its_reason(
+def test_a_failed_task_is_counted_by_cause_and_reason(
     emulator: Emulator,
     stats: Stats,
     context: Any,
@@ -162,9 +165,10 @@ def test_a_failed_task_is_counted_by_its_reason(
     emulator.fail(fault)
     with pytest.raises(error):
         run(one_step(tmp_path), context)
-    assert stats.counts[metrics.FAILED] == stats.counts[f"{metrics.FAILED}.{reason}"] == 1
-    assert stats.tags[metrics.FAILED] == {**TAGS, "reason": reason}
-    assert stats.tags[f"{metrics.FAILED}.{reason}"] == TAGS
+    name = f"{metrics.FAILED}.service.{reason}"
+    assert stats.counts[metrics.FAILED] == stats.counts[name] == 1
+    assert stats.tags[metrics.FAILED] == {**TAGS, "cause": "service", "reason": reason}
+    assert stats.tags[name] == TAGS
     assert metrics.STORED not in stats.counts
 
 
@@ -173,7 +177,7 @@ def test_an_invalid_request_is_a_failure_but_no_submission(
 ) -> None:
     with pytest.raises(InvalidRequestError):
         rendered(submitter(), steps=0).execute(context)
-    assert stats.counts == {metrics.FAILED: 1, f"{metrics.FAILED}.invalid_request": 1}
+    assert stats.counts == {metrics.FAILED: 1, f"{metrics.FAILED}.input.invalid_request": 1}
 
 
 def test_a_skipped_sensor_counts_its_error(emulator: Emulator, stats: Stats, context: Any) -> None:
@@ -181,7 +185,7 @@ def test_a_skipped_sensor_counts_its_error(emulator: Emulator, stats: Stats, con
     waiting = sensor(submit(), soft_fail=True)
     with pytest.raises(compat.AirflowSkipException):
         waiting.execute(context)
-    assert stats.counts[f"{metrics.FAILED}.generation_rejected"] == 1
+    assert stats.counts[f"{metrics.FAILED}.input.generation_rejected"] == 1
 
 
 @pytest.mark.parametrize(
@@ -253,3 +257,68 @@ def test_metrics_have_the_tags_of_the_task(
     monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: context, raising=False)
     submit()
     assert stats.tags[metrics.SENT] == {**TAGS, "dag_id": "a_dag", "task_id": "a_task"}
+
+
+def test_the_credit_of_an_account_has_no_tags_of_a_task(
+    poor: Emulator, stats: Stats, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: context, raising=False)
+    ModelScopeHook().get_credit()
+    assert stats.gauges[metrics.CREDIT_AVAILABLE] == 0
+    assert stats.tags[metrics.CREDIT_AVAILABLE] == {"modelscope_conn_id": "modelscope_default"}
+
+
+def test_the_time_in_the_queue_counts_from_the_first_attempt(
+    emulator: Emulator, stats: Stats, context: Any
+) -> None:
+    queued_at = time.time() - 100
+    event = {**SLOT_FREE, "queued_at": queued_at, "granted_at": queued_at}
+    submitter(deferrable=True).execute_queued(context, event)
+    assert timedelta(seconds=100) <= stats.times[metrics.QUEUE_SECONDS] < timedelta(seconds=130)
+    assert stats.tags[metrics.QUEUE_SECONDS] == TAGS
+
+
+def test_a_rejected_submission_has_no_time_in_the_queue(
+    emulator: Emulator, stats: Stats, context: Any
+) -> None:
+    emulator.fail("submit:401")
+    with pytest.raises(AuthenticationError):
+        submitter().execute(context)
+    assert stats.times == {}
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_time(stats: Stats) -> None:
+    metrics.time_queue(-3600.0, modelscope_conn_id="a", model="b")
+    assert stats.times[metrics.QUEUE_SECONDS] == timedelta(0)
+
+
+def test_every_response_429_is_counted(emulator: Emulator, stats: Stats) -> None:
+    emulator.fail("submit:too-fast:2")
+    generation_id = submit(queue_timeout=60)
+    emulator.fail("poll:429")
+    ModelScopeHook().get_generation(generation_id)
+    emulator.fail("submit:queue-full")
+    submit(queue_timeout=60)
+    assert stats.counts[metrics.TOO_MANY_REQUESTS] == 3
+    assert stats.tags[metrics.TOO_MANY_REQUESTS] == {"modelscope_conn_id": "modelscope_default"}
+
+
+def test_a_reading_of_the_credit_counts_its_429(
+    stats: Stats, requests_mock: Mocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, "https://api.example")
+    requests_mock.get("https://api.example/openapi/v1/magicubes/balance", status_code=429)
+    assert ModelScopeHook().find_credit() is None
+    assert stats.counts == {metrics.TOO_MANY_REQUESTS: 1}
+
+
+def test_an_error_without_a_cause_of_its_own_has_that_of_its_parent() -> None:
+    class LaterError(QueueFullError):
+        pass
+
+    assert metrics.cause_of(LaterError("")) == metrics.CAUSES[RateLimitedError] == "account"
+
+
+@pytest.mark.parametrize("kind", [ModelScopeError, ModelScopeFinalError, ModelScopeRetryableError])
+def test_every_error_has_a_cause(kind: type[ModelScopeError]) -> None:
+    assert metrics.cause_of(kind("")) in get_args(metrics.Cause)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from airflow.sdk import DAG, BaseOperator
 
+from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.sensors.image_generation import ModelScopeImageGenerationSensor
-from airflow_provider_modelscope.xcoms import SUBMITTERS, StoredImage, Submission, own_xcom
+from airflow_provider_modelscope.xcoms import (
+    BATCHES,
+    STATE_FOLDER,
+    SUBMITTERS,
+    BatchLocation,
+    StoredImage,
+    Submission,
+    name_of,
+    own_xcom,
+)
 from tests.unit.builders import IMAGE
 from tests.unit.conftest import TaskInstance
 
@@ -297,3 +307,47 @@ def test_submitters_are_all_tasks_that_record_submissions() -> None:
         and getattr(kind, "records_submission", False)
     }
     assert recording == set(SUBMITTERS)
+
+
+class TestBatchLocation:
+    VALUE: ClassVar[dict[str, Any]] = {
+        "state": "s3://bucket/cats/.modelscope/x/",
+        "storage_conn_id": "my_s3",
+        "manifest": "s3://bucket/cats/manifest.jsonl",
+        "total": 5,
+    }
+
+    def test_it_is_what_the_task_pushed(self) -> None:
+        assert BatchLocation.from_json(self.VALUE) == BatchLocation(**self.VALUE)
+        without = {name: self.VALUE[name] for name in ("state", "manifest", "total")}
+        assert BatchLocation.from_json(without) == BatchLocation(**self.VALUE | {"storage_conn_id": None})
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"state": None},
+            {"manifest": 5},
+            {"total": "5"},
+            {"total": -1},
+            {"total": True},
+            {"storage_conn_id": 5},
+        ],
+        ids=str,
+    )
+    def test_other_values_are_none(self, wrong: dict[str, Any]) -> None:
+        assert BatchLocation.from_json(self.VALUE | wrong) is None
+        assert BatchLocation.from_json(wrong) is None
+        assert BatchLocation.from_json([wrong]) is None
+
+    def test_it_belongs_to_one_task_instance(self) -> None:
+        ids = ("a_dag", "a run/with signs", "draw", 2)
+        state = f"s3://bucket/cats/{STATE_FOLDER}/{name_of(*ids)}/"
+        location = BatchLocation(**self.VALUE | {"state": state})
+        assert location.is_of(*ids)
+        for position, other in enumerate(("b_dag", "another run", "other", 3)):
+            assert not location.is_of(*(other if n == position else one for n, one in enumerate(ids)))  # type: ignore[arg-type]
+        for elsewhere in (state + "x/", state[:-1], state.replace(STATE_FOLDER, "other")):
+            assert not BatchLocation(**self.VALUE | {"state": elsewhere}).is_of(*ids)
+
+    def test_its_tasks_are_known_by_their_class(self) -> None:
+        assert ModelScopeImageBatchOperator.__name__ in BATCHES

@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetAlias, ObjectStoragePath, Param, task
 
+from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 
 HOSTILE = (
@@ -35,6 +36,22 @@ images("browser_other", "A postcard for another user")
 images("browser_hostile", *("{% raw %}" + prompt + "{% endraw %}" for prompt in HOSTILE))
 images("browser_waiting", "An image that takes its time", modelscope_conn_id="modelscope_slow")
 images("browser_failing", "An image that fails", modelscope_conn_id="modelscope_slow")
+
+
+with DAG("browser_batch", schedule=None, params={"destination": Param(type="string")}):
+    ModelScopeImageBatchOperator(
+        task_id="draw",
+        requests=[
+            {"key": key, "prompt": f"A product photo of a {key}"} for key in ("kettle", "lamp", "vase")
+        ],
+        destination="{{ params.destination }}",
+        model="Qwen/Qwen-Image",
+        size="512x512",
+        max_failures=1,
+        poll_interval=1,
+        deferrable=False,
+        modelscope_conn_id="modelscope_slow",
+    )
 
 
 with DAG("browser_taskflow", schedule=None, params={"destination": Param(type="string")}):

@@ -8,6 +8,7 @@ import os
 import sys
 import tracemalloc
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,6 @@ from tests.unit.images.conftest import AzureError, GoogleError, Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from tests.unit.images.conftest import Register
 
@@ -153,6 +153,11 @@ def test_data_in_csv_is_text_or_json(tmp_path: Path) -> None:
 def test_integers_that_became_decimals_are_integers(tmp_path: Path) -> None:
     uri = stored(tmp_path, "a.csv", b"prompt,seed\na cat,42.0")
     assert [row.request.seed for row in rows(uri)] == [42]
+
+
+def test_names_of_columns_may_have_spaces_around_them(tmp_path: Path) -> None:
+    uri = stored(tmp_path, "a.csv", b"prompt , seed\na cat,5")
+    assert [(row.request.prompt, row.request.seed) for row in rows(uri)] == [("a cat", 5)]
 
 
 @pytest.mark.parametrize(
@@ -380,6 +385,13 @@ def test_a_temporary_error_of_a_store_is_retryable(
     assert "nothing was sent" in str(raised.value).lower()
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read")
+def test_an_error_while_a_file_is_read_is_retryable(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(ModelScopeRetryableError, match=r"cannot be read \(OSError: Input/output error\)"):
+        rows(f"file://{tmp_path}/a.jsonl")
+
+
 @pytest.mark.parametrize("uri", ["s3://mine@bucket/a.jsonl", "s3://bucket/a.jsonl"])
 def test_the_connection_opens_the_store(
     uri: str, register: Register, monkeypatch: pytest.MonkeyPatch
@@ -398,7 +410,7 @@ def test_the_connection_opens_the_store(
     ("protocol", "suffix"), [("file", "jsonl"), ("file", "csv"), ("file", "parquet"), ("memory", "jsonl")]
 )
 def test_memory_grows_only_by_the_keys(protocol: str, suffix: str, tmp_path: Path, memory: Store) -> None:
-    prompts = ["x" * 1900] * 10_000
+    prompts = [os.urandom(950).hex() for _ in range(10_000)]  # no two alike: Parquet would store one
 
     def content(count: int) -> bytes:
         if suffix == "parquet":
@@ -422,3 +434,14 @@ def test_memory_grows_only_by_the_keys(protocol: str, suffix: str, tmp_path: Pat
 
     peak(1)  # imports modules
     assert peak(10_000) - peak(100) < 10_000 * 400  # of the 3800 bytes that a row has
+
+
+def test_a_long_line_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.truncate(10 * MAX_LINE)
+    tracemalloc.start()
+    try:
+        assert "line 1: is longer than 20 MiB" in rejection(f"file://{tmp_path}/a.jsonl")
+        assert tracemalloc.get_traced_memory()[1] < 3 * MAX_LINE
+    finally:
+        tracemalloc.stop()

@@ -162,6 +162,12 @@ def test_an_invalid_entry_is_named(entry: Any, problem: str) -> None:
     assert "SIGNED" not in message
 
 
+def test_a_wrong_name_of_the_prompt_is_one_error() -> None:
+    assert rejection([{"Prompt": "a cat"}]).endswith(
+        "requests[0]: unknown parameter 'Prompt' (did you mean prompt?)."
+    )
+
+
 def test_a_prompt_may_be_json() -> None:
     prompts = ['{"scene": "a street"}', "{a cat|a dog}", "[a cat]"]
     assert [row.request.prompt for row in rows(prompts)] == prompts
@@ -206,6 +212,7 @@ def test_a_key_may_be_text_or_an_integer(key: Any, kept: str) -> None:
         ("a\\b", "must not contain '/', '\\'"),
         ("a?b", "must not contain"),
         ("a#b", "must not contain"),
+        ("a::b", "must not contain"),
         (".", "must not begin with '.'"),
         ("..", "must not begin with '.'"),
         (".hidden", "must not begin with '.'"),
@@ -252,11 +259,12 @@ def test_twenty_errors_are_shown_and_the_others_counted(tmp_path: Path) -> None:
 
 
 def test_long_errors_never_hide_how_many_there_are() -> None:
-    message = rejection([{"prompt": "a cat", "image_url": "x" * 1000, "seed": "y" * 1000}] * 50)
+    message = rejection([*[{"prompt": "a cat", "image_url": "x" * 1000, "seed": "y" * 1000}] * 50, {}])
     assert len(message) < 4000
     shown = message.count("]: ")
     assert 10 < shown <= 20
-    assert message.endswith(f"; and {100 - shown} more.")
+    assert message.endswith(f"; and {101 - shown} more.")
+    assert "requests[50]" not in message  # short enough, but not one of the first
 
 
 def test_an_invalid_default_is_reported_once() -> None:
@@ -290,6 +298,11 @@ def test_ranges_need_not_be_checked() -> None:
     request = {"prompt": "a cat", "size": "4000x64", "guidance": 0.5}
     assert len(rows([request], check_ranges=False)) == 1
     assert rejection([request]).count("check_ranges=False") == 2
+    message = rejection([request | {"seed": -1}], check_ranges=False)
+    assert (
+        message
+        == "requests[0]: seed = -1: must be an integer from 0 to 2147483647: leave seed out for a random one."
+    )
 
 
 def test_reading_stops_after_the_limit() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from airflow_provider_modelscope.emulator.drawing import draw
+from airflow_provider_modelscope.emulator.drawing import caption, draw
+from airflow_provider_modelscope.emulator.lettering import MISSING, Lettering
 from tests.unit.emulator.api import parameters
 
 
@@ -47,3 +48,15 @@ def test_the_label_names_where_the_edited_image_came_from() -> None:
     assert parameters(image_url=["data:image/png;base64,AA==", "http://b/c"]).edited_from == (
         "inline image/png and 1 more"
     )
+
+
+def test_the_caption_shows_the_prompt_the_model_and_the_seed() -> None:
+    drawn_from = parameters(model="a/b", prompt="A cat", size="512x512", image_url="http://c/d")
+    shown = [line for line, _, _ in caption(drawn_from, Lettering(files=()))]
+    assert shown == ["A cat", "a/b", f"seed {drawn_from.seed}, 512x512", "edited from c"]
+
+
+def test_the_caption_explains_what_no_font_can_write() -> None:
+    drawn_from = parameters(model="a/b", prompt="A cat, \u4e00\u5ea7", size="512x512")
+    first, *_, last = [line for line, _, _ in caption(drawn_from, Lettering(files=()))]
+    assert (first, last) == (f"A cat, {MISSING}", f"{MISSING} no font for these characters")

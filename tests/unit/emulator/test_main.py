@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_the_command_serves_and_logs_without_tokens_and_stops(number: signal.Sig
         "--duration=0",
         "--credit=0.3",
         "--retired-model=a/retired",
+        "--token=it's-first",
         f"--token={TOKEN}",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -98,11 +100,12 @@ def test_the_command_serves_and_logs_without_tokens_and_stops(number: signal.Sig
     assert (process.returncode, out) == (0, "")
     assert balance.json()["data"]["available_balance"] == 0.1
     assert retired.status_code == 429
-    variable, _, connection = export.strip().partition("=")
-    assert variable == "export AIRFLOW_CONN_MODELSCOPE_DEFAULT"
-    assert json.loads(connection.strip("'")) == {
+    command_word, variable = shlex.split(export)
+    name, _, connection = variable.partition("=")
+    assert (command_word, name) == ("export", "AIRFLOW_CONN_MODELSCOPE_DEFAULT")
+    assert json.loads(connection) == {
         "conn_type": "modelscope",
-        "password": "one-of-the-tokens",
+        "password": "it's-first",
         "host": base_url,
     }
     assert [line.partition(" ")[2] for line in log.splitlines()] == [

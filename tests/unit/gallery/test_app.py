@@ -15,11 +15,13 @@ from fastapi.testclient import TestClient
 from PIL import Image as Pillow
 
 from airflow_provider_modelscope.gallery.app import THREADS, _limiter, make_app
+from tests.support.batches import StateFolder, result, stored_at
 from tests.unit.gallery.conftest import encoded, entry, needs_gallery, needs_loops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+    from pathlib import Path
 
     from anyio import CapacityLimiterStatistics
 
@@ -296,6 +298,108 @@ class TestImage:
         for route, other in (IMAGE_ROUTES, IMAGE_ROUTES[::-1]):
             headers = {"If-None-Match": etags[other]}
             assert client.get(url(route), headers=headers).status_code == 200
+
+
+class TestBatch:
+    CONTENT = encoded(size=(9, 9))
+
+    @pytest.fixture
+    def names(self, database: Database, tmp_path: Path) -> list[str]:
+        """A batch of which row 1 and 2 are in segments, 3 failed, and 4 is in none yet; names of segments."""
+        return self.write(database, tmp_path)
+
+    def write(self, database: Database, tmp_path: Path, task_id: str = "draw") -> list[str]:
+        rows = [result(number, "failed" if number == 3 else "stored") for number in (1, 2, 3, 4)]
+        for row in rows:
+            if row["image"]:
+                content = b"0" if row["row"] == 2 else self.CONTENT  # row 2 has been overwritten
+                path = tmp_path / f"{row['key']}.png"
+                path.write_bytes(self.CONTENT)
+                row["image"] |= stored_at(f"file://{path}", content)
+        rows[0]["further_images"] = [rows[0]["image"]]
+        folder = StateFolder(tmp_path, task_id=task_id)
+        names = folder.write(rows[:1], total=9) + folder.write(rows[1:3], latest=rows[3:], total=9)
+        database.push(folder.xcom(9), "batch")
+        return names
+
+    def test_its_section_is_shown(self, client: TestClient, names: list[str]) -> None:
+        page = client.get(url("images")).text
+        assert 'aria-label="Batch of task draw"' in page
+        assert "Cat number 4" in page
+        assert "Cat number 3" not in page
+        failed = client.get(url("images", view="failed")).text
+        assert "Cat number 3" in failed
+        assert "The prompt was rejected by ModelScope." in failed
+        assert "Cat number 4" not in failed
+
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
+    def test_its_images_are_served(self, client: TestClient, names: list[str], route: str) -> None:
+        for row in ({"row": "000001", "segment": names[0]}, {"row": "000001"}, {"row": "000004"}):
+            response = client.get(url(route, **row))
+            assert response.status_code == 200
+            assert Pillow.open(BytesIO(response.content)).size == (9, 9)
+        assert client.get(url(route, row="000001", number=2, segment=names[0])).status_code == 200
+
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"row": "000003"},
+            {"row": "000005"},
+            {"row": "../000001"},
+            {"row": "000001", "number": 3},
+            {"row": "000001", "segment": "results-000009-1-0-00000009.jsonl"},
+            {"row": "000001", "task_id": "other"},
+            {"row": "000001", "map_index": 0},
+        ],
+        ids=str,
+    )
+    def test_an_unknown_row_has_no_image(
+        self, client: TestClient, names: list[str], route: str, wrong: dict[str, Any]
+    ) -> None:
+        response = client.get(url(route, **wrong))
+        assert response.status_code == 404
+        assert "has no image" in response.text
+
+    @pytest.mark.parametrize("route", IMAGE_ROUTES)
+    def test_only_the_recorded_bytes_are_shown(
+        self, client: TestClient, names: list[str], route: str
+    ) -> None:
+        response = client.get(url(route, row="000002"))
+        assert response.status_code == 404
+        assert "does not contain this image" in response.text
+
+    @pytest.mark.parametrize("route", ROUTES)
+    def test_the_state_of_another_task_is_not_shown(
+        self, client: TestClient, database: Database, tmp_path: Path, route: str
+    ) -> None:
+        self.write(database, tmp_path, task_id="other")
+        response = client.get(url(route, row="000001"))
+        assert "Cat number" not in response.text
+        assert route == "images" or response.status_code == 404
+
+    def test_its_links_work_without_scripts(self, client: TestClient, names: list[str]) -> None:
+        page = client.get(url("images")).text
+        link = "images?run_id=a_run&amp;task_id=draw&amp;map_index=-1"
+        assert f'<a href="{link}" aria-current="true">Images (3)</a>' in page
+        assert f'<a href="{link}&amp;view=failed">Failed rows (1)</a>' in page
+
+    def test_what_its_state_says_is_escaped(
+        self, client: TestClient, database: Database, tmp_path: Path
+    ) -> None:
+        hostile = "<b>bold</b>\"' onload='x"
+        folder = StateFolder(tmp_path)
+        error = {"type": hostile, "message": f"{hostile}. {hostile}"}
+        rows = [result(1, key=hostile), result(2, "failed", key=hostile, prompt=hostile, error=error)]
+        rows[0]["image"]["parameters"]["prompt"] = hostile
+        running = [{"key": hostile, "number": 3, "prompt": hostile, "generation_id": hostile}]
+        folder.write([], latest=rows, total=3, running=running, stopped_by=hostile)
+        database.push(folder.xcom(3) | {"manifest": hostile}, "batch")
+        for view in ("images", "failed"):
+            page = client.get(url("images", view=view)).text
+            assert "&lt;b&gt;bold&lt;/b&gt;" in page
+            assert "<b>" not in page
+            assert "onload='" not in page
 
 
 class TestTogether:

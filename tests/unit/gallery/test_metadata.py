@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
-from airflow_provider_modelscope.gallery.metadata import read_images, read_run
+from airflow_provider_modelscope.gallery.metadata import read_run, read_xcom
 from airflow_provider_modelscope.links import Instance
 from tests.unit.gallery.conftest import Database, entry, needs_gallery, needs_loops
 
@@ -28,18 +28,18 @@ ELSEWHERE = [
 
 def test_images_of_one_task_instance_are_read(database: Database) -> None:
     database.push(IMAGES, map_index=3)
-    assert read_images("a_dag", "a_run", Instance.make("draw", 3)) == IMAGES
+    assert read_xcom("a_dag", "a_run", Instance.make("draw", 3), "images") == IMAGES
 
 
 @pytest.mark.parametrize("elsewhere", ELSEWHERE, ids=str)
 def test_images_of_others_are_not_read(database: Database, elsewhere: dict[str, Any]) -> None:
     database.push(IMAGES, **elsewhere)
-    assert read_images("a_dag", "a_run", DRAW) is None
+    assert read_xcom("a_dag", "a_run", DRAW, "images") is None
 
 
 def test_other_xcoms_of_the_task_are_not_read_as_images(database: Database) -> None:
     database.push(IMAGES, key="return_value")
-    assert read_images("a_dag", "a_run", DRAW) is None
+    assert read_xcom("a_dag", "a_run", DRAW, "images") is None
 
 
 def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
@@ -107,9 +107,9 @@ def test_iterations_of_a_loop_are_kept_apart(database: Database) -> None:
         database.push([entry(str(region))], map_index=0, region_id=region)
     for region in regions:
         instance = Instance.make("draw", 0, region)
-        assert read_images("a_dag", "a_run", instance) == [entry(str(region))]
-    assert read_images("a_dag", "a_run", Instance.make("draw", 0)) is None
-    assert read_images("a_dag", "a_run", Instance.make("draw", 0, "another")) is None
+        assert read_xcom("a_dag", "a_run", instance, "images") == [entry(str(region))]
+    assert read_xcom("a_dag", "a_run", Instance.make("draw", 0), "images") is None
+    assert read_xcom("a_dag", "a_run", Instance.make("draw", 0, "another"), "images") is None
     run = read_run("a_dag", "a_run")
     assert run
     instances = [Instance.make("draw", 0, region) for region in regions]
@@ -121,7 +121,7 @@ def test_iterations_of_a_loop_are_kept_apart(database: Database) -> None:
 def test_the_only_instance_with_an_index_needs_no_region(database: Database) -> None:
     for index in (0, 1):
         database.push([entry(str(index))], map_index=index, region_id=UUID(int=1))
-    assert read_images("a_dag", "a_run", Instance.make("draw", 1)) == [entry("1")]
+    assert read_xcom("a_dag", "a_run", Instance.make("draw", 1), "images") == [entry("1")]
 
 
 def test_a_text_that_is_not_json_is_returned_unchanged(database: Database) -> None:
@@ -134,4 +134,4 @@ def test_a_text_that_is_not_json_is_returned_unchanged(database: Database) -> No
         session.execute(
             update(getattr(xcom, "XComModelV2", xcom.XComModel)).values(value="s3://xcom/42.json")
         )
-    assert read_images("a_dag", "a_run", DRAW) == "s3://xcom/42.json"
+    assert read_xcom("a_dag", "a_run", DRAW, "images") == "s3://xcom/42.json"
