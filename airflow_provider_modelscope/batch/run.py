@@ -172,7 +172,9 @@ class BatchRun:
         self._counts = self._rows.counts()
         if value:
             log.info("%d of %d rows are done already", sum(self._counts.values()), self._total)
-        if not value.get("has_succeeded"):
+        # If a worker is killed right after its success, Airflow does not know of it, and retries the task.
+        was_cleared = value.get("max_tries") != self._max_tries
+        if not (value.get("has_succeeded") and was_cleared):
             self._spent = float(value.get("spent") or 0.0)
             self._started_at = float(value.get("started_at") or now)
         self._engine = Engine(
@@ -560,6 +562,7 @@ class BatchRun:
         self._state.write(
             {
                 "attempt": self._ti.try_number,
+                "max_tries": self._max_tries,
                 "total": self._total,
                 "counts": self.counts if self._end else {**self._counts, "skipped": 0},
                 "started_at": self._started_at,

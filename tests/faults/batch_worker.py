@@ -17,9 +17,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from airflow.sdk.exceptions import TaskDeferred
-
 from airflow_provider_modelscope.batch import files, run, state, working_set  # noqa: F401 - loaded once
+from airflow_provider_modelscope.compat import TaskDeferred
 from airflow_provider_modelscope.images import preflight  # noqa: F401
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.triggers.events import GenerationFinished
@@ -104,11 +103,8 @@ def work(part: Part) -> None:
     context: Any = {"ti": TaskInstance(part.try_number)}
     end: dict[str, Any]
     try:
-        if part.event is None:
-            summary = task.execute(context)
-        else:
-            summary = task.execute_complete(context, part.event)
-        end = {"summary": summary}
+        resumes = part.event is not None
+        end = {"summary": task.execute_complete(context, part.event) if resumes else task.execute(context)}
     except TaskDeferred as deferral:
         killer.passes("deferral")
         _, arguments = deferral.trigger.serialize()

@@ -18,8 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,6 +26,9 @@ import pytest
 from airflow_provider_modelscope.emulator import Emulator
 from tests.faults.batch_worker import Killer, Part, kind_of, work
 from tests.support.servers import moto, s3_client, s3_connection
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.kill
 
@@ -222,7 +224,7 @@ class _Relay(BaseHTTPRequestHandler):
         self.wfile.write(content[len(content) // 2 :])
         self.close_connection = False
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _relay  # noqa: N815 - the names of http.server
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _relay
 
     def _what(self, body: bytes) -> str:
         match self.command, self.path.split("/")[1:]:
@@ -236,7 +238,7 @@ class _Relay(BaseHTTPRequestHandler):
                 return kind_of(name, body)
         return "other"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as in http.server
+    def log_message(self, format: str, *args: Any) -> None:
         """Log nothing."""
 
 
