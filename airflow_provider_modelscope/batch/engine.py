@@ -151,13 +151,14 @@ class Engine:
             return Wait(until=until)
         return Done()
 
-    def resume(self, work: Work, *, now: float) -> None:
+    def resume(self, work: Work, *, attempt_started_at: float, now: float) -> None:
         """Poll a generation that an earlier attempt or part of the task submitted, now.
 
-        It gets the whole timeout again.
+        :param attempt_started_at: Another attempt gives it the whole timeout again, another part does not.
         """
         assert work.submission is not None  # noqa: S101 - for the type checker
-        self._run(work, work.submission, end_time=now + self.timeout, next_poll=now)
+        end_time = max(work.submission.submitted_at, attempt_started_at) + self.timeout
+        self._run(work, work.submission, end_time=end_time, next_poll=now)
 
     def accept(self, work: Work, submission: Submission, *, now: float) -> None:
         """Note that a row was accepted."""
@@ -197,7 +198,8 @@ class Engine:
         self.finish(work)
         attempts = work.attempts + isinstance(error, SubmissionLostError)
         if isinstance(error, _CURABLE) and attempts < self.item_attempts and not self._is_stopped:
-            self._waiting.append(replace(work, attempts=attempts, submission=None))
+            # First, as its attempts are not recorded: the task could defer before its turn.
+            self._waiting.appendleft(replace(work, attempts=attempts, submission=None))
             return True
         return False
 

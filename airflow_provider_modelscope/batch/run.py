@@ -42,6 +42,7 @@ from airflow_provider_modelscope.exceptions import (
     UnknownModelError,
 )
 from airflow_provider_modelscope.images.sources import inline_images
+from airflow_provider_modelscope.json_values import number
 from airflow_provider_modelscope.manifest import Result, RowError, RunningRow
 from airflow_provider_modelscope.metrics import count_row, count_spent, show_rows_left
 from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
@@ -129,6 +130,7 @@ class BatchRun:
         ti: Any,
     ) -> None:
         self.stopped: tuple[str, ModelScopeError] | None = None  # what ended it before its last row, and why
+        self.has_submitted = False
         self._rows = rows
         self._state = state
         self._policy = policy
@@ -139,11 +141,12 @@ class BatchRun:
         self._total = len(rows)
         self._spent = 0.0
         self._credit_is_known = True
-        self._part_started_at = self._started_at = time.time()
+        self._part_started_at = self._attempt_started_at = self._started_at = time.time()
         self._end: dict[str, bool] = {}
         self._sending: RunningRow | None = None
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
-        self._refused_models: dict[str, str] = {}  # with the reason
+        self._refusals: dict[str, dict[str, Any]] = {}  # the errors of models that cannot be used
+        self._storing_count = 0
         self._not_fetched = 0
         self._finished_at: deque[float] = deque(maxlen=RATE_ROWS)
         self._reported = (time.time(), 0)
@@ -172,11 +175,14 @@ class BatchRun:
         self._counts = self._rows.counts()
         if value:
             log.info("%d of %d rows are done already", sum(self._counts.values()), self._total)
+        is_same_attempt = value.get("attempt") == self._ti.try_number
+        if is_same_attempt:
+            self._attempt_started_at = number(value.get("attempt_started_at")) or now
         # If a worker is killed right after its success, Airflow does not know of it, and retries the task.
         was_cleared = value.get("max_tries") != self._max_tries
-        if not (value.get("has_succeeded") and was_cleared):
-            self._spent = float(value.get("spent") or 0.0)
-            self._started_at = float(value.get("started_at") or now)
+        if value and not (value.get("has_succeeded") and was_cleared):
+            self._spend(number(value.get("spent")))
+            self._started_at = number(value.get("started_at")) or now
         self._engine = Engine(
             take=self._rows.take,
             share=AccountShare(
@@ -190,9 +196,10 @@ class BatchRun:
             timeout=self._policy.timeout,
             poll_interval=self._policy.poll_interval,
         )
-        for entry in value.get("running") or ():
+        running = value.get("running")
+        for entry in running if isinstance(running, list) else ():
             if row := RunningRow.from_json(entry):
-                self._take_over(row, now=now)
+                self._take_over(row if is_same_attempt else replace(row, attempts=0), now=now)
         for key, (fingerprint, submission) in unfinished.items():
             if work := self._rows.take_row(key, fingerprint):
                 self._resume(work, submission, now=now)
@@ -204,7 +211,13 @@ class BatchRun:
             return
         was_cleared = result.get("max_tries") != self._max_tries
         unfinished.pop(known.key, None)
-        is_kept = known.status != "failed" or (result.get("is_final") and not was_cleared)
+        if known.status == "stored":
+            self._rows.clear_overwritten(known.key, known.fingerprint)
+        is_kept = (
+            known.status != "failed"
+            or (result.get("is_final") and not was_cleared)
+            or result.get("attempt") == self._ti.try_number  # of an earlier part, which deferred
+        )
         if is_kept and not (self._policy.redraw and was_cleared):
             self._rows.set_result(known.key, known.fingerprint, result)
             return
@@ -232,7 +245,11 @@ class BatchRun:
         log.info(
             "Resuming generation %s of row %d (%s)", submission.generation_id, work.row.number, work.row.key
         )
-        self._engine.resume(replace(work, submission=self._described(submission, work)), now=now)
+        self._engine.resume(
+            replace(work, submission=self._described(submission, work)),
+            attempt_started_at=self._attempt_started_at,
+            now=now,
+        )
 
     def _described(self, submission: Submission, work: Work) -> Submission:
         """Return a submission with its request, as the XCom of a single task has it."""
@@ -276,6 +293,9 @@ class BatchRun:
                             return leave
                         self._wait(until)
                 self._report()
+        except ModelScopeError:
+            self._finish_storing()
+            raise
         finally:
             self._record_if_possible()
         self._report(is_last=True)
@@ -315,7 +335,16 @@ class BatchRun:
         seconds = min(until, self._reported[0] + REPORT_SECONDS) - time.time()
         with suppress(Empty):
             work, generation, outcome = self._outcomes.get(timeout=max(0.0, seconds))
+            self._storing_count -= 1
             self._note(work, generation, outcome)
+
+    def _finish_storing(self) -> None:
+        """Wait for the images that are being stored: until a retry, their URLs may expire."""
+        while self._storing_count:
+            work, _, outcome = self._outcomes.get()
+            self._storing_count -= 1
+            if not isinstance(outcome, BaseException):
+                self._finish(work, images=outcome)
 
     # Submit
 
@@ -340,7 +369,11 @@ class BatchRun:
             self._fail(work, error)
         else:
             self._engine.accept(work, submission, now=time.time())
+            self._sending = None
+            self.has_submitted = True
             self._record_if_possible()
+            if self._hook.finished_at_once(submission.generation_id):  # nobody else can fetch its images
+                self._poll(work.submitted(submission))
 
     def _submit_row(self, work: Work) -> Submission:
         """Submit a row to the first model that takes it, and return its generation."""
@@ -355,8 +388,8 @@ class BatchRun:
         return self._described(submission, work)
 
     def _submit_request(self, request: GenerationRequest, work: Work) -> Submission:
-        if reason := self._refused_models.get(request.model):
-            raise UnknownModelError(reason)
+        if refusal := self._refusals.get(request.model):
+            raise ModelScopeError.from_json(refusal)
         limit = self._policy.max_credit
         price = price_under_limit(self._hook, request.model, limit)
         check_limit(limit, spent=self._spent, cost=price or 0.0)
@@ -372,10 +405,11 @@ class BatchRun:
             if credit is None or credit.available < (price or LEAST_PRICE):
                 raise
             reason = f"{error.message}. The account has credit, {credit}, so the model is no longer served"
-            self._refused_models[request.model] = reason
-            raise UnknownModelError(reason, code=error.code, request_id=error.request_id) from None
-        except UnknownModelError as error:
-            self._refused_models[request.model] = error.message
+            retired = UnknownModelError(reason, code=error.code, request_id=error.request_id)
+            self._refusals[request.model] = retired.to_json()
+            raise retired from None
+        except (UnknownModelError, QuotaExhaustedError) as error:
+            self._refusals[request.model] = error.to_json()
             raise
         self._spend(price)
         count_spent(price, modelscope_conn_id=self._hook.modelscope_conn_id, model=request.model)
@@ -385,7 +419,7 @@ class BatchRun:
 
     @contextmanager
     def _recorded(self, work: Work, request: GenerationRequest, price: float | None) -> Iterator[None]:
-        """Record that a row is being submitted, until it is certain that this created nothing."""
+        """Record that a row is being submitted, until its generation is known or there is certainly none."""
         self._sending = replace(_running_row(work), sent_at=time.time(), model=request.model, credit=price)
         self._record()
         try:
@@ -400,7 +434,6 @@ class BatchRun:
                 self._sending = None
                 self._record_if_possible()
             raise
-        self._sending = None
 
     def _stop(self, reason: str, error: ModelScopeError) -> None:
         """Submit nothing more, but wait for what runs."""
@@ -442,6 +475,7 @@ class BatchRun:
             daemon=True,
         )
         thread.start()
+        self._storing_count += 1
 
     def _store(self, work: Work, generation: Generation) -> None:
         """Store the images of a row, in a thread."""
@@ -503,7 +537,6 @@ class BatchRun:
         self, work: Work, *, images: list[StoredImage] | None = None, error: ModelScopeError | None = None
     ) -> None:
         """Set the result of a row."""
-        self._engine.finish(work)
         status = "stored" if images else "rejected" if error and is_rejection(error) else "failed"
         submission = work.submission
         now = time.time()
@@ -527,12 +560,14 @@ class BatchRun:
             "is_final": isinstance(error, ModelScopeFinalError),
             "is_unfinished": _is_unfinished(work, error),
             "submitted_at": submission.submitted_at if submission else None,
+            "attempt": self._ti.try_number,
             "max_tries": self._max_tries,
         }
         document = result.to_json() | private
         count = self._rows.set_result(work.row.key, work.fingerprint, document)
         self._counts[status] += count
         self._state.add(document)
+        self._engine.finish(work)  # last: what interrupts this loses no generation
         self._finished_at.extend([now] * count)
         count_row(status, modelscope_conn_id=self._hook.modelscope_conn_id)
         if error:
@@ -549,7 +584,7 @@ class BatchRun:
     def _refund(self, work: Work, generation: Generation) -> None:
         """Note that the service has given back what a generation cost, if it says so."""
         if generation.is_refunded:
-            self._spent -= _submission(work).credit or 0.0
+            self._spent = max(0.0, self._spent - (_submission(work).credit or 0.0))
 
     # Record and report
 
@@ -562,12 +597,13 @@ class BatchRun:
         self._state.write(
             {
                 "attempt": self._ti.try_number,
+                "attempt_started_at": self._attempt_started_at,
                 "max_tries": self._max_tries,
                 "total": self._total,
                 "counts": self.counts if self._end else {**self._counts, "skipped": 0},
                 "started_at": self._started_at,
                 "updated_at": time.time(),
-                "spent": self._spent,
+                "spent": self.spent,
                 "per_minute": self._per_minute,
                 "stopped_by": self.stopped[0] if self.stopped else None,
                 "durations": self._engine.durations.to_json(),

@@ -66,15 +66,16 @@ class BatchState:
         :raises SubmissionRecordError: if it cannot be read, which does not mean that there is none.
         """
         try:
-            document = self._read_running()
+            value = self._read_running().get("modelscope_batch", {})
             segments = self._segments()
-        except Exception as error:  # of any store
+            self._next_sequence = 1 + max((segment.sequence for segment in segments), default=0)
+            # If a segment was written afterwards, it has these results, and perhaps newer ones.
+            is_latest = value.get("next_sequence", 1) >= self._next_sequence
+            latest = value.get("results", []) if is_latest else []
+            for result in latest:
+                self._keep(result)
+        except Exception as error:  # of any store, or it is damaged
             raise self._unreadable(error) from error
-        value = document.get("modelscope_batch", {})
-        latest = value.get("results", [])
-        for result in latest:
-            self._keep(result)
-        self._next_sequence = 1 + max((segment.sequence for segment in segments), default=0)
         return value, self._results(segments, latest)
 
     def _read_running(self) -> dict[str, Any]:
@@ -108,13 +109,13 @@ class BatchState:
         return sorted(segment for segment in named if segment)
 
     def add(self, result: Mapping[str, Any]) -> None:
-        """Add a result. It is written by the next call of :meth:`write`.
-
-        :raises SubmissionRecordError: if a full segment cannot be written; the results are kept.
-        """
+        """Add a result. It is written by the next call of :meth:`write`."""
         self._keep(result)
         if len(self._latest) >= MAX_LATEST:
-            self._write_segment()
+            try:
+                self._write_segment()
+            except SubmissionRecordError as error:  # the results stay in ``running.json``
+                log.warning("%s", error)
 
     def _keep(self, result: Mapping[str, Any]) -> None:
         self._latest.append(json.dumps(result))
@@ -141,7 +142,7 @@ class BatchState:
         :raises SubmissionRecordError: if it cannot be written.
         """
         rows = [row.to_json() for row in running]
-        facts = json.dumps({**progress, "running": rows})[:-1]
+        facts = json.dumps({**progress, "next_sequence": self._next_sequence, "running": rows})[:-1]
         document = f'{{"modelscope_batch": {facts}, "results": [{", ".join(self._latest)}]}}}}'
         with self._failing(RUNNING):
             write_object(self._path(RUNNING), document.encode(), JSON)

@@ -23,6 +23,7 @@ create table rows (
 );
 create index by_fingerprint on rows (fingerprint) where twin is null;
 create index by_twin on rows (twin) where twin is not null;
+create index by_image on rows (json_extract(result, '$.key'));
 """
 
 
@@ -102,10 +103,9 @@ class WorkingSet:
     def take_row(self, key: str, fingerprint: str) -> Work | None:
         """Return this row if it has no result, and do not return it again; else None."""
         found = self._database.execute(
-            "update rows set is_taken = 1 "
-            "where key = ? and fingerprint = ? and not is_taken and status is null and twin is null "
+            "update rows set is_taken = 1 where number = ? and not is_taken and status is null "
             "returning number, key, fingerprint, request, data",
-            [key, fingerprint],
+            [self._find(key, fingerprint)],
         ).fetchone()
         return _work(found) if found else None
 
@@ -116,7 +116,8 @@ class WorkingSet:
     def set_result(self, key: str, fingerprint: str, result: Mapping[str, Any]) -> int:
         """Set the result of a row and of its twins. Return their number: 0 if the row has changed or is gone.
 
-        The result of a row that is gone is that of another one with the same request and seed.
+        The result of a row that is gone is that of another one with the same request and seed, unless a row
+        with its key, and so with the name of its image, has another request now.
         """
         number = self._find(key, fingerprint)
         if number is None:
@@ -138,11 +139,24 @@ class WorkingSet:
             "update rows set status = null, result = null where number = ? or twin = ?", [number, number]
         )
 
+    def clear_overwritten(self, key: str, fingerprint: str) -> None:
+        """Leave rows without a result if their image was replaced by that of another request."""
+        self._database.execute(
+            "update rows set status = null, result = null "
+            "where json_extract(result, '$.key') = ? and fingerprint != ?",
+            [key, fingerprint],
+        )
+
     def _find(self, key: str, fingerprint: str) -> int | None:
+        """Return the row that is worked on for this one, by its number."""
+        if found := self._database.execute(
+            "select coalesce(twin, number), fingerprint from rows where key = ?", [key]
+        ).fetchone():
+            return found[0] if found[1] == fingerprint else None
         found = self._database.execute(
-            "select number from rows where fingerprint = ? and twin is null "
-            "and (key = ? or json_extract(request, '$.seed') is not null)",
-            [fingerprint, key],
+            "select number from rows "
+            "where fingerprint = ? and twin is null and json_extract(request, '$.seed') is not null",
+            [fingerprint],
         ).fetchone()
         return found[0] if found else None
 
@@ -172,7 +186,7 @@ class WorkingSet:
             "select number, key, result from rows where status in ('rejected', 'failed') "
             "order by number limit 1"
         ).fetchone()
-        error = json.loads(result)["error"]
+        error = json.loads(result).get("error") or {"type": "an error", "message": "unknown"}
         can_retry = self._one(
             "select exists (select 1 from rows "
             "where status = 'failed' and not json_extract(result, '$.is_final'))"

@@ -1,13 +1,15 @@
 """The images of a Dag run in Airflow's own UI, from Airflow 3.1 on.
 
-==============  ========================================================================
-``plugin``      what Airflow loads: two tabs, and the app that serves their pages
-``app``         the routes, each behind Airflow's own authorization
-``metadata``    reads a run's XComs and task states from Airflow's database
-``cards``       decides what is shown of them
-``files``       reads images from object storage and makes thumbnails
-``page.*``      the page: HTML, CSS and JavaScript
-==============  ========================================================================
+===============  =======================================================================
+``plugin``       what Airflow loads: two tabs, and the app that serves their pages
+``app``          the routes, each behind Airflow's own authorization
+``metadata``     reads a run's XComs and task states from Airflow's database
+``cards``        decides what is shown of them
+``batches``      decides what is shown of a batch
+``batch_state``  reads the state of a batch from object storage
+``files``        reads images from object storage and makes thumbnails
+``page.*``       the page: HTML, CSS and JavaScript
+===============  =======================================================================
 
 Airflow loads the plugin into all of its processes, so the other modules are imported on the first request.
 """

@@ -96,7 +96,7 @@ def _last(key: str, results: Sequence[Result]) -> Result | None:
     return next((result for result in reversed(results) if result.key == key), None)
 
 
-@lru_cache(maxsize=100)  # about 200 KB each
+@lru_cache(maxsize=100)  # about 100 KB each
 def _results(state: str, conn_id: str | None, name: str) -> tuple[Result, ...]:
     content = _read(state, conn_id, name)
     if content is None:

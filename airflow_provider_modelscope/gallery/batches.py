@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -105,7 +105,7 @@ class Batch:
     @property
     def key(self) -> str:
         """Identifies the batch within its run."""
-        return f"{self.task.instance} batch"
+        return " ".join(map(str, (*astuple(self.task.instance), "batch")))
 
     @property
     def title(self) -> str:

@@ -20,7 +20,9 @@ from airflow_provider_modelscope.exceptions import (
     InvalidDestinationError,
     InvalidRequestError,
     ModelScopeError,
+    ModelScopeRetryableError,
     QuotaExhaustedError,
+    RequestRejectedError,
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
@@ -279,45 +281,55 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     @resumes
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after waiting in the triggerer for a generation."""
-        from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
+        from airflow_provider_modelscope.triggers.events import GenerationFinished
 
-        try:
-            read_event(event, GenerationFinished)
-        except GenerationTimeoutError as error:  # the row fails, the others go on
-            self.log.warning("%s", error)
-        return self._resume(context, event)
+        return self._resume(context, event, GenerationFinished)
 
     @resumes
     def execute_queued(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after waiting in the triggerer for a free slot."""
-        from airflow_provider_modelscope.triggers.events import SlotFree, read_event
+        from airflow_provider_modelscope.triggers.events import SlotFree
 
-        return self._resume(context, event, queued_at=read_event(event, SlotFree).queued_at)
+        return self._resume(context, event, SlotFree)
 
     @resumes
     def execute_with_credit(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Resume after waiting in the triggerer for credit."""
-        from airflow_provider_modelscope.triggers.events import CreditAvailable, read_event
+        from airflow_provider_modelscope.triggers.events import CreditAvailable
 
-        read_event(event, CreditAvailable)
-        return self._resume(context, event)
+        return self._resume(context, event, CreditAvailable)
 
-    def _resume(self, context: Context, event: Any, **options: Any) -> dict[str, Any]:
-        from airflow_provider_modelscope.triggers.events import DeferredTask
+    def _resume(self, context: Context, event: Any, expected: type[Any]) -> dict[str, Any]:
+        from airflow_provider_modelscope.triggers.events import DeferredTask, read_event
 
         self._exhausted_end = DeferredTask.from_event(event).parameters.get("exhausted_end")
-        return self._run(context, None, **options)
+        queued_at, failure = None, None
+        try:
+            queued_at = getattr(read_event(event, expected), "queued_at", None)
+        except (GenerationTimeoutError, RequestRejectedError) as error:  # of one row: the others go on
+            self.log.warning("%s", error)
+        except ModelScopeError as error:
+            failure = error
+        return self._run(context, None, queued_at=queued_at, failure=failure)
 
-    def _run(self, context: Context, requests: Any, *, queued_at: float | None = None) -> dict[str, Any]:
+    def _run(self, context: Context, requests: Any, **resumed: Any) -> dict[str, Any]:
+        with count_failure(self):
+            return self._run_counted(context, requests, **resumed)
+
+    def _run_counted(
+        self,
+        context: Context,
+        requests: Any,
+        *,
+        queued_at: float | None = None,
+        failure: ModelScopeError | None = None,
+    ) -> dict[str, Any]:
         """Run one part of the task.
 
         :param requests: The requests; None if the task resumes with those that it has planned.
         :param queued_at: Since when the task waits for a free slot, if it resumes from it.
+        :param failure: The error that ended the wait in the triggerer.
         """
-        with count_failure(self):
-            return self._run_counted(context, requests, queued_at=queued_at)
-
-    def _run_counted(self, context: Context, requests: Any, *, queued_at: float | None) -> dict[str, Any]:
         from airflow_provider_modelscope.batch.run import BatchRun
         from airflow_provider_modelscope.batch.state import BatchState
         from airflow_provider_modelscope.batch.working_set import WorkingSet
@@ -353,9 +365,14 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 },
             )
             self._log_credit("before")
+            batch.load(value, results, queued_at=queued_at)
             try:
-                batch.load(value, results, queued_at=queued_at)
-                if pause := batch.work():
+                if failure:
+                    raise failure
+                pause = batch.work()
+                if batch.has_submitted:
+                    self._exhausted_end = None  # there was credit
+                if pause:
                     self._defer(pause, context)
                 self._wait_for_credit(batch, rows, policy, context)
             except ModelScopeError as error:
@@ -552,10 +569,12 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         try:
             self._write_manifest(rows, manifest)
         except Exception as problem:  # of any store
-            if failure is None:
-                raise
             self.log.warning("The manifest was not written: %r", problem)
             summary["manifest"] = None
+            failure = failure or ModelScopeRetryableError(
+                f"The manifest {self._manifest} was not written ({problem!r}). The images are stored, so a "
+                "retry only writes the manifest"
+            )
         batch.finish(has_succeeded=failure is None)
         self._log_credit("after")
         if failure is None:

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from hypothesis import given, strategies as st
 
+from tests.support.batches import StateFolder, result
 from tests.unit.gallery.conftest import (  # noqa: F401 - fixtures
     auth_manager,
     bucket,
@@ -19,6 +20,8 @@ from tests.unit.gallery.conftest import (  # noqa: F401 - fixtures
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastapi.testclient import TestClient
 
     from tests.unit.gallery.conftest import Bucket, Database
@@ -77,8 +80,28 @@ odd_json = st.sampled_from([*ODD_JSON, *map(nested, (30, 500, 800, 950))])
 xcoms = st.one_of(
     st.tuples(st.just("images"), images.map(json.dumps)),
     st.tuples(st.just("request"), requests.map(json.dumps)),
-    st.tuples(st.sampled_from(["images", "request"]), values.map(json.dumps) | odd_json),
+    st.tuples(st.sampled_from(["images", "request", "batch"]), values.map(json.dumps) | odd_json),
 )
+RESULT = result(1)
+PROGRESS = {
+    "total": 5, "counts": {"stored": 1, "rejected": 1, "failed": 1, "skipped": 0}, "started_at": 1.0,
+    "updated_at": 2.0, "spent": 1.0, "per_minute": 5.0, "stopped_by": "credit", "is_finished": False,
+    "running": [{"key": "a", "number": 1, "prompt": "A cat", "generation_id": "42", "submitted_at": 1.0}],
+    "results": [RESULT],
+}  # fmt: skip
+
+
+def with_odd(right: dict[str, Any], name: str, odd: Any) -> dict[str, Any]:
+    """Return an object with one value of any type."""
+    return {**right, name: odd}
+
+
+results = st.builds(with_odd, st.just(RESULT), st.sampled_from([*RESULT, "other"]), values) | st.builds(
+    with_odd, st.just(RESULT), st.just("image"), image_entries
+)
+progresses = st.builds(
+    with_odd, st.just(PROGRESS), st.sampled_from([*PROGRESS, "other"]), values
+) | st.builds(with_odd, st.just(PROGRESS), st.just("results"), st.lists(results | values, max_size=3))
 
 
 def test_no_xcom_prevents_a_page(client: TestClient, database: Database, bucket: Bucket) -> None:  # noqa: F811
@@ -107,5 +130,45 @@ def test_no_xcom_prevents_a_page(client: TestClient, database: Database, bucket:
         assert get("thumbnail", task_id="good").status_code == 200
         for route in ("image", "thumbnail"):
             assert get(route, task_id="draw", map_index=0).status_code in (200, 404)
+
+    try_one()
+
+
+def test_no_state_of_a_batch_prevents_a_page(
+    client: TestClient,  # noqa: F811
+    database: Database,  # noqa: F811
+    bucket: Bucket,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    good = bucket.put_image(encoded(), parameters={"prompt": "A good cat"})
+    tried = 0
+
+    @given(progresses | values, st.lists((results | values).map(json.dumps) | odd_json, max_size=3))
+    def try_one(progress: Any, lines: list[str]) -> None:
+        nonlocal tried
+        tried += 1
+        run_id = f"run_{tried}"
+        database.add_run(run_id=run_id)
+        database.push([good], run_id=run_id, task_id="good")
+        database.add_task(run_id=run_id, state="running", operator="ModelScopeImageBatchOperator")
+        folder = StateFolder(tmp_path / run_id, run_id=run_id)
+        [name] = folder.write([RESULT], total=5)
+        (folder.path / "running.json").write_text(json.dumps({"modelscope_batch": progress}))
+        (folder.path / name).write_bytes("\n".join(lines).encode(errors="surrogatepass"))
+        database.push(folder.xcom(5), "batch", run_id=run_id)
+
+        def get(route: str, **ids: Any) -> Any:
+            return client.get(f"/a_dag/{route}?{urlencode({'run_id': run_id, **ids})}")
+
+        page = get("images")
+        assert page.status_code == 200
+        assert "A good cat" in page.text
+        for view in ("images", "failed"):
+            page = get("images", task_id="draw", view=view, up_to=1)
+            assert page.status_code == 200
+            _, _, shown = page.text.partition("<main")
+            assert "<script" not in shown
+        for row in ({"row": "000001"}, {"row": "000001", "segment": name}, {"row": "a"}):
+            assert get("thumbnail", task_id="draw", **row).status_code in (200, 404)
 
     try_one()

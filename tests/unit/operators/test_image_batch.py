@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import logging
-from pathlib import Path
+import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset, AssetAlias
+from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from airflow_provider_modelscope import manifest
+from airflow_provider_modelscope import manifest, metrics
 from airflow_provider_modelscope.batch import run as run_module, share as share_module
 from airflow_provider_modelscope.compat import AirflowSkipException, TaskDeferred
 from airflow_provider_modelscope.emulator import Emulator
@@ -21,6 +25,7 @@ from airflow_provider_modelscope.exceptions import (
     CreditExhaustedError,
     CreditLimitError,
     ImageError,
+    ImageNotAllowedError,
     ImageStorageError,
     InvalidDestinationError,
     InvalidRequestError,
@@ -28,16 +33,19 @@ from airflow_provider_modelscope.exceptions import (
     ModelScopeFinalError,
     PriceUnknownError,
     QueueFullError,
+    ServiceUnreachableError,
     SubmissionRecordError,
 )
+from airflow_provider_modelscope.hooks.modelscope import DOWNLOAD_ATTEMPTS
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.waiting import backoff, intervals
-from tests.unit.builders import Context, batch, event_of, rendered, resume, submissions
+from tests.unit.builders import Context, batch, rendered, resume, submissions
 from tests.unit.conftest import TOKEN, TaskInstance, connect
 from tests.unit.images.conftest import Store, encoded, filesystems, register
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.unit.images.conftest import Register
 
@@ -46,7 +54,6 @@ __all__ = ["filesystems", "register"]
 pytestmark = pytest.mark.usefixtures("no_pauses", "short_intervals")
 
 CATS = ["A cat", "A dog", "A cow", "A fox"]
-ON_WORKER = {"deferrable": False}
 SEEDED = [{"prompt": prompt, "seed": 5} for prompt in CATS]
 
 
@@ -79,6 +86,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing take the time that a real service needs."""
     monkeypatch.setattr(intervals, "MIN_CLOSE_INTERVAL", 0.002)
     monkeypatch.setattr(share_module, "SOON", 0.002)
+    monkeypatch.setattr(share_module, "TURN_SECONDS", 0.002)
     monkeypatch.setattr(share_module, "DEFAULT_COOLDOWN", 0.002)
     monkeypatch.setattr(backoff, "MIN_QUEUE_DELAY", 0.002)
 
@@ -126,7 +134,9 @@ def deferral_of(task: Any, context: Context) -> TaskDeferred:
     return raised.value
 
 
-def failed(task: Any, context: Context, error: type[ModelScopeError], match: str = "") -> dict[str, Any]:
+def failed(
+    task: Any, context: Context, error: type[ModelScopeError], match: str | None = None
+) -> dict[str, Any]:
     """Run a task that fails, and return its XCom ``summary``."""
     with pytest.raises(error, match=match):
         task.execute(context)
@@ -164,7 +174,9 @@ class TestSuccess:
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
         source = tmp_path / "rows.jsonl"
-        source.write_text('{"prompt": "A cat", "key": "cat", "data": {"id": [7]}, "model": "c/d", "seed": 3}\n')
+        source.write_text(
+            '{"prompt": "A cat", "key": "cat", "data": {"id": [7]}, "model": "c/d", "seed": 3}\n'
+        )
         [row] = rows_of(batch(tmp_path / "out", requests=f"file://{source}").execute(context))
         assert (row.key, row.data, row.model, row.seed) == ("cat", {"id": [7]}, "c/d", 3)
         assert list(images_in(tmp_path / "out")) == ["cat.png"]
@@ -331,7 +343,9 @@ class TestInput:
                 row = {"prompt": row}
             (tmp_path / "rows.jsonl").write_text('{"prompt": "A dog"}\n' + json.dumps(row))
             requests = f"file://{tmp_path}/rows.jsonl"
-        with pytest.raises(InvalidRequestError, match="must not contain the token or another secret") as raised:
+        with pytest.raises(
+            InvalidRequestError, match="must not contain the token or another secret"
+        ) as raised:
             batch(tmp_path / "out", requests=requests).execute(context)
         assert TOKEN not in str(raised.value)
         assert not emulator.requests
@@ -390,7 +404,7 @@ class TestShard:
         for index in range(3):
             ti = Attempts()
             ti.map_index = index
-            task = batch(tmp_path, requests=[*CATS, "An owl"], shard=f"{index}/3")
+            task: Any = batch(tmp_path, requests=[*CATS, "An owl"], shard=f"{index}/3")
             summary = task.execute({"ti": ti})
             assert summary["manifest"] == f"file://{tmp_path}/manifest-{index}-of-3.jsonl"
             assert [row.row for row in rows_of(summary)] == [[1, 4], [2, 5], [3]][index]
@@ -455,13 +469,14 @@ class TestRejectedRows:
             batch(tmp_path, requests=CATS),
             context,
             BatchRejectedError,
-            match=r"2 of 4 rows have no image: 2 rejected, 0 failed\. max_failures = 0 allows 0\. Correct them"
-            r".*first is row 1 \(000001\): RequestRejectedError: ",
+            match=r"2 of 4 rows have no image: 2 rejected, 0 failed\. max_failures = 0 allows 0\. Correct "
+            r"them, .* first is row 1 \(000001\): RequestRejectedError: ",
         )
         assert summary["counts"] == {"stored": 2, "rejected": 2, "failed": 0, "skipped": 0}
         first, second, *others = rows_of(summary)
         assert [row.status for row in (first, second)] == ["rejected", "rejected"]
-        assert first.error and second.error
+        assert first.error
+        assert second.error
         assert first.error.type == "RequestRejectedError"
         assert second.error.type == "GenerationRejectedError"
         assert first.error.request_id
@@ -493,7 +508,15 @@ class TestRejectedRows:
 
     @pytest.mark.parametrize(
         ("max_failures", "is_allowed"),
-        [(0, False), (1, False), (2, True), ("49%", False), ("50%", True), (" 62.5 % ", True), ("100%", True)],
+        [
+            (0, False),
+            (1, False),
+            (2, True),
+            ("49%", False),
+            ("50%", True),
+            (" 62.5 % ", True),
+            ("100%", True),
+        ],
     )
     def test_max_failures_is_a_number_or_a_share(
         self, emulator: Emulator, context: Context, tmp_path: Path, max_failures: Any, is_allowed: bool
@@ -580,7 +603,7 @@ class TestFailedRows:
             batch(tmp_path / "out", requests=requests, model=model, max_failures=0),
             context,
             BatchRejectedError,
-            match="cat.png: cannot be read",
+            match="cat.png': cannot be read",
         )
         assert summary["counts"]["failed"] >= 1
         assert "A cat" not in prompts(emulator)
@@ -665,15 +688,15 @@ class TestCredit:
         assert statuses(summary) == ["stored", "stored", "skipped", "skipped"]
         assert summary["stopped_by"] == "credit"
 
-    def test_wait_defers_and_does_the_rest(
-        self, two: Emulator, context: Context, tmp_path: Path
-    ) -> None:
+    def test_wait_defers_and_does_the_rest(self, two: Emulator, context: Context, tmp_path: Path) -> None:
         task = batch(tmp_path, requests=CATS, on_exhausted="wait", deferrable=True)
         deferral = deferral_of(task, context)
         assert deferral.method_name == "execute_with_credit"
         assert len(images_in(tmp_path)) == 2
         two.grant(TOKEN, 2)
-        summary = resume(batch(tmp_path, requests=[], deferrable=True, on_exhausted="wait"), deferral, context)
+        summary = resume(
+            batch(tmp_path, requests=[], deferrable=True, on_exhausted="wait"), deferral, context
+        )
         assert statuses(summary) == ["stored"] * 4
         assert prompts(two) == CATS
 
@@ -794,3 +817,759 @@ class TestLostResponse:
         assert "An earlier attempt ended while submitting row 2 (000002)" in caplog.text
         assert statuses(summary)[1] == ("stored" if on_lost_response == "resubmit" else "failed")
         assert summary["credit"] == (3 if on_lost_response == "resubmit" else 2)
+
+
+class TestAgain:
+    """A retry or a Clear does only what is missing or has changed."""
+
+    def test_a_clear_after_a_success_pays_nothing(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        first = batch(tmp_path, requests=CATS).execute(context)
+        rows = rows_of(first)
+        ti.clear()
+        second = batch(tmp_path, requests=CATS).execute(context)
+        assert (rows_of(second), second["counts"]) == (rows, first["counts"])
+        assert second["credit"] == 0
+        assert emulator.accepted == 4
+
+    def test_of_edited_and_new_rows_only_these_are_paid(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.batch.state.MAX_LATEST", 5)
+        requests = [f"Cat {number}" for number in range(12)]
+        batch(tmp_path, requests=requests).execute(context)
+        assert len(list(state_in(tmp_path).glob("results-*-5-0-*.jsonl"))) == 2
+        ti.clear()
+        edited = ["A dog", *requests[1:8], "A cow", *requests[9:], "An owl"]
+        summary = batch(tmp_path, requests=edited).execute(context)
+        assert summary["counts"]["stored"] == 13
+        assert prompts(emulator)[12:] == ["A dog", "A cow", "An owl"]
+        assert rows_of(summary)[8].sha256 == sha256_of(tmp_path / "000009.png")
+
+    def test_a_row_that_is_removed_is_not_in_the_manifest(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        keyed = [{"prompt": prompt, "key": prompt} for prompt in CATS]
+        batch(tmp_path, requests=keyed).execute(context)
+        ti.clear()
+        summary = batch(tmp_path, requests=[keyed[3], keyed[0]]).execute(context)
+        assert [(row.row, row.key) for row in rows_of(summary)] == [(1, "A fox"), (2, "A cat")]
+        assert summary["counts"]["stored"] == 2
+        assert emulator.accepted == 4
+
+    def test_an_image_that_was_replaced_is_drawn_again(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        for prompt in ("A cat", "A dog", "A cat"):
+            summary = batch(tmp_path, requests=[prompt]).execute(context)
+            ti.clear()
+            [row] = rows_of(summary)
+            assert row.sha256 == sha256_of(tmp_path / "000001.png")
+        assert prompts(emulator) == ["A cat", "A dog", "A cat"]
+
+    @pytest.mark.parametrize("has_seed", [False, True])
+    def test_rows_that_move_keep_the_images_of_their_keys(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path, has_seed: bool
+    ) -> None:
+        rows: list[Any] = SEEDED if has_seed else CATS
+        batch(tmp_path, requests=rows).execute(context)
+        ti.clear()
+        first = {"prompt": "An owl", "seed": 5}
+        for row in rows_of(batch(tmp_path, requests=[first, *rows]).execute(context)):
+            assert row.uri == f"file://{tmp_path}/{row.row:06}.png"
+            assert row.sha256 == sha256_of(tmp_path / f"{row.row:06}.png")
+
+    def test_a_renamed_row_with_a_seed_keeps_its_image(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        batch(tmp_path, requests=[{"prompt": "A cat", "seed": 5, "key": "old"}]).execute(context)
+        ti.clear()
+        renamed = [{"prompt": "A cat", "seed": 5, "key": "new"}]
+        [row] = rows_of(batch(tmp_path, requests=renamed).execute(context))
+        assert (row.key, row.uri) == ("new", f"file://{tmp_path}/old.png")
+        assert emulator.accepted == 1
+
+    def test_a_rotated_token_and_a_url_signed_again_pay_nothing(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def task(signature: str) -> Any:
+            url = f"https://images.example/a.png?Signature={signature}"
+            return batch(tmp_path, requests=["A cat"], image_url=url, model="Qwen/Qwen-Image-Edit")
+
+        task("earlier").execute(context)
+        monkeypatch.setattr("tests.unit.conftest.TOKEN", "ms-another-test")
+        connect(monkeypatch, emulator.base_url)
+        ti.clear()
+        task("later").execute(context)
+        assert emulator.accepted == 1
+        assert "earlier" not in (state_in(tmp_path) / "running.json").read_text()
+
+    def test_equal_rows_without_a_seed_are_separate_images(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        rows = rows_of(batch(tmp_path, requests=["A cat"] * 3).execute(context))
+        assert len({row.uri for row in rows}) == emulator.accepted == 3
+
+    def test_equal_rows_with_a_seed_are_generated_once(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        twins = [{"prompt": "A cat", "seed": 5, "data": number} for number in range(3)]
+        summary = batch(tmp_path, requests=twins).execute(context)
+        rows = rows_of(summary)
+        assert [(row.key, row.data) for row in rows] == [("000001", 0), ("000002", 1), ("000003", 2)]
+        assert {row.uri for row in rows} == {f"file://{tmp_path}/000001.png"}
+        assert summary["counts"]["stored"] == 3
+        assert summary["credit"] == sum(row.credit or 0 for row in rows) == 1
+        ti.clear()
+        batch(tmp_path, requests=twins).execute(context)
+        assert emulator.accepted == 1
+
+    def test_redraw_draws_all_again_after_a_clear(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        task = batch(tmp_path, requests=CATS, redraw=True)
+        first = rows_of(task.execute(context))
+        ti.clear()
+        second = rows_of(task.execute(context))
+        assert emulator.accepted == 8
+        assert {row.generation_id for row in first}.isdisjoint(row.generation_id for row in second)
+
+    def test_a_retry_of_a_redraw_pays_nothing_twice(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        task = batch(tmp_path, requests=CATS, redraw=True)
+        task.execute(context)
+        ti.clear()
+        emulator.fail("poll:failed:2")
+        failed(task, context, BatchFailedError)
+        ti.retry()
+        assert statuses(task.execute(context)) == ["stored"] * 4
+        assert prompts(emulator)[4:] == ["A cat", "A cat", "A dog", "A cow", "A fox", "A cat"]
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Mortal(Store):
+    """A store whose process dies at a write, or which breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dies_at: tuple[int, str] | None = None  # which write of the state, "before" or "after"
+        self.is_dead = False
+        self.writes = 0
+        self.failing: dict[str, Exception] = {}  # by a part of "read NAME" or "write NAME"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        is_state = "/.modelscope/" in path
+        self.writes += is_state
+        if self.dies_at == (self.writes, "before"):
+            self.is_dead = True
+        if self.is_dead:
+            raise KeyboardInterrupt
+        self.fail_if_broken(f"write {path.rpartition('/')[2]}")
+        super().pipe_file(path, value, mode, **options)
+        if is_state and self.dies_at == (self.writes, "after"):
+            self.is_dead = True
+            raise KeyboardInterrupt
+
+    def cat_file(self, path: str, *args: Any, **options: Any) -> Any:
+        self.fail_if_broken(f"read {path.rpartition('/')[2]}")
+        return super().cat_file(path, *args, **options)
+
+    def fail_if_broken(self, name: str) -> None:
+        for part, error in self.failing.items():
+            if part in name:
+                raise error
+
+    def state(self, name: str) -> str:
+        """Return the path of an object of the state."""
+        [path] = [path for path in self.objects if path.endswith(f"/{name}")]
+        return path
+
+
+@pytest.fixture
+def mortal(register: Register) -> Mortal:
+    store = Mortal()
+    register("memory", store)
+    return store
+
+
+def remote(**arguments: Any) -> ModelScopeImageBatchOperator:
+    return batch(destination="memory://bucket/out/", **{"requests": CATS, **arguments})
+
+
+class TestPaidOnce:
+    """What is paid for is not paid for again, whatever ended the last attempt."""
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("write", range(1, 11))
+    def test_a_task_that_is_killed_resumes_each_generation(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        mortal: Mortal,
+        caplog: pytest.LogCaptureFixture,
+        write: int,
+        when: str,
+    ) -> None:
+        mortal.dies_at = (write, when)
+        with pytest.raises(KeyboardInterrupt):
+            remote(requests=CATS[:3]).execute(context)
+        mortal.dies_at, mortal.is_dead = None, False
+        paid = emulator.accepted
+        ti.retry()
+        assert statuses(remote(requests=CATS[:3]).execute(context)) == ["stored"] * 3
+        lost = caplog.text.count("An earlier attempt ended while submitting")
+        assert lost <= 1
+        assert emulator.accepted <= 3 + lost
+        assert emulator.accepted >= max(3, paid)
+
+    def test_nothing_is_submitted_without_a_written_state(
+        self, emulator: Emulator, context: Context, mortal: Mortal
+    ) -> None:
+        mortal.failing["write running.json"] = OSError("the store is away")
+        with pytest.raises(SubmissionRecordError, match=r"running.json, cannot be written.*is away"):
+            remote().execute(context)
+        assert not submissions(emulator)
+
+    def test_a_state_that_cannot_be_written_later_ends_the_batch(
+        self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal
+    ) -> None:
+        class Breaking(Mortal):
+            def fail_if_broken(self, name: str) -> None:
+                super().fail_if_broken(name)
+                if name == "write running.json" and emulator.accepted == 2:
+                    raise OSError("the store is away")
+
+        mortal.__class__ = Breaking
+        with pytest.raises(SubmissionRecordError):
+            remote().execute(context)
+        assert emulator.accepted == 2
+        mortal.__class__ = Mortal
+        ti.retry()
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert emulator.accepted <= 5  # one response could not be recorded
+
+    def test_a_segment_that_cannot_be_written_loses_nothing(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        mortal: Mortal,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.batch.state.MAX_LATEST", 2)
+        mortal.failing["write results-"] = OSError("the store is away")
+        remote().execute(context)
+        mortal.failing.clear()
+        ti.clear()
+        remote().execute(context)
+        assert emulator.accepted == 4
+
+    @pytest.mark.parametrize("name", ["read running.json", "read results-"])
+    def test_a_state_that_cannot_be_read_sends_nothing(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        mortal: Mortal,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+    ) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.batch.state.MAX_LATEST", 2)
+        remote().execute(context)
+        ti.retry()
+        mortal.failing[name] = OSError("the store is away")
+        with pytest.raises(SubmissionRecordError, match=r"cannot be read, nothing was sent.*is away"):
+            remote(requests=["An owl"]).execute(context)
+        assert emulator.accepted == 4
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "",
+            "{",
+            "[]",
+            '{"modelscope_batch": 5}',
+            '{"modelscope_batch": {"total": 1, "counts": {}, "results": 5}}',
+            '{"modelscope_batch": {"total": 1, "counts": {}, "results": [7]}}',
+            '{"modelscope_batch": {"total": 1, "counts": {}, "next_sequence": "a"}}',
+        ],
+    )
+    def test_a_damaged_state_is_an_error_and_sends_nothing(
+        self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal, content: str
+    ) -> None:
+        remote().execute(context)
+        mortal.pipe_file(mortal.state("running.json"), content.encode())
+        ti.retry()
+        with pytest.raises(SubmissionRecordError, match="cannot be read, nothing was sent"):
+            remote(requests=["An owl"]).execute(context)
+        assert emulator.accepted == 4
+
+    @pytest.mark.parametrize(
+        "junk", [{"running": 5}, {"running": [7, {}]}, {"spent": "a", "started_at": [], "durations": 7}]
+    )
+    def test_facts_of_a_wrong_type_are_left_out(
+        self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal, junk: dict[str, Any]
+    ) -> None:
+        remote().execute(context)
+        path = mortal.state("running.json")
+        document = json.loads(mortal.objects[path])
+        document["modelscope_batch"] |= {"has_succeeded": False, **junk}
+        mortal.pipe_file(path, json.dumps(document).encode())
+        ti.retry()
+        remote().execute(context)
+        assert emulator.accepted == 4
+
+    def test_a_full_store_is_tried_again_and_keeps_what_is_paid_for(
+        self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal
+    ) -> None:
+        mortal.failing["write 000001.png"] = OSError(errno.ENOSPC, "No space left on device")
+        with pytest.raises(ImageStorageError, match="No space left"):
+            remote().execute(context)
+        mortal.failing.clear()
+        ti.retry()
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert sorted(prompts(emulator)) == sorted(CATS)
+
+    def test_a_forbidden_store_ends_the_batch_for_good(
+        self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal
+    ) -> None:
+        mortal.failing["write 000001.png"] = PermissionError("Forbidden")
+        with pytest.raises(InvalidDestinationError, match="Forbidden"):
+            remote().execute(context)
+        assert emulator.accepted <= 3
+        mortal.failing.clear()
+        ti.clear()
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert sorted(prompts(emulator)) == sorted(CATS)
+
+    def test_a_manifest_that_cannot_be_written_is_written_by_a_retry(
+        self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal
+    ) -> None:
+        mortal.failing["write manifest"] = OSError("the store is away")
+        summary = failed(remote(), context, ModelScopeError, match="The manifest .* was not written.*is away")
+        assert summary["manifest"] is None
+        mortal.failing.clear()
+        ti.retry()
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert emulator.accepted == 4
+
+    def test_a_timeout_leaves_the_generation_to_the_retry(
+        self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        given: dict[str, Any] = {"requests": ["A cat"], "deferrable": True, "defer_after": 0}
+        deferral = deferral_of(batch(tmp_path, **given), context)
+        age(tmp_path, 1000)
+        deferral.trigger.end_time -= 1000
+        with pytest.raises(BatchFailedError, match="GenerationTimeoutError: The generation was P"):
+            resume(batch(tmp_path, **given), deferral, context)
+        slow.finish()
+        ti.retry()
+        assert statuses(batch(tmp_path, **given).execute(context)) == ["stored"]
+        assert slow.accepted == 1
+
+    def test_after_a_second_timeout_the_row_is_paid_again(
+        self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        given: dict[str, Any] = {"requests": ["A cat"], "deferrable": True, "defer_after": 0}
+        for _ in range(2):
+            deferral = deferral_of(batch(tmp_path, **given), context)
+            assert slow.accepted == 1
+            age(tmp_path, 1000)
+            with pytest.raises(BatchFailedError, match="GenerationTimeoutError"):
+                batch(tmp_path, **given).execute_complete(context, finished(deferral))
+            ti.retry()
+        slow.finish()
+        with pytest.raises(TaskDeferred):
+            batch(tmp_path, **given).execute(context)
+        assert slow.accepted == 2
+
+    def test_images_that_cannot_be_fetched_end_the_batch(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        connect(monkeypatch, emulator.base_url, max_image_bytes=1)
+        requests = [f"Cat {number}" for number in range(9)]
+        task = batch(tmp_path, requests=requests)
+        summary = failed(task, context, ImageNotAllowedError, match="^3 images in a row")
+        assert summary["counts"]["failed"] == 3
+        assert emulator.accepted <= 6
+        connect(monkeypatch, emulator.base_url)
+        ti.clear()
+        assert statuses(batch(tmp_path, requests=requests).execute(context)) == ["stored"] * 9
+        assert sorted(prompts(emulator)) == requests
+
+    def test_a_retry_fetches_them_without_paying(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail(f"image:reset:{3 * DOWNLOAD_ATTEMPTS}")
+        failed(batch(tmp_path, requests=CATS[:3]), context, ImageError, match="^3 images in a row")
+        ti.retry()
+        assert statuses(batch(tmp_path, requests=CATS[:3]).execute(context)) == ["stored"] * 3
+        assert emulator.accepted == 3
+
+    def test_a_revoked_token_keeps_what_is_paid_for(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail("poll:401")
+        summary = failed(batch(tmp_path, requests=CATS), context, AuthenticationError)
+        assert summary["counts"]["skipped"] == 4
+        [running] = running_in(tmp_path)["running"]
+        assert running["generation_id"] == submissions(emulator)[0].generation_id
+        ti.clear()
+        assert statuses(batch(tmp_path, requests=CATS).execute(context)) == ["stored"] * 4
+        assert prompts(emulator) == CATS
+
+    def test_a_refused_token_submits_nothing_more(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        emulator.fail("submit:401:always")
+        failed(batch(tmp_path, requests=CATS), context, AuthenticationError)
+        assert len(submissions(emulator)) == 1
+
+    def test_images_being_stored_are_kept_when_the_batch_ends(
+        self, emulator: Emulator, context: Context, register: Register
+    ) -> None:
+        def is_refused() -> bool:
+            return any(exchange.status == 401 for exchange in emulator.requests)
+
+        class Slow(Store):
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                if path.endswith("running.json") and b"000002" in value:
+                    emulator.fail("poll:401")
+                while path.endswith("000001.png") and not is_refused():
+                    time.sleep(0.001)
+                super().pipe_file(path, value, mode, **options)
+
+        memory = register("memory", Slow())
+        summary = failed(remote(), context, AuthenticationError)
+        assert "bucket/out/000001.png" in memory.objects
+        assert summary["counts"]["stored"] == 1
+
+    def test_an_end_between_a_response_and_its_record_is_a_lost_response(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "count_spent", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                batch(tmp_path, requests=CATS).execute(context)
+        ti.retry()
+        batch(tmp_path, requests=CATS).execute(context)
+        assert "An earlier attempt ended while submitting row 1 (000001)" in caplog.text
+        assert emulator.accepted == 5
+
+    def test_an_end_between_an_image_and_its_result_loses_nothing(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("airflow_provider_modelscope.batch.state.BatchState.add", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                batch(tmp_path, requests=CATS).execute(context)
+        ti.retry()
+        assert statuses(batch(tmp_path, requests=CATS).execute(context)) == ["stored"] * 4
+        assert emulator.accepted == 4
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def age(folder: Path, seconds: float) -> None:
+    """Let what a batch is waiting for have begun earlier."""
+    path = state_in(folder) / "running.json"
+    document = json.loads(path.read_text())
+    value = document["modelscope_batch"]
+    value["attempt_started_at"] -= seconds
+    for row in value["running"]:
+        row["submitted_at"] -= seconds
+    path.write_text(json.dumps(document))
+
+
+def finished(deferral: TaskDeferred) -> dict[str, Any]:
+    """Return the event that the generation has finished."""
+    kwargs = deferral.trigger.serialize()[1]
+    given = {name: kwargs[name] for name in ("generation_id", "deferred_task")}
+    return {"status": "finished", **given}
+
+
+class TestDeferral:
+    GIVEN: dict[str, Any] = {"deferrable": True, "defer_after": 0, "requests": CATS[:2]}
+
+    def deferred(self, folder: Path, context: Context, **arguments: Any) -> TaskDeferred:
+        deferral = deferral_of(batch(folder, **{**self.GIVEN, **arguments}), context)
+        assert deferral.method_name == "execute_complete"
+        return deferral
+
+    def test_a_long_generation_frees_the_worker(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        deferral = self.deferred(tmp_path, context)
+        trigger = deferral.trigger.serialize()[1]
+        assert trigger["generation_id"] == submissions(slow)[0].generation_id
+        assert trigger["end_time"] == pytest.approx(trigger["submitted_at"] + 900, abs=0.01)
+        slow.finish()
+        with pytest.raises(TaskDeferred) as second:
+            resume(batch(tmp_path, **self.GIVEN), deferral, context)
+        assert list(images_in(tmp_path)) == ["000001.png"]
+        slow.finish()
+        summary = resume(batch(tmp_path, **self.GIVEN), second.value, context)
+        assert statuses(summary) == ["stored", "stored"]
+        assert prompts(slow) == CATS[:2]
+        assert summary["credit"] == 2
+
+    def test_a_generation_below_defer_after_is_waited_for(
+        self, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Emulator(duration=0.05) as emulator:
+            connect(monkeypatch, emulator.base_url)
+            summary = batch(tmp_path, deferrable=True, defer_after=30).execute(context)
+            assert statuses(summary) == ["stored", "stored"]
+
+    def test_it_resumes_with_its_plan_not_with_a_changed_file(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "rows.jsonl"
+        source.write_text('{"prompt": "A cat", "data": [1]}\n')
+        given = {"requests": f"file://{source}"}
+        deferral = self.deferred(tmp_path / "out", context, **given)
+        source.write_text('{"prompt": "A dog"}\n{"prompt": 5}')
+        slow.finish()
+        [row] = rows_of(resume(batch(tmp_path / "out", **{**self.GIVEN, **given}), deferral, context))
+        assert (row.data, prompts(slow)) == ([1], ["A cat"])
+
+    def test_a_damaged_plan_is_an_error_and_sends_nothing(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        deferral = self.deferred(tmp_path, context)
+        for content in ("{", "[1]", '[1, "a", "b", {"prompt": 5}, null]', "[]", "5"):
+            (state_in(tmp_path) / "plan.jsonl").write_text(content)
+            with pytest.raises(SubmissionRecordError, match="cannot be read, nothing was sent"):
+                batch(tmp_path, **self.GIVEN).execute_complete(context, finished(deferral))
+        assert len(submissions(slow)) == 1
+
+    def test_the_event_of_an_earlier_attempt_starts_again(
+        self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        deferral = self.deferred(tmp_path, context)
+        slow.finish()
+        ti.retry()
+        event = finished(deferral)
+        with pytest.raises(TaskDeferred):
+            batch(tmp_path, **{**self.GIVEN, "requests": CATS[:3]}).execute_complete(context, event)
+        assert running_in(tmp_path)["total"] == 3
+        assert prompts(slow) == CATS[:2]
+
+    @pytest.mark.parametrize("method", ["execute_complete", "execute_queued", "execute_with_credit"])
+    def test_an_error_of_the_trigger_fails_the_task_with_a_summary(
+        self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path, method: str
+    ) -> None:
+        deferral = self.deferred(tmp_path, context)
+        event = {
+            "status": "error",
+            "error": AuthenticationError("The token was revoked").to_json(),
+            "deferred_task": finished(deferral)["deferred_task"],
+        }
+        task = batch(tmp_path, **self.GIVEN)
+        with pytest.raises(AuthenticationError, match="The token was revoked"):
+            getattr(task, method)(context, event)
+        assert context["ti"].pushed["summary"]["counts"]["skipped"] == 2
+        slow.finish()
+        ti.clear()
+        with pytest.raises(TaskDeferred):
+            batch(tmp_path, **self.GIVEN).execute(context)
+        assert prompts(slow) == CATS[:2]
+
+    @pytest.mark.parametrize("event", [None, {}, {"status": "slot_free"}, "finished"], ids=str)
+    @pytest.mark.parametrize("method", ["execute_complete", "execute_queued", "execute_with_credit"])
+    def test_an_unknown_event_is_never_a_success(
+        self, emulator: Emulator, context: Context, tmp_path: Path, method: str, event: Any
+    ) -> None:
+        with pytest.raises(ModelScopeFinalError, match="Unexpected trigger event"):
+            getattr(batch(tmp_path), method)(context, event)
+
+    def test_a_task_in_a_task_waits_on_the_worker(
+        self, context: Context, ti: Attempts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ti.task = object()  # type: ignore[attr-defined]
+        with Emulator(duration=0.05) as emulator:
+            connect(monkeypatch, emulator.base_url)
+            assert statuses(batch(tmp_path, **self.GIVEN).execute(context)) == ["stored", "stored"]
+
+    def test_item_attempts_count_over_deferrals(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        given = {"requests": ["A cat"], "item_attempts": 2}
+        deferral = self.deferred(tmp_path, context, **given)
+        slow.fail("poll:failed:2")
+        task = batch(tmp_path, **{**self.GIVEN, **given})
+        try:
+            task.execute_complete(context, finished(deferral))
+        except TaskDeferred as second:
+            with pytest.raises(BatchFailedError):
+                task.execute_complete(context, finished(second))
+        except BatchFailedError:
+            pass
+        assert slow.accepted == 2
+
+    def test_a_row_that_failed_is_not_done_again_after_a_deferral(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        given = {"requests": CATS[:2], "item_attempts": 1, "max_failures": 1}
+        first = self.deferred(tmp_path, context, **given)
+        slow.fail("poll:failed")
+        with pytest.raises(TaskDeferred) as second:
+            batch(tmp_path, **{**self.GIVEN, **given}).execute_complete(context, finished(first))
+        slow.finish()
+        summary = resume(batch(tmp_path, **{**self.GIVEN, **given}), second.value, context)
+        assert statuses(summary) == ["failed", "stored"]
+        assert slow.accepted == 2
+
+
+class TestFullAccount:
+    def test_a_full_queue_is_retried(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
+        emulator.fail("submit:queue-full:3")
+        assert statuses(batch(tmp_path).execute(context)) == ["stored", "stored"]
+
+    @pytest.mark.parametrize("fault", ["too-fast", "busy", "429", "image-queue-full"])
+    def test_a_cooldown_is_waited_for(
+        self, emulator: Emulator, context: Context, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail(f"submit:{fault}:2")
+        assert statuses(batch(tmp_path).execute(context)) == ["stored", "stored"]
+
+    def test_a_long_wait_for_a_slot_frees_the_worker(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "MIN_QUEUE_DEFERRAL", 0.0)
+        emulator.fail("submit:queue-full")
+        task = batch(tmp_path, deferrable=True)
+        deferral = deferral_of(task, context)
+        assert deferral.method_name == "execute_queued"
+        kwargs = deferral.trigger.serialize()[1]
+        assert kwargs["end_time"] == pytest.approx(kwargs["queued_at"] + 3600)
+        assert statuses(resume(task, deferral, context)) == ["stored", "stored"]
+
+    def test_after_the_queue_timeout_there_is_one_last_attempt(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_module, "MIN_QUEUE_DEFERRAL", 0.0)
+        emulator.fail("submit:queue-full:always")
+        task = batch(tmp_path, deferrable=True)
+        deferral = deferral_of(task, context)
+        sent = len(submissions(emulator))
+        deferral.trigger.queued_at -= 7200
+        deferral.trigger.end_time -= 7200
+        with pytest.raises(QueueFullError, match="Nothing was created within 3600 s"):
+            resume(task, deferral, context)
+        assert len(submissions(emulator)) == sent + 1
+
+    def test_a_service_that_does_not_exist_is_not_waited_for(
+        self, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+        monkeypatch.setattr(backoff, "RETRY_DELAY", 0.002)
+        summary = failed(batch(tmp_path, deferrable=True), context, ServiceUnreachableError)
+        assert summary["counts"]["skipped"] == 2
+
+
+class TestReports:
+    def test_the_log_says_how_far_the_batch_is(
+        self,
+        emulator: Emulator,
+        context: Context,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr(run_module, "REPORT_ROWS", 2)
+        emulator.fail("submit:moderated")
+        batch(tmp_path, requests=[*CATS, "An owl"], max_failures=1).execute(context)
+        assert re.search(
+            r"\d of 5 rows are done: \d stored, 1 rejected, 0 failed, [\d.]+ a minute, about \d+ min left",
+            caplog.text,
+        )
+        assert "5 of 5 rows are done: 4 stored, 1 rejected, 0 failed" in caplog.text
+        assert "row 1 (000001) is rejected: " in caplog.text
+        assert TOKEN not in caplog.text
+
+    def test_metrics_count_the_rows(
+        self,
+        emulator: Emulator,
+        context: Context,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        sent: list[tuple[str, Any]] = []
+
+        class Stats:
+            incr = gauge = timing = staticmethod(lambda name, value, tags: sent.append((name, value)))
+
+        monkeypatch.setattr("airflow_provider_modelscope.compat.Stats", Stats)
+        emulator.fail("submit:moderated")
+        failed(batch(tmp_path, requests=CATS), context, BatchRejectedError)
+        assert sent.count((f"{metrics.BATCH_ROW}.stored", 1)) == 3
+        assert sent.count((f"{metrics.BATCH_ROW}.rejected", 1)) == 1
+        assert sent.count((metrics.BATCH_ROW, 1)) == 4
+        assert (metrics.BATCH_ROWS_LEFT, 0) in sent
+        assert (f"{metrics.FAILED}.input.batch_rejected", 1) in sent
+
+    def test_assets_and_aliases_get_the_summary(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        outlets: list[Any] = [Asset("file:///cats"), AssetAlias("cats")]
+        context |= {"outlets": outlets, "outlet_events": OutletEventAccessors()}
+        summary = batch(tmp_path).execute(context)
+        assert context["outlet_events"][outlets[0]].extra == summary
+        [event] = context["outlet_events"][outlets[1]].asset_alias_events
+        assert event.dest_asset_key.uri.rstrip("/") == summary["manifest"]
+        assert event.extra == summary
+
+    def test_no_event_comes_of_a_failure(self, emulator: Emulator, context: Context, tmp_path: Path) -> None:
+        outlet = Asset("file:///cats")
+        context |= {"outlets": [outlet], "outlet_events": OutletEventAccessors()}
+        emulator.fail("submit:moderated")
+        failed(batch(tmp_path), context, BatchRejectedError)
+        assert context["outlet_events"][outlet].extra == {}
+
+    def test_lineage_names_the_file_the_model_and_the_manifest(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("airflow.providers.openlineage")
+        source = tmp_path / "rows.jsonl"
+        source.write_text('{"prompt": "A cat"}')
+        task = batch(tmp_path / "out", requests=f"file://{source}")
+        task.execute(context)
+        lineage = task.get_openlineage_facets_on_complete(ti)
+        assert [one.name for one in lineage.inputs] == ["a/b", str(source)]
+        assert [one.name for one in lineage.outputs] == [f"{tmp_path}/out/manifest.jsonl"]
