@@ -13,16 +13,26 @@ import signal
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from airflow_provider_modelscope.batch import files, run, state, working_set  # noqa: F401 - loaded once
-from airflow_provider_modelscope.compat import TaskDeferred
-from airflow_provider_modelscope.images import preflight  # noqa: F401
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_modelscope.compat import BaseHook, TaskDeferred, get_hook_lineage_collector
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.triggers.events import GenerationFinished
 from airflow_provider_modelscope.waiting import intervals
+
+# All workers are forks of one process, which has loaded what an operator loads when it runs.
+for module in ("batch.run", "batch.state", "images.preflight", "tasks.parse_time", "transport.blocking"):
+    import_module(f"airflow_provider_modelscope.{module}")
+import_module("s3fs")
+os.environ["AIRFLOW_CONN_NONE"] = "modelscope://"
+BaseHook.get_connection("none")
+get_hook_lineage_collector()
+_ = ObjectStoragePath("file:///").fs
 
 
 class Killer:
