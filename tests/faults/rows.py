@@ -108,12 +108,6 @@ def wait_in_batch(run: Run) -> None:
         run.until_deferred()
 
 
-def kill_batch_while_polling(run: Run) -> None:
-    wait_in_batch(run)
-    run.kill_worker()
-    run.until_ended()
-
-
 def kill_batch_before_response(run: Run) -> None:
     wait_in_batch(run)
     run.service_proxy.fault = "lose-response"
@@ -344,13 +338,6 @@ ROWS = (
             ("on_worker", ""),
             ("chain_deferred", "; sensor"),
         )
-    ),
-    Row(
-        name="batch_killed_while_polling",
-        fault=KILLED + "while polling; batch",
-        dag_id="batch_on_worker",
-        inject=kill_batch_while_polling,
-        expected=BATCH,
     ),
     Row(
         name="batch_killed_before_response",

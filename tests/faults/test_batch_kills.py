@@ -25,6 +25,7 @@ import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
 from tests.faults.batch_worker import Killer, Part, kind_of, work
+from tests.faults.test_faults import PAGE
 from tests.support.servers import moto, s3_client, s3_connection
 
 if TYPE_CHECKING:
@@ -363,6 +364,10 @@ def outcomes(
         s3_client(store_url).create_bucket(Bucket=BUCKET)
         performed = threads.map(perform, selected, folders, [store_url] * len(selected))
         yield dict(zip(selected, performed, strict=True))
+
+
+def test_the_documented_number_of_moments_is_theirs() -> None:
+    assert f"kill the worker of a batch at {len(MOMENTS)} moments" in PAGE.read_text()
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)
