@@ -92,6 +92,8 @@ class BatchState:
         for segment in segments:
             try:
                 results = [json.loads(line) for line in read_latest(self._path(segment.name)).splitlines()]
+                if len(results) != segment.count:
+                    raise ValueError(f"{segment.name} has {len(results)} lines")
             except Exception as error:  # of any store, or it is damaged
                 raise self._unreadable(error) from error
             yield from results

@@ -36,7 +36,7 @@ class WorkingSet:
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("", isolation_level=None)  # a temporary file, gone when it is closed
-        self._database.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLE)
+        self._database.executescript("pragma journal_mode = memory; pragma synchronous = off;" + _TABLE)
         self._last_taken = 0
 
     def __enter__(self) -> Self:

@@ -397,7 +397,9 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             lambda: read_fallbacks(self.fallback_models, size=self.size, check_ranges=self.check_ranges),
             lambda: checked_limit(self.max_credit),
             lambda: raise_invalid(self._option_errors()),
-            lambda: require_pyarrow(self.destination) if self.manifest_format == "parquet" else None,
+            lambda: (
+                require_pyarrow("manifest_format = 'parquet'") if self.manifest_format == "parquet" else None
+            ),
             lambda: self._check_own_folder(context),
             check_connection,
         )

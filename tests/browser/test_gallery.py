@@ -39,7 +39,10 @@ def looks_like(shown: Locator, image: Image.Image) -> bool:
     expect(shown).to_have_js_property("complete", value=True)
     shown.scroll_into_view_if_needed()
     painted = Image.open(BytesIO(shown.screenshot())).convert("RGB")
-    expected = image.convert("RGB").resize(painted.size)
+    scale = min(painted.width / image.width, painted.height / image.height)  # it may have margins
+    expected = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    left, top = (painted.width - expected.width) // 2, (painted.height - expected.height) // 2
+    painted = painted.crop((left, top, left + expected.width, top + expected.height))
     difference = max(ImageStat.Stat(ImageChops.difference(painted, expected)).mean)
     flat = max(ImageStat.Stat(painted).stddev)
     return difference < 12 < flat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ FORMS = "must be a list of prompts or of mappings, or the URI of a file"
         ("s3://bucket/", "must end with"),
         ("s3://", "must end with"),
     ],
-    ids=lambda part: repr(part)[:40],
+    ids=lambda part: re.sub(r" at 0x\w*", "", repr(part))[:40],
 )
 def test_other_input_is_rejected(requests: Any, problem: str) -> None:
     message = rejection(requests)

@@ -33,7 +33,7 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import ImagesLink, ModelLink
 from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 from airflow_provider_modelscope.validation import INVALID
-from tests.unit.builders import Context, credit_sensor, one_step, rendered, sensor, submitter, transfer
+from tests.unit.builders import Context, batch, credit_sensor, one_step, rendered, sensor, submitter, transfer
 from tests.unit.conftest import TOKEN
 
 if TYPE_CHECKING:
@@ -530,6 +530,11 @@ SECONDS_PARAMETERS = pytest.mark.parametrize(
         (one_step, "timeout", 1),
         (one_step, "poll_interval", 0),
         (one_step, "defer_after", 0),
+        (batch, "queue_timeout", 1),
+        (batch, "timeout", 1),
+        (batch, "exhausted_timeout", 1),
+        (batch, "poll_interval", 0),
+        (batch, "defer_after", 0),
         (sensor, "defer_after", 0),
     ],
 )
@@ -578,7 +583,7 @@ def test_airflow_itself_rejects_other_seconds_of_a_sensor(parameter: str, value:
         sensor(**{parameter: value})
 
 
-@pytest.mark.parametrize("task", [submitter, one_step, sensor, credit_sensor, transfer])
+@pytest.mark.parametrize("task", [submitter, one_step, batch, sensor, credit_sensor, transfer])
 @pytest.mark.parametrize("unknown", ["negativ_prompt", "n", "api_key"])
 def test_an_unknown_argument_is_an_import_error(task: Any, unknown: str) -> None:
     with pytest.raises(TypeError, match=unknown):
@@ -625,7 +630,7 @@ def test_an_extra_that_is_not_a_json_object_is_named(
     assert message == "Airflow connection 'modelscope_default': extra must be a JSON object."
 
 
-@pytest.mark.parametrize("task", [submitter, one_step, sensor, credit_sensor, transfer])
+@pytest.mark.parametrize("task", [submitter, one_step, batch, sensor, credit_sensor, transfer])
 @WAYS
 def test_all_errors_of_the_connection_come_at_once(
     task: Any, deferrable: bool, emulator: Emulator, context: Context, monkeypatch: pytest.MonkeyPatch
@@ -682,7 +687,7 @@ def test_a_missing_connection_does_not_hide_the_errors(emulator: Emulator, conte
 
 
 @pytest.mark.parametrize("connection_id", [None, "", "nowhere", ["modelscope_default"]], ids=label)
-@pytest.mark.parametrize("task", [submitter, one_step, sensor, transfer])
+@pytest.mark.parametrize("task", [submitter, one_step, batch, sensor, transfer])
 def test_a_missing_connection_is_named_and_left_to_retries(
     task: Any, connection_id: Any, emulator: Emulator, context: Context
 ) -> None:
@@ -699,12 +704,30 @@ def test_a_skipped_sensor_says_why(emulator: Emulator, context: Context) -> None
 
 # At parse time.
 
+BATCH_CONSTANTS: list[tuple[str, Any]] = [
+    *(("size", value) for value in ("64", "64x")),
+    ("loras", {"a/b": 0.4}),
+    ("fallback_models", "a/b"),
+    ("destination", "s3://bucket/cat.png"),
+    ("destination", "cats/"),
+    ("max_credit", "much"),
+    ("max_failures", "5"),
+    ("item_attempts", 0),
+    ("max_requests", True),
+    ("concurrency", "many"),
+    ("shard", "3/3"),
+    ("on_empty", "stop"),
+    ("on_exhausted", "retry"),
+    ("on_lost_response", "again"),
+    ("manifest_format", "csv"),
+]
 CONSTANTS: list[tuple[Any, str, Any]] = [
     *((task, parameter, value) for task in (submitter, one_step) for parameter, value, _ in REQUESTS),
     *((task, "destination", value) for task in (one_step, transfer) for value, _ in DESTINATIONS),
     *((task, "generation_id", value) for task in (sensor, transfer) for value in GENERATION_IDS),
     *((task, "on_lost_response", "again") for task in (submitter, one_step)),
     (one_step, "preflight", "none"),
+    *((batch, parameter, value) for parameter, value in BATCH_CONSTANTS),
 ]
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_modelscope.decorators.image_batch import modelscope_image_batch_task
 from airflow_provider_modelscope.decorators.image_generation import modelscope_image_task
+from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
@@ -41,6 +43,9 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 ONE_STEP = parameters(ModelScopeImageGenerationOperator)
+BATCH = parameters(ModelScopeImageBatchOperator)
+# A row may have a model of its own, a batch can end without credit, and it waits for many generations.
+DIFFERENT_IN_BATCH = {"model", "on_exhausted", "defer_after"}
 
 
 @pytest.mark.parametrize("task", [*CLASSES[1:], ModelScopeCreditSensor], ids=lambda task: task.__name__)
@@ -75,6 +80,17 @@ def test_the_decorator_takes_the_parameters_of_the_operator() -> None:
             assert parameter == ONE_STEP[name]
 
 
+def test_the_batch_takes_the_same_parameters_and_more() -> None:
+    assert ONE_STEP.keys() - BATCH.keys() == {"prompt", "durable", "preflight"}
+    shared = ONE_STEP.keys() & BATCH.keys()
+    assert {name for name in shared if ONE_STEP[name] != BATCH[name]} == DIFFERENT_IN_BATCH
+
+
+def test_the_decorator_of_the_batch_takes_all_but_the_requests() -> None:
+    decorator = parameters(modelscope_image_batch_task)
+    assert decorator == {name: parameter for name, parameter in BATCH.items() if name != "requests"}
+
+
 def test_the_request_has_the_parameters_of_the_operators() -> None:
     request = inspect.signature(GenerationRequest).parameters
     assert tuple(request) == (*REQUEST_PARAMETERS, "check_ranges")
@@ -82,7 +98,9 @@ def test_the_request_has_the_parameters_of_the_operators() -> None:
         assert ONE_STEP[name].default == request[name].default
 
 
-@pytest.mark.parametrize("task", [*CLASSES, ModelScopeCreditSensor], ids=lambda task: task.__name__)
+@pytest.mark.parametrize(
+    "task", [*CLASSES, ModelScopeImageBatchOperator, ModelScopeCreditSensor], ids=lambda task: task.__name__
+)
 def test_every_parameter_is_documented_in_order(task: type[BaseOperator]) -> None:
     documented = re.findall(r":param (\w+): ", inspect.getdoc(task) or "")
     assert documented == list(parameters(task))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError, ModelScopeFinalError
+from airflow_provider_modelscope.operators.image_batch import QUOTED_PARAMETERS
 from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
     ModelScopeSubmitImageGenerationOperator,
@@ -15,6 +16,7 @@ from airflow_provider_modelscope.operators.image_generation import (
 from tests.unit.builders import (
     REQUEST,
     Context,
+    batch,
     credit_sensor,
     one_step,
     rendered,
@@ -46,6 +48,7 @@ SECRETS = [
     ),
     (one_step, "destination"),
     (one_step, "preflight"),
+    *((batch, name) for name in ("requests", *QUOTED_PARAMETERS)),
     (sensor, "generation_id"),
     (credit_sensor, "min_available"),
     (transfer, "generation_id"),
@@ -77,6 +80,7 @@ def test_no_error_quotes_a_rendered_token(
     [
         (submitter, "size"),
         (one_step, "size"),
+        (batch, "destination"),
         (sensor, "generation_id"),
         (credit_sensor, "min_available"),
         (transfer, "destination"),
@@ -96,6 +100,10 @@ def test_a_subclass_that_returns_a_mapping_may_split_it() -> None:
             return {"id": super().execute(context)}
 
     assert Mapping(task_id="submit", **REQUEST, multiple_outputs=True).multiple_outputs
+
+
+def test_the_summary_of_a_batch_may_be_split() -> None:
+    assert batch(multiple_outputs=True).multiple_outputs
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferrable"])

@@ -403,12 +403,12 @@ class TestConnections:
 
 
 class TestReading:
-    @pytest.mark.parametrize("scheme", ["file", "memory"])
-    def test_an_object_is_opened_as_a_local_file(self, scheme: str, tmp_path: Path, memory: Store) -> None:
+    @pytest.mark.parametrize("root", ["file://", "memory://bucket"])
+    def test_an_object_is_opened_as_a_local_file(self, root: str, tmp_path: Path, memory: Store) -> None:
         content = os.urandom(3_000_000)
         (tmp_path / "rows.jsonl").write_bytes(content)
-        memory.pipe_file(f"{tmp_path}/rows.jsonl", content)
-        with open_object(f"{scheme}://{tmp_path}/rows.jsonl", None) as file:
+        memory.pipe_file(f"bucket{tmp_path}/rows.jsonl", content)
+        with open_object(f"{root}{tmp_path}/rows.jsonl", None) as file:
             assert file.read() == content
             assert file.seek(5) == 5
             assert os.fstat(file.fileno()).st_size == len(content)

@@ -9,11 +9,16 @@ from airflow_provider_modelscope.protocol.messages import HttpResponse
 from airflow_provider_modelscope.waiting.backoff import (
     MAX_QUEUE_DELAY,
     MAX_RETRY_AFTER,
+    TURN_EVERY,
+    TURN_SECONDS,
     Cooldown,
     SubmitBackoff,
+    next_turn,
 )
 
 NOW = 1_700_000_000.0
+TURN = 1_700_000_010.0  # at a full quarter of a minute
+SLOW = RateLimitedError("too many requests", code=429)
 FULL = QueueFullError("enqueue failed: user queue is full.", code=500)
 GONE = ServiceUnreachableError("no connection")
 
@@ -24,11 +29,27 @@ def backoff_for(*, seconds: float = 3600, rejected: bool = True) -> SubmitBackof
 
 def test_delay_grows_and_varies() -> None:
     backoff = backoff_for()
-    delays = [backoff.next_delay(FULL, now=NOW) for _ in range(50)]
+    delays = [backoff.next_delay(SLOW, now=NOW) for _ in range(50)]
     for delay, usual in zip(delays, [2, 4, 8, 15, 15], strict=False):
         assert 0.75 * usual <= delay <= 1.25 * usual
     assert max(delays) <= 1.25 * MAX_QUEUE_DELAY
     assert len(set(delays)) > 40
+
+
+@pytest.mark.parametrize("second", range(15))
+def test_long_waits_for_a_slot_end_in_a_turn(second: int) -> None:
+    backoff = backoff_for()
+    now = TURN + second
+    delays = [backoff.next_delay(FULL, now=now) for _ in range(50)]
+    assert max(delays[:2]) <= 1.25 * 4
+    for delay in delays[3:]:
+        assert TURN_SECONDS / 2 < delay < TURN_EVERY + 2 * TURN_SECONDS
+        assert 0 < (now + delay) % TURN_EVERY < TURN_SECONDS
+    assert len(set(delays)) > 40
+
+
+def test_the_next_turn_is_a_full_quarter_of_a_minute() -> None:
+    assert [next_turn(TURN + second) - TURN for second in (0, 0.1, 14.9, 15)] == [0, 15, 15, 15]
 
 
 @pytest.mark.parametrize(("retry_after", "seconds"), [(60, 60), (1e9, MAX_RETRY_AFTER)])

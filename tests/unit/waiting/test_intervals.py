@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import statistics
@@ -11,12 +12,16 @@ from itertools import pairwise
 import pytest
 
 from airflow_provider_modelscope.waiting.intervals import (
+    CLOSE,
+    EARLIEST,
     MAX_DURATION,
     MAX_DURATIONS,
     MAX_KEYS,
+    MIN_CLOSE_INTERVAL,
     MIN_DURATIONS,
     DurationHistory,
     Durations,
+    seconds_to_close_poll,
     seconds_to_next_poll,
 )
 from dev.bench_intervals import DRAWS, Draw, around, simulate, wait
@@ -241,3 +246,72 @@ def test_a_single_outlier_changes_little() -> None:
     for outlier in (1.0, 2.0, 3000.0):
         odd = Durations((*usual.recent[1:], outlier))
         assert abs(len(polls(odd, until=35)) - plain) <= 2
+
+
+class TestClosePolls:
+    """Of a batch, whose account is idle until it knows of the end."""
+
+    @staticmethod
+    def ages(durations: Durations, *, until: float, poll_interval: float = 15) -> list[float]:
+        """Return the ages of all polls up to an age."""
+        ages = [0.0]
+        while ages[-1] < until:
+            delay = seconds_to_close_poll(durations, age=ages[-1], poll_interval=poll_interval)
+            ages.append(ages[-1] + delay)
+        return ages[1:]
+
+    @pytest.mark.parametrize("recent", [(), (1.0,), (5.0, 5.1, 4.9), (100.0, 3.0)])
+    @pytest.mark.parametrize("age", [-5.0, 0.0, 3.0, 5.0, 1e6])
+    @pytest.mark.parametrize("poll_interval", [0.0, 1.0, 15.0])
+    def test_they_are_a_fifth_of_a_second_to_poll_interval_apart(
+        self, recent: tuple[float, ...], age: float, poll_interval: float
+    ) -> None:
+        delay = seconds_to_close_poll(Durations(recent), age=age, poll_interval=poll_interval)
+        assert MIN_CLOSE_INTERVAL <= delay <= max(MIN_CLOSE_INTERVAL, poll_interval)
+
+    def test_there_is_none_before_the_fastest_known_duration(self) -> None:
+        assert self.ages(Durations((5.2, 5.0, 5.1)), until=5)[0] == 5.0
+
+    def test_one_fast_outlier_brings_them_forward_only_a_little(self) -> None:
+        assert self.ages(Durations((5.0, 0.5, 5.0)), until=5)[0] == pytest.approx(EARLIEST * 5)
+
+    @pytest.mark.parametrize("usual", [1.0, 5.0, 100.0])
+    def test_around_the_end_they_are_a_twentieth_apart(self, usual: float) -> None:
+        ages = self.ages(Durations((usual,)), until=1.2 * usual, poll_interval=1000)
+        assert max(gaps(ages)) == pytest.approx(max(MIN_CLOSE_INTERVAL, CLOSE * usual))
+
+    def test_they_back_off_past_the_slowest(self) -> None:
+        apart = gaps(self.ages(Durations((5.0,)), until=300))
+        assert apart == sorted(apart)
+        assert apart[-1] == 15
+
+    def test_an_unknown_duration_costs_few_polls(self) -> None:
+        ages = self.ages(UNKNOWN, until=60)
+        assert len(ages) <= 30
+        assert max(gaps([age for age in ages if age < 10])) <= 2
+
+
+class TestHistoryAsJson:
+    def test_another_process_goes_on_with_it(self) -> None:
+        history = DurationHistory()
+        history.record("a/b", None, 5.0)
+        history.record("a/b", None, 6.0)
+        history.record("c/d", "64x64", 7.5)
+        again = DurationHistory.from_json(json.loads(json.dumps(history.to_json())))
+        assert again.of("a/b", None) == Durations((5.0, 6.0))
+        assert again.of("c/d", "64x64") == Durations((7.5,))
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            None,
+            7,
+            "a",
+            {},
+            [7, None, [], ["a/b"], ["a/b", 5, [1]], [None, None, [1]], ["a/b", None, 5], ["a/b", None, "12"]],
+            [["a/b", None, ["x", None, -1, 0, math.nan, math.inf, 1e9]]],
+        ],
+        ids=str,
+    )
+    def test_anything_else_is_left_out(self, value: object) -> None:
+        assert len(DurationHistory.from_json(value)) == 0

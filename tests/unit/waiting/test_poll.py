@@ -341,3 +341,38 @@ def test_log_level_is_that_of_the_first_status_and_the_end(caplog: pytest.LogCap
         logging.WARNING,
         logging.DEBUG,
     ]
+
+
+class TestClose:
+    """The wait of a batch."""
+
+    def test_the_first_poll_is_at_the_expected_end(self, durations: DurationHistory) -> None:
+        durations.record("a/b", None, 6.0)
+        wait = schedule_of(model="a/b", durations=durations, is_close=True)
+        assert wait.usual_seconds == 6
+        assert wait.first_delay(now=START) == 6
+        assert wait.first_delay(now=START + 2) == 4
+
+    def test_the_first_poll_is_at_the_deadline_at_the_latest(self, durations: DurationHistory) -> None:
+        durations.record("a/b", None, 6.0)
+        wait = schedule_of(model="a/b", durations=durations, is_close=True, seconds=4)
+        assert wait.first_delay(now=START) == 4
+
+    def test_polls_are_closer_than_those_of_a_single_task(self) -> None:
+        durations = DurationHistory()
+        for _ in range(3):
+            durations.record("a/b", None, 6.0)
+        delays = [
+            schedule_of(model="a/b", durations=durations, is_close=is_close).observe(RUNNING, now=START + 6.1)
+            for is_close in (True, False)
+        ]
+        assert delays[0] == pytest.approx(0.3)
+        assert isinstance(delays[1], float)
+        assert delays[1] >= 1
+
+    def test_a_single_poll_teaches_how_long_it_took(self) -> None:
+        for is_close in (True, False):
+            durations = DurationHistory()
+            wait = schedule_of(model="a/b", durations=durations, is_close=is_close)
+            wait.observe(DONE, now=START + 10)
+            assert durations.of("a/b", None).recent == ((9.0,) if is_close else ())
