@@ -39,18 +39,19 @@ class Killer:
     """Kills a process (-9) when it comes to a moment for the ``nth`` time.
 
     :param at: The moment, such as ``poll arrives``. Empty: never.
+    :param pid: The process. To start it later, hold the lock.
     """
 
-    def __init__(self, at: str, nth: int) -> None:
-        self.pid = 0
+    def __init__(self, at: str, nth: int, pid: int = 0) -> None:
+        self.pid = pid
         self._at = at
         self._nth = nth
         self._passed: Counter[str] = Counter()
-        self._lock = Lock()
+        self.lock = Lock()
 
     def passes(self, moment: str) -> bool:
         """Kill the process if this is the moment. Return whether it lives on."""
-        with self._lock:
+        with self.lock:
             self._passed[moment] += 1
             if moment != self._at or self._passed[moment] != self._nth:
                 return True
@@ -106,8 +107,7 @@ def work(part: Part) -> None:
     logging.getLogger().addHandler(handler)
     logging.getLogger("airflow_provider_modelscope").setLevel(logging.INFO)
     intervals.MIN_CLOSE_INTERVAL = 0.02
-    killer = Killer(part.kill_at, part.nth)
-    killer.pid = os.getpid()
+    killer = Killer(part.kill_at, part.nth, os.getpid())
     _watch_files(killer)
     task = ModelScopeImageBatchOperator(task_id="draw", **part.parameters)
     context: Any = {"ti": TaskInstance(part.try_number)}

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ LIMIT = 120.0  # seconds for a part
 PRICE = 1.0  # credit
 WARNING = re.compile(r"^Submitting again, which may be charged twice.* row (\d+) ", re.MULTILINE)
 
+exit_codes = threading.Lock()  # start() reads those of all processes, and each can be read once
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.faults.batch_worker"])
 
@@ -288,39 +290,28 @@ def perform(moment: Moment, folder: Path, store_url: str) -> Outcome:
             part += 1
             kills = moment.part <= part and outcome.kills < moment.times
             at = moment.at if kills else ""
-            for gate in gates:
-                gate.killer = Killer(at, moment.nth)
-            process = processes.Process(
-                target=work,
-                args=[
-                    Part(
-                        connections={name: json.dumps(value) for name, value in connections.items()},
-                        parameters=parameters,
-                        try_number=outcome.attempts,
-                        log=log,
-                        end=end,
-                        event=event,
-                        kill_at=at,
-                        nth=moment.nth,
-                    )
-                ],
+            exit_code = _run(
+                Part(
+                    connections={name: json.dumps(value) for name, value in connections.items()},
+                    parameters=parameters,
+                    try_number=outcome.attempts,
+                    log=log,
+                    end=end,
+                    event=event,
+                    kill_at=at,
+                    nth=moment.nth,
+                ),
+                gates,
             )
-            process.start()
-            for gate in gates:
-                gate.killer.pid = process.pid or 0
-            process.join(LIMIT)
-            is_hanging = process.exitcode is None
-            process.kill()
-            process.join()
             event = None
-            if is_hanging:
-                outcome.errors.append(f"Part {part} has not ended")
-                break
             emulator.finish()  # what the trigger waits for, or what nobody knows of
-            if process.exitcode == -signal.SIGKILL:
+            if exit_code == -signal.SIGKILL:
                 outcome.kills += 1
                 outcome.attempts += 1
                 continue
+            if exit_code != 0:
+                outcome.errors.append(f"Part {part} has ended with {exit_code}; None: it hangs")
+                break
             ended = json.loads(end.read_text())
             end.unlink()
             event = ended.get("event")
@@ -341,6 +332,24 @@ def perform(moment: Moment, folder: Path, store_url: str) -> Outcome:
         found = [path for path in images.rglob("*") if path.is_file()]
         outcome.objects = {path.relative_to(images).as_posix(): path.read_bytes() for path in found}
     return outcome
+
+
+def _run(part: Part, gates: list[Gate]) -> int | None:
+    """Run a part in a process, and return its exit code, or None if it hangs."""
+    process = processes.Process(target=work, args=[part])
+    killer = Killer(part.kill_at, part.nth)
+    for gate in gates:
+        gate.killer = killer
+    with killer.lock, exit_codes:
+        process.start()
+        assert process.pid
+        killer.pid = process.pid
+    wait([process.sentinel], LIMIT)
+    with exit_codes:
+        exit_code = process.exitcode
+        process.kill()
+        process.join()
+    return exit_code
 
 
 def _objects_in_s3(url: str, prefix: str) -> dict[str, bytes]:
@@ -399,8 +408,7 @@ def test_a_killed_batch_loses_and_repeats_nothing(moment: Moment, outcomes: dict
         assert prompts[row["generation_id"]] == f"postcard {row['row']}"
 
     # Nothing else
-    others = {name.rpartition("/")[2] for name in outcome.objects} - {
-        row["uri"].rpartition("/")[2] for row in manifest
-    }
-    left = {name for name in others if name.startswith((".image-", "results-"))}
-    assert others - left == {"manifest.jsonl", "plan.jsonl", "running.json"}
+    others = {name.rpartition("/")[2] for name in outcome.objects}
+    others -= {row["uri"].rpartition("/")[2] for row in manifest}
+    segments = {name for name in others if name.startswith("results-")}
+    assert others - segments == {"manifest.jsonl", "plan.jsonl", "running.json"}
