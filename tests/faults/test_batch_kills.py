@@ -52,7 +52,7 @@ class Moment:
 
     :param at: The moment: something and what happens to it, see ``Gate`` and ``batch_worker.Part``.
     :param nth: Which of these moments, of the worker's process.
-    :param part: Which process of the batch is killed first, from 1: a batch that defers has one for each row.
+    :param part: Which process of the batch is killed first, from 1. A batch that defers has several.
     :param times: How many processes are killed, one after the other, at the same moment of each.
     :param doubled: How many rows are submitted twice.
     :param warned: How many submissions the log says to be possibly charged twice. None, as also of
