@@ -60,7 +60,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Submit:
-    """Submit this row, then call ``accept``, ``refuse`` or ``fail``."""
+    """Submit this row, then call ``accept``, ``fail``, or ``refuse`` of the share."""
 
     work: Work
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -88,6 +88,7 @@ def read_rows(
     check_ranges: bool = True,
     storage_conn_id: str | None = None,
     max_requests: int = 10_000,
+    check: Callable[[Entry], object] = lambda entry: None,
 ) -> Iterator[Row]:
     """Yield the rows of a batch in their order. The memory that this needs grows only by their keys.
 
@@ -101,6 +102,7 @@ def read_rows(
     :param check_ranges: As for :class:`~airflow_provider_modelscope.protocol.request.GenerationRequest`.
     :param storage_conn_id: The connection to open the file with; by default the one in its URI.
     :param max_requests: How many rows are allowed.
+    :param check: Called with each row before anything of it is quoted; may raise an error.
     :raises InvalidRequestError: with the first errors and their places, and how many more there are.
     :raises ModelScopeRetryableError: if the file cannot be read now.
     """
@@ -111,6 +113,7 @@ def read_rows(
             problem = f"there are more than {max_requests} requests: split them, or raise max_requests"
             errors.add(entry.place, problem)
             break
+        check(entry)
         if row := reader.read(number, entry):
             yield row
     errors.raise_any(f"requests = {preview_url(requests, 300)}: " if _is_uri(requests) else "")

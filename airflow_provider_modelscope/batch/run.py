@@ -199,7 +199,11 @@ class BatchRun:
         running = value.get("running")
         for entry in running if isinstance(running, list) else ():
             if row := RunningRow.from_json(entry):
-                self._take_over(row if is_same_attempt else replace(row, attempts=0), now=now)
+                self._take_over(
+                    row if is_same_attempt else replace(row, attempts=0),
+                    was_cleared=value.get("max_tries") != self._max_tries,
+                    now=now,
+                )
         for key, (fingerprint, submission) in unfinished.items():
             if work := self._rows.take_row(key, fingerprint):
                 self._resume(work, submission, now=now)
@@ -226,12 +230,12 @@ class BatchRun:
         if submission and result.get("is_unfinished"):
             unfinished[known.key] = (known.fingerprint, submission)
 
-    def _take_over(self, row: RunningRow, *, now: float) -> None:
+    def _take_over(self, row: RunningRow, *, was_cleared: bool, now: float) -> None:
         """Go on with a row that an earlier part was working on."""
         name = f"row {row.number} ({row.key})"
         work = self._rows.take_row(row.key, row.fingerprint or "")
         if row.generation_id is None:
-            self._take_over_sent(row, work, name, now=now)
+            self._take_over_sent(row, work, name, was_cleared=was_cleared, now=now)
         elif work is None:
             log.warning(
                 "Generation %s is paid for, but not used: %s has changed or is gone",
@@ -258,13 +262,15 @@ class BatchRun:
         asked_model = None if submission.model == asked.model else asked.model
         return replace(submission, asked_model=asked_model, request=accepted.summary())
 
-    def _take_over_sent(self, row: RunningRow, work: Work | None, name: str, *, now: float) -> None:
+    def _take_over_sent(
+        self, row: RunningRow, work: Work | None, name: str, *, was_cleared: bool, now: float
+    ) -> None:
         self._spend(row.credit)
         seconds = now - (row.sent_at or now)
         problem = f"An earlier attempt ended while submitting {name}, {seconds:.0f} s ago"
         if work is None:
             log.warning("%s. It may have been charged, and the row has changed or is gone", problem)
-        elif self._policy.on_lost_response == "fail":
+        elif self._policy.on_lost_response == "fail" and not was_cleared:
             self._finish(work, error=_unresolved(problem))
         else:
             log.warning(

@@ -313,9 +313,9 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             self.log.warning("%s", error)
         except ModelScopeError as error:
             failure = error
-        return self._run(context, None, queued_at=queued_at, failure=failure)
+        return self._run(context, is_resumed=True, queued_at=queued_at, failure=failure)
 
-    def _run(self, context: Context, requests: Any, **resumed: Any) -> dict[str, Any]:
+    def _run(self, context: Context, requests: Any = None, **resumed: Any) -> dict[str, Any]:
         with count_failure(self):
             return self._run_counted(context, requests, **resumed)
 
@@ -324,12 +324,14 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         context: Context,
         requests: Any,
         *,
+        is_resumed: bool = False,
         queued_at: float | None = None,
         failure: ModelScopeError | None = None,
     ) -> dict[str, Any]:
         """Run one part of the task.
 
-        :param requests: The requests; None if the task resumes with those that it has planned.
+        :param requests: The requests, as the user gave them: anything.
+        :param is_resumed: Whether the task resumes with the requests that it has planned instead.
         :param queued_at: Since when the task waits for a free slot, if it resumes from it.
         :param failure: The error that ended the wait in the triggerer.
         """
@@ -347,7 +349,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         destination = replace(destination, scratch=state.scratch)
         with WorkingSet() as rows:
             value, results = state.load()
-            if requests is None:
+            if is_resumed:
                 state.read_plan(rows)
             else:
                 rows.add(self._rows(requests, shard))
@@ -355,7 +357,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             if self.is_dry_run:
                 batch.load({}, results)
                 return self._estimate(rows)
-            if requests is not None:
+            if not is_resumed:
                 check_store(destination, "read")
                 state.write_plan(rows)
             manifest = destination.beside(self._manifest_name(shard))
@@ -395,7 +397,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.manifest import require_pyarrow
         from airflow_provider_modelscope.protocol.fallbacks import read_fallbacks
 
-        check_connection = self._refuse_secrets("requests", *QUOTED_PARAMETERS)
+        check_connection = self._refuse_secrets(*QUOTED_PARAMETERS)
         destination, shard, fallbacks, limit, *_ = check_all(
             self._parse_folder,
             lambda: parse_shard(self.shard) if self.shard else None,
@@ -457,19 +459,18 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         """Yield the rows of all shards. None contains a secret, and no error quotes one."""
         from airflow_provider_modelscope.batch.rows import read_rows
 
+        self.hook.refuse_secrets(requests=requests)
         rows = read_rows(
             requests,
             defaults={name: getattr(self, name) for name in DEFAULTS},
             check_ranges=self.check_ranges,
             storage_conn_id=self.storage_conn_id,
             max_requests=self.max_requests,
+            check=lambda entry: self.hook.refuse_secrets(**{entry.place: entry.value}),
         )
         try:
-            for row in rows:
-                given = {**vars(row.request), "key": row.key, "data": row.data}
-                self.hook.refuse_secrets(**{f"row {row.number}: {name}": one for name, one in given.items()})
-                yield row
-        except InvalidRequestError as error:
+            yield from rows
+        except InvalidRequestError as error:  # it may quote the name of a column
             self.hook.refuse_secrets(requests=error.message)
             raise
 

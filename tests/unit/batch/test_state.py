@@ -96,6 +96,15 @@ def test_another_attempt_goes_on_with_the_next_segment(memory: Store) -> None:
     assert rows_of(state_of()) == list(range(3 * MAX_LATEST))
 
 
+def test_another_attempt_writes_the_latest_results_again(memory: Store) -> None:
+    for number in (1, 2, 3):
+        state = state_of()
+        state.load()
+        state.add(result(number))
+        state.write(PROGRESS, [])
+    assert rows_of(state_of()) == [1, 2, 3]
+
+
 def test_a_kill_after_a_segment_does_not_bring_back_older_results(memory: Store) -> None:
     state = state_of()
     state.add(result(1, "failed"))

@@ -48,7 +48,7 @@ SECRETS = [
     ),
     (one_step, "destination"),
     (one_step, "preflight"),
-    *((batch, name) for name in ("requests", *QUOTED_PARAMETERS)),
+    *((batch, name) for name in QUOTED_PARAMETERS),
     (sensor, "generation_id"),
     (credit_sensor, "min_available"),
     (transfer, "generation_id"),

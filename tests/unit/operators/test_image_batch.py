@@ -203,8 +203,9 @@ class TestSuccess:
         assert (tmp_path / "000001.png.json").exists()
 
     def test_images_that_come_at_once_are_stored(
-        self, emulator: Emulator, context: Context, tmp_path: Path
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(intervals, "MIN_CLOSE_INTERVAL", 1000)
         emulator.fail("submit:images:2")
         task = batch(tmp_path, deferrable=True, defer_after=0)
         assert statuses(task.execute(context)) == ["stored", "stored"]
@@ -263,6 +264,18 @@ class TestInput:
             batch(tmp_path, requests=["A cat", {"prompt": "A dog", "steps": 0}]).execute(context)
         assert not emulator.requests
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        "requests", [None, "", "A cat", 7, {"prompt": "A cat"}, b"A cat", [None]], ids=str
+    )
+    def test_what_is_no_list_of_requests_is_an_error_in_each_attempt(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path, requests: Any
+    ) -> None:
+        batch(tmp_path).execute(context)
+        ti.clear()
+        with pytest.raises(InvalidRequestError, match="requests"):
+            rendered(batch(tmp_path), requests=requests).execute(context)
+        assert emulator.accepted == 2
 
     @pytest.mark.parametrize("deferrable", [False, True])
     def test_an_empty_list_fails_or_skips_the_task(
@@ -351,6 +364,20 @@ class TestInput:
         assert not emulator.requests
         assert not (tmp_path / "out").exists()
         assert TOKEN not in json.dumps(context["ti"].pushed)
+
+    @pytest.mark.parametrize("is_file", [False, True], ids=["list", "file"])
+    @pytest.mark.parametrize("length", [48, 53, 58])  # a quotation is cut after 60 characters
+    def test_no_part_of_a_secret_is_quoted(
+        self, emulator: Emulator, context: Context, tmp_path: Path, length: int, is_file: bool
+    ) -> None:
+        row = {"prompt": "A cat", "key": f"{'x' * length}{TOKEN}{'x' * 60}/"}
+        requests: Any = [row]
+        if is_file:
+            (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+            requests = f"file://{tmp_path}/rows.jsonl"
+        with pytest.raises(InvalidRequestError, match="must not contain the token") as raised:
+            batch(tmp_path, requests=requests).execute(context)
+        assert "ms-" not in str(raised.value)
 
     @pytest.mark.parametrize("name", ["requests", "model", "destination", "shard", "max_credit"])
     def test_a_secret_in_a_parameter_is_refused_and_never_quoted(
@@ -791,32 +818,31 @@ class TestLostResponse:
         assert statuses(task.execute(context)) == ["stored", "stored"]
         assert emulator.accepted == 3
 
-    @pytest.mark.parametrize("on_lost_response", ["resubmit", "fail"])
+    @pytest.mark.parametrize(
+        ("on_lost_response", "again", "is_sent"),
+        [("resubmit", "retry", True), ("fail", "retry", False), ("fail", "clear", True)],
+    )
     def test_a_worker_killed_while_submitting_is_a_lost_response(
         self,
         emulator: Emulator,
         context: Context,
         ti: Attempts,
-        tmp_path: Path,
+        mortal: Mortal,
         caplog: pytest.LogCaptureFixture,
         on_lost_response: str,
+        again: str,
+        is_sent: bool,
     ) -> None:
-        batch(tmp_path, requests=["A cow"]).execute(context)
-        running = state_in(tmp_path) / "running.json"
-        document = json.loads(running.read_text())
-        task = batch(tmp_path, requests=["A cow", "A cat"], on_lost_response=on_lost_response, max_failures=1)
-        ti.retry()
-        emulator.fail("submit:moderated")
-        task.execute(context)  # for the fingerprint
-        result = running_in(tmp_path)["results"][-1]
-        sent = {"key": result["key"], "number": 2, "fingerprint": result["fingerprint"], "sent_at": 1.0}
-        document["modelscope_batch"] |= {"running": [{**sent, "credit": 1}], "has_succeeded": False}
-        running.write_text(json.dumps(document))
-        ti.retry()
+        mortal.dies_at = (3, "after")  # the first two are the plan and the begin
+        task = remote(requests=["A cat", "A dog"], on_lost_response=on_lost_response, max_failures=1)
+        with pytest.raises(KeyboardInterrupt):
+            task.execute(context)
+        mortal.dies_at, mortal.is_dead = None, False
+        getattr(ti, again)()
         summary = task.execute(context)
-        assert "An earlier attempt ended while submitting row 2 (000002)" in caplog.text
-        assert statuses(summary)[1] == ("stored" if on_lost_response == "resubmit" else "failed")
-        assert summary["credit"] == (3 if on_lost_response == "resubmit" else 2)
+        assert "An earlier attempt ended while submitting row 1 (000001)" in caplog.text
+        assert statuses(summary) == ["stored" if is_sent else "failed", "stored"]
+        assert summary["credit"] == emulator.accepted + 1  # it may have been charged
 
 
 class TestAgain:
@@ -1135,7 +1161,25 @@ class TestPaidOnce:
         remote().execute(context)
         assert emulator.accepted == 4
 
-    def test_a_full_store_is_tried_again_and_keeps_what_is_paid_for(
+    def test_a_store_that_is_away_for_a_moment_is_tried_again(
+        self, emulator: Emulator, context: Context, register: Register
+    ) -> None:
+        attempts: list[str] = []
+
+        class Flaky(Store):
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                if path.endswith("000001.png"):
+                    attempts.append(path)
+                    if len(attempts) < run_module.STORE_ATTEMPTS:
+                        raise ConnectionError("the store is away")
+                super().pipe_file(path, value, mode, **options)
+
+        register("memory", Flaky())
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert len(attempts) == run_module.STORE_ATTEMPTS
+        assert emulator.accepted == 4
+
+    def test_a_full_store_keeps_what_is_paid_for(
         self, emulator: Emulator, context: Context, ti: Attempts, mortal: Mortal
     ) -> None:
         mortal.failing["write 000001.png"] = OSError(errno.ENOSPC, "No space left on device")
@@ -1183,6 +1227,18 @@ class TestPaidOnce:
         assert statuses(batch(tmp_path, **given).execute(context)) == ["stored"]
         assert slow.accepted == 1
 
+    def test_item_attempts_count_anew_in_another_attempt(
+        self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        given: dict[str, Any] = {"requests": ["A cat"], "item_attempts": 1}
+        given |= {"deferrable": True, "defer_after": 0}
+        deferral_of(batch(tmp_path, **given), context)
+        ti.retry()
+        slow.fail("poll:failed")
+        with pytest.raises(TaskDeferred):
+            batch(tmp_path, **given).execute(context)
+        assert slow.accepted == 2
+
     def test_after_a_second_timeout_the_row_is_paid_again(
         self, slow: Emulator, context: Context, ti: Attempts, tmp_path: Path
     ) -> None:
@@ -1226,6 +1282,25 @@ class TestPaidOnce:
         ti.retry()
         assert statuses(batch(tmp_path, requests=CATS[:3]).execute(context)) == ["stored"] * 3
         assert emulator.accepted == 3
+
+    def test_a_poll_that_is_refused_is_no_verdict_on_the_row(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail("poll:bad-request")
+        task = batch(tmp_path, requests=CATS)
+        summary = failed(task, context, BatchFailedError, match="GenerationStatusUnknownError")
+        assert summary["counts"] == {"stored": 3, "rejected": 0, "failed": 1, "skipped": 0}
+        ti.retry()
+        assert statuses(batch(tmp_path, requests=CATS).execute(context)) == ["stored"] * 4
+        assert emulator.accepted == 4
+
+    @pytest.mark.parametrize("fault", ["not-found", "not-found-400", "no-images", "unlucky", "empty", "html"])
+    def test_an_odd_answer_to_a_poll_changes_nothing(
+        self, emulator: Emulator, context: Context, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail(f"poll:{fault}")
+        assert statuses(batch(tmp_path).execute(context)) == ["stored", "stored"]
+        assert emulator.accepted == 2
 
     def test_a_revoked_token_keeps_what_is_paid_for(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
