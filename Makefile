@@ -57,10 +57,10 @@ $(AZURITE)/.ready: Makefile | $(READY)
 test-stores: $(STORES)/.ready $(AZURITE)/.ready ## Images in servers of S3, Azure and GCS, and on disk; a minute
 	@$(STORES)/bin/python -m pytest tests/stores
 
-test-faults: $(READY) ## Kill and disconnect parts of a real Airflow on PostgreSQL and count images and submissions; six minutes
+test-faults: $(READY) ## Kill and disconnect parts of a real Airflow on PostgreSQL and count images and submissions; seven minutes
 	@$(BIN)/python -m pytest tests/faults
 
-test-records: $(READY) ## The kills of test-faults on Airflow 3.2, with the records in object storage; three minutes
+test-records: $(READY) ## The kills of test-faults on Airflow 3.2, with the records in object storage; four minutes
 	@$(BIN)/nox --session records
 
 test-form: $(READY) ## The connection form of Airflow 3.4 in a real browser; two minutes

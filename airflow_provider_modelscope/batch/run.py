@@ -178,7 +178,9 @@ class BatchRun:
         is_same_attempt = value.get("attempt") == self._ti.try_number
         if is_same_attempt:
             self._attempt_started_at = number(value.get("attempt_started_at")) or now
-        if value and not value.get("has_succeeded"):
+        # If a worker is killed right after its success, Airflow does not know of it, and retries the task.
+        was_cleared = value.get("max_tries") != self._max_tries
+        if value and not (value.get("has_succeeded") and was_cleared):
             self._spend(number(value.get("spent")))
             self._started_at = number(value.get("started_at")) or now
         self._engine = Engine(

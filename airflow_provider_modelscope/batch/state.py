@@ -19,11 +19,13 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.exceptions import SubmissionRecordError
 from airflow_provider_modelscope.images.object_storage import (
+    LOCAL,
+    TEMPORARY,
     open_filesystem,
     read_latest,
     write_file,
@@ -56,6 +58,8 @@ class BatchState:
         self._destination = destination
         self._name = f"{STATE_FOLDER}/{name_of(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)}"
         self.uri = f"{destination.uri}{self._name}/"
+        folder = self._path("")
+        self.scratch = Path(folder.path) if folder.protocol in LOCAL else None
         self._latest: list[str] = []  # results as JSON text: they are written again and again
         self._latest_without_image = 0
         self._next_sequence = 1
@@ -107,8 +111,12 @@ class BatchState:
             found = filesystem.ls(folder.path, detail=False)
         except FileNotFoundError:
             return []
-        named = (Segment.from_name(PurePosixPath(path).name) for path in found)
-        return sorted(segment for segment in named if segment)
+        names = [PurePosixPath(path).name for path in found]
+        if self.scratch:
+            for name in names:
+                if name.startswith(TEMPORARY):  # of a worker that was killed
+                    (self.scratch / name).unlink(missing_ok=True)
+        return sorted(filter(None, map(Segment.from_name, names)))
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Add a result. It is written by the next call of :meth:`write`."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # These stores write atomically: readers never see a partial object.
 _ATOMIC = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
 LOCAL = ("file", "local")
+TEMPORARY = ".image-"  # begins the name of a file that is being written
 _PIECE = 1024 * 1024  # bytes that are copied at once
 # The extra of this package that brings the filesystem of a scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
@@ -95,12 +96,15 @@ class Destination:
     :param uri: Without the connection.
     :param format: Pillow's name of the format to convert images to; None stores them as they are.
     :param stem: The name of an image in a folder, without its suffix; None names it by its generation.
+    :param scratch: A folder on the same disk as a local destination, for files that are being written. Its
+        owner removes what a killed process has left there. None writes them beside the images.
     """
 
     uri: str
     storage_conn_id: str | None
     format: str | None
     stem: str | None = None
+    scratch: Path | None = None
 
     @classmethod
     def parse(cls, destination: str, *, storage_conn_id: str | None = None, sidecar: bool = False) -> Self:
@@ -164,7 +168,7 @@ class Destination:
         path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)
         body.file.seek(0)
         try:
-            _write(path, body)
+            _write(path, body, self.scratch)
         except Exception as error:  # each store has errors of its own
             failure = _storage_error(uri, error)
             failure.generation_id = generation_id
@@ -343,13 +347,18 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
     _write(path, _Body.of(content, content_type))
 
 
-def write_file(path: ObjectStoragePath, file: IO[bytes], content_type: str) -> None:
-    """Write the content of a file as an object, as :func:`write_object` does."""
+def write_file(
+    path: ObjectStoragePath, file: IO[bytes], content_type: str, scratch: Path | None = None
+) -> None:
+    """Write the content of a file as an object, as :func:`write_object` does.
+
+    :param scratch: As of :class:`Destination`.
+    """
     file.seek(0)
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     length = file.tell()
     file.seek(0)
-    _write(path, _Body(file, length, content_type, sha256))
+    _write(path, _Body(file, length, content_type, sha256), scratch)
 
 
 def remove_object(path: ObjectStoragePath) -> None:
@@ -473,17 +482,19 @@ def _attached(protocol: str, connection_id: str | None) -> Any:
     return store
 
 
-def _write(path: ObjectStoragePath, body: _Body) -> None:
+def _write(path: ObjectStoragePath, body: _Body, scratch: Path | None = None) -> None:
     if path.protocol in LOCAL:
-        _replace_file(Path(path.path), body)
+        file = Path(path.path)
+        _replace_file(file, body, scratch or file.parent)
     else:
         _put_object(open_filesystem(path), path, body)
 
 
-def _replace_file(path: Path, body: _Body) -> None:
-    """Write a temporary file beside the final name, then rename it: readers never see a partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".image-{secrets.token_hex(8)}")
+def _replace_file(path: Path, body: _Body, scratch: Path) -> None:
+    """Write a temporary file, then rename it: readers never see a partial file."""
+    for folder in (path.parent, scratch):
+        folder.mkdir(parents=True, exist_ok=True)
+    temporary = scratch / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as file:
             shutil.copyfileobj(body.file, file)

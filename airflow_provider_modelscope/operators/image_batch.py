@@ -47,6 +47,8 @@ from airflow_provider_modelscope.tasks.task import StoringTask
 from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context, XComArg
 
@@ -137,6 +139,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     _returns_mapping = True
     _exhausted_end: float | None = None  # when to give up waiting for credit, since the task waits for it
     _manifest: str | None = None
+    _scratch: Path | None = None
 
     def __init__(
         self,
@@ -342,6 +345,8 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         ti = context["ti"]
         push_links(self, context)
         state = BatchState(destination, ti)
+        self._scratch = state.scratch
+        destination = replace(destination, scratch=state.scratch)
         with WorkingSet() as rows:
             value, results = state.load()
             if is_resumed:
@@ -619,7 +624,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
 
         with tempfile.TemporaryFile() as file:
             write(finished(), file, self.manifest_format)
-            write_file(path, file, "application/octet-stream")
+            write_file(path, file, "application/octet-stream", self._scratch)
 
     def _log_credit(self, when: str) -> None:
         if credit := self.hook.find_credit():

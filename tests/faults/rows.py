@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from tests.faults.system import Outcome, Run
@@ -17,6 +17,8 @@ LONG_OUTAGE = 130.0  # longer than queue_timeout, and than Airflow's timeout of 
 ONCE = Outcome()
 TWICE = Outcome(submissions=2, warned=True)
 ON_PURPOSE = Outcome(images=2, submissions=2)
+BATCH = Outcome(images=5, submissions=5)
+BATCH_DEFERRED = Outcome(images=3, submissions=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,35 @@ def kill_while_storing(run: Run) -> None:
     run.kill_worker()
     run.store_proxy.fault = ""
     run.expect_nothing_stored()
+    run.until_ended()
+
+
+def wait_in_batch(run: Run) -> None:
+    """Start the Dag run, and return when the batch waits for its third or, if it defers, second image."""
+    run.start()
+    run.until_stored(1 if run.row.dag_id.endswith("deferred") else 2)
+    if run.row.dag_id.endswith("deferred"):
+        run.until_deferred()
+
+
+def kill_batch_before_response(run: Run) -> None:
+    wait_in_batch(run)
+    run.service_proxy.fault = "lose-response"
+    run.emulator.finish()
+    run.until_accepted(4)
+    run.kill_worker()
+    run.service_proxy.fault = ""
+    run.until_ended()
+
+
+def kill_batch_while_storing(run: Run) -> None:
+    assert run.store_proxy
+    wait_in_batch(run)
+    run.store_proxy.fault = "hang"
+    run.emulator.finish()
+    run.until_storing()
+    run.kill_worker()
+    run.store_proxy.fault = ""
     run.until_ended()
 
 
@@ -306,6 +337,36 @@ ROWS = (
             ("deferred", "; deferrable"),
             ("on_worker", ""),
             ("chain_deferred", "; sensor"),
+        )
+    ),
+    Row(
+        name="batch_killed_before_response",
+        fault=KILLED + "after the service accepted and before the response arrived; batch",
+        dag_id="batch_on_worker",
+        inject=kill_batch_before_response,
+        expected=replace(BATCH, submissions=6, warned=True),
+    ),
+    Row(
+        name="batch_killed_while_storing",
+        fault=KILLED + "while storing; batch",
+        dag_id="batch_on_worker",
+        inject=kill_batch_while_storing,
+        in_s3=True,
+        expected=BATCH,
+    ),
+    *(
+        Row(
+            name=f"{part}_{dag_id}",
+            fault=f"{part} killed (-9) and restarted; {variant}",
+            dag_id=dag_id,
+            inject=wait_in_batch,
+            part=part,
+            expected=expected,
+        )
+        for part, dag_id, variant, expected in (
+            ("triggerer", "batch_deferred", "deferrable batch", BATCH_DEFERRED),
+            ("scheduler", "batch_deferred", "deferrable batch", BATCH_DEFERRED),
+            ("scheduler", "batch_on_worker", "batch", BATCH),
         )
     ),
     Row(

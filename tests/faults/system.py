@@ -183,10 +183,10 @@ class Run:
 
     def until_polling(self) -> None:
         """Wait until the service has got two polls."""
-        self.until(
-            lambda: sum(exchange.path.startswith("/v1/tasks/") for exchange in self.emulator.requests) >= 2,
-            "two polls",
-        )
+        self.until(lambda: self._polls() >= 2, "two polls")
+
+    def _polls(self) -> int:
+        return sum(exchange.path.startswith("/v1/tasks/") for exchange in self.emulator.requests)
 
     def until_deferred(self, count: int = 1) -> None:
         """Wait until ``count`` tasks are deferred."""
@@ -195,6 +195,21 @@ class Run:
     def until_storing(self) -> None:
         """Wait until a request to the object store had a fault."""
         self.until(lambda: self.store_proxy and self.store_proxy.caught, "a fault of the store")
+
+    def until_stored(self, count: int) -> None:
+        """Finish the generations of a batch until it has stored ``count`` images, and then none of them.
+
+        The next one is running then, and polled.
+        """
+
+        def is_stored() -> bool:
+            if self.emulator.accepted <= count:
+                self.emulator.finish()
+            return len(self.stored()) >= count and self.emulator.accepted > count
+
+        self.until(is_stored, f"{_count(count, 'image')}")
+        polls = self._polls()
+        self.until(lambda: self._polls() >= polls + 2, "two polls")
 
     def until_failed_once(self) -> None:
         """Wait until the first attempt of a task has failed."""
@@ -242,12 +257,22 @@ class Run:
         self._system.call("PATCH", path, {"new_state": "failed"})
 
     def stored(self) -> list[bytes]:
-        """Return all objects of the row, or all of its files, hidden ones included."""
+        """Return all objects of the row, or all of its files, hidden ones included.
+
+        Without the manifest and the state of a batch.
+        """
         if self.store_proxy:
-            return [
-                content for name, content in self._system.objects() if name.startswith(f"{self.row.name}/")
-            ]
-        return [path.read_bytes() for path in self._folder.rglob("*") if path.is_file()]
+            prefix = f"{self.row.name}/"
+            found = {
+                name.removeprefix(prefix): content
+                for name, content in self._system.objects()
+                if name.startswith(prefix)
+            }
+        else:
+            files_ = [path for path in self._folder.rglob("*") if path.is_file()]
+            found = {path.relative_to(self._folder).as_posix(): path.read_bytes() for path in files_}
+        of_batch = ("manifest.jsonl", ".modelscope/")
+        return [content for name, content in found.items() if not name.startswith(of_batch)]
 
     def expect_nothing_stored(self) -> None:
         """Check that nothing is stored, not even a part of an image.

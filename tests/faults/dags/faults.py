@@ -1,4 +1,4 @@
-"""The Dags of the faults: one task, on a worker or deferred, and a chain of three tasks.
+"""The Dags of the faults: one task, on a worker or deferred, a chain of three tasks, and batches.
 
 Generations finish when a row finishes them, so tasks defer immediately and poll often.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow.sdk import DAG
 
+from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.operators.image_generation import (
     ModelScopeImageGenerationOperator,
     ModelScopeSubmitImageGenerationOperator,
@@ -63,11 +64,28 @@ def chain(dag_id: str, *, deferrable: bool) -> None:
         ModelScopeImageToObjectStorageOperator(task_id="store", generation_id=wait.output, **SERVICE, **STORE)
 
 
+def batch(dag_id: str, *, rows: int, deferrable: bool) -> None:
+    """Create a Dag of one task that generates an image for each of its rows."""
+    with DAG(dag_id, schedule=None, default_args=RETRIES):
+        ModelScopeImageBatchOperator(
+            task_id="draw",
+            requests=[f"postcard {number} of {rows}" for number in range(1, rows + 1)],
+            poll_interval=2,
+            deferrable=deferrable,
+            defer_after=0,
+            **REQUEST,
+            **SERVICE,
+            **STORE,
+        )
+
+
 one_step("deferred", deferrable=True)
 one_step("on_worker", deferrable=False)
 one_step("fail_on_lost_response", deferrable=True, on_lost_response="fail")
 chain("chain_deferred", deferrable=True)
 chain("chain_on_worker", deferrable=False)
+batch("batch_deferred", rows=3, deferrable=True)
+batch("batch_on_worker", rows=5, deferrable=False)
 
 with DAG("queue_deferred", schedule=None):
     ModelScopeImageGenerationOperator.partial(

@@ -17,6 +17,8 @@ from tests.unit.batch.builders import row, with_fingerprints
 from tests.unit.conftest import TaskInstance
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.unit.images.conftest import Store
 
 PROGRESS = {"total": 3, "counts": {"stored": 1}, "spent": 1.5}
@@ -140,6 +142,15 @@ def test_other_objects_in_the_folder_are_no_segments(memory: Store) -> None:
     for other in ("results-000002-1-0-xyz.jsonl", "results-a.jsonl", "notes.txt"):
         memory.pipe_file(f"{name.rpartition('/')[0]}/{other}", b"[")
     assert len(rows_of(state_of())) == MAX_LATEST
+
+
+def test_files_that_a_killed_worker_left_are_removed(tmp_path: Path) -> None:
+    state = BatchState(Destination.parse(f"file://{tmp_path}/"), TaskInstance())
+    state.write(PROGRESS, [])
+    assert state.scratch
+    (state.scratch / ".image-0123456789abcdef").write_bytes(b"half an ima")
+    state.load()
+    assert [path.name for path in state.scratch.iterdir()] == ["running.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"a": 1}\n{'])
