@@ -187,7 +187,7 @@ def test_generation_that_ended_is_not_expected_to_end() -> None:
     assert queue.expected_seconds(1, now=NOW) is None
 
 
-def test_each_waiting_task_reports_its_place_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_waiting_task_reports_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_queue, "FIRST_REPORT", 0.0)
     places: list[Place] = []
 
@@ -202,9 +202,7 @@ def test_each_waiting_task_reports_its_place_once(monkeypatch: pytest.MonkeyPatc
                 for since in range(3)
             ]
             tasks = [asyncio.create_task(wait) for wait in waits]
-            for _ in range(50):
-                account.queue._wake_first()
-                await settle()
+            await settle()
             for task in tasks:
                 task.cancel()
 
@@ -224,3 +222,27 @@ def test_task_that_waits_shortly_reports_no_place() -> None:
 
     asyncio.run(run())
     assert places == []
+
+
+@pytest.mark.parametrize(("report_every", "positions"), [(60.0, [4]), (0.0, [4, 1])])
+def test_place_is_reported_once_an_interval_if_it_is_news(
+    monkeypatch: pytest.MonkeyPatch, report_every: float, positions: list[int]
+) -> None:
+    monkeypatch.setattr(submit_queue, "FIRST_REPORT", 0.0)
+    monkeypatch.setattr(submit_queue, "REPORT_EVERY", report_every)
+    places: list[Place] = []
+
+    async def run() -> None:
+        account = Account()
+        await account.take_the_first_slot()
+        await account.enqueue(1, 2, 3)
+        last = account.queue.wait_for_slot(queued_at=4, deadline=time.time() + 3600, report=places.append)
+        account.tasks.append(asyncio.create_task(last))
+        await settle()
+        for task in account.tasks[:3]:
+            task.cancel()
+        for _ in range(10):
+            await settle()
+
+    asyncio.run(run())
+    assert [place.position for place in places] == positions
