@@ -83,7 +83,7 @@ class Place:
         if rest := len(self.running) - len(named):
             named.append(f"{rest} more")
         holders = "; ".join(named) or (
-            "nothing that this triggerer knows of. Look for tasks on workers, in another triggerer, and for "
+            "nothing that this triggerer knows of. Check for tasks on workers, another triggerer and "
             "other clients with the same token"
         )
         return f"Queued at position {self.position} of {self.waiting}{wait}. Now running: {holders}"

@@ -65,8 +65,8 @@ def test_place_says_who_occupies_the_account() -> None:
 
 def test_place_invents_nothing_that_is_unknown() -> None:
     assert place(1).describe(NOW) == (
-        "Queued at position 1 of 12. Now running: nothing that this triggerer knows of. Look for tasks on "
-        "workers, in another triggerer, and for other clients with the same token"
+        "Queued at position 1 of 12. Now running: nothing that this triggerer knows of. Check for tasks on "
+        "workers, another triggerer and other clients with the same token"
     )
     assert place(1, seconds=0.0, running=[running()]).describe(NOW) == (
         "Queued at position 1 of 12. Now running: generation 42, 14 s"
