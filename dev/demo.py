@@ -42,8 +42,7 @@ def main() -> int:
             return 1
         seconds = time.monotonic() - started_at
     (FOLDER / "demo.log").write_text(log)
-    # Each task says what it polls: the same line can come from all three.
-    for line in dict.fromkeys(re.findall(r"\[info *\] (.*\bgeneration \d.*?) +\[", log, re.IGNORECASE)):
+    for line in re.findall(r"\[info *\] (.*\bgeneration \d.*?) +\[", log, re.IGNORECASE):
         print(f"          {line}")
     print("Tasks:    " + ", ".join(f"{task} {state}" for task, state in airflow.task_states(DAG)))
     [images] = airflow.xcoms(DAG, "store", "images")

@@ -50,7 +50,7 @@ from airflow_provider_modelscope.tasks.cost import check_limit, price_under_limi
 from airflow_provider_modelscope.tasks.deferral import LEAST_PRICE, MIN_QUEUE_DEFERRAL
 from airflow_provider_modelscope.tasks.fallbacks import submit_to_first
 from airflow_provider_modelscope.tasks.storing import land_images
-from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
+from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff, why_rejected
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.xcoms import Submission
 
@@ -148,6 +148,7 @@ class BatchRun:
         self._refusals: dict[str, dict[str, Any]] = {}  # the errors of models that cannot be used
         self._storing_count = 0
         self._not_fetched = 0
+        self._logged_busy = False
         self._finished_at: deque[float] = deque(maxlen=RATE_ROWS)
         self._reported = (time.time(), 0)
         self._counts = dict.fromkeys(rows.counts(), 0)
@@ -360,6 +361,9 @@ class BatchRun:
         except (RateLimitedError, ServiceUnreachableError) as error:
             log.log(logging.DEBUG, "Not accepted: %s: %s", _name(work), error)
             self._engine.share.refuse(error, self._engine.running_count, now=time.time())
+            if self._engine.share.refused_since is not None and not self._logged_busy:
+                self._logged_busy = True
+                log.info("%s. Rows are submitted when it accepts them", why_rejected(error))
         except CreditLimitError as error:
             self._stop("max_credit", error)
         except QuotaExhaustedError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -20,12 +21,17 @@ from airflow_provider_modelscope.exceptions import (
     InvalidConnectionError,
     ModelScopeError,
     ModelScopeRetryableError,
-    QueueFullError,
     RateLimitedError,
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from airflow_provider_modelscope.waiting.backoff import MAX_ATTEMPTS, RETRY_DELAY, SubmitBackoff
+from airflow_provider_modelscope.waiting.backoff import (
+    MAX_ATTEMPTS,
+    RETRY_DELAY,
+    SubmitBackoff,
+    why_rejected,
+)
+from airflow_provider_modelscope.waiting.progress import utc
 
 if TYPE_CHECKING:
     import re
@@ -162,21 +168,30 @@ class ModelScopeHook(BaseHook):
         backoff: SubmitBackoff,
         *,
         sending: Callable[[], AbstractContextManager[object]] = nullcontext,
+        log_level: int = logging.INFO,
     ) -> str:
         """Submit a generation and return its id, as :meth:`submit_generation` does.
 
         :param backoff: Decides when to submit again, and when to give up.
         :param sending: Makes a new context for each attempt, which is entered while it is sent.
+        :param log_level: Level to log at why it waits: each reason once, not each attempt.
         """
         from airflow_provider_modelscope.protocol.messages import submission_request
 
         call = submission_request(self.account, request)
+        logged: set[str] = set()
         while True:
             try:
                 with sending():
                     generation = self._submit(call, request)
             except (RateLimitedError, ServiceUnreachableError) as error:
-                self._wait_to_retry(error, backoff.next_delay(error, now=time.time()))
+                delay = backoff.next_delay(error, now=time.time())
+                if (reason := why_rejected(error)) not in logged:
+                    logged.add(reason)
+                    is_unreachable = isinstance(error, ServiceUnreachableError)  # for a few attempts only
+                    when = f"in {delay:.0f} s" if is_unreachable else f"until {utc(backoff.end_time)}"
+                    self.log.log(log_level, "%s. Submitting again %s", reason, when)
+                self.sleep_before_retry(delay)
             else:
                 if generation.is_finished:
                     self.log.info("The response contains the images, and no id to poll")
@@ -226,7 +241,8 @@ class ModelScopeHook(BaseHook):
                 if attempts == MAX_ATTEMPTS:
                     error.generation_id = generation_id
                     raise
-                self._wait_to_retry(error, RETRY_DELAY)
+                # The caller logs or raises the last one. A line for each poll would hide the others.
+                self._wait_to_retry(error, RETRY_DELAY, log_level=logging.DEBUG)
 
     def poll(self, generation_id: str) -> Generation | ModelScopeError:
         """Return what :meth:`get_generation` returns, or the error that it raises."""
@@ -404,9 +420,10 @@ class ModelScopeHook(BaseHook):
             count_too_many_requests(modelscope_conn_id=self.modelscope_conn_id)
         return response
 
-    def _wait_to_retry(self, error: ModelScopeError, seconds: float) -> None:
-        prefix = "Queue full, retrying" if isinstance(error, QueueFullError) else "Retrying"
-        self.log.info("%s in %.0f s: %s", prefix, seconds, error)
+    def _wait_to_retry(
+        self, error: ModelScopeError, seconds: float, *, log_level: int = logging.INFO
+    ) -> None:
+        self.log.log(log_level, "Retrying in %.0f s: %s", seconds, error)
         self.sleep_before_retry(seconds)
 
     @staticmethod

@@ -520,6 +520,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         defer_until_slot_free(
             self,
             self.hook,
+            reason="The account accepts no further generation now",
             queued_at=pause.queued_at,
             end_time=pause.queued_at + self.queue_timeout,
             resume_with=self._deferred(context),

@@ -45,6 +45,7 @@ from airflow_provider_modelscope.validation import (
     seconds_errors,
 )
 from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
+from airflow_provider_modelscope.waiting.progress import rounded
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -282,6 +283,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 
         with self._part(context, event) as record:
             slot = read_event(event, SlotFree)
+            waited = rounded(slot.granted_at - slot.queued_at)
+            if slot.granted_at < slot.end_time:
+                self.log.info("First in the queue after %s. Submitting", waited)
+            else:
+                self.log.info("No slot became free within %s. Submitting a last time", waited)
             queue = SubmitBackoff(
                 queued_at=slot.queued_at,
                 end_time=slot.end_time,
@@ -419,13 +425,14 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
         else:
             id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
-        self.log.info("Submitted generation %s to %s: %.80r", id_, request.model, request.prompt)
         submission = Submission(
             generation_id=id_, model=request.model, submitted_at=time.time(), credit=price
         )
+        waited = submission.submitted_at - queue.queued_at
+        after = f" after {rounded(waited)} in the queue" if queue.attempts else ""
+        self.log.info("Submitted generation %s to %s%s: %.80r", id_, request.model, after, request.prompt)
         record.save(fingerprint, submission)
         count_spent(price, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
-        waited = submission.submitted_at - queue.queued_at
         time_queue(waited, modelscope_conn_id=self.modelscope_conn_id, model=request.model)
         return submission
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import time
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from airflow_provider_modelscope.exceptions import (
     ModelRetiredError,
+    QueueFullError,
     QuotaExhaustedError,
     RateLimitedError,
     ServiceUnreachableError,
 )
-from airflow_provider_modelscope.waiting.backoff import SubmitBackoff
+from airflow_provider_modelscope.waiting.backoff import SubmitBackoff, why_rejected
+from airflow_provider_modelscope.waiting.progress import rounded, utc
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -160,14 +163,16 @@ def submit_or_defer(
         return hook.submit_with_backoff(request, queue, sending=sending)
     on_worker = SubmitBackoff(queued_at=until, end_time=until, rejected=has_slot, max_delay=1.0)
     try:
-        return hook.submit_with_backoff(request, on_worker, sending=sending)
+        return hook.submit_with_backoff(request, on_worker, sending=sending, log_level=logging.DEBUG)
     except (RateLimitedError, ServiceUnreachableError) as error:
         if isinstance(error, ServiceUnreachableError) and not has_slot:
             raise  # the service may not exist at all
-        task.log.info("Deferring until a slot is free: %s", error)
+        is_known = has_slot and isinstance(error, QueueFullError)
+        reason = "The account is still busy" if is_known else why_rejected(error)
     defer_until_slot_free(
         task,
         hook,
+        reason=reason,
         queued_at=queue.queued_at,
         start_seconds=queue.start_seconds,
         end_time=queue.end_time,
@@ -179,6 +184,7 @@ def defer_until_slot_free(
     task: BaseOperator,
     hook: ModelScopeHook,
     *,
+    reason: str,
     queued_at: float,
     start_seconds: float | None = None,
     end_time: float,
@@ -186,6 +192,7 @@ def defer_until_slot_free(
 ) -> NoReturn:
     """Defer until the account has a free slot. The task resumes in its method ``execute_queued``.
 
+    :param reason: Why it cannot submit now, as the log says it.
     :param queued_at: When the task began to wait, in epoch seconds.
     :param start_seconds: If it was granted a slot before, the seconds from then until it was on a worker.
     :param end_time: When to give up, in epoch seconds.
@@ -193,6 +200,7 @@ def defer_until_slot_free(
     """
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 
+    task.log.info("%s. Deferring until a slot is free, until %s at the latest", reason, utc(end_time))
     trigger = ModelScopeQueueTrigger(
         queued_at=queued_at,
         start_seconds=start_seconds,
@@ -235,10 +243,18 @@ def defer_until_credit(
     if now + MIN_QUEUE_DEFERRAL > end_time:
         error.message += ". None came until exhausted_timeout"
         raise error
-    task.log.info("Deferring until there is credit: %s", error)
+    until_next_day = type(error) is QuotaExhaustedError
+    day = next_day(now)
+    task.log.warning(
+        "Deferring until %s: %s",
+        f"the next day, {utc(min(day, end_time))}"
+        if until_next_day
+        else f"there is credit, until {utc(end_time)} at the latest",
+        error.message,
+    )
     trigger = ModelScopeExhaustedTrigger(
-        needed=None if type(error) is QuotaExhaustedError else needed,
-        next_day=next_day(now),
+        needed=None if until_next_day else needed,
+        next_day=day,
         modelscope_conn_id=hook.modelscope_conn_id,
         end_time=end_time,
         min_deferral_seconds=min_deferral_seconds(),
@@ -278,7 +294,8 @@ def defer_until_finished(
     """Defer until a generation has finished. The task resumes in its method ``execute_complete``."""
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 
-    task.log.info("Deferring: generation %s is %s", wait.generation_id, wait.last_status)
+    age = rounded(time.time() - wait.submitted_at)
+    task.log.info("Deferring: generation %s is not finished after %s", wait.generation_id, age)
     trigger = ModelScopeImageGenerationTrigger(
         generation_id=wait.generation_id,
         poll_interval=wait.poll_interval,

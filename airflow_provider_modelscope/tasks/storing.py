@@ -48,7 +48,13 @@ def fetch_finished_generation(
     :raises GenerationStatusUnknownError: if it is not finished after all, or cannot be polled.
     """
     now = time.time()
-    wait = PollSchedule(generation_id, submitted_at=now, end_time=now + recheck_seconds, poll_interval=2)
+    wait = PollSchedule(
+        generation_id,
+        submitted_at=now,
+        end_time=now + recheck_seconds,
+        poll_interval=2,
+        log_level=logging.DEBUG,  # who waited for it has logged its end
+    )
     try:
         generation = hook.poll_until(wait, wait.end_time)
     except GenerationTimeoutError as error:  # it did finish, so this timeout says nothing about it
@@ -111,10 +117,11 @@ def land_images(
     provenance = Provenance(generation=generation, submission=submission)
     stored: list[StoredImage] = []
     with _generation_in_errors(generation), ExitStack() as opened:
+        count = len(generation.output_images)
         log.log(
             log_level,
-            "Downloading the images of generation %s: %d",
-            generation.generation_id, len(generation.output_images),
+            "Downloading %d %s of generation %s",
+            count, "image" if count == 1 else "images", generation.generation_id,
         )  # fmt: skip
         images = [opened.enter_context(image) for image in _download(generation, hook, submission)]
         if destination.format:

@@ -76,9 +76,10 @@ class Client:
             headers={"User-Agent": USER_AGENT},
         )
 
-    async def wait_until_finished(self, schedule: PollSchedule) -> None:
+    async def wait_until_finished(self, schedule: PollSchedule, *, task: str | None = None) -> None:
         """Poll until the generation has finished. The last poll begins at the deadline.
 
+        :param task: The task that waits, for those in the queue that wait for the end of the generation.
         :raises ModelScopeError: if the schedule gives up.
         """
         call = self._status_call(schedule.generation_id)
@@ -87,6 +88,7 @@ class Client:
             schedule.generation_id,
             submitted_at=schedule.submitted_at,
             usual_seconds=schedule.usual_seconds,
+            task=task,
         ):
             while True:
                 polled = await self._poll(call, end_time=schedule.end_time)

@@ -48,6 +48,21 @@ class ModelScopeTrigger(BaseTrigger):
         self.end_time = end_time
         self.min_deferral_seconds = min_deferral_seconds
         self.deferred_task = deferred_task
+        self._logged: str | None = None
+
+    @property
+    def task_name(self) -> str | None:
+        """The task that waits, such as ``draw [2] of Dag postcards``; None if Airflow does not say it."""
+        if (ti := self.task_instance) is None:
+            return None
+        index = "" if ti.map_index in (None, -1) else f" [{ti.map_index}]"
+        return f"{ti.task_id}{index} of Dag {ti.dag_id}"
+
+    def log_change(self, level: int, text: str) -> None:
+        """Log a text, unless it is the last one that was logged."""
+        if text != self._logged:
+            self._logged = text
+            self.log.log(level, "%s", text)
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:

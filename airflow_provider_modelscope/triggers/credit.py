@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +74,12 @@ class ModelScopeExhaustedTrigger(ModelScopeTrigger):
             raise  # the connection is read again
         except ModelScopeError as error:
             return self._cannot_tell(error)
-        self.log.info("Credit: %s. This task needs %g", credit, self.needed)
+        self.log_change(logging.INFO, f"Credit: {credit}. This task needs {self.needed:g}")
         return client.credit.claim(self.needed or 0.0)
 
     def _cannot_tell(self, error: ModelScopeError) -> bool:
         """Return whether to submit although the credit cannot be read."""
-        self.log.warning("The credit is unknown: %s", error)
+        self.log_change(logging.WARNING, f"The credit is unknown: {error.message}")
         return time.time() >= self.next_day
 
 
@@ -111,9 +112,9 @@ class ModelScopeCreditTrigger(ModelScopeTrigger):
             except TimeoutError:
                 break
             except ModelScopeRetryableError as error:
-                self.log.warning("The credit is unknown: %s", error)
+                self.log_change(logging.WARNING, f"The credit is unknown: {error.message}")
                 continue
-            self.log.info("Credit: %s. Waiting for %g", credit, self.min_available)
+            self.log_change(logging.INFO, f"Credit: {credit}. Waiting for {self.min_available:g}")
             if credit.available >= self.min_available:
                 return CreditRead(available=credit.available)
         return CreditRead(available=None)

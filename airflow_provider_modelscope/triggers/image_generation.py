@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -60,12 +59,14 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
             poll_interval=self.poll_interval,
             model=self.model,
             size=self.size,
-            log_level=logging.DEBUG,  # the task logs both, and Airflow logs the event
+            is_continued=True,
         )
+        if schedule.usual_seconds:
+            self.log.info("Waiting for %s", schedule.running.describe(time.time()))
         try:
             await with_client(
                 self.modelscope_conn_id,
-                lambda client: client.wait_until_finished(schedule),
+                lambda client: client.wait_until_finished(schedule, task=self.task_name),
                 end_time=self.end_time,
             )
         except ServiceUnavailableError as error:  # the connection could not be read until the deadline

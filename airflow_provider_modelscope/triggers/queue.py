@@ -12,6 +12,7 @@ from airflow_provider_modelscope.triggers.events import SlotFree
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.transport.event_loop import Client
+    from airflow_provider_modelscope.waiting.progress import Place
 
 
 class ModelScopeQueueTrigger(ModelScopeTrigger):
@@ -51,10 +52,7 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
         if self.start_seconds is not None:
             queue.reject(self.start_seconds)
         await asyncio.sleep(self.min_deferral_seconds)  # a task that may not resume yet must not get a slot
-        self.log.info("Waiting for a free slot, tasks of this account in the queue: %d", len(queue) + 1)
-        if not await queue.wait_for_slot(queued_at=self.queued_at, deadline=self.end_time):
-            self.log.info(
-                "No slot became free until queue_timeout, making the last attempt. Other tasks of this "
-                "account in the queue: %d",
-                len(queue),
-            )
+        await queue.wait_for_slot(queued_at=self.queued_at, deadline=self.end_time, report=self._report)
+
+    def _report(self, place: Place) -> None:
+        self.log.info("%s", place.describe(time.time()))

@@ -45,6 +45,13 @@ def next_turn(now: float) -> float:
     return math.ceil(now / TURN_EVERY) * TURN_EVERY
 
 
+def why_rejected(error: RateLimitedError | ServiceUnreachableError) -> str:
+    """Return why a submission created nothing, for the log of a task that goes on: a full queue is normal."""
+    if isinstance(error, QueueFullError):
+        return "The account is busy, which is normal: ModelScope runs one generation of an account at a time"
+    return error.message.rstrip(".")
+
+
 class SubmitBackoff:
     """When to submit again, and when to give up.
 
@@ -70,7 +77,7 @@ class SubmitBackoff:
         self.start_seconds = start_seconds
         self._rejected = rejected
         self._max_delay = max_delay
-        self._attempts = 0
+        self.attempts = 0  # that created nothing
 
     def next_delay(self, error: RateLimitedError | ServiceUnreachableError, *, now: float) -> float:
         """Return the seconds until the next attempt. The last attempt is at the deadline.
@@ -80,16 +87,16 @@ class SubmitBackoff:
         :raises RateLimitedError: the error, after the deadline.
         :raises ServiceUnreachableError: the error, after the deadline or if the service never responded.
         """
-        self._attempts += 1
+        self.attempts += 1
         if isinstance(error, RateLimitedError):
             self._rejected = True
         elif not self._rejected:
-            if self._attempts >= MAX_ATTEMPTS:
+            if self.attempts >= MAX_ATTEMPTS:
                 raise error
             return RETRY_DELAY
         if now >= self.end_time:
             self._give_up(error)
-        delay = min(self._max_delay, MIN_QUEUE_DELAY * 2.0 ** min(self._attempts - 1, 10))
+        delay = min(self._max_delay, MIN_QUEUE_DELAY * 2.0 ** min(self.attempts - 1, 10))
         delay *= random.uniform(0.75, 1.25)  # noqa: S311 - it spreads load, no security
         if isinstance(error, QueueFullError) and delay > TURN_EVERY / 2:
             spread = random.uniform(0.1, 0.8) * TURN_SECONDS  # noqa: S311 - as above

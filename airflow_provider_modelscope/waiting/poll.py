@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.exceptions import (
@@ -27,8 +26,11 @@ from airflow_provider_modelscope.waiting.intervals import (
     seconds_to_close_poll,
     seconds_to_next_poll,
 )
+from airflow_provider_modelscope.waiting.progress import Running, rounded, utc
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow_provider_modelscope.protocol.generation import Generation
 
 NOT_POLLED = "not polled yet"
@@ -56,6 +58,7 @@ class PollSchedule:
     :param is_close: Whether to poll closely around the expected end, and not before it, as a batch does.
     :param log_level: Level to log the first status and the end at. Changes and errors in between are always
         logged, at INFO or above.
+    :param is_continued: Whether another process began this wait, and logged the first status.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class PollSchedule:
         durations: DurationHistory | None = None,
         is_close: bool = False,
         log_level: int = logging.INFO,
+        is_continued: bool = False,
     ) -> None:
         self.generation_id = generation_id
         self.submitted_at = submitted_at
@@ -84,6 +88,8 @@ class PollSchedule:
         self._is_close = is_close
         self._last_message = ""  # of the service
         self._log_level = log_level
+        self._first_log_level = logging.DEBUG if is_continued else log_level
+        self._logged = NOT_POLLED
         self._is_unknown = True
         self._running_at: float | None = None  # the age at the last poll that found it running
 
@@ -91,6 +97,13 @@ class PollSchedule:
     def usual_seconds(self) -> float | None:
         """How long the last generations of the same model and size took; None if none is known."""
         return self._durations.of(self.model, self.size).usual
+
+    @property
+    def running(self) -> Running:
+        """The generation as one that runs."""
+        return Running(
+            generation_id=self.generation_id, submitted_at=self.submitted_at, usual_seconds=self.usual_seconds
+        )
 
     def first_delay(self, *, now: float) -> float:
         """Return the seconds until the first poll of a new generation.
@@ -115,12 +128,13 @@ class PollSchedule:
             raise polled
         if isinstance(polled, ModelScopeError):
             self._is_unknown = True
-            self._set_status(f"unreachable ({polled})", logging.WARNING)
+            self._set_status(f"unreachable ({polled})", logging.WARNING, f"unreachable ({polled.message})")
             retry_after = min(polled.retry_after or 0.0, MAX_RETRY_AFTER)
         elif polled.is_not_found and not polled.has_failed(age=age):
             self._set_status("not found")
         elif polled.is_finished:
-            self._set_status(polled.status, self._log_level)
+            took = f" after {rounded(polled.duration_ms / 1000)}" if polled.duration_ms else ""
+            self._set_status(polled.status, self._log_level, f"{polled.status}{took}")
             self._record_duration(polled, age)
             return polled
         else:
@@ -138,12 +152,17 @@ class PollSchedule:
         delay = max(self._delay(age), retry_after)
         return float(min(delay, self.end_time - now))
 
-    def _set_status(self, status: str, level: int | None = None) -> None:
-        if status == self.last_status:
-            return
-        if level is None:
-            level = self._log_level if self.last_status == NOT_POLLED else logging.INFO
-        log.log(level, "Generation %s is %s", self.generation_id, status)
+    def _set_status(self, status: str, level: int | None = None, text: str | None = None) -> None:
+        """Set the status, and log it if it has changed.
+
+        :param text: What to log instead: without what differs at each poll.
+        """
+        text = text or status
+        if text != self._logged:
+            if level is None:
+                level = self._first_log_level if self._logged == NOT_POLLED else logging.INFO
+            log.log(level, "Generation %s is %s", self.generation_id, text)
+            self._logged = text
         self.last_status = status
 
     def _delay(self, age: float) -> float:
@@ -167,12 +186,11 @@ class PollSchedule:
             self._durations.record(self.model, self.size, age, after=self._running_at or 0.0)
 
     def _timeout(self) -> GenerationTimeoutError:
-        deadline = datetime.fromtimestamp(self.end_time, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         kind = GenerationStatusUnknownError if self._is_unknown else GenerationTimeoutError
         earlier = "" if self._last_message in self.last_status else f"; earlier: {self._last_message}"
         return kind(
-            f"The generation was {self.last_status} at its deadline, {deadline}{earlier}. It may still "
-            "finish: wait for its id again, which is free of charge",
+            f"The generation was {self.last_status} at its deadline, {utc(self.end_time)}{earlier}. It may "
+            "still finish: wait for its id again, which is free of charge",
             generation_id=self.generation_id,
         )
 

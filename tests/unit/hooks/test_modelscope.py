@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import threading
 from base64 import b64encode, urlsafe_b64encode
@@ -430,7 +431,46 @@ class TestPauses:
         hook.submit_generation(REQUEST)
         [pause] = pauses
         assert pause >= 1.0
-        assert f"Queue full, retrying in {pause:.0f} s: The queue at ModelScope" in caplog.text
+
+    def test_many_rejections_are_one_line_for_each_reason(
+        self, emulator: Emulator, hook: ModelScopeHook, pauses: list[float], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(3):
+            emulator.fail("submit:queue-full:5")
+            emulator.fail("submit:429:2")
+        hook.submit_generation(REQUEST)
+        assert len(pauses) == 21
+        busy, too_fast = caplog.messages
+        assert re.fullmatch(
+            r"The account is busy, which is normal: ModelScope runs one generation of an account at a time\. "
+            r"Submitting again until \S+ \S+ UTC",
+            busy,
+        )
+        assert too_fast.startswith("ModelScope received too many requests")
+        assert "code" not in caplog.text
+        assert "request id" not in caplog.text
+
+    def test_an_unreachable_service_is_named_once(
+        self,
+        hook: ModelScopeHook,
+        pauses: list[float],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+        with pytest.raises(ServiceUnreachableError):
+            hook.submit_generation(REQUEST)
+        [line] = caplog.messages
+        assert line.endswith(". Submitting again in 1 s")
+
+    def test_a_poll_that_is_repeated_is_no_line(
+        self, emulator: Emulator, hook: ModelScopeHook, pauses: list[float], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        generation_id = hook.submit_generation(REQUEST)
+        emulator.fail("poll:500:2")
+        hook.get_generation(generation_id)
+        assert len(pauses) == 2
+        assert caplog.messages == []
 
 
 class TestConnection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
     ModelRetiredError,
     QuotaExhaustedError,
 )
+from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from airflow_provider_modelscope.tasks import deferral as deferral_module
 from tests.unit.builders import Context, one_step, rendered, resume, submissions, submitter
 from tests.unit.conftest import TOKEN, connect
@@ -137,3 +140,30 @@ def test_a_deadline_that_is_too_near_for_a_deferral_is_the_end(poor: Emulator, c
     seconds = deferral_module.MIN_QUEUE_DEFERRAL - 1
     with pytest.raises(QuotaExhaustedError, match="None came until exhausted_timeout"):
         submitter(**WAIT, exhausted_timeout=seconds).execute(context)
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (
+            "no-credit",
+            r"Deferring until there is credit, until \S+ \S+ UTC at the latest: The account's credit is ",
+        ),
+        ("quota", r"Deferring until the next day, \S+ \S+ UTC: The daily quota is used up"),
+    ],
+)
+def test_the_wait_is_a_warning_that_says_for_how_long(
+    emulator: Emulator,
+    context: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    line: str,
+) -> None:
+    monkeypatch.setattr(ModelScopeSubmitImageGenerationOperator, "log", logging.getLogger("task"))
+    emulator.fail(f"submit:{fault}")
+    deferred(submitter(**WAIT), context)
+    record = [record for record in caplog.records if record.name == "task"][-1]
+    assert record.levelno == logging.WARNING  # a person must visit the site
+    assert re.match(line, record.getMessage())
+    assert "request id" not in record.getMessage()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
 import time
 from datetime import timedelta
@@ -20,7 +22,10 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnreachableError,
     SubmissionLostError,
 )
+from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
+from airflow_provider_modelscope.operators.image_generation import ModelScopeSubmitImageGenerationOperator
 from airflow_provider_modelscope.tasks import deferral as deferral_module
+from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from tests.unit.builders import (
     REQUEST,
     SLOT_FREE,
@@ -247,3 +252,87 @@ class TestSocksProxy:
         finished = {"task_status": "SUCCEED", "output_images": [image]}
         service.get("https://api.example/v1/tasks/42", [{"json": running}, {"json": finished}])
         assert sensor(deferrable=True, defer_after=0).execute(context) == "42"
+
+
+class TestLog:
+    BUSY = "The account is busy, which is normal: ModelScope runs one generation of an account at a time"
+
+    @pytest.fixture(autouse=True)
+    def log(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        """Log as the standard library does: where Airflow's own objects log to depends on its version."""
+        for kind in (ModelScopeHook, ModelScopeTrigger, ModelScopeSubmitImageGenerationOperator):
+            monkeypatch.setattr(kind, "log", logging.getLogger("task"))
+        caplog.set_level(logging.INFO)
+
+    @staticmethod
+    def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+        """Return what was logged, without what differs in each run."""
+        lines = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+        lines = [line for line in lines if not line.startswith(("Credit", "HTTP"))]
+        lines = [re.sub(r"\d{4}-\d\d-\d\d [\d:]+ UTC", "T", line) for line in lines]
+        return [re.sub(r"\d+ s\b", "N s", re.sub(r"\b\d{9,}\b", "ID", line)) for line in lines]
+
+    def test_a_task_that_queued_logs_each_fact_once(
+        self, emulator: Emulator, context: Context, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        task = one_step(tmp_path, deferrable=True)
+        resume(task, deferred(task, context), context)
+        *lines, stored = self.lines(caplog)
+        assert stored.startswith("Stored generation ID: file://")
+        assert lines == [
+            f"{self.BUSY}. Deferring until a slot is free, until T at the latest",
+            "First in the queue after N s. Submitting",
+            "Submitted generation ID to Qwen/Qwen-Image: '一只猫'",
+            "Generation ID is SUCCEED",
+            "Downloading 1 image of generation ID",
+        ]
+
+    @pytest.mark.usefixtures("no_pauses")
+    def test_a_slot_that_was_not_free_yet_is_one_line(
+        self,
+        emulator: Emulator,
+        context: Context,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(deferral_module, "early_slot_retry", lambda start_seconds: 0.05)
+        emulator.fail("submit:queue-full:always")
+        now = time.time()
+        slot = {"queued_at": now - 70, "end_time": now + 3600, "granted_at": now}
+        with pytest.raises(TaskDeferred):
+            submitter(deferrable=True).execute_queued(context, SLOT_FREE | slot)
+        assert len(submissions(emulator)) > 2
+        assert self.lines(caplog) == [
+            "First in the queue after N s. Submitting",
+            "The account is still busy. Deferring until a slot is free, until T at the latest",
+        ]
+
+    @pytest.mark.usefixtures("no_pauses")
+    def test_a_wait_on_a_worker_is_two_lines(
+        self, emulator: Emulator, context: Context, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.fail("submit:queue-full:20")
+        submitter(deferrable=False).execute(context)
+        assert self.lines(caplog) == [
+            f"{self.BUSY}. Submitting again until T",
+            "Submitted generation ID to Qwen/Qwen-Image after N s in the queue: '一只猫'",
+        ]
+
+    def test_the_last_attempt_says_so_and_its_error_keeps_the_evidence(
+        self, emulator: Emulator, context: Context, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.fail("submit:queue-full")
+        slot = {"queued_at": 1.0, "end_time": 3601.0, "granted_at": 3601.5}
+        with pytest.raises(QueueFullError, match=r"\(code 500, request id \S+\)$"):
+            submitter(deferrable=True).execute_queued(context, SLOT_FREE | slot)
+        assert self.lines(caplog) == ["No slot became free within 60 min. Submitting a last time"]
+
+    def test_a_rate_limit_is_named(
+        self, emulator: Emulator, context: Context, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.fail("submit:429")
+        deferred(submitter(deferrable=True), context)
+        [line] = self.lines(caplog)
+        assert line.startswith("ModelScope received too many requests")
+        assert line.endswith(". Deferring until a slot is free, until T at the latest")

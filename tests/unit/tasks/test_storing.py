@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import fields, replace
 from hashlib import sha256
@@ -303,6 +304,14 @@ class TestFetchFinishedGeneration:
         assert len(generation.output_images) == 1
         assert len(emulator.requests) == 2
         assert not pauses
+
+    def test_the_end_is_not_logged_again(
+        self, emulator: Emulator, pauses: list[float], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        generation_id = submitted()
+        caplog.set_level(logging.INFO)
+        fetch_finished_generation(ModelScopeHook(), generation_id)
+        assert "SUCCEED" not in caplog.text
 
     def test_a_failed_generation_is_returned(self, emulator: Emulator, pauses: list[float]) -> None:
         generation_id = submitted()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.triggers import accounts
+from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.triggers.credit import (
     ModelScopeCreditTrigger,
     ModelScopeExhaustedTrigger,
@@ -248,3 +250,35 @@ class TestCreditTrigger:
             event = asyncio.run(event_of(self.trigger()))
         assert event == {"status": "credit_read", "available": 2.0}
         assert readings(emulator) == 2
+
+
+def test_the_credit_is_logged_when_it_changes(
+    poor: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ModelScopeTrigger, "log", logging.getLogger("trigger"))
+    caplog.set_level(logging.INFO, "trigger")
+
+    async def run() -> None:
+        waiting = asyncio.create_task(event_of(trigger()))
+        await some_readings(poor)
+        await some_readings(poor)
+        poor.grant(TOKEN, 1)
+        await waiting
+
+    asyncio.run(asyncio.wait_for(run(), timeout=30))
+    assert caplog.messages == [
+        "Credit: 0 available, 0 frozen. This task needs 1",
+        "Credit: 1 available, 0 frozen. This task needs 1",
+    ]
+
+
+def test_an_unknown_credit_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ModelScopeTrigger, "log", logging.getLogger("trigger"))
+    caplog.set_level(logging.INFO, "trigger")
+    connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+    asyncio.run(event_of(trigger(next_day=time.time() + 0.2)))
+    [record] = [record for record in caplog.records if record.name == "trigger"]
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("The credit is unknown: ")

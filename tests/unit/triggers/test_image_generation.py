@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
+from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.triggers.events import GenerationFinished, read_event
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
@@ -181,3 +183,25 @@ def test_no_event_contains_a_token_or_a_url(emulator: Emulator, fault: str) -> N
         emitted = str(event(trigger(generation_id)))
         assert TOKEN not in emitted
         assert "/images/" not in emitted
+
+
+@pytest.mark.parametrize("usual", [None, 30.0])
+def test_the_age_is_logged_if_the_usual_duration_is_known(
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    usual: float | None,
+) -> None:
+    durations = DurationHistory()
+    if usual:
+        durations.record("a/b", "64x64", usual)
+    monkeypatch.setattr("airflow_provider_modelscope.waiting.poll.DURATIONS", durations)
+    monkeypatch.setattr(ModelScopeTrigger, "log", logging.getLogger("trigger"))
+    caplog.set_level(logging.INFO)
+    generation_id = submitted()
+    caplog.clear()
+    event(trigger(generation_id, model="a/b", size="64x64", submitted_at=time.time() - 4000))
+    assert [line.partition(" after ")[0] for line in caplog.messages] == [
+        *([f"Waiting for generation {generation_id}, 67 min of about 30 s"] if usual else []),
+        f"Generation {generation_id} is SUCCEED",
+    ]

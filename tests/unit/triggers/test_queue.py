@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
+from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.triggers.clients import shared_client
 from airflow_provider_modelscope.triggers.events import SlotFree, read_event
+from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
-from airflow_provider_modelscope.waiting import poll
+from airflow_provider_modelscope.waiting import poll, submit_queue
 from airflow_provider_modelscope.waiting.intervals import DurationHistory
 from airflow_provider_modelscope.waiting.poll import PollSchedule
 from tests.unit.builders import REQUEST, event_of, submitter
@@ -32,6 +37,12 @@ def trigger(**kwargs: Any) -> ModelScopeQueueTrigger:
         "min_deferral_seconds": 0.0,
     }
     return ModelScopeQueueTrigger(**{**arguments, **kwargs})
+
+
+def set_task(trigger: ModelScopeTrigger, **task_instance: Any) -> None:
+    """Say which task waits, as a triggerer does."""
+    task: Any = SimpleNamespace(**task_instance)
+    trigger.task_instance = task
 
 
 def running(generation_id: str, **kwargs: Any) -> PollSchedule:
@@ -162,3 +173,53 @@ def test_a_slot_is_granted_after_the_minimum_deferral(emulator: Emulator) -> Non
     queued = trigger(min_deferral_seconds=0.01)
     event = asyncio.run(asyncio.wait_for(event_of(queued), timeout=10))
     assert event["end_time"] == queued.end_time
+
+
+def test_a_task_in_the_queue_logs_who_occupies_the_account(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(submit_queue, "FIRST_REPORT", 0.0)
+    monkeypatch.setattr(ModelScopeTrigger, "log", logging.getLogger("trigger"))
+    caplog.set_level(logging.INFO, "trigger")
+    monkeypatch.setattr(poll, "DURATIONS", DurationHistory())
+    emulator.fail("poll:stall")
+    now = time.time()
+    generation_id = submitter().hook.submit_generation(GenerationRequest(**REQUEST))
+    holder = ModelScopeImageGenerationTrigger(
+        generation_id=generation_id,
+        poll_interval=1.0,
+        submitted_at=now,
+        modelscope_conn_id="modelscope_default",
+        end_time=now + 60,
+    )
+    set_task(holder, dag_id="postcards", task_id="draw", map_index=2)
+
+    async def run() -> None:
+        async with shared_client(ModelScopeHook().account) as client:
+            await event_of(trigger())  # takes the first slot
+            tasks = [asyncio.create_task(event_of(holder))]
+            while not client.queue.running:
+                await asyncio.sleep(0.01)
+            tasks.append(asyncio.create_task(event_of(trigger())))
+            while not caplog.messages:
+                await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), timeout=30))
+    [line] = caplog.messages
+    assert re.fullmatch(
+        rf"Queued at position 1 of 1\. Now running: generation {generation_id} "
+        r"\(task draw \[2\] of Dag postcards\), \d+ s",
+        line,
+    )
+
+
+@pytest.mark.parametrize(
+    ("map_index", "name"), [(-1, "draw of Dag d"), (None, "draw of Dag d"), (0, "draw [0] of Dag d")]
+)
+def test_a_task_is_named_by_task_map_index_and_dag(map_index: int | None, name: str) -> None:
+    queued = trigger()
+    assert queued.task_name is None  # outside of a triggerer
+    set_task(queued, dag_id="d", task_id="draw", map_index=map_index)
+    assert queued.task_name == name

@@ -330,6 +330,30 @@ def test_log_shows_each_change_of_the_status_once(caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_errors_that_differ_in_the_request_id_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    schedule = schedule_of()
+    for number in range(20):
+        error = ServiceUnavailableError("gone", code=500, request_id=str(number))
+        schedule.observe(error, now=START + number)
+    assert lines(caplog) == [(logging.WARNING, "Generation 42 is unreachable (gone)")]
+    with pytest.raises(GenerationTimeoutError, match=r"unreachable \(gone \(code 500, request id 19\)\)"):
+        schedule.observe(error, now=START + 900)
+
+
+def test_log_of_the_end_says_how_long_the_generation_took(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    schedule_of().observe(replace(DONE, duration_ms=14_300.0), now=START + 60)
+    assert lines(caplog) == [(logging.INFO, "Generation 42 is SUCCEED after 14 s")]
+
+
+def test_continued_wait_does_not_repeat_the_first_status(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    schedule = schedule_of(is_continued=True)
+    for polled in (RUNNING, DONE):
+        schedule.observe(polled, now=START + 1)
+    assert lines(caplog) == [(logging.INFO, "Generation 42 is SUCCEED")]
+
+
 def test_log_level_is_that_of_the_first_status_and_the_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     schedule = schedule_of(log_level=logging.DEBUG)

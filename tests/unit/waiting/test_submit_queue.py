@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import pytest
+
+from airflow_provider_modelscope.waiting import submit_queue
 from airflow_provider_modelscope.waiting.submit_queue import SubmitQueue
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from airflow_provider_modelscope.waiting.progress import Place
+
+NOW = 1_700_000_000.0
 
 
 class Account:
@@ -146,3 +154,95 @@ def test_wait_ends_at_its_deadline_without_a_slot() -> None:
         assert len(account.queue) == 0
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("position", "running", "expected"),
+    [
+        (1, {}, None),
+        (1, {"a": (10, 30)}, 20),
+        (3, {"a": (10, 30)}, 80),
+        (1, {"a": (50, 30)}, 0),
+        (2, {"a": (50, 30)}, 30),
+        (1, {"a": (10, 30), "b": (0, 50)}, 20),
+        (2, {"a": (10, 30), "b": (0, 50)}, 50),
+        (3, {"a": (10, 30), "b": (0, 50)}, 60),
+        (1, {"a": (10, 30), "b": (0, None)}, None),
+    ],
+)
+def test_expected_wait_follows_the_generations_that_run(
+    position: int, running: dict[str, tuple[float, float | None]], expected: float | None
+) -> None:
+    queue = SubmitQueue()
+    with ExitStack() as stack:
+        for generation_id, (age, usual) in running.items():
+            stack.enter_context(queue.track(generation_id, submitted_at=NOW - age, usual_seconds=usual))
+        assert queue.expected_seconds(position, now=NOW) == expected
+
+
+def test_generation_that_ended_is_not_expected_to_end() -> None:
+    queue = SubmitQueue()
+    with queue.track("a", submitted_at=NOW, usual_seconds=30):
+        assert queue.expected_seconds(1, now=NOW) == 30
+    assert queue.expected_seconds(1, now=NOW) is None
+
+
+def test_each_waiting_task_reports_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_queue, "FIRST_REPORT", 0.0)
+    places: list[Place] = []
+
+    async def run() -> None:
+        account = Account()
+        await account.take_the_first_slot()
+        with account.queue.track("42", submitted_at=time.time(), usual_seconds=600, task="draw of Dag a"):
+            waits = [
+                account.queue.wait_for_slot(
+                    queued_at=since, deadline=time.time() + 3600, report=places.append
+                )
+                for since in range(3)
+            ]
+            tasks = [asyncio.create_task(wait) for wait in waits]
+            await settle()
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(run())
+    assert [place.position for place in places] == [1, 2, 3]
+    assert {one.task for place in places for one in place.running} == {"draw of Dag a"}
+    assert [round(place.seconds or 0, -1) for place in places] == [600, 1200, 1800]
+
+
+def test_task_that_waits_shortly_reports_no_place() -> None:
+    places: list[Place] = []
+
+    async def run() -> None:
+        account = Account()
+        await account.take_the_first_slot()
+        await account.queue.wait_for_slot(queued_at=0, deadline=time.time() + 0.05, report=places.append)
+
+    asyncio.run(run())
+    assert places == []
+
+
+@pytest.mark.parametrize(("report_every", "positions"), [(60.0, [4]), (0.0, [4, 1])])
+def test_place_is_reported_once_an_interval_if_it_is_news(
+    monkeypatch: pytest.MonkeyPatch, report_every: float, positions: list[int]
+) -> None:
+    monkeypatch.setattr(submit_queue, "FIRST_REPORT", 0.0)
+    monkeypatch.setattr(submit_queue, "REPORT_EVERY", report_every)
+    places: list[Place] = []
+
+    async def run() -> None:
+        account = Account()
+        await account.take_the_first_slot()
+        await account.enqueue(1, 2, 3)
+        last = account.queue.wait_for_slot(queued_at=4, deadline=time.time() + 3600, report=places.append)
+        account.tasks.append(asyncio.create_task(last))
+        await settle()
+        for task in account.tasks[:3]:
+            task.cancel()
+        for _ in range(10):
+            await settle()
+
+    asyncio.run(run())
+    assert [place.position for place in places] == positions

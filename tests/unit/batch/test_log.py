@@ -1,0 +1,39 @@
+"""What the log of a batch says while others use the account: that it is busy, once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_modelscope.batch import share
+from airflow_provider_modelscope.waiting import backoff
+from tests.unit.builders import Context, batch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_provider_modelscope.emulator import Emulator
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_busy_account_is_one_line(
+    emulator: Emulator,
+    context: Context,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(share, "SOON", 0.002)
+    monkeypatch.setattr(backoff, "MIN_QUEUE_DELAY", 0.002)
+    caplog.set_level(logging.INFO)
+    emulator.fail("submit:queue-full:5")
+    batch(tmp_path, deferrable=False).execute(context)
+    assert emulator.accepted == 2
+    [busy] = [line for line in caplog.messages if "busy" in line]
+    assert busy == (
+        "The account is busy, which is normal: ModelScope runs one generation of an account at a time. "
+        "Rows are submitted when it accepts them"
+    )
+    assert "code 500" not in caplog.text
