@@ -392,7 +392,7 @@ class Segment:
     @classmethod
     def from_name(cls, name: str) -> Self | None:
         """Return the segment with this name, or None if it is the name of another object."""
-        found = re.fullmatch(r"results-([0-9]{6,9})-([0-9]{1,3})-([0-9]{1,3})-([0-9a-f]{8})\.jsonl", name)
+        found = re.fullmatch(r"results-([0-9]{6,9})-([0-9]{1,6})-([0-9]{1,6})-([0-9a-f]{8})\.jsonl", name)
         if found is None:
             return None
         segment = cls(
