@@ -89,12 +89,12 @@ def _images(request: Request, dag_id: str) -> Response:
     if run is None:
         raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
     only = instance if instance.task_id else None
-    groups = cards_of(run, only=only)
+    now = time.time()
+    groups = cards_of(run, only=only, now=now)
     cards = [card for group in groups.values() for card in group]
     view: View = "failed" if _query_value(request, "view") == "failed" else "images"
-    batches = batches_of(
-        run, only=only, view=view, up_to=_integer(_query_value(request, "up_to")), now=time.time()
-    )
+    up_to = _integer(_query_value(request, "up_to"))
+    batches = batches_of(run, only=only, view=view, up_to=up_to, now=now)
     return _page(
         groups=groups,
         batches=batches,
@@ -105,6 +105,7 @@ def _images(request: Request, dag_id: str) -> Response:
         pending=sum(1 for card in cards if card.is_pending),
         missing=sum(1 for card in cards if not card.image and not card.is_pending),
         is_live=not run.is_finished,
+        now=now,
         run_id=run_id,
         thumbnail_side=THUMBNAIL_SIDE,
     )

@@ -19,11 +19,12 @@ from airflow_provider_modelscope.gallery.batch_state import (
     read_progress,
     read_segment,
 )
-from airflow_provider_modelscope.gallery.cards import Card, Run, TaskState
+from airflow_provider_modelscope.gallery.cards import Card
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.xcoms import BATCH, BATCHES, BatchLocation
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.gallery.run import Run, TaskState
     from airflow_provider_modelscope.links import Instance
     from airflow_provider_modelscope.manifest import Progress, Result, RunningRow, Segment
 

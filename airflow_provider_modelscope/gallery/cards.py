@@ -9,55 +9,26 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_modelscope.gallery.status import Status, places_of, status_of
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.xcoms import IMAGES, REQUEST, SUBMITTERS, StoredImage, Submission
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
     from airflow_provider_modelscope.links import Instance
 
 
-@dataclass(frozen=True, kw_only=True)
-class PushedXCom:
-    """An XCom of a task instance."""
-
-    instance: Instance
-    key: str
-    value: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskState:
-    """The state of a task instance.
-
-    :param operator: The name of the operator's class.
-    :param label: The rendered ``map_index_template`` of a mapped task instance.
-    :param started_at: In epoch seconds.
-    """
-
-    instance: Instance
-    state: str | None
-    operator: str = ""
-    label: str = ""
-    started_at: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A Dag run, with its task instances and their XComs ``images`` and ``request``."""
-
-    dag_id: str
-    run_id: str
-    state: str
-    xcoms: Sequence[PushedXCom]
-    tasks: Sequence[TaskState]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run has ended. Clearing a task starts it again."""
-        return self.state in ("success", "failed")
+_UNREADABLE = Status(
+    label="Not readable",
+    color="failed",
+    sentence="The images are in a custom XCom backend, which the gallery cannot read.",
+    is_pending=False,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +36,7 @@ class Card:
     """One image, or the reason why there is none.
 
     :param number: The position of the image in its task instance's XCom ``images``, from 1.
-    :param message: Why there is no image.
-    :param is_pending: Whether the image may still be stored.
+    :param status: What happens to it, if there is no image.
     :param row: The key of its row, if it is an image of a batch; the number is the position in that row.
     :param segment: The segment of the batch's state that describes it, if it is in one.
     """
@@ -78,8 +48,12 @@ class Card:
     segment: str | None = None
     image: StoredImage | None = None
     submission: Submission | None = None
-    message: str = ""
-    is_pending: bool = False
+    status: Status | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its image may still be stored."""
+        return bool(self.status and self.status.is_pending)
 
     @property
     def key(self) -> str:
@@ -126,6 +100,11 @@ class Card:
         return str(self.parameters.get("prompt") or "")
 
     @property
+    def model(self) -> str:
+        """The model, or an empty text."""
+        return str(self.parameters.get("model") or "")
+
+    @property
     def seed(self) -> str:
         """The seed, or an empty text."""
         seed = self.parameters.get("seed")
@@ -170,13 +149,14 @@ class Card:
         return "\n".join(f"{name}={value!r}," for name, value in given.items() if value is not None)
 
 
-def cards_of(run: Run, *, only: Instance | None = None) -> dict[str, list[Card]]:
+def cards_of(run: Run, *, only: Instance | None = None, now: float) -> dict[str, list[Card]]:
     """Return the cards of a run by task, in the order in which the tasks started.
 
     :param only: Return only the images that this task instance, or those that it includes, stored or
         submitted.
+    :param now: In epoch seconds.
     """
-    cards = list(_cards(run))
+    cards = list(_cards(run, now))
     if only is not None:
         submissions = [
             Submission.from_json(xcom.value)
@@ -207,10 +187,11 @@ def _identity(image: StoredImage) -> tuple[str | None, str]:
     return image.generation_id, image.sha256
 
 
-def _cards(run: Run) -> Iterator[Card]:
+def _cards(run: Run, now: float) -> Iterator[Card]:
     tasks = {task.instance: task for task in run.tasks}
     stored: set[str | None] = set()  # the generations that have an image
     shown: set[Instance] = set()  # the task instances that have a card
+    durations: dict[str, list[float]] = defaultdict(list)  # of generations, by model
 
     def card(of: PushedXCom | TaskState, **known: Any) -> Card:
         task = tasks.get(of.instance)
@@ -221,54 +202,22 @@ def _cards(run: Run) -> Iterator[Card]:
         if xcom.key != IMAGES:
             continue
         if not isinstance(xcom.value, list):
-            yield card(
-                xcom, message="The images are in a custom XCom backend, which the gallery cannot read."
-            )
+            yield card(xcom, status=_UNREADABLE)
             continue
         for number, entry in enumerate(xcom.value, start=1):
             if image := StoredImage.from_json(entry):
                 stored.add(image.generation_id)
+                if image.model and image.duration_ms:
+                    durations[image.model].append(image.duration_ms / 1000)
                 yield card(xcom, number=number, image=image)
+    usual = {model: median(seconds) for model, seconds in durations.items()}
+    status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
     for xcom in run.xcoms:
         submission = Submission.from_json(xcom.value) if xcom.key == REQUEST else None
         if submission and submission.generation_id in stored:
             shown.add(xcom.instance)
         elif submission:
-            task = tasks.get(xcom.instance)
-            message, is_pending = _progress(task, submission.generation_id, run)
-            yield card(xcom, submission=submission, message=message, is_pending=is_pending)
+            yield card(xcom, submission=submission, status=status(tasks.get(xcom.instance), submission))
     for task in run.tasks:
         if task.operator in SUBMITTERS and task.state != "removed" and task.instance not in shown:
-            message, is_pending = _progress(task, None, run)
-            yield card(task, message=message, is_pending=is_pending)
-
-
-def _progress(task: TaskState | None, generation_id: str | None, run: Run) -> tuple[str, bool]:
-    """Return why there is no image yet, as a sentence, and whether it may still be stored."""
-    generation = f"Generation {generation_id}"
-    match task.state if task else None:
-        case "failed" if generation_id:
-            return f"{generation} failed or was not stored. See the log of the task.", False
-        case "failed":
-            return "The task failed. See its log.", False
-        case "upstream_failed":
-            return "Not submitted: an upstream task failed.", False
-        case "skipped":
-            return "Not submitted: the task was skipped.", False
-        case "success" if generation_id is None:
-            return "The task succeeded but reported no image.", False
-        case "success" if run.is_finished:
-            return f"{generation} was submitted, but no task of this run stored its images.", False
-        case "success":
-            return f"{generation} was submitted. Downstream tasks wait for it and store its images.", True
-        case "up_for_retry":
-            return "An attempt failed. Airflow will retry the task.", True
-        case None | "scheduled" | "queued" | "running" | "deferred" | "restarting" | "up_for_reschedule" if (
-            generation_id
-        ):
-            return f"{generation} is running or is being stored.", not run.is_finished
-        case "running" | "deferred" | "restarting" | "up_for_reschedule":
-            return "Being submitted, or queued for a slot at ModelScope.", True
-        case "queued":
-            return "Waiting for a worker.", True
-    return "Not started yet.", not run.is_finished
+            yield card(task, status=status(task, None))

@@ -7,17 +7,31 @@ single columns, which are the same from Airflow 3.1 on; the models' own methods 
 from __future__ import annotations
 
 import json
-from typing import Any
+import logging
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
+from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
+from airflow_provider_modelscope.json_values import number
 from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.xcoms import BATCH, IMAGES, REQUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+MAX_QUEUE = 1000  # waiting tasks in all Dags; in a longer queue, no places are shown
+QUEUE_TRIGGER = "airflow_provider_modelscope.triggers.queue.ModelScopeQueueTrigger"
+
+log = logging.getLogger(__name__)
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
     """Return a run with its task states and XComs, or None if it does not exist."""
+    from airflow.models.dag import DagModel
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
+    from airflow.models.trigger import Trigger
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -26,10 +40,14 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         return [model.dag_id == dag_id, model.run_id == run_id]
 
     with create_session() as session:
-        found = session.execute(select(DagRun.id, DagRun.state).where(*of_run(DagRun))).first()
+        found = session.execute(
+            select(DagRun.id, DagRun.state, DagModel.is_paused)
+            .outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
+            .where(*of_run(DagRun))
+        ).first()
         if found is None:
             return None
-        dag_run_id, state = found
+        dag_run_id, state, is_paused = found
         xcoms = session.execute(
             select(*_instance_columns(XComModel), XComModel.key, XComModel.value).where(
                 XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
@@ -41,28 +59,115 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             TaskInstance.state,
             TaskInstance.operator,
             TaskInstance.rendered_map_index,
+            TaskInstance.try_number,
+            TaskInstance.scheduled_dttm,
+            TaskInstance.queued_dttm,
             TaskInstance.start_date,
+            TaskInstance.end_date,
+            TaskInstance.next_method,
+            Trigger.id,
+            Trigger.classpath,
+            Trigger.created_date,
         ]
-        tasks = session.execute(select(*columns).where(*of_run(TaskInstance))).all()
-    return Run(
-        dag_id=dag_id,
-        run_id=run_id,
-        state=str(state),
-        xcoms=[
-            PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value))
-            for *ids, key, value in xcoms
-        ],
-        tasks=[
-            TaskState(
-                instance=Instance.make(*ids),
-                state=None if state is None else str(state),
-                operator=operator or "",
-                label=label or "",
-                started_at=started_at.timestamp() if started_at else None,
-            )
-            for *ids, state, operator, label, started_at in tasks
-        ],
+        rows = session.execute(
+            select(*columns)
+            .outerjoin(Trigger, Trigger.id == TaskInstance.trigger_id)
+            .where(*of_run(TaskInstance))
+        ).all()
+        retried = {row.task_id for row in rows if row.state == "up_for_retry"}
+        delays = _retry_delays(session, dag_id, retried)
+        is_deferred = any(row.state == "deferred" for row in rows)
+        return Run(
+            dag_id=dag_id,
+            run_id=run_id,
+            state=str(state),
+            xcoms=[
+                PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value))
+                for *ids, key, value in xcoms
+            ],
+            tasks=[_task_state(row, delays) for row in rows],
+            is_paused=bool(is_paused),
+            triggerer_seen_at=_triggerer_seen_at(session) if is_deferred else None,
+            queue=_queue(session) if any(row.classpath == QUEUE_TRIGGER for row in rows) else {},
+        )
+
+
+def _task_state(row: Any, delays: Mapping[str, float]) -> TaskState:
+    ended_at = _seconds(row.end_date)
+    delay = delays.get(row.task_id)
+    return TaskState(
+        instance=Instance.make(*row[:3]),
+        state=None if row.state is None else str(row.state),
+        operator=row.operator or "",
+        label=row.rendered_map_index or "",
+        attempt=row.try_number or 0,
+        scheduled_at=_seconds(row.scheduled_dttm),
+        queued_at=_seconds(row.queued_dttm),
+        started_at=_seconds(row.start_date),
+        ended_at=ended_at,
+        next_method=row.next_method or "",
+        trigger=(row.classpath or "").rpartition(".")[2],
+        trigger_id=row.id,
+        deferred_at=_seconds(row.created_date),
+        retry_at=ended_at + delay if ended_at is not None and delay is not None else None,
     )
+
+
+def _seconds(time: datetime | None) -> float | None:
+    return time.timestamp() if time else None
+
+
+def _triggerer_seen_at(session: Any) -> float | None:
+    """Return when any triggerer last sent a heartbeat."""
+    from airflow.jobs.job import Job
+    from sqlalchemy import func, select
+
+    last = select(func.max(Job.latest_heartbeat)).where(Job.job_type == "TriggererJob")
+    return _seconds(session.scalar(last))
+
+
+def _queue(session: Any) -> dict[int, tuple[str, float]]:
+    """Return the connection and the time since which each trigger waits for a slot, in all Dags."""
+    from airflow.models.trigger import Trigger
+    from sqlalchemy import select
+
+    columns: list[Any] = [Trigger.id, Trigger.encrypted_kwargs]
+    rows = session.execute(select(*columns).where(Trigger.classpath == QUEUE_TRIGGER).limit(MAX_QUEUE + 1))
+    queue = {trigger_id: _waiting(encrypted) for trigger_id, encrypted in rows}
+    known = {trigger_id: waiting for trigger_id, waiting in queue.items() if waiting}
+    return known if len(queue) == len(known) <= MAX_QUEUE else {}
+
+
+@lru_cache(maxsize=2 * MAX_QUEUE)
+def _waiting(encrypted: str) -> tuple[str, float] | None:
+    """Return the connection of a trigger and since when it waits. Its arguments never change."""
+    from airflow.models.trigger import Trigger
+
+    try:
+        arguments = Trigger._decrypt_kwargs(encrypted)
+        conn_id, queued_at = arguments["modelscope_conn_id"], number(arguments["queued_at"])
+    except Exception as error:  # of any type: another key, or arguments of another version
+        log.debug("The arguments of a trigger cannot be read: %r", error)
+        return None
+    return None if queued_at is None else (str(conn_id), queued_at)
+
+
+def _retry_delays(session: Any, dag_id: str, task_ids: set[str]) -> dict[str, float]:
+    """Return the seconds between the attempts of tasks, of those for which they are always the same."""
+    from airflow.models.serialized_dag import SerializedDagModel
+
+    delays: dict[str, float] = {}
+    if not task_ids:
+        return delays
+    try:
+        dag: Any = SerializedDagModel.get_dag(dag_id, session=session)
+        for task_id in task_ids:
+            task = dag.get_task(task_id)
+            if not task.retry_exponential_backoff:
+                delays[task_id] = task.retry_delay.total_seconds()
+    except Exception as error:  # of any type: the Dag may have changed since
+        log.debug("The retry delay of Dag %r is unknown: %r", dag_id, error)
+    return delays
 
 
 def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:

@@ -26,6 +26,35 @@ document.addEventListener("DOMContentLoaded", () => {
   const message = dialog.querySelector(".message");
   let shown = null; // the key of the card in the dialog
 
+  // Times are written here, once a second: an unchanged state then has the same text on the server.
+  const ahead = Number(document.body.dataset.now || 0) * 1000 - Date.now(); // the clock of the server
+  const duration = (seconds) => {
+    if (seconds < 100) return `${Math.max(0, Math.floor(seconds))} s`;
+    if (seconds < 6000) return `${Math.floor(seconds / 60)} min`;
+    return seconds < 172800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} days`;
+  };
+  const clock = (seconds) => {
+    const options = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    try {
+      const timeZone = JSON.parse(localStorage.getItem("timezone")) || undefined; // set by Airflow's own pages
+      return new Date(seconds * 1000).toLocaleTimeString("en", { ...options, timeZone });
+    } catch {
+      return new Date(seconds * 1000).toLocaleTimeString("en", options);
+    }
+  };
+  const write = (element, text) => {
+    if (element.textContent !== text) element.textContent = text;
+  };
+  const writeTimes = () => {
+    const now = (Date.now() + ahead) / 1000;
+    for (const time of document.querySelectorAll("time[data-at]")) write(time, clock(Number(time.dataset.at)));
+    for (const time of document.querySelectorAll("time[data-since]")) {
+      write(time, duration(now - Number(time.dataset.since)));
+    }
+  };
+  writeTimes();
+  setInterval(writeTimes, 1000);
+
   const cards = () => [...document.querySelectorAll("li.image")];
   const cardOf = (key) => cards().find((card) => card.dataset.key === key);
 
@@ -138,7 +167,12 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const removed of existing.values()) removed.remove();
   };
   const updateCard = (card, newCard) => {
-    const contentOf = (one) => (one.className === "image" ? "image" : one.textContent);
+    const contentOf = (one) => {
+      if (one.className === "image") return "image";
+      const copy = one.cloneNode(true);
+      for (const time of copy.querySelectorAll("time")) time.textContent = ""; // written by this script
+      return copy.outerHTML;
+    };
     if (contentOf(card) === contentOf(newCard)) return card;
     const adopted = document.adoptNode(newCard);
     card.replaceWith(adopted);
@@ -171,6 +205,7 @@ document.addEventListener("DOMContentLoaded", () => {
           merge(section.querySelector(".items"), newSection.querySelector(".items"), "li", updateCard);
           return section;
         });
+        writeTimes();
       }
     } catch {
       // Airflow is unreachable: the next refresh tries again.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+    from airflow.triggers.base import BaseTrigger
     from fastapi.testclient import TestClient
     from sqlalchemy import CursorResult
 
@@ -142,6 +143,28 @@ class Database:
             log_template_id=1,
         )
 
+    def pause(self, dag_id: str = "a_dag") -> None:
+        """Add the Dag, paused."""
+        from airflow.models.dag import DagModel
+
+        limits = {"max_active_tasks": 16, "max_consecutive_failed_dag_runs": 0}
+        flags = {"has_task_concurrency_limits": False, "is_stale": False}
+        self._insert(DagModel, dag_id=dag_id, bundle_name="a_bundle", is_paused=True, **limits, **flags)
+
+    def add_heartbeat(self, at: datetime, job_type: str = "TriggererJob") -> None:
+        """Add a process of Airflow that was last seen at a time."""
+        from airflow.jobs.job import Job
+
+        self._insert(Job, job_type=job_type, latest_heartbeat=at)
+
+    def add_trigger(self, trigger: BaseTrigger, created_at: datetime) -> int:
+        """Add a trigger, and return its id."""
+        from airflow.models.trigger import Trigger
+
+        classpath, arguments = trigger.serialize()
+        kwargs = Trigger.encrypt_kwargs(arguments)
+        return int(self._insert(Trigger, classpath=classpath, kwargs=kwargs, created_date=created_at)[0])
+
     def add_task(
         self,
         task_id: str = "draw",
@@ -220,7 +243,17 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
     import_all_models()  # type: ignore[no-untyped-call] # foreign keys lead to all of them
     with warnings.catch_warnings(action="ignore"):  # Airflow 3.1 uses what newer SQLAlchemys deprecate
         configure_mappers()
-    names = {"dag", "dag_bundle", "dag_bundle_team", "dag_run", "task_instance", "team", "xcom"}
+    names = {
+        "dag",
+        "dag_bundle",
+        "dag_bundle_team",
+        "dag_run",
+        "job",
+        "task_instance",
+        "team",
+        "trigger",
+        "xcom",
+    }
     names |= {"dynamic_region", "legacy_task_data_owner", "xcom_v1", "xcom_v2"}  # from Airflow 3.4 on
     tables = [table for table in Base.metadata.tables.values() if table.name in names]
     engine = create_engine(f"sqlite:///{tmp_path}/airflow.db")

@@ -105,7 +105,7 @@ class TestPage:
         assert response.headers["Content-Type"] == "text/html; charset=utf-8"
         assert "1 image, 1 pending." in response.text
         assert "A cat" in response.text
-        assert "Not started yet." in response.text
+        assert "Not started" in response.text
 
     def test_it_says_that_there_are_no_images(self, client: TestClient, database: Database) -> None:
         database.add_run(run_id="empty")

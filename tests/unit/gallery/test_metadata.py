@@ -9,9 +9,10 @@ from uuid import UUID
 
 import pytest
 
-from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.gallery.metadata import read_run, read_xcom
+from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.links import Instance
+from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 from tests.unit.gallery.conftest import Database, entry, needs_gallery, needs_loops
 
 pytestmark = needs_gallery
@@ -49,7 +50,12 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
         state="success",
         operator="AnOperator",
         rendered_map_index="cats",
+        try_number=2,
+        scheduled_dttm=datetime.fromtimestamp(3, UTC),
+        queued_dttm=datetime.fromtimestamp(4, UTC),
         start_date=datetime.fromtimestamp(5, UTC),
+        end_date=datetime.fromtimestamp(6, UTC),
+        next_method="execute_complete",
     )
     database.add_task("publish")
     database.push(IMAGES, map_index=2)
@@ -70,7 +76,12 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
                 state="success",
                 operator="AnOperator",
                 label="cats",
+                attempt=2,
+                scheduled_at=3.0,
+                queued_at=4.0,
                 started_at=5.0,
+                ended_at=6.0,
+                next_method="execute_complete",
             ),
             TaskState(instance=Instance.make("publish", -1), state=None),
         ],
@@ -135,3 +146,54 @@ def test_a_text_that_is_not_json_is_returned_unchanged(database: Database) -> No
             update(getattr(xcom, "XComModelV2", xcom.XComModel)).values(value="s3://xcom/42.json")
         )
     assert read_xcom("a_dag", "a_run", DRAW, "images") == "s3://xcom/42.json"
+
+
+def queue_trigger(queued_at: float, conn_id: str = "modelscope_default") -> ModelScopeQueueTrigger:
+    return ModelScopeQueueTrigger(queued_at=queued_at, modelscope_conn_id=conn_id, end_time=9e9)
+
+
+def test_a_deferred_task_has_its_trigger_and_the_queue(database: Database) -> None:
+    created_at = datetime.fromtimestamp(20, UTC)
+    own = database.add_trigger(queue_trigger(10.0), created_at)
+    other = database.add_trigger(queue_trigger(5.0, "other_conn"), created_at)
+    database.add_run()
+    database.add_task(state="deferred", trigger_id=own)
+    database.add_heartbeat(datetime.fromtimestamp(30, UTC))
+    database.add_heartbeat(datetime.fromtimestamp(25, UTC))
+    database.add_heartbeat(datetime.fromtimestamp(40, UTC), "SchedulerJob")
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert [(task.trigger, task.trigger_id, task.deferred_at) for task in run.tasks] == [
+        ("ModelScopeQueueTrigger", own, 20.0)
+    ]
+    assert run.queue == {own: ("modelscope_default", 10.0), other: ("other_conn", 5.0)}
+    assert run.triggerer_seen_at == 30.0
+
+
+def test_no_places_are_known_in_a_queue_that_cannot_be_read(database: Database) -> None:
+    created_at = datetime.fromtimestamp(20, UTC)
+    readable, hostile = queue_trigger(10.0), queue_trigger("now")  # type: ignore[arg-type]
+    ids = [database.add_trigger(trigger, created_at) for trigger in (readable, hostile)]
+    database.add_run()
+    database.add_task(state="deferred", trigger_id=ids[0])
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert (run.queue, run.triggerer_seen_at) == ({}, None)
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_paused_dag_is_known(database: Database, is_paused: bool) -> None:
+    database.add_run()
+    if is_paused:
+        database.pause()
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert run.is_paused is is_paused
+
+
+def test_a_retry_without_a_known_dag_has_no_time(database: Database) -> None:
+    database.add_run()
+    database.add_task(state="up_for_retry", end_date=datetime.fromtimestamp(5, UTC))
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert [task.retry_at for task in run.tasks] == [None]
