@@ -5,7 +5,6 @@ Rows are counted from the oldest on, so a page keeps its rows while newer ones f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
@@ -20,7 +19,7 @@ from airflow_provider_modelscope.gallery.batch_state import (
     read_segment,
 )
 from airflow_provider_modelscope.gallery.cards import Card
-from airflow_provider_modelscope.redaction import truncated
+from airflow_provider_modelscope.gallery.status import first_sentence
 from airflow_provider_modelscope.xcoms import BATCH, BATCHES, BatchLocation
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class FailedRow:
     @property
     def reason(self) -> str:
         """The first sentence of the reason."""
-        return truncated(re.split(r"(?<=[.!?])\s|(?<=[。！？])", self.message, maxsplit=1)[0], 300)
+        return first_sentence(self.message)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,19 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_modelscope import exceptions
 from airflow_provider_modelscope.gallery.status import Status, places_of, status_of
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
-from airflow_provider_modelscope.xcoms import IMAGES, REQUEST, SUBMITTERS, StoredImage, Submission
+from airflow_provider_modelscope.xcoms import (
+    ERROR,
+    IMAGES,
+    REQUEST,
+    SUBMITTERS,
+    AttemptError,
+    StoredImage,
+    Submission,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
@@ -37,6 +46,7 @@ class Card:
 
     :param number: The position of the image in its task instance's XCom ``images``, from 1.
     :param status: What happens to it, if there is no image.
+    :param error: Why the last attempt of its task ended, if it ended with an error of this package.
     :param row: The key of its row, if it is an image of a batch; the number is the position in that row.
     :param segment: The segment of the batch's state that describes it, if it is in one.
     """
@@ -49,6 +59,7 @@ class Card:
     image: StoredImage | None = None
     submission: Submission | None = None
     status: Status | None = None
+    error: AttemptError | None = None
 
     @property
     def is_pending(self) -> bool:
@@ -80,6 +91,23 @@ class Card:
             return ""
         # Airflow's default label is the index itself.
         return self.label if self.label not in ("", str(index)) else f"[{index}]"
+
+    @property
+    def place(self) -> str:
+        """The task, with the label or index of a mapped one."""
+        return " ".join(filter(None, (self.instance.task_id, self.instance_name)))
+
+    @property
+    def documented_error(self) -> str:
+        """The name of the error if it is one of this package; anybody can write any other name."""
+        kind = getattr(exceptions, self.error.type, None) if self.error else None
+        is_ours = isinstance(kind, type) and issubclass(kind, exceptions.ModelScopeError)
+        return kind.__name__ if kind and is_ours else ""
+
+    @property
+    def error_text(self) -> str:
+        """The whole error, to copy."""
+        return f"{self.place}: {self.error.type}: {self.error.message}" if self.error else ""
 
     @property
     def generation_id(self) -> str | None:
@@ -192,6 +220,7 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     stored: set[str | None] = set()  # the generations that have an image
     shown: set[Instance] = set()  # the task instances that have a card
     durations: dict[str, list[float]] = defaultdict(list)  # of generations, by model
+    errors = {xcom.instance: AttemptError.from_json(xcom.value) for xcom in run.xcoms if xcom.key == ERROR}
 
     def card(of: PushedXCom | TaskState, **known: Any) -> Card:
         task = tasks.get(of.instance)
@@ -212,12 +241,18 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
                 yield card(xcom, number=number, image=image)
     usual = {model: median(seconds) for model, seconds in durations.items()}
     status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
+
+    def without_image(of: PushedXCom | TaskState, submission: Submission | None = None) -> Card:
+        error = errors.get(of.instance)
+        found = status(tasks.get(of.instance), submission, error)
+        return card(of, submission=submission, status=found, error=error)
+
     for xcom in run.xcoms:
         submission = Submission.from_json(xcom.value) if xcom.key == REQUEST else None
         if submission and submission.generation_id in stored:
             shown.add(xcom.instance)
         elif submission:
-            yield card(xcom, submission=submission, status=status(tasks.get(xcom.instance), submission))
+            yield without_image(xcom, submission)
     for task in run.tasks:
         if task.operator in SUBMITTERS and task.state != "removed" and task.instance not in shown:
-            yield card(task, status=status(task, None))
+            yield without_image(task)

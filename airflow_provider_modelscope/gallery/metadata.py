@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.json_values import number
 from airflow_provider_modelscope.links import Instance
-from airflow_provider_modelscope.xcoms import BATCH, IMAGES, REQUEST
+from airflow_provider_modelscope.xcoms import BATCH, ERROR, IMAGES, REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         xcoms = session.execute(
             select(*_instance_columns(XComModel), XComModel.key, XComModel.value).where(
                 XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
-                XComModel.key.in_([BATCH, IMAGES, REQUEST]),
+                XComModel.key.in_([BATCH, ERROR, IMAGES, REQUEST]),
             )
         ).all()
         columns: list[Any] = [

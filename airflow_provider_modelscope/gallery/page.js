@@ -114,11 +114,22 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("click", (event) => {
     const at = (selector) => event.target.closest(selector);
     const link = at("a[data-open]");
+    const away = at("a[target]");
+    if (away && "framed" in document.documentElement.dataset) {
+      // Airflow's frame may not open other pages, but Airflow's own page may.
+      event.preventDefault();
+      const copied = window.parent.document.createElement("a");
+      copied.href = away.href;
+      copied.target = event.ctrlKey || event.metaKey ? "_blank" : away.target;
+      copied.rel = "noopener";
+      copied.click();
+      return;
+    }
     if (link && !(event.ctrlKey || event.metaKey || event.shiftKey)) {
       event.preventDefault();
       show(link.closest("li"));
     } else if (at("[data-copy]")) {
-      copy(at("[data-copy]").dataset.copy, at("dialog, .manifest"));
+      copy(at("[data-copy]").dataset.copy, at("dialog, .manifest, .links"));
     } else if (at("[data-step]")) {
       step(Number(at("[data-step]").dataset.step));
     } else if (at("[data-close]") || event.target === dialog) {
@@ -170,7 +181,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const contentOf = (one) => {
       if (one.className === "image") return "image";
       const copy = one.cloneNode(true);
-      for (const time of copy.querySelectorAll("time")) time.textContent = ""; // written by this script
+      for (const part of copy.querySelectorAll("time, .copied")) part.textContent = ""; // written by this script
       return copy.outerHTML;
     };
     if (contentOf(card) === contentOf(newCard)) return card;

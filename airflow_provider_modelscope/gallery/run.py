@@ -54,7 +54,7 @@ class TaskState:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A Dag run, with its task instances and their XComs ``images`` and ``request``.
+    """A Dag run, with its task instances and the XComs of ours.
 
     :param is_paused: Whether its Dag is paused.
     :param triggerer_seen_at: When a triggerer last sent a heartbeat, in epoch seconds.

@@ -5,15 +5,18 @@ Pure functions of values. Each label stands for exactly one state.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from airflow_provider_modelscope.redaction import truncated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from airflow_provider_modelscope.gallery.run import Run, TaskState
-    from airflow_provider_modelscope.xcoms import Submission
+    from airflow_provider_modelscope.xcoms import AttemptError, Submission
 
 STORING_METHOD = "execute_complete"  # in which a task resumes when its generation has finished
 
@@ -47,6 +50,7 @@ class Status:
 def status_of(
     task: TaskState | None,
     submission: Submission | None,
+    error: AttemptError | None,
     run: Run,
     *,
     usual: Mapping[str, float],
@@ -56,13 +60,14 @@ def status_of(
     """Return what happens to the image of a task.
 
     :param submission: What the task submitted in this attempt.
+    :param error: Why the last attempt ended, if it ended with an error of this package.
     :param usual: The usual duration of a generation by model, in seconds.
     :param places: The places in the queues, by trigger.
     :param now: In epoch seconds.
     """
     generation = f"Generation {submission.generation_id}" if submission else ""
     if task is None or run.is_finished:
-        return _ended(task.state if task else None, generation, run)
+        return _ended(task, generation, error, run)
     match task.state:
         case "running" if not submission:
             return Status(label="Submitting", color="running", since=task.resumed_at or task.started_at)
@@ -88,23 +93,24 @@ def status_of(
                 label="Submitted", color="success", sentence=sentence, since=submission.submitted_at
             )
         case "success" | "failed" | "upstream_failed" | "skipped":
-            return _ended(task.state, generation, run)
+            return _ended(task, generation, error, run)
     if run.is_paused:
         sentence = "Airflow starts no tasks of this Dag until it is unpaused."
         return Status(label="Paused Dag", color="none", sentence=sentence)
+    failure = first_sentence(error.message) if error else f"Attempt {task.attempt} failed."
     match task.state:
         case "up_for_retry" if task.retry_at:
             return Status(
                 label="Retrying at",
                 color="up_for_retry",
                 at=task.retry_at,
-                sentence=f"Attempt {task.attempt} failed.",
+                sentence=failure,
             )
         case "up_for_retry":
             return Status(
                 label="Waiting for the next attempt",
                 color="up_for_retry",
-                sentence=f"Attempt {task.attempt} failed.",
+                sentence=failure,
                 since=task.ended_at,
             )
         case "scheduled":
@@ -154,17 +160,21 @@ def _deferred(
     return Status(label="Deferred", color="deferred", since=task.deferred_at)
 
 
-def _ended(state: str | None, generation: str, run: Run) -> Status:
+def _ended(task: TaskState | None, generation: str, error: AttemptError | None, run: Run) -> Status:
     """Return why a task that does nothing any more has no image."""
 
-    def missing(label: str, color: str, sentence: str) -> Status:
-        return Status(label=label, color=color, sentence=sentence, is_pending=False)
+    def missing(label: str, color: str, sentence: str, at: float | None = None) -> Status:
+        return Status(label=label, color=color, sentence=sentence, at=at, is_pending=False)
 
-    match state:
+    match task.state if task else None:
+        case "failed" if error:
+            return missing("Failed", "failed", first_sentence(error.message))
         case "failed" if generation:
-            return missing("Failed", "failed", f"{generation} failed or was not stored. See the log.")
+            sentence = f"{generation} goes on at ModelScope and occupies the account until it finishes."
+            at = task.ended_at if task else None
+            return missing("Stopped at" if at else "Stopped", "failed", sentence, at)
         case "failed":
-            return missing("Failed", "failed", "See the log.")
+            return missing("Failed", "failed", "Only the log says why.")
         case "upstream_failed":
             return missing("Upstream failed", "upstream_failed", "Not submitted: an upstream task failed.")
         case "skipped":
@@ -178,6 +188,11 @@ def _ended(state: str | None, generation: str, run: Run) -> Status:
             label="Submitted", color="none", sentence=f"{generation}.", is_pending=not run.is_finished
         )
     return missing("Not started", "none", "The run has ended.")
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of an error's text."""
+    return truncated(re.split(r"(?<=[.!?])\s|(?<=[。！？])", text, maxsplit=1)[0], 300)
 
 
 def places_of(queue: Mapping[int, tuple[str, float]]) -> dict[int, tuple[int, int]]:

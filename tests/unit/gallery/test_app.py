@@ -107,6 +107,18 @@ class TestPage:
         assert "A cat" in response.text
         assert "Not started" in response.text
 
+    def test_failures_have_links_and_their_error(self, client: TestClient, database: Database) -> None:
+        database.add_task(map_index=3, state="failed", operator="ModelScopeImageGenerationOperator")
+        error = {"type": "QueueFullError", "message": "The <b>queue</b> is full. Wait."}
+        database.push(error, "error", map_index=3)
+        page = client.get("/a_dag/images?run_id=a_run").text
+        assert "0 images, 1 pending, 1 missing." in page
+        assert "The &lt;b&gt;queue&lt;/b&gt; is full." in page
+        assert 'docs/errors.md#:~:text=QueueFullError"' in page
+        task = "../../dags/a_dag/runs/a_run/tasks/draw/mapped/3"
+        assert f'href="{task}"' in page
+        assert f'href="{task}/details"' in page
+
     def test_it_says_that_there_are_no_images(self, client: TestClient, database: Database) -> None:
         database.add_run(run_id="empty")
         for of, sentence in (("", "This run has no images."), ("&task_id=draw", "This task has no images.")):

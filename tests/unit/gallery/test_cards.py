@@ -152,6 +152,41 @@ class TestWithoutImage:
         assert cards_of(run(task("running", operator="PythonOperator"), task("removed")), now=NOW) == {}
 
 
+class TestFailure:
+    ERROR: dict[str, Any] = {"type": "QueueFullError", "message": "The queue is full. Wait."}
+
+    def test_an_error_belongs_to_its_task_instance(self) -> None:
+        tasks = [task("failed", map_index=index) for index in range(2)]
+        [cards] = cards_of(run(*tasks, pushed("error", self.ERROR, map_index=1)), now=NOW).values()
+        assert [(card.place, card.error and card.error.type) for card in cards] == [
+            ("draw [0]", None), ("draw [1]", "QueueFullError"),
+        ]  # fmt: skip
+        assert cards[1].error_text == "draw [1]: QueueFullError: The queue is full. Wait."
+
+    @pytest.mark.parametrize(
+        ("name", "documented"),
+        [
+            ("QueueFullError", "QueueFullError"),
+            ("ValueError", ""),
+            ("Mapping", ""),
+            ("__name__", ""),
+            ("<b>", ""),
+        ],
+    )
+    def test_only_errors_of_this_package_are_linked(self, name: str, documented: str) -> None:
+        card = only_card(run(task("failed"), pushed("error", {**self.ERROR, "type": name})))
+        assert card.documented_error == documented
+
+    @pytest.mark.parametrize(
+        "value", [None, [], "x", {}, {"type": 5, "message": "x"}, {"type": "x"}], ids=str
+    )
+    def test_errors_of_other_shapes_are_left_out(self, value: Any) -> None:
+        card = only_card(run(task("failed"), pushed("error", value)))
+        assert card.error is None
+        assert card.status
+        assert card.status.sentence == "Only the log says why."
+
+
 class TestGroups:
     def test_an_image_is_shown_with_the_task_that_stored_it(self) -> None:
         chain = run(

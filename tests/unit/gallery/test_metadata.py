@@ -60,13 +60,19 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
     database.add_task("publish")
     database.push(IMAGES, map_index=2)
     database.push({"generation_id": "42"}, "request", map_index=2)
+    database.push({"type": "AnError"}, "error", map_index=2)
     run = read_run("a_dag", "a_run")
     assert run
-    assert replace(run, tasks=sorted(run.tasks, key=lambda task: task.instance)) == Run(
+    assert replace(
+        run,
+        tasks=sorted(run.tasks, key=lambda task: task.instance),
+        xcoms=sorted(run.xcoms, key=lambda xcom: xcom.key),
+    ) == Run(
         dag_id="a_dag",
         run_id="a_run",
         state="success",
         xcoms=[
+            PushedXCom(instance=Instance.make("draw", 2), key="error", value={"type": "AnError"}),
             PushedXCom(instance=Instance.make("draw", 2), key="images", value=IMAGES),
             PushedXCom(instance=Instance.make("draw", 2), key="request", value={"generation_id": "42"}),
         ],

@@ -9,10 +9,11 @@ import pytest
 from airflow_provider_modelscope.gallery.run import Run, TaskState
 from airflow_provider_modelscope.gallery.status import Status, ordinal, places_of, status_of
 from airflow_provider_modelscope.links import Instance
+from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.triggers.credit import ModelScopeExhaustedTrigger
 from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
-from airflow_provider_modelscope.xcoms import Submission
+from airflow_provider_modelscope.xcoms import AttemptError, Submission
 
 NOW = 1000.0
 SUBMISSION = Submission(generation_id="42", model="a/b", submitted_at=900.0)
@@ -28,6 +29,7 @@ QUEUE, GENERATION, CREDIT = (
 def status(
     task: dict[str, Any],
     submission: Submission | None = None,
+    error: AttemptError | None = None,
     *,
     usual: dict[str, float] | None = None,
     places: dict[int, tuple[int, int]] | None = None,
@@ -37,6 +39,7 @@ def status(
     return status_of(
         TaskState(instance=Instance.make("draw", -1), trigger_id=7, **{**TIMES, **task}),
         submission,
+        error,
         Run(dag_id="a_dag", run_id="a_run", **known),
         usual=usual or {},
         places=places or {},
@@ -93,7 +96,7 @@ def test_a_task_that_has_submitted_has_one_label(
     ("state", "submission", "label"),
     [
         ("failed", None, "Failed"),
-        ("failed", SUBMISSION, "Failed"),
+        ("failed", SUBMISSION, "Stopped at"),
         ("upstream_failed", None, "Upstream failed"),
         ("skipped", None, "Skipped"),
         ("success", None, "No image"),
@@ -102,6 +105,32 @@ def test_a_task_that_has_submitted_has_one_label(
 def test_a_task_that_ended_has_no_image(state: str, submission: Submission | None, label: str) -> None:
     found = status({"state": state}, submission)
     assert (found.label, found.is_pending) == (label, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("The service is down. Wait.", "The service is down."),
+        ("size = 5.5: too small", "size = 5.5: too small"),
+        ("内容违规。请修改", "内容违规。"),
+        ("a" * 500, truncated("a" * 500, 300)),
+    ],
+)
+@pytest.mark.parametrize("submission", [None, SUBMISSION])
+@pytest.mark.parametrize(
+    ("state", "label"), [("failed", "Failed"), ("up_for_retry", "Waiting for the next attempt")]
+)
+def test_an_error_is_told_by_its_first_sentence(
+    state: str, label: str, submission: Submission | None, text: str, sentence: str
+) -> None:
+    found = status({"state": state}, submission, AttemptError(type="AnError", message=text))
+    assert (found.label, found.sentence) == (label, sentence)
+
+
+def test_a_task_that_was_stopped_leaves_its_generation_running() -> None:
+    found = status({"state": "failed", "ended_at": 40.0}, SUBMISSION)
+    assert (found.label, found.at) == ("Stopped at", 40.0)
+    assert "Generation 42 goes on at ModelScope and occupies the account" in found.sentence
 
 
 @pytest.mark.parametrize(("submission", "label"), [(None, "Not started"), (SUBMISSION, "Submitted")])
