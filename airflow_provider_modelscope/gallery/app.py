@@ -25,7 +25,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result
 from airflow_provider_modelscope.gallery.batches import batches_of
-from airflow_provider_modelscope.gallery.cards import cards_of
+from airflow_provider_modelscope.gallery.cards import cards_of, chunks_of
 from airflow_provider_modelscope.gallery.files import (
     THUMBNAIL_SIDE,
     FoundObject,
@@ -35,7 +35,8 @@ from airflow_provider_modelscope.gallery.files import (
     read_image,
     verify,
 )
-from airflow_provider_modelscope.gallery.metadata import read_run, read_xcom
+from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
+from airflow_provider_modelscope.gallery.status import TRIGGERER_TIMEOUT
 from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.xcoms import BATCH, IMAGES, BatchLocation, StoredImage
 
@@ -86,11 +87,15 @@ async def images(request: Request, dag_id: str) -> Response:
 
 def _images(request: Request, dag_id: str) -> Response:
     run_id, instance = _query_value(request, "run_id"), _instance(request)
+    now = time.time()
+    version = read_version(dag_id, run_id, alive_since=now - TRIGGERER_TIMEOUT)
+    etag = f'"{version}"' if version else ""
+    if etag and _has_etag(request, etag):
+        return Response(status_code=304, headers={**_HEADERS, "Cache-Control": "no-store", "ETag": etag})
     run = read_run(dag_id, run_id)
     if run is None:
         raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
     only = instance if instance.task_id else None
-    now = time.time()
     groups = cards_of(run, only=only, now=now)
     cards = [card for group in groups.values() for card in group]
     failures = [card for card in cards if not card.image and not card.is_pending]
@@ -114,6 +119,10 @@ def _images(request: Request, dag_id: str) -> Response:
         stored=sum(1 for card in cards if card.image),
         pending=sum(1 for card in cards if card.is_pending),
         is_live=not run.is_finished,
+        etag=etag,
+        chunks_of=chunks_of,
+        known=(request.headers.get("Known-Chunks") or "").split(","),
+        is_update="Known-Chunks" in request.headers,
         now=now,
         run_id=run_id,
         thumbnail_side=THUMBNAIL_SIDE,

@@ -5,6 +5,7 @@ Pure functions of values. Any task may have written the XComs, so nothing in the
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.links import Instance
 
 
+CHUNK_SIZE = 20  # a change of one card sends so many
+
+_AGAIN = Status(label="Being generated again", color="queued")
 _UNREADABLE = Status(
     label="Not readable",
     color="failed",
@@ -45,7 +49,7 @@ class Card:
     """One image, or the reason why there is none.
 
     :param number: The position of the image in its task instance's XCom ``images``, from 1.
-    :param status: What happens to it, if there is no image.
+    :param status: What happens to it, if there is no image or another will replace it.
     :param error: Why the last attempt of its task ended, if it ended with an error of this package.
     :param row: The key of its row, if it is an image of a batch; the number is the position in that row.
     :param segment: The segment of the batch's state that describes it, if it is in one.
@@ -177,6 +181,25 @@ class Card:
         return "\n".join(f"{name}={value!r}," for name, value in given.items() if value is not None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some neighbouring cards, which a page that has them already need not get again.
+
+    :param version: Tells them apart from all others, and changes when one of them changes.
+    """
+
+    version: str
+    cards: Sequence[Card]
+
+
+def chunks_of(cards: Sequence[Card]) -> list[Chunk]:
+    """Return the cards in chunks."""
+    return [
+        Chunk(version=hashlib.sha256(repr(some).encode()).hexdigest()[:12], cards=some)
+        for some in (cards[start : start + CHUNK_SIZE] for start in range(0, len(cards), CHUNK_SIZE))
+    ]
+
+
 def cards_of(run: Run, *, only: Instance | None = None, now: float) -> dict[str, list[Card]]:
     """Return the cards of a run by task, in the order in which the tasks started.
 
@@ -233,12 +256,13 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
         if not isinstance(xcom.value, list):
             yield card(xcom, status=_UNREADABLE)
             continue
+        again = _AGAIN if run.will_clear(tasks.get(xcom.instance)) else None
         for number, entry in enumerate(xcom.value, start=1):
             if image := StoredImage.from_json(entry):
                 stored.add(image.generation_id)
                 if image.model and image.duration_ms:
                     durations[image.model].append(image.duration_ms / 1000)
-                yield card(xcom, number=number, image=image)
+                yield card(xcom, number=number, image=image, status=again)
     usual = {model: median(seconds) for model, seconds in durations.items()}
     status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
 

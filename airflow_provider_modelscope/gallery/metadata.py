@@ -6,6 +6,7 @@ single columns, which are the same from Airflow 3.1 on; the models' own methods 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.json_values import number
 from airflow_provider_modelscope.links import Instance
-from airflow_provider_modelscope.xcoms import BATCH, ERROR, IMAGES, REQUEST
+from airflow_provider_modelscope.xcoms import BATCH, BATCHES, ERROR, IMAGES, REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,58 @@ MAX_QUEUE = 1000  # waiting tasks in all Dags; in a longer queue, no places are 
 QUEUE_TRIGGER = "airflow_provider_modelscope.triggers.queue.ModelScopeQueueTrigger"
 
 log = logging.getLogger(__name__)
+
+
+def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
+    """Return a text that changes when what :func:`read_run` returns may change, without reading it.
+
+    None if the run has a batch, whose state is not in the database, or does not exist.
+
+    :param alive_since: A triggerer that was seen since then is alive, in epoch seconds.
+    """
+    from airflow.models.dag import DagModel
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.trigger import Trigger
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import func, select
+
+    with create_session() as session:
+        run = session.execute(
+            select(DagRun.id, DagRun.state, DagModel.is_paused)
+            .outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
+            .where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+        ).first()
+        if run is None:
+            return None
+        of_state: list[Any] = [TaskInstance.operator, TaskInstance.state]
+        times = (TaskInstance.scheduled_dttm, TaskInstance.queued_dttm, TaskInstance.start_date)
+        tasks = session.execute(
+            select(
+                *of_state,
+                func.count(),
+                func.sum(TaskInstance.try_number),
+                func.max(TaskInstance.trigger_id),
+                *map(func.max, (*times, TaskInstance.end_date)),
+            )
+            .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
+            .group_by(*of_state)
+        ).all()
+        if any(row.operator in BATCHES for row in tasks):
+            return None
+        xcoms = session.execute(
+            select(func.count(), func.max(XComModel.timestamp)).where(XComModel.dag_run_id == run.id)
+        ).all()
+        waiting: list[Any] = []
+        if any(row.state == "deferred" for row in tasks):
+            seen_at = _triggerer_seen_at(session)
+            is_alive = seen_at is not None and seen_at >= alive_since
+            ids = (func.count(), func.sum(Trigger.id))
+            queue = session.execute(select(*ids).where(Trigger.classpath == QUEUE_TRIGGER)).all()
+            waiting = [is_alive or seen_at, queue]
+    known = [tuple(run), sorted(map(repr, tasks)), xcoms, waiting]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:

@@ -20,7 +20,9 @@
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  const REFRESH_INTERVAL = 3000; // milliseconds, while the run is not finished
+  const REFRESH_INTERVAL = 3000; // milliseconds, or as many as there are cards times 3
+  const MAX_CHUNKS = 500; // of 20 cards; proxies limit a header to 8 kB
+  const FINISHED = 5; // times as long after the end of the run, which a person can clear
   const dialog = document.querySelector("dialog");
   const fullSize = dialog.querySelector("img");
   const message = dialog.querySelector(".message");
@@ -165,28 +167,38 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // Update the children of a list from those of another copy of the page. Unchanged ones keep their focus.
   const merge = (list, newList, selector, update) => {
-    const existing = new Map([...list.querySelectorAll(`:scope > ${selector}`)].map((item) => [item.dataset.key, item]));
+    const items = [...list.querySelectorAll(`:scope > ${selector}`)];
+    const existing = new Map(items.map((item) => [item.dataset.key, item]));
+    const chunk = (version) => items.filter((item) => item.dataset.chunk === version);
     let last = null;
     for (const newItem of newList.querySelectorAll(`:scope > ${selector}`)) {
-      const old = existing.get(newItem.dataset.key);
-      existing.delete(newItem.dataset.key);
-      const item = old ? update(old, newItem) : document.adoptNode(newItem);
-      const next = last ? last.nextElementSibling : list.querySelector(`:scope > ${selector}`);
-      if (item !== next) list.insertBefore(item, next);
-      last = item;
+      const known = newItem.dataset.known; // instead of these items, which this page has already
+      for (const one of known ? chunk(known) : [newItem]) {
+        const old = existing.get(one.dataset.key);
+        existing.delete(one.dataset.key);
+        const item = one === old ? old : old ? update(old, one) : document.adoptNode(one);
+        const next = last ? last.nextElementSibling : list.querySelector(`:scope > ${selector}`);
+        if (item !== next) list.insertBefore(item, next);
+        last = item;
+      }
     }
     for (const removed of existing.values()) removed.remove();
   };
   const updateCard = (card, newCard) => {
+    card.dataset.chunk = newCard.dataset.chunk;
     const contentOf = (one) => {
-      if (one.className === "image") return "image";
+      const image = one.querySelector("a[data-open]");
+      if (image) return `${one.querySelector(".state")?.textContent} ${image.getAttribute("href")}`;
       const copy = one.cloneNode(true);
       for (const part of copy.querySelectorAll("time, .copied")) part.textContent = ""; // written by this script
       return copy.outerHTML;
     };
     if (contentOf(card) === contentOf(newCard)) return card;
+    const controls = (one) => [...one.querySelectorAll("a, button, summary")];
+    const focused = controls(card).indexOf(document.activeElement);
     const adopted = document.adoptNode(newCard);
     card.replaceWith(adopted);
+    controls(adopted)[focused]?.focus();
     return adopted;
   };
   const replacePart = (part, newPart) => {
@@ -195,33 +207,48 @@ document.addEventListener("DOMContentLoaded", () => {
     part.replaceWith(newPart);
     controls(newPart)[focused]?.focus();
   };
-  const refresh = async () => {
-    const gallery = document.getElementById("gallery");
-    if (gallery.dataset.live !== "true") return;
-    try {
-      const response = document.hidden ? null : await fetch(location.href);
-      if (response?.ok) {
-        const text = await response.text();
-        // Only the main part: the styles in the head have a nonce that this page's policy does not allow.
-        const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
-        const newGallery = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
-        gallery.dataset.live = newGallery.dataset.live;
-        for (const paragraph of gallery.querySelectorAll(":scope > p")) paragraph.remove();
-        gallery.prepend(...newGallery.querySelectorAll(":scope > p"));
-        merge(gallery, newGallery, "section", (section, newSection) => {
-          for (const part of section.querySelectorAll("[data-part]")) {
-            const newPart = newSection.querySelector(`[data-part="${part.dataset.part}"]`);
-            if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
-          }
-          merge(section.querySelector(".items"), newSection.querySelector(".items"), "li", updateCard);
-          return section;
-        });
-        writeTimes();
+  const gallery = document.getElementById("gallery");
+  const update = (text) => {
+    const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
+    const newGallery = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
+    gallery.dataset.live = newGallery.dataset.live;
+    gallery.dataset.etag = newGallery.dataset.etag || "";
+    for (const paragraph of gallery.querySelectorAll(":scope > p")) paragraph.remove();
+    gallery.prepend(...newGallery.querySelectorAll(":scope > p"));
+    merge(gallery, newGallery, "section", (section, newSection) => {
+      for (const part of section.querySelectorAll("[data-part]")) {
+        const newPart = newSection.querySelector(`[data-part="${part.dataset.part}"]`);
+        if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
       }
+      merge(section.querySelector(".items"), newSection.querySelector(".items"), "li", updateCard);
+      return section;
+    });
+    writeTimes();
+  };
+  let timer = null;
+  let isAsking = false;
+  const refresh = async () => {
+    if (document.hidden || isAsking) return; // until it is visible
+    isAsking = true;
+    const chunks = new Set([...document.querySelectorAll("[data-chunk]")].map((card) => card.dataset.chunk));
+    const headers = { "Known-Chunks": [...chunks].slice(0, MAX_CHUNKS).join(",") };
+    if (gallery.dataset.etag) headers["If-None-Match"] = gallery.dataset.etag;
+    try {
+      const response = await fetch(location.href, { headers, cache: "no-store" });
+      if (response.status === 200) update(await response.text());
     } catch {
       // Airflow is unreachable: the next refresh tries again.
     }
-    setTimeout(refresh, REFRESH_INTERVAL);
+    isAsking = false;
+    wait();
   };
-  setTimeout(refresh, REFRESH_INTERVAL);
+  const wait = () => {
+    const interval = Math.max(REFRESH_INTERVAL, 3 * gallery.querySelectorAll("li").length);
+    clearTimeout(timer);
+    timer = setTimeout(refresh, gallery.dataset.live === "true" ? interval : FINISHED * interval);
+  };
+  if ("live" in gallery.dataset) {
+    wait();
+    document.addEventListener("visibilitychange", refresh);
+  }
 });

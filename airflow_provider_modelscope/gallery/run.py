@@ -74,3 +74,12 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the run has ended. Clearing a task starts it again."""
         return self.state in ("success", "failed")
+
+    def will_clear(self, task: TaskState | None) -> bool:
+        """Whether the XComs of a task are of an attempt before the next one, which deletes them."""
+        return (
+            task is not None
+            and not self.is_finished
+            and not task.next_method
+            and task.state in (None, "scheduled", "queued", "restarting")
+        )

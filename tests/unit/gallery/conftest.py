@@ -216,6 +216,14 @@ class Database:
             self.add_task(**ids, **instance, region_id=region_id)
         self._insert(xcom.XComModelV2, task_instance_id=self._tasks[task], **columns)
 
+    def update(self, model: Any, **columns: Any) -> None:
+        """Change all rows of a table."""
+        from airflow.utils.session import create_session
+        from sqlalchemy import update
+
+        with create_session() as session:
+            session.execute(update(model).values(**columns))
+
     def _row_of(self, dag_id: str, run_id: str) -> int:
         if (dag_id, run_id) not in self._runs:
             self._runs.append((dag_id, run_id))

@@ -119,6 +119,34 @@ class TestPage:
         assert f'href="{task}"' in page
         assert f'href="{task}/details"' in page
 
+    def test_an_unchanged_page_is_not_sent_again(self, client: TestClient, database: Database) -> None:
+        database.push([entry()])
+        first = client.get(url("images"))
+        [etag] = re.findall('data-etag="&#34;(.*?)&#34;"', first.text)
+        headers = {"If-None-Match": f'"{etag}"', "Known-Chunks": ""}
+        again = client.get(url("images"), headers=headers)
+        assert (again.status_code, again.content) == (304, b"")
+        database.push([entry()], map_index=1)
+        assert client.get(url("images"), headers=headers).status_code == 200
+
+    def test_an_unchanged_page_is_not_confirmed_to_strangers(
+        self, client: TestClient, auth_manager: AuthManager
+    ) -> None:
+        auth_manager.is_allowed = False
+        assert client.get(url("images"), headers={"If-None-Match": "*"}).status_code == 403
+
+    def test_an_update_has_only_what_changed(self, client: TestClient, database: Database) -> None:
+        images = [entry(str(number), parameters={"prompt": f"Cat {number}."}) for number in range(50)]
+        database.push(images)
+        page = client.get(url("images")).text
+        chunks = list(dict.fromkeys(re.findall('data-chunk="(.*?)"', page)))
+        assert len(chunks) == 3
+        update = client.get(url("images"), headers={"Known-Chunks": f"{chunks[0]},{chunks[2]},<x>"}).text
+        assert re.findall('data-known="(.*?)"', update) == [chunks[0], chunks[2]]
+        assert re.findall("Image of: Cat (\\d+)", update) == [str(number) for number in range(20, 40)]
+        assert "<style" not in update
+        assert "<x>" not in update
+
     def test_it_says_that_there_are_no_images(self, client: TestClient, database: Database) -> None:
         database.add_run(run_id="empty")
         for of, sentence in (("", "This run has no images."), ("&task_id=draw", "This task has no images.")):

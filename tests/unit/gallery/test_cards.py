@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelscope.gallery.cards import Card, cards_of
+from airflow_provider_modelscope.gallery.cards import CHUNK_SIZE, Card, cards_of, chunks_of
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.links import Instance
 from tests.unit.gallery.conftest import entry
@@ -185,6 +185,43 @@ class TestFailure:
         assert card.error is None
         assert card.status
         assert card.status.sentence == "Only the log says why."
+
+
+class TestCleared:
+    @pytest.mark.parametrize("state", [None, "scheduled", "queued", "restarting"])
+    def test_an_image_of_an_earlier_attempt_is_marked(self, state: str | None) -> None:
+        card = only_card(run(task(state), pushed("images", [entry()])))
+        assert card.image
+        assert card.status
+        assert card.status.label == "Being generated again"
+
+    @pytest.mark.parametrize(
+        ("a_task", "run_state"),
+        [
+            (task("success"), "running"),
+            (task("running"), "running"),  # it has stored its images
+            (task("queued", next_method="execute_complete"), "running"),
+            (task(None), "success"),
+        ],
+        ids=str,
+    )
+    def test_an_image_of_this_attempt_is_not_marked(self, a_task: TaskState, run_state: str) -> None:
+        assert only_card(run(a_task, pushed("images", [entry()]), state=run_state)).status is None
+
+
+class TestChunks:
+    def test_a_change_of_a_card_changes_its_chunk_only(self) -> None:
+        def versions(seed: int) -> list[str]:
+            images = [entry(str(number), seed=number) for number in range(3 * CHUNK_SIZE)]
+            images[CHUNK_SIZE]["sha256"] = f"{seed:064}"
+            [cards] = cards_of(run(pushed("images", images)), now=NOW).values()
+            chunks = chunks_of(cards)
+            assert [card for chunk in chunks for card in chunk.cards] == cards
+            return [chunk.version for chunk in chunks]
+
+        before, after = versions(1), versions(2)
+        assert before == versions(1)
+        assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
 class TestGroups:

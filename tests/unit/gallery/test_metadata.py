@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from airflow_provider_modelscope.gallery.metadata import read_run, read_xcom
+from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
@@ -203,3 +204,91 @@ def test_a_retry_without_a_known_dag_has_no_time(database: Database) -> None:
     run = read_run("a_dag", "a_run")
     assert run
     assert [task.retry_at for task in run.tasks] == [None]
+
+
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class TestVersion:
+    @pytest.fixture
+    def version(self, database: Database) -> Callable[[], str | None]:
+        """The version of a run with one task instance that is deferred, and an image of another."""
+        database.add_run()
+        trigger = database.add_trigger(queue_trigger(10.0), at(20))
+        database.add_task(state="deferred", trigger_id=trigger, try_number=1, start_date=at(10))
+        database.push(IMAGES, task_id="other")
+        database.add_heartbeat(at(100))
+        return lambda: read_version("a_dag", "a_run", alive_since=90.0)
+
+    def test_an_unchanged_run_keeps_it(self, database: Database, version: Callable[[], str | None]) -> None:
+        before = version()
+        database.add_run(run_id="other_run")
+        database.add_task(run_id="other_run", state="running")
+        database.push(IMAGES, run_id="other_run")
+        database.add_heartbeat(at(120))
+        assert before
+        assert version() == before
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"state": "running"},
+            {"state": None},
+            {"try_number": 2},
+            {"trigger_id": 999},
+            {"start_date": at(11)},
+            {"end_date": at(11)},
+            {"queued_dttm": at(11)},
+            {"scheduled_dttm": at(11)},
+        ],
+        ids=str,
+    )
+    def test_a_change_of_a_task_changes_it(
+        self, database: Database, version: Callable[[], str | None], changed: dict[str, Any]
+    ) -> None:
+        from airflow.models.taskinstance import TaskInstance
+
+        before = version()
+        database.update(TaskInstance, **changed)
+        assert version() != before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda database: database.push(IMAGES, task_id="new"),
+            lambda database: database.push(IMAGES, "error"),
+            lambda database: database.pause(),
+            lambda database: database.add_trigger(queue_trigger(5.0), at(30)),
+        ],
+    )
+    def test_what_else_the_page_shows_changes_it(
+        self,
+        database: Database,
+        version: Callable[[], str | None],
+        change: Callable[[Database], object],
+    ) -> None:
+        before = version()
+        change(database)
+        assert version() != before
+
+    def test_the_end_of_the_run_changes_it(
+        self, database: Database, version: Callable[[], str | None]
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+
+        before = version()
+        database.update(DagRun, state="success")
+        assert version() != before
+
+    def test_a_triggerer_that_is_lost_changes_it(
+        self, database: Database, version: Callable[[], str | None]
+    ) -> None:
+        assert read_version("a_dag", "a_run", alive_since=110.0) != version()
+
+    def test_a_run_with_a_batch_has_none(self, database: Database, version: Callable[[], str | None]) -> None:
+        database.add_task("batch", operator="ModelScopeImageBatchOperator")
+        assert version() is None
+
+    def test_an_unknown_run_has_none(self, database: Database) -> None:
+        assert read_version("a_dag", "a_run", alive_since=0.0) is None
