@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class Card:
 
     :param number: The position of the image in its task instance's XCom ``images``, from 1.
     :param status: What happens to it, if there is no image or another will replace it.
+    :param given: The parameters of its task that are known before it submits.
     :param error: Why the last attempt of its task ended, if it ended with an error of this package.
     :param row: The key of its row, if it is an image of a batch; the number is the position in that row.
     :param segment: The segment of the batch's state that describes it, if it is in one.
@@ -64,6 +65,7 @@ class Card:
     submission: Submission | None = None
     status: Status | None = None
     error: AttemptError | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_pending(self) -> bool:
@@ -124,7 +126,7 @@ class Card:
         """The parameters of the request."""
         if self.image:
             return self.image.parameters
-        return self.submission.request if self.submission else {}
+        return self.submission.request if self.submission else self.given
 
     @property
     def prompt(self) -> str:
@@ -267,9 +269,10 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
 
     def without_image(of: PushedXCom | TaskState, submission: Submission | None = None) -> Card:
-        error = errors.get(of.instance)
-        found = status(tasks.get(of.instance), submission, error)
-        return card(of, submission=submission, status=found, error=error)
+        task, error = tasks.get(of.instance), errors.get(of.instance)
+        given = {"prompt": task.prompt, "model": task.model} if task else {}
+        found = status(task, submission, error)
+        return card(of, submission=submission, status=found, error=error, given=given)
 
     for xcom in run.xcoms:
         submission = Submission.from_json(xcom.value) if xcom.key == REQUEST else None

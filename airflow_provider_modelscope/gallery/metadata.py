@@ -13,9 +13,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
-from airflow_provider_modelscope.json_values import number
+from airflow_provider_modelscope.json_values import number, text
 from airflow_provider_modelscope.links import Instance
-from airflow_provider_modelscope.xcoms import BATCH, BATCHES, ERROR, IMAGES, REQUEST
+from airflow_provider_modelscope.xcoms import BATCH, BATCHES, ERROR, IMAGES, REQUEST, SUBMITTERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,6 +127,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             .outerjoin(Trigger, Trigger.id == TaskInstance.trigger_id)
             .where(*of_run(TaskInstance))
         ).all()
+        rendered = _rendered(session, of_run(TaskInstance))
         retried = {row.task_id for row in rows if row.state == "up_for_retry"}
         delays = _retry_delays(session, dag_id, retried)
         is_deferred = any(row.state == "deferred" for row in rows)
@@ -138,21 +139,25 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
                 PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value))
                 for *ids, key, value in xcoms
             ],
-            tasks=[_task_state(row, delays) for row in rows],
+            tasks=[_task_state(row, delays, rendered) for row in rows],
             is_paused=bool(is_paused),
             triggerer_seen_at=_triggerer_seen_at(session) if is_deferred else None,
             queue=_queue(session) if any(row.classpath == QUEUE_TRIGGER for row in rows) else {},
         )
 
 
-def _task_state(row: Any, delays: Mapping[str, float]) -> TaskState:
+def _task_state(
+    row: Any, delays: Mapping[str, float], rendered: Mapping[Instance, Mapping[str, str]]
+) -> TaskState:
+    instance = Instance.make(*row[:3])
     ended_at = _seconds(row.end_date)
     delay = delays.get(row.task_id)
     return TaskState(
-        instance=Instance.make(*row[:3]),
+        instance=instance,
         state=None if row.state is None else str(row.state),
         operator=row.operator or "",
         label=row.rendered_map_index or "",
+        **rendered.get(instance, {}),
         attempt=row.try_number or 0,
         scheduled_at=_seconds(row.scheduled_dttm),
         queued_at=_seconds(row.queued_dttm),
@@ -168,6 +173,35 @@ def _task_state(row: Any, delays: Mapping[str, float]) -> TaskState:
 
 def _seconds(time: datetime | None) -> float | None:
     return time.timestamp() if time else None
+
+
+def _rendered(session: Any, of_run: list[Any]) -> dict[Instance, dict[str, str]]:
+    """Return the prompts and models of tasks that have started and not succeeded, without secrets."""
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import and_, select
+
+    fields: Any = RenderedTaskInstanceFields
+    if hasattr(fields, "task_instance_id"):  # Airflow 3.4
+        same = [fields.task_instance_id == TaskInstance.id]
+    else:
+        names = ("dag_id", "run_id", "task_id", "map_index")
+        same = [getattr(fields, name) == getattr(TaskInstance, name) for name in names]
+    rows = session.execute(
+        select(*_instance_columns(TaskInstance), fields.rendered_fields)
+        .join(fields, and_(*same))
+        .where(*of_run, TaskInstance.operator.in_(SUBMITTERS), TaskInstance.state != "success")
+    ).all()
+    return {
+        Instance.make(*ids): {name: _rendered_text(given, name) for name in ("prompt", "model")}
+        for *ids, given in rows
+    }
+
+
+def _rendered_text(given: Any, name: str) -> str:
+    """Return a parameter, or an empty text for one that Airflow has truncated."""
+    found = (text(given.get(name)) if isinstance(given, dict) else None) or ""
+    return "" if found.startswith("Truncated. ") else found
 
 
 def _triggerer_seen_at(session: Any) -> float | None:

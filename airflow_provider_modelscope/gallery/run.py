@@ -25,6 +25,7 @@ class TaskState:
 
     :param operator: The name of the operator's class.
     :param label: The rendered ``map_index_template`` of a mapped task instance.
+    :param prompt: As it is on the worker, or an empty text if that is not known, and so is the model.
     :param attempt: The number of the attempt, from 1; 0 before the first.
     :param next_method: The method in which it resumes after a deferral, or an empty text.
     :param trigger: The name of the class of the trigger that it waits for, or an empty text.
@@ -35,6 +36,8 @@ class TaskState:
     state: str | None
     operator: str = ""
     label: str = ""
+    prompt: str = ""
+    model: str = ""
     attempt: int = 0
     scheduled_at: float | None = None
     queued_at: float | None = None

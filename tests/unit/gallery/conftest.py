@@ -184,6 +184,20 @@ class Database:
         key = self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
         self._tasks[dag_id, run_id, task_id, map_index, region_id] = key[0]
 
+    def render(self, fields: Any, task_id: str = "draw", map_index: int = -1) -> None:
+        """Add the rendered parameters of a task instance of the run ``a_run``."""
+        from airflow.models.renderedtifields import RenderedTaskInstanceFields
+
+        ids: dict[str, Any] = {
+            "dag_id": "a_dag",
+            "run_id": "a_run",
+            "task_id": task_id,
+            "map_index": map_index,
+        }
+        if HAS_LOOPS:
+            ids = {"task_instance_id": self._tasks["a_dag", "a_run", task_id, map_index, None]}
+        self._insert(RenderedTaskInstanceFields, rendered_fields=fields, **ids)
+
     def push(self, value: Any, key: str = "images", **ids: Any) -> None:
         """Add an XCom; from Airflow 3.4 on also its task instance, if there is none."""
         self.push_text(json.dumps(value), key, **ids)
@@ -251,18 +265,10 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
     import_all_models()  # type: ignore[no-untyped-call] # foreign keys lead to all of them
     with warnings.catch_warnings(action="ignore"):  # Airflow 3.1 uses what newer SQLAlchemys deprecate
         configure_mappers()
-    names = {
-        "dag",
-        "dag_bundle",
-        "dag_bundle_team",
-        "dag_run",
-        "job",
-        "task_instance",
-        "team",
-        "trigger",
-        "xcom",
-    }
-    names |= {"dynamic_region", "legacy_task_data_owner", "xcom_v1", "xcom_v2"}  # from Airflow 3.4 on
+    names = {"dag", "dag_bundle", "dag_bundle_team", "dag_run", "job", "task_instance", "team", "trigger"}
+    names |= {"rendered_task_instance_fields", "xcom"}
+    # From Airflow 3.4 on:
+    names |= {"dynamic_region", "legacy_task_data_owner", "rtif_v2", "xcom_v1", "xcom_v2"}
     tables = [table for table in Base.metadata.tables.values() if table.name in names]
     engine = create_engine(f"sqlite:///{tmp_path}/airflow.db")
     Base.metadata.create_all(engine, tables=tables)

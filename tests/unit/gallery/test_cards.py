@@ -113,7 +113,8 @@ class TestImage:
 
 class TestWithoutImage:
     def test_a_task_without_a_submission_has_a_card(self) -> None:
-        card = only_card(run(task("queued")))
+        card = only_card(run(task("queued", prompt="A cat", model="a/b")))
+        assert (card.prompt, card.model) == ("A cat", "a/b")
         assert (card.image, card.status and card.status.label) == (None, "Waiting for a worker")
         assert card.is_pending
 

@@ -206,6 +206,29 @@ def test_a_retry_without_a_known_dag_has_no_time(database: Database) -> None:
     assert [task.retry_at for task in run.tasks] == [None]
 
 
+@pytest.mark.parametrize(
+    ("rendered", "known"),
+    [
+        ({"prompt": "A cat", "model": "a/b", "other": "x"}, ("A cat", "a/b")),
+        ({"prompt": "Truncated. You are likely to see this because", "model": None}, ("", "")),
+        ({"prompt": ["A cat"]}, ("", "")),
+        ([], ("", "")),
+    ],
+    ids=str,
+)
+def test_a_task_that_has_started_has_its_prompt(
+    database: Database, rendered: Any, known: tuple[str, str]
+) -> None:
+    database.add_run()
+    for index, state in enumerate(("running", "success")):
+        database.add_task(map_index=index, state=state, operator="ModelScopeImageGenerationOperator")
+        database.render(rendered, map_index=index)
+    run = read_run("a_dag", "a_run")
+    assert run
+    found = {task.instance.map_index: (task.prompt, task.model) for task in run.tasks}
+    assert found == {0: known, 1: ("", "")}
+
+
 def at(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
