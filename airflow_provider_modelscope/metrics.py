@@ -31,6 +31,7 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionRecordError,
     SubmissionUnresolvedError,
 )
+from airflow_provider_modelscope.xcoms import AttemptError
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.credit import Credit
@@ -196,13 +197,14 @@ def show_rows_left(count: int, *, modelscope_conn_id: str) -> None:
 
 @contextmanager
 def count_failure(task: HasConnection) -> Iterator[None]:
-    """Count the error of ours that ends an attempt of a task."""
+    """Count the error of ours that ends an attempt of a task, and push it for the gallery."""
     try:
         yield
     except ModelScopeError as error:
         model = getattr(task, "model", None)
         tags = _tags(task.modelscope_conn_id, str(model) if model else None)
         _count(FAILED, tags, cause=cause_of(error), reason=reason_of(error))
+        AttemptError.record(error)
         raise
 
 

@@ -1,4 +1,4 @@
-"""The XComs that tasks leave beside their return value: ``request``, ``images`` and ``batch``, as values.
+"""The XComs of tasks beside their return value, as values: ``request``, ``images``, ``batch`` and ``error``.
 
 Any task may push an XCom with the same key. Readers get ``None`` for an entry that they cannot use; of any
 other entry, texts that UTF-8 can encode, and numbers that can be printed.
@@ -16,13 +16,17 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_modelscope.json_values import integer, number, plain, printable, text
+from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
+    from airflow_provider_modelscope.exceptions import ModelScopeError
+
 REQUEST = "request"  # one Submission
 IMAGES = "images"  # a list of StoredImage
 BATCH = "batch"  # one BatchLocation
+ERROR = "error"  # one AttemptError
 
 STATE_FOLDER = ".modelscope"  # beside the images of a batch: one folder in it for each task instance
 
@@ -197,6 +201,40 @@ class Submission:
             context["ti"].xcom_push(key=REQUEST, value=self.to_json())
         except Exception as error:  # backends raise any type; the generation is already paid for
             log.warning("Could not push XCom %r of generation %s: %r", REQUEST, self.generation_id, error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptError:
+    """Why an attempt of a task ended; the XCom ``error``. Airflow deletes it when the next attempt starts.
+
+    :param type: The name of the class of the error.
+    :param message: Its text.
+    """
+
+    type: str
+    message: str
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self | None:
+        """Return the error that a value describes, or None if it describes none."""
+        match value:
+            case {"type": str(type_), "message": str(message)} if type_ and message:
+                return cls(
+                    type=one_line(printable(type_), MAX_NAME),
+                    message=one_line(printable(message), 2 * MAX_MESSAGE),
+                )
+        return None
+
+    @staticmethod
+    def record(error: ModelScopeError) -> None:
+        """Push the XCom of the task that runs, for people. A failure is logged, not raised."""
+        from airflow.sdk import get_current_context
+
+        value = {"type": type(error).__name__, "message": str(error)}
+        try:
+            get_current_context()["ti"].xcom_push(key=ERROR, value=value)
+        except Exception as problem:  # backends raise any type; the error itself is more important
+            log.warning("Could not push XCom %r: %r", ERROR, problem)
 
 
 @dataclass(frozen=True, kw_only=True)

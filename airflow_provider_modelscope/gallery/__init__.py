@@ -4,7 +4,9 @@
 ``plugin``       what Airflow loads: two tabs, and the app that serves their pages
 ``app``          the routes, each behind Airflow's own authorization
 ``metadata``     reads a run's XComs and task states from Airflow's database
-``cards``        decides what is shown of them
+``run``          what is known of a run, as values
+``cards``        decides what is shown of it
+``status``       decides what is said of an image that is not stored
 ``batches``      decides what is shown of a batch
 ``batch_state``  reads the state of a batch from object storage
 ``files``        reads images from object storage and makes thumbnails

@@ -10,7 +10,8 @@ import asyncio
 import re
 import secrets
 import time
-from functools import cache
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, metadata
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
@@ -24,7 +25,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result
 from airflow_provider_modelscope.gallery.batches import batches_of
-from airflow_provider_modelscope.gallery.cards import cards_of
+from airflow_provider_modelscope.gallery.cards import cards_of, chunks_of
 from airflow_provider_modelscope.gallery.files import (
     THUMBNAIL_SIDE,
     FoundObject,
@@ -34,7 +35,8 @@ from airflow_provider_modelscope.gallery.files import (
     read_image,
     verify,
 )
-from airflow_provider_modelscope.gallery.metadata import read_run, read_xcom
+from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
+from airflow_provider_modelscope.gallery.status import TRIGGERER_TIMEOUT
 from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.xcoms import BATCH, IMAGES, BatchLocation, StoredImage
 
@@ -85,26 +87,43 @@ async def images(request: Request, dag_id: str) -> Response:
 
 def _images(request: Request, dag_id: str) -> Response:
     run_id, instance = _query_value(request, "run_id"), _instance(request)
+    now = time.time()
+    version = read_version(dag_id, run_id, alive_since=now - TRIGGERER_TIMEOUT)
+    etag = f'"{version}"' if version else ""
+    if etag and _has_etag(request, etag):
+        return Response(status_code=304, headers={**_HEADERS, "Cache-Control": "no-store", "ETag": etag})
     run = read_run(dag_id, run_id)
     if run is None:
         raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
     only = instance if instance.task_id else None
-    groups = cards_of(run, only=only)
+    groups = cards_of(run, only=only, now=now)
     cards = [card for group in groups.values() for card in group]
+    failures = [card for card in cards if not card.image and not card.is_pending]
+    shown = {
+        task_id: found
+        for task_id, group in groups.items()
+        if (found := [c for c in group if c not in failures])
+    }
     view: View = "failed" if _query_value(request, "view") == "failed" else "images"
-    batches = batches_of(
-        run, only=only, view=view, up_to=_integer(_query_value(request, "up_to")), now=time.time()
-    )
+    up_to = _integer(_query_value(request, "up_to"))
+    batches = batches_of(run, only=only, view=view, up_to=up_to, now=now)
     return _page(
-        groups=groups,
+        groups=shown,
+        failures=failures,
         batches=batches,
         message="This task has no images." if instance.task_id else "This run has no images.",
         airflow_path=_airflow_path(dag_id, run_id, instance),
+        path_of=partial(_airflow_path, dag_id, run_id),
+        errors_page=_errors_page(),
         title=" / ".join(filter(None, (dag_id, run_id, instance.task_id))),
         stored=sum(1 for card in cards if card.image),
         pending=sum(1 for card in cards if card.is_pending),
-        missing=sum(1 for card in cards if not card.image and not card.is_pending),
         is_live=not run.is_finished,
+        etag=etag,
+        chunks_of=chunks_of,
+        known=(request.headers.get("Known-Chunks") or "").split(","),
+        is_update="Known-Chunks" in request.headers,
+        now=now,
         run_id=run_id,
         thumbnail_side=THUMBNAIL_SIDE,
     )
@@ -247,13 +266,27 @@ def _limiter() -> CapacityLimiter:
     return CapacityLimiter(THREADS)
 
 
-def _airflow_path(dag_id: str, run_id: str, instance: Instance) -> str:
-    """Return the path of the run's or the task instance's page in Airflow's UI, relative to the gallery."""
+@cache
+def _errors_page() -> str:
+    """Return the address of the documentation of the errors, or an empty text if it is not known."""
+    try:
+        addresses = metadata("airflow-provider-modelscope").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return ""
+    known = dict(address.split(", ", maxsplit=1) for address in addresses)
+    return f"{known['Documentation']}/errors.md" if "Documentation" in known else ""
+
+
+def _airflow_path(dag_id: str, run_id: str, instance: Instance, tab: str = "") -> str:
+    """Return the path of the run's or the task instance's page in Airflow's UI, relative to the gallery.
+
+    :param tab: A tab of the page of a task instance, such as ``details``. The first is its log.
+    """
     run = f"../../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
     index, region = instance.map_index, quote(instance.region_id, safe="")
-    which = (
-        f"?region_id={region}&region_index={index}" if region else f"/mapped/{index}" if index >= 0 else ""
-    )
+    tab = f"/{tab}" if tab else ""
+    mapped = f"/mapped/{index}" if index >= 0 else ""
+    which = f"{tab}?region_id={region}&region_index={index}" if region else f"{mapped}{tab}"
     return f"{run}/tasks/{quote(instance.task_id, safe='')}{which}" if instance.task_id else run
 
 

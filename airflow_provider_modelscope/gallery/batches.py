@@ -5,7 +5,6 @@ Rows are counted from the oldest on, so a page keeps its rows while newer ones f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
@@ -19,11 +18,12 @@ from airflow_provider_modelscope.gallery.batch_state import (
     read_progress,
     read_segment,
 )
-from airflow_provider_modelscope.gallery.cards import Card, Run, TaskState
-from airflow_provider_modelscope.redaction import truncated
+from airflow_provider_modelscope.gallery.cards import Card
+from airflow_provider_modelscope.gallery.status import first_sentence
 from airflow_provider_modelscope.xcoms import BATCH, BATCHES, BatchLocation
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.gallery.run import Run, TaskState
     from airflow_provider_modelscope.links import Instance
     from airflow_provider_modelscope.manifest import Progress, Result, RunningRow, Segment
 
@@ -59,7 +59,7 @@ class FailedRow:
     @property
     def reason(self) -> str:
         """The first sentence of the reason."""
-        return truncated(re.split(r"(?<=[.!?])\s|(?<=[。！？])", self.message, maxsplit=1)[0], 300)
+        return first_sentence(self.message)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,59 +5,43 @@ Pure functions of values. Any task may have written the XComs, so nothing in the
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
+from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_modelscope import exceptions
+from airflow_provider_modelscope.gallery.status import Status, places_of, status_of
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
-from airflow_provider_modelscope.xcoms import IMAGES, REQUEST, SUBMITTERS, StoredImage, Submission
+from airflow_provider_modelscope.xcoms import (
+    ERROR,
+    IMAGES,
+    REQUEST,
+    SUBMITTERS,
+    AttemptError,
+    StoredImage,
+    Submission,
+)
 
 if TYPE_CHECKING:
+    from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
     from airflow_provider_modelscope.links import Instance
 
 
-@dataclass(frozen=True, kw_only=True)
-class PushedXCom:
-    """An XCom of a task instance."""
+CHUNK_SIZE = 20  # a change of one card sends so many
 
-    instance: Instance
-    key: str
-    value: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskState:
-    """The state of a task instance.
-
-    :param operator: The name of the operator's class.
-    :param label: The rendered ``map_index_template`` of a mapped task instance.
-    :param started_at: In epoch seconds.
-    """
-
-    instance: Instance
-    state: str | None
-    operator: str = ""
-    label: str = ""
-    started_at: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A Dag run, with its task instances and their XComs ``images`` and ``request``."""
-
-    dag_id: str
-    run_id: str
-    state: str
-    xcoms: Sequence[PushedXCom]
-    tasks: Sequence[TaskState]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run has ended. Clearing a task starts it again."""
-        return self.state in ("success", "failed")
+_AGAIN = Status(label="Being generated again", color="queued")
+_UNREADABLE = Status(
+    label="Not readable",
+    color="failed",
+    sentence="The images are in a custom XCom backend, which the gallery cannot read.",
+    is_pending=False,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +49,9 @@ class Card:
     """One image, or the reason why there is none.
 
     :param number: The position of the image in its task instance's XCom ``images``, from 1.
-    :param message: Why there is no image.
-    :param is_pending: Whether the image may still be stored.
+    :param status: What happens to it, if there is no image or another will replace it.
+    :param given: The parameters of its task that are known before it submits.
+    :param error: Why the last attempt of its task ended, if it ended with an error of this package.
     :param row: The key of its row, if it is an image of a batch; the number is the position in that row.
     :param segment: The segment of the batch's state that describes it, if it is in one.
     """
@@ -78,8 +63,14 @@ class Card:
     segment: str | None = None
     image: StoredImage | None = None
     submission: Submission | None = None
-    message: str = ""
-    is_pending: bool = False
+    status: Status | None = None
+    error: AttemptError | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its image may still be stored."""
+        return bool(self.status and self.status.is_pending)
 
     @property
     def key(self) -> str:
@@ -108,6 +99,23 @@ class Card:
         return self.label if self.label not in ("", str(index)) else f"[{index}]"
 
     @property
+    def place(self) -> str:
+        """The task, with the label or index of a mapped one."""
+        return " ".join(filter(None, (self.instance.task_id, self.instance_name)))
+
+    @property
+    def documented_error(self) -> str:
+        """The name of the error if it is one of this package; anybody can write any other name."""
+        kind = getattr(exceptions, self.error.type, None) if self.error else None
+        is_ours = isinstance(kind, type) and issubclass(kind, exceptions.ModelScopeError)
+        return kind.__name__ if kind and is_ours else ""
+
+    @property
+    def error_text(self) -> str:
+        """The whole error, to copy."""
+        return f"{self.place}: {self.error.type}: {self.error.message}" if self.error else ""
+
+    @property
     def generation_id(self) -> str | None:
         """The generation that made the image, or is expected to."""
         source = self.image or self.submission
@@ -118,12 +126,17 @@ class Card:
         """The parameters of the request."""
         if self.image:
             return self.image.parameters
-        return self.submission.request if self.submission else {}
+        return self.submission.request if self.submission else self.given
 
     @property
     def prompt(self) -> str:
         """The prompt, or an empty text."""
         return str(self.parameters.get("prompt") or "")
+
+    @property
+    def model(self) -> str:
+        """The model, or an empty text."""
+        return str(self.parameters.get("model") or "")
 
     @property
     def seed(self) -> str:
@@ -170,13 +183,33 @@ class Card:
         return "\n".join(f"{name}={value!r}," for name, value in given.items() if value is not None)
 
 
-def cards_of(run: Run, *, only: Instance | None = None) -> dict[str, list[Card]]:
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some neighbouring cards, which a page that has them already need not get again.
+
+    :param version: Tells them apart from all others, and changes when one of them changes.
+    """
+
+    version: str
+    cards: Sequence[Card]
+
+
+def chunks_of(cards: Sequence[Card]) -> list[Chunk]:
+    """Return the cards in chunks."""
+    return [
+        Chunk(version=hashlib.sha256(repr(some).encode()).hexdigest()[:12], cards=some)
+        for some in (cards[start : start + CHUNK_SIZE] for start in range(0, len(cards), CHUNK_SIZE))
+    ]
+
+
+def cards_of(run: Run, *, only: Instance | None = None, now: float) -> dict[str, list[Card]]:
     """Return the cards of a run by task, in the order in which the tasks started.
 
     :param only: Return only the images that this task instance, or those that it includes, stored or
         submitted.
+    :param now: In epoch seconds.
     """
-    cards = list(_cards(run))
+    cards = list(_cards(run, now))
     if only is not None:
         submissions = [
             Submission.from_json(xcom.value)
@@ -207,10 +240,12 @@ def _identity(image: StoredImage) -> tuple[str | None, str]:
     return image.generation_id, image.sha256
 
 
-def _cards(run: Run) -> Iterator[Card]:
+def _cards(run: Run, now: float) -> Iterator[Card]:
     tasks = {task.instance: task for task in run.tasks}
     stored: set[str | None] = set()  # the generations that have an image
     shown: set[Instance] = set()  # the task instances that have a card
+    durations: dict[str, list[float]] = defaultdict(list)  # of generations, by model
+    errors = {xcom.instance: AttemptError.from_json(xcom.value) for xcom in run.xcoms if xcom.key == ERROR}
 
     def card(of: PushedXCom | TaskState, **known: Any) -> Card:
         task = tasks.get(of.instance)
@@ -221,54 +256,30 @@ def _cards(run: Run) -> Iterator[Card]:
         if xcom.key != IMAGES:
             continue
         if not isinstance(xcom.value, list):
-            yield card(
-                xcom, message="The images are in a custom XCom backend, which the gallery cannot read."
-            )
+            yield card(xcom, status=_UNREADABLE)
             continue
+        again = _AGAIN if run.will_clear(tasks.get(xcom.instance)) else None
         for number, entry in enumerate(xcom.value, start=1):
             if image := StoredImage.from_json(entry):
                 stored.add(image.generation_id)
-                yield card(xcom, number=number, image=image)
+                if image.model and image.duration_ms:
+                    durations[image.model].append(image.duration_ms / 1000)
+                yield card(xcom, number=number, image=image, status=again)
+    usual = {model: median(seconds) for model, seconds in durations.items()}
+    status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
+
+    def without_image(of: PushedXCom | TaskState, submission: Submission | None = None) -> Card:
+        task, error = tasks.get(of.instance), errors.get(of.instance)
+        given = {"prompt": task.prompt, "model": task.model} if task else {}
+        found = status(task, submission, error)
+        return card(of, submission=submission, status=found, error=error, given=given)
+
     for xcom in run.xcoms:
         submission = Submission.from_json(xcom.value) if xcom.key == REQUEST else None
         if submission and submission.generation_id in stored:
             shown.add(xcom.instance)
         elif submission:
-            task = tasks.get(xcom.instance)
-            message, is_pending = _progress(task, submission.generation_id, run)
-            yield card(xcom, submission=submission, message=message, is_pending=is_pending)
+            yield without_image(xcom, submission)
     for task in run.tasks:
         if task.operator in SUBMITTERS and task.state != "removed" and task.instance not in shown:
-            message, is_pending = _progress(task, None, run)
-            yield card(task, message=message, is_pending=is_pending)
-
-
-def _progress(task: TaskState | None, generation_id: str | None, run: Run) -> tuple[str, bool]:
-    """Return why there is no image yet, as a sentence, and whether it may still be stored."""
-    generation = f"Generation {generation_id}"
-    match task.state if task else None:
-        case "failed" if generation_id:
-            return f"{generation} failed or was not stored. See the log of the task.", False
-        case "failed":
-            return "The task failed. See its log.", False
-        case "upstream_failed":
-            return "Not submitted: an upstream task failed.", False
-        case "skipped":
-            return "Not submitted: the task was skipped.", False
-        case "success" if generation_id is None:
-            return "The task succeeded but reported no image.", False
-        case "success" if run.is_finished:
-            return f"{generation} was submitted, but no task of this run stored its images.", False
-        case "success":
-            return f"{generation} was submitted. Downstream tasks wait for it and store its images.", True
-        case "up_for_retry":
-            return "An attempt failed. Airflow will retry the task.", True
-        case None | "scheduled" | "queued" | "running" | "deferred" | "restarting" | "up_for_reschedule" if (
-            generation_id
-        ):
-            return f"{generation} is running or is being stored.", not run.is_finished
-        case "running" | "deferred" | "restarting" | "up_for_reschedule":
-            return "Being submitted, or queued for a slot at ModelScope.", True
-        case "queued":
-            return "Waiting for a worker.", True
-    return "Not started yet.", not run.is_finished
+            yield without_image(task)

@@ -20,11 +20,42 @@
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  const REFRESH_INTERVAL = 3000; // milliseconds, while the run is not finished
+  const REFRESH_INTERVAL = 3000; // milliseconds, or as many as there are cards times 3
+  const MAX_CHUNKS = 500; // of 20 cards; proxies limit a header to 8 kB
+  const FINISHED = 5; // times as long after the end of the run, which a person can clear
   const dialog = document.querySelector("dialog");
   const fullSize = dialog.querySelector("img");
   const message = dialog.querySelector(".message");
   let shown = null; // the key of the card in the dialog
+
+  // Times are written here, once a second: an unchanged state then has the same text on the server.
+  const ahead = Number(document.body.dataset.now || 0) * 1000 - Date.now(); // the clock of the server
+  const duration = (seconds) => {
+    if (seconds < 100) return `${Math.max(0, Math.floor(seconds))} s`;
+    if (seconds < 6000) return `${Math.floor(seconds / 60)} min`;
+    return seconds < 172800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} days`;
+  };
+  const clock = (seconds) => {
+    const options = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    try {
+      const timeZone = JSON.parse(localStorage.getItem("timezone")) || undefined; // set by Airflow's own pages
+      return new Date(seconds * 1000).toLocaleTimeString("en", { ...options, timeZone });
+    } catch {
+      return new Date(seconds * 1000).toLocaleTimeString("en", options);
+    }
+  };
+  const write = (element, text) => {
+    if (element.textContent !== text) element.textContent = text;
+  };
+  const writeTimes = () => {
+    const now = (Date.now() + ahead) / 1000;
+    for (const time of document.querySelectorAll("time[data-at]")) write(time, clock(Number(time.dataset.at)));
+    for (const time of document.querySelectorAll("time[data-since]")) {
+      write(time, duration(now - Number(time.dataset.since)));
+    }
+  };
+  writeTimes();
+  setInterval(writeTimes, 1000);
 
   const cards = () => [...document.querySelectorAll("li.image")];
   const cardOf = (key) => cards().find((card) => card.dataset.key === key);
@@ -85,11 +116,22 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("click", (event) => {
     const at = (selector) => event.target.closest(selector);
     const link = at("a[data-open]");
+    const away = at("a[target]");
+    if (away && "framed" in document.documentElement.dataset) {
+      // Airflow's frame may not open other pages, but Airflow's own page may.
+      event.preventDefault();
+      const copied = window.parent.document.createElement("a");
+      copied.href = away.href;
+      copied.target = event.ctrlKey || event.metaKey ? "_blank" : away.target;
+      copied.rel = "noopener";
+      copied.click();
+      return;
+    }
     if (link && !(event.ctrlKey || event.metaKey || event.shiftKey)) {
       event.preventDefault();
       show(link.closest("li"));
     } else if (at("[data-copy]")) {
-      copy(at("[data-copy]").dataset.copy, at("dialog, .manifest"));
+      copy(at("[data-copy]").dataset.copy, at("dialog, .manifest, .links"));
     } else if (at("[data-step]")) {
       step(Number(at("[data-step]").dataset.step));
     } else if (at("[data-close]") || event.target === dialog) {
@@ -125,23 +167,38 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // Update the children of a list from those of another copy of the page. Unchanged ones keep their focus.
   const merge = (list, newList, selector, update) => {
-    const existing = new Map([...list.querySelectorAll(`:scope > ${selector}`)].map((item) => [item.dataset.key, item]));
+    const items = [...list.querySelectorAll(`:scope > ${selector}`)];
+    const existing = new Map(items.map((item) => [item.dataset.key, item]));
+    const chunk = (version) => items.filter((item) => item.dataset.chunk === version);
     let last = null;
     for (const newItem of newList.querySelectorAll(`:scope > ${selector}`)) {
-      const old = existing.get(newItem.dataset.key);
-      existing.delete(newItem.dataset.key);
-      const item = old ? update(old, newItem) : document.adoptNode(newItem);
-      const next = last ? last.nextElementSibling : list.querySelector(`:scope > ${selector}`);
-      if (item !== next) list.insertBefore(item, next);
-      last = item;
+      const known = newItem.dataset.known; // instead of these items, which this page has already
+      for (const one of known ? chunk(known) : [newItem]) {
+        const old = existing.get(one.dataset.key);
+        existing.delete(one.dataset.key);
+        const item = one === old ? old : old ? update(old, one) : document.adoptNode(one);
+        const next = last ? last.nextElementSibling : list.querySelector(`:scope > ${selector}`);
+        if (item !== next) list.insertBefore(item, next);
+        last = item;
+      }
     }
     for (const removed of existing.values()) removed.remove();
   };
   const updateCard = (card, newCard) => {
-    const contentOf = (one) => (one.className === "image" ? "image" : one.textContent);
+    card.dataset.chunk = newCard.dataset.chunk;
+    const contentOf = (one) => {
+      const image = one.querySelector("a[data-open]");
+      if (image) return `${one.querySelector(".state")?.textContent} ${image.getAttribute("href")}`;
+      const copy = one.cloneNode(true);
+      for (const part of copy.querySelectorAll("time, .copied")) part.textContent = ""; // written by this script
+      return copy.outerHTML;
+    };
     if (contentOf(card) === contentOf(newCard)) return card;
+    const controls = (one) => [...one.querySelectorAll("a, button, summary")];
+    const focused = controls(card).indexOf(document.activeElement);
     const adopted = document.adoptNode(newCard);
     card.replaceWith(adopted);
+    controls(adopted)[focused]?.focus();
     return adopted;
   };
   const replacePart = (part, newPart) => {
@@ -150,32 +207,48 @@ document.addEventListener("DOMContentLoaded", () => {
     part.replaceWith(newPart);
     controls(newPart)[focused]?.focus();
   };
-  const refresh = async () => {
-    const gallery = document.getElementById("gallery");
-    if (gallery.dataset.live !== "true") return;
-    try {
-      const response = document.hidden ? null : await fetch(location.href);
-      if (response?.ok) {
-        const text = await response.text();
-        // Only the main part: the styles in the head have a nonce that this page's policy does not allow.
-        const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
-        const newGallery = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
-        gallery.dataset.live = newGallery.dataset.live;
-        for (const paragraph of gallery.querySelectorAll(":scope > p")) paragraph.remove();
-        gallery.prepend(...newGallery.querySelectorAll(":scope > p"));
-        merge(gallery, newGallery, "section", (section, newSection) => {
-          for (const part of section.querySelectorAll("[data-part]")) {
-            const newPart = newSection.querySelector(`[data-part="${part.dataset.part}"]`);
-            if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
-          }
-          merge(section.querySelector(".items"), newSection.querySelector(".items"), "li", updateCard);
-          return section;
-        });
+  const gallery = document.getElementById("gallery");
+  const update = (text) => {
+    const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
+    const newGallery = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
+    gallery.dataset.live = newGallery.dataset.live;
+    gallery.dataset.etag = newGallery.dataset.etag || "";
+    for (const paragraph of gallery.querySelectorAll(":scope > p")) paragraph.remove();
+    gallery.prepend(...newGallery.querySelectorAll(":scope > p"));
+    merge(gallery, newGallery, "section", (section, newSection) => {
+      for (const part of section.querySelectorAll("[data-part]")) {
+        const newPart = newSection.querySelector(`[data-part="${part.dataset.part}"]`);
+        if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
       }
+      merge(section.querySelector(".items"), newSection.querySelector(".items"), "li", updateCard);
+      return section;
+    });
+    writeTimes();
+  };
+  let timer = null;
+  let isAsking = false;
+  const refresh = async () => {
+    if (document.hidden || isAsking) return; // until it is visible
+    isAsking = true;
+    const chunks = new Set([...document.querySelectorAll("[data-chunk]")].map((card) => card.dataset.chunk));
+    const headers = { "Known-Chunks": [...chunks].slice(0, MAX_CHUNKS).join(",") };
+    if (gallery.dataset.etag) headers["If-None-Match"] = gallery.dataset.etag;
+    try {
+      const response = await fetch(location.href, { headers, cache: "no-store" });
+      if (response.status === 200) update(await response.text());
     } catch {
       // Airflow is unreachable: the next refresh tries again.
     }
-    setTimeout(refresh, REFRESH_INTERVAL);
+    isAsking = false;
+    wait();
   };
-  setTimeout(refresh, REFRESH_INTERVAL);
+  const wait = () => {
+    const interval = Math.max(REFRESH_INTERVAL, 3 * gallery.querySelectorAll("li").length);
+    clearTimeout(timer);
+    timer = setTimeout(refresh, gallery.dataset.live === "true" ? interval : FINISHED * interval);
+  };
+  if ("live" in gallery.dataset) {
+    wait();
+    document.addEventListener("visibilitychange", refresh);
+  }
 });

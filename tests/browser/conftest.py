@@ -16,7 +16,7 @@ import requests
 from airflow_provider_modelscope.emulator import Emulator
 from tests.browser.people import ADMIN, FAB, Person, add_users
 from tests.browser.visits import Visits, chromium, find_chromium
-from tests.support.real_airflow import EXAMPLE_DAGS, RealAirflow
+from tests.support.real_airflow import EXAMPLE_DAGS, Parts, RealAirflow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -81,8 +81,19 @@ def slow() -> Iterator[Emulator]:
 
 
 @pytest.fixture(scope="session")
+def crowded() -> Iterator[Emulator]:
+    """The service behind ``modelscope_crowded``, for tests that leave generations behind."""
+    with Emulator(duration=3600) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
 def airflow(
-    browser: Browser, emulator: Emulator, slow: Emulator, tmp_path_factory: pytest.TempPathFactory
+    browser: Browser,
+    emulator: Emulator,
+    slow: Emulator,
+    crowded: Emulator,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> RealAirflow:
     """Airflow with its users. Requests ``browser`` first, so that a missing browser fails at once."""
     folder = tmp_path_factory.mktemp("browser")
@@ -106,7 +117,7 @@ def airflow(
                 "password": "ms-browser",
                 "host": service.base_url,
             }
-            for name, service in (("default", emulator), ("slow", slow))
+            for name, service in (("default", emulator), ("slow", slow), ("crowded", crowded))
         },
         login=ADMIN.login,
     )
@@ -117,12 +128,18 @@ def airflow(
 
 
 @pytest.fixture(scope="session")
-def url(airflow: RealAirflow) -> Iterator[str]:
-    """The base URL of the running Airflow."""
+def parts(airflow: RealAirflow) -> Iterator[Parts]:
+    """The processes of the running Airflow."""
     for signal_ in (signal.SIGINT, signal.SIGTERM):  # stop all processes on either
         signal.signal(signal_, signal.default_int_handler)
     with airflow.parts() as parts:
-        yield parts.url
+        yield parts
+
+
+@pytest.fixture(scope="session")
+def url(parts: Parts) -> str:
+    """The base URL of the running Airflow."""
+    return parts.url
 
 
 def last_run(airflow: RealAirflow, dag_id: str) -> DagRun:

@@ -170,7 +170,7 @@ class TestWithoutImage:
             frame = tab(page, run.path)
             card = frame.locator("li")
             expect(card).to_have_class("pending")
-            expect(card).to_contain_text("is running or is being stored.")
+            expect(card.locator(".state")).to_contain_text("Generating")
             expect(card).to_contain_text("An image that takes its time")
             page.evaluate("() => { window.stayed = true; }")
             for name in ("Images", "Model on ModelScope"):  # shown while the task waits
@@ -203,9 +203,25 @@ class TestWithoutImage:
         slow.fail("poll:rejected")
         folder = f"file://{airflow.home}/images/failing/"
         assert airflow.run_dag(url, "browser_failing", {"destination": folder}) == "failed"
-        frame = tab(visits.page(ADMIN), last_run(airflow, "browser_failing").path)
-        expect(frame.locator("li.missing")).to_contain_text("failed or was not stored. See the log")
+        run = last_run(airflow, "browser_failing")
+        page = visits.page(ADMIN)
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        frame = tab(page, run.path)
         expect(frame.get_by_text("0 images, 1 missing.")).to_be_visible()
+        row = frame.locator("li.missing")
+        expect(row.locator(".place")).to_contain_text("Failed")
+        expect(row.locator(".place")).to_contain_text("draw [0]")
+        link = row.get_by_role("link", name="GenerationRejectedError")
+        assert str(link.get_attribute("href")).endswith("/docs/errors.md#:~:text=GenerationRejectedError")
+        row.get_by_role("button", name="Copy error").click()
+        expect(row.get_by_text("Copied.")).to_be_visible()
+        copied = page.evaluate("() => navigator.clipboard.readText()")
+        assert copied.startswith("draw [0]: GenerationRejectedError: ")
+        row.get_by_role("link", name="Log").press("Enter")  # Airflow's frame may not open other pages
+        page.wait_for_url(f"**{run.task_path(0)}")
+        frame = tab(page, run.path)
+        frame.locator("li.missing").get_by_role("link", name="Task").click()
+        page.wait_for_url(f"**{run.task_path(0)}/details")
 
     def test_a_deleted_image_is_reported_on_its_card(
         self, ran: Callable[[str], DagRun], airflow: RealAirflow, visits: Visits

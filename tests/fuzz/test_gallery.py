@@ -80,7 +80,8 @@ odd_json = st.sampled_from([*ODD_JSON, *map(nested, (30, 500, 800, 950))])
 xcoms = st.one_of(
     st.tuples(st.just("images"), images.map(json.dumps)),
     st.tuples(st.just("request"), requests.map(json.dumps)),
-    st.tuples(st.sampled_from(["images", "request", "batch"]), values.map(json.dumps) | odd_json),
+    st.tuples(st.just("error"), st.builds(dict, type=values, message=values).map(json.dumps)),
+    st.tuples(st.sampled_from(["images", "request", "batch", "error"]), values.map(json.dumps) | odd_json),
 )
 RESULT = result(1)
 PROGRESS = {

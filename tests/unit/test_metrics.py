@@ -26,7 +26,7 @@ from airflow_provider_modelscope.exceptions import (
 )
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.xcoms import Submission
+from airflow_provider_modelscope.xcoms import AttemptError, Submission
 from tests.unit.builders import IMAGE, SLOT_FREE, one_step, rendered, run, sensor, submitter, transfer
 from tests.unit.conftest import connect
 
@@ -257,6 +257,28 @@ def test_metrics_have_the_tags_of_the_task(
     monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: context, raising=False)
     submit()
     assert stats.tags[metrics.SENT] == {**TAGS, "dag_id": "a_dag", "task_id": "a_task"}
+
+
+def test_the_error_that_ends_an_attempt_is_pushed(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: context, raising=False)
+    emulator.fail("submit:401")
+    with pytest.raises(AuthenticationError) as raised:
+        submitter().execute(context)
+    pushed = context["ti"].pushed["error"]
+    assert pushed == {"type": "AuthenticationError", "message": str(raised.value)}
+    assert AttemptError.from_json(pushed)
+
+
+def test_an_error_that_cannot_be_pushed_is_still_raised(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: {"ti": None}, raising=False)
+    emulator.fail("submit:401")
+    with pytest.raises(AuthenticationError):
+        submitter().execute(context)
+    assert "Could not push XCom 'error'" in caplog.text
 
 
 def test_the_credit_of_an_account_has_no_tags_of_a_task(

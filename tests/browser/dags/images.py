@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from datetime import timedelta
 from io import BytesIO
 from typing import Any
 
@@ -36,6 +37,21 @@ images("browser_other", "A postcard for another user")
 images("browser_hostile", *("{% raw %}" + prompt + "{% endraw %}" for prompt in HOSTILE))
 images("browser_waiting", "An image that takes its time", modelscope_conn_id="modelscope_slow")
 images("browser_failing", "An image that fails", modelscope_conn_id="modelscope_slow")
+
+
+with DAG("browser_states", schedule=None, params={"destination": Param(type="string")}):
+    ModelScopeImageGenerationOperator.partial(
+        task_id="draw",
+        model="Qwen/Qwen-Image",
+        size="512x512",
+        destination="{{ params.destination }}",
+        defer_after=0,
+        deferrable=True,
+        retries=1,
+        retry_delay=timedelta(hours=1),
+        on_exhausted="wait",
+        modelscope_conn_id="modelscope_crowded",
+    ).expand(prompt=["A snail", "A tortoise", "A sloth"])
 
 
 with DAG("browser_batch", schedule=None, params={"destination": Param(type="string")}):

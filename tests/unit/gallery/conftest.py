@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
+    from airflow.triggers.base import BaseTrigger
     from fastapi.testclient import TestClient
     from sqlalchemy import CursorResult
 
@@ -142,6 +143,28 @@ class Database:
             log_template_id=1,
         )
 
+    def pause(self, dag_id: str = "a_dag") -> None:
+        """Add the Dag, paused."""
+        from airflow.models.dag import DagModel
+
+        limits = {"max_active_tasks": 16, "max_consecutive_failed_dag_runs": 0}
+        flags = {"has_task_concurrency_limits": False, "is_stale": False}
+        self._insert(DagModel, dag_id=dag_id, bundle_name="a_bundle", is_paused=True, **limits, **flags)
+
+    def add_heartbeat(self, at: datetime, job_type: str = "TriggererJob") -> None:
+        """Add a process of Airflow that was last seen at a time."""
+        from airflow.jobs.job import Job
+
+        self._insert(Job, job_type=job_type, latest_heartbeat=at)
+
+    def add_trigger(self, trigger: BaseTrigger, created_at: datetime) -> int:
+        """Add a trigger, and return its id."""
+        from airflow.models.trigger import Trigger
+
+        classpath, arguments = trigger.serialize()
+        kwargs = Trigger.encrypt_kwargs(arguments)
+        return int(self._insert(Trigger, classpath=classpath, kwargs=kwargs, created_date=created_at)[0])
+
     def add_task(
         self,
         task_id: str = "draw",
@@ -160,6 +183,20 @@ class Database:
         ids |= {"region_id": region_id} if region_id else {}
         key = self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
         self._tasks[dag_id, run_id, task_id, map_index, region_id] = key[0]
+
+    def render(self, fields: Any, task_id: str = "draw", map_index: int = -1) -> None:
+        """Add the rendered parameters of a task instance of the run ``a_run``."""
+        from airflow.models.renderedtifields import RenderedTaskInstanceFields
+
+        ids: dict[str, Any] = {
+            "dag_id": "a_dag",
+            "run_id": "a_run",
+            "task_id": task_id,
+            "map_index": map_index,
+        }
+        if HAS_LOOPS:
+            ids = {"task_instance_id": self._tasks["a_dag", "a_run", task_id, map_index, None]}
+        self._insert(RenderedTaskInstanceFields, rendered_fields=fields, **ids)
 
     def push(self, value: Any, key: str = "images", **ids: Any) -> None:
         """Add an XCom; from Airflow 3.4 on also its task instance, if there is none."""
@@ -193,6 +230,14 @@ class Database:
             self.add_task(**ids, **instance, region_id=region_id)
         self._insert(xcom.XComModelV2, task_instance_id=self._tasks[task], **columns)
 
+    def update(self, model: Any, **columns: Any) -> None:
+        """Change all rows of a table."""
+        from airflow.utils.session import create_session
+        from sqlalchemy import update
+
+        with create_session() as session:
+            session.execute(update(model).values(**columns))
+
     def _row_of(self, dag_id: str, run_id: str) -> int:
         if (dag_id, run_id) not in self._runs:
             self._runs.append((dag_id, run_id))
@@ -220,8 +265,10 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
     import_all_models()  # type: ignore[no-untyped-call] # foreign keys lead to all of them
     with warnings.catch_warnings(action="ignore"):  # Airflow 3.1 uses what newer SQLAlchemys deprecate
         configure_mappers()
-    names = {"dag", "dag_bundle", "dag_bundle_team", "dag_run", "task_instance", "team", "xcom"}
-    names |= {"dynamic_region", "legacy_task_data_owner", "xcom_v1", "xcom_v2"}  # from Airflow 3.4 on
+    names = {"dag", "dag_bundle", "dag_bundle_team", "dag_run", "job", "task_instance", "team", "trigger"}
+    names |= {"rendered_task_instance_fields", "xcom"}
+    # From Airflow 3.4 on:
+    names |= {"dynamic_region", "legacy_task_data_owner", "rtif_v2", "xcom_v1", "xcom_v2"}
     tables = [table for table in Base.metadata.tables.values() if table.name in names]
     engine = create_engine(f"sqlite:///{tmp_path}/airflow.db")
     Base.metadata.create_all(engine, tables=tables)

@@ -105,7 +105,47 @@ class TestPage:
         assert response.headers["Content-Type"] == "text/html; charset=utf-8"
         assert "1 image, 1 pending." in response.text
         assert "A cat" in response.text
-        assert "Not started yet." in response.text
+        assert "Not started" in response.text
+
+    def test_failures_have_links_and_their_error(self, client: TestClient, database: Database) -> None:
+        database.add_task(map_index=3, state="failed", operator="ModelScopeImageGenerationOperator")
+        error = {"type": "QueueFullError", "message": "The <b>queue</b> is full. Wait."}
+        database.push(error, "error", map_index=3)
+        page = client.get("/a_dag/images?run_id=a_run").text
+        assert "0 images, 1 pending, 1 missing." in page
+        assert "The &lt;b&gt;queue&lt;/b&gt; is full." in page
+        assert 'docs/errors.md#:~:text=QueueFullError"' in page
+        task = "../../dags/a_dag/runs/a_run/tasks/draw/mapped/3"
+        assert f'href="{task}"' in page
+        assert f'href="{task}/details"' in page
+
+    def test_an_unchanged_page_is_not_sent_again(self, client: TestClient, database: Database) -> None:
+        database.push([entry()])
+        first = client.get(url("images"))
+        [etag] = re.findall('data-etag="&#34;(.*?)&#34;"', first.text)
+        headers = {"If-None-Match": f'"{etag}"', "Known-Chunks": ""}
+        again = client.get(url("images"), headers=headers)
+        assert (again.status_code, again.content) == (304, b"")
+        database.push([entry()], map_index=1)
+        assert client.get(url("images"), headers=headers).status_code == 200
+
+    def test_an_unchanged_page_is_not_confirmed_to_strangers(
+        self, client: TestClient, auth_manager: AuthManager
+    ) -> None:
+        auth_manager.is_allowed = False
+        assert client.get(url("images"), headers={"If-None-Match": "*"}).status_code == 403
+
+    def test_an_update_has_only_what_changed(self, client: TestClient, database: Database) -> None:
+        images = [entry(str(number), parameters={"prompt": f"Cat {number}."}) for number in range(50)]
+        database.push(images)
+        page = client.get(url("images")).text
+        chunks = list(dict.fromkeys(re.findall('data-chunk="(.*?)"', page)))
+        assert len(chunks) == 3
+        update = client.get(url("images"), headers={"Known-Chunks": f"{chunks[0]},{chunks[2]},<x>"}).text
+        assert re.findall('data-known="(.*?)"', update) == [chunks[0], chunks[2]]
+        assert re.findall("Image of: Cat (\\d+)", update) == [str(number) for number in range(20, 40)]
+        assert "<style" not in update
+        assert "<x>" not in update
 
     def test_it_says_that_there_are_no_images(self, client: TestClient, database: Database) -> None:
         database.add_run(run_id="empty")

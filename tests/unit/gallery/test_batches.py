@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_modelscope.gallery import batch_state
 from airflow_provider_modelscope.gallery.batches import MAX_BATCHES, PAGE_SIZE, Batch, batches_of
-from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
+from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.images.object_storage import read_object
 from airflow_provider_modelscope.links import Instance
 from tests.support.batches import StateFolder, result

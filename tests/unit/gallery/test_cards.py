@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from airflow_provider_modelscope.gallery.cards import Card, PushedXCom, Run, TaskState, cards_of
+from airflow_provider_modelscope.gallery.cards import CHUNK_SIZE, Card, cards_of, chunks_of
+from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.links import Instance
 from tests.unit.gallery.conftest import entry
 
+NOW = 1000.0
+DURATIONS = [(10_000, "a/b"), (20_000, "a/b"), (90_000, "a/b"), (5_000, "c/d"), (None, "a/b")]
 REQUEST: dict[str, Any] = {"generation_id": "42", "model": "a/b", "prompt": "A cat", "submitted_at": 5.0}
 
 
@@ -37,7 +41,7 @@ def run(*parts: PushedXCom | TaskState, state: str = "running") -> Run:
 
 
 def only_card(a_run: Run, **selection: Any) -> Card:
-    [[card]] = cards_of(a_run, **selection).values()
+    [[card]] = cards_of(a_run, now=NOW, **selection).values()
     return card
 
 
@@ -96,59 +100,49 @@ class TestImage:
 
     @pytest.mark.parametrize("value", [[], [None], ["x"], [{}], [{"uri": 5}], [[entry()]]], ids=str)
     def test_values_of_other_shapes_are_left_out(self, value: Any) -> None:
-        assert cards_of(run(pushed("images", value), pushed("request", value))) == {}
+        assert cards_of(run(pushed("images", value), pushed("request", value)), now=NOW) == {}
 
     def test_an_entry_of_another_shape_keeps_its_number(self) -> None:
         assert only_card(run(pushed("images", [None, entry()]))).number == 2
 
     def test_an_xcom_in_a_custom_backend_is_mentioned(self) -> None:
         card = only_card(run(task("success"), pushed("images", "s3://xcom/42.json")))
-        assert "custom XCom backend" in card.message
+        assert card.status
+        assert "custom XCom backend" in card.status.sentence
 
 
 class TestWithoutImage:
-    @pytest.mark.parametrize(
-        ("state", "message", "is_pending"),
-        [
-            (None, "Not started yet.", True),
-            ("scheduled", "Not started yet.", True),
-            ("queued", "Waiting for a worker.", True),
-            ("running", "Being submitted, or queued for a slot at ModelScope.", True),
-            ("deferred", "Being submitted, or queued for a slot at ModelScope.", True),
-            ("up_for_retry", "An attempt failed. Airflow will retry the task.", True),
-            ("failed", "The task failed. See its log.", False),
-            ("upstream_failed", "Not submitted: an upstream task failed.", False),
-            ("skipped", "Not submitted: the task was skipped.", False),
-            ("success", "The task succeeded but reported no image.", False),
-            ("a state of later versions", "Not started yet.", True),
-        ],
-    )
-    def test_a_task_without_a_submission_has_a_card(
-        self, state: str | None, message: str, is_pending: bool
-    ) -> None:
-        card = only_card(run(task(state)))
-        assert (card.image, card.message, card.is_pending) == (None, message, is_pending)
+    def test_a_task_without_a_submission_has_a_card(self) -> None:
+        card = only_card(run(task("queued", prompt="A cat", model="a/b")))
+        assert (card.prompt, card.model) == ("A cat", "a/b")
+        assert (card.image, card.status and card.status.label) == (None, "Waiting for a worker")
+        assert card.is_pending
 
-    @pytest.mark.parametrize(
-        ("state", "run_state", "message", "is_pending"),
-        [
-            ("running", "running", "Generation 42 is running or is being stored.", True),
-            ("deferred", "running", "Generation 42 is running or is being stored.", True),
-            ("queued", "running", "Generation 42 is running or is being stored.", True),
-            ("scheduled", "running", "Generation 42 is running or is being stored.", True),
-            ("up_for_retry", "running", "An attempt failed. Airflow will retry the task.", True),
-            ("failed", "running", "Generation 42 failed or was not stored. See the log of the task.", False),
-            ("success", "running", "Downstream tasks wait for it and store its images.", True),
-            ("success", "failed", "no task of this run stored its images.", False),
-        ],
-    )
-    def test_a_generation_without_an_image_has_a_card(
-        self, state: str, run_state: str, message: str, is_pending: bool
-    ) -> None:
-        card = only_card(run(task(state), pushed("request", REQUEST), state=run_state))
-        assert message in card.message
-        assert card.is_pending is is_pending
-        assert card.prompt == "A cat"
+    def test_a_generation_without_an_image_has_a_card(self) -> None:
+        card = only_card(run(task("running"), pushed("request", REQUEST)))
+        assert (card.prompt, card.model, card.status and card.status.label) == ("A cat", "a/b", "Generating")
+        assert card.is_pending
+
+    def test_the_usual_duration_is_that_of_the_same_model(self) -> None:
+        images = [entry(str(ms), duration_ms=ms, model=model) for ms, model in DURATIONS]
+        groups = cards_of(
+            run(task("running"), pushed("request", REQUEST), pushed("images", images, "other")), now=NOW
+        )
+        [card] = groups["draw"]
+        assert card.status
+        assert card.status.usual == 20.0
+
+    def test_each_place_in_the_queue_is_shown(self) -> None:
+        waiting = [
+            task("deferred", map_index=index, trigger="ModelScopeQueueTrigger", trigger_id=index + 1)
+            for index in range(2)
+        ]
+        queue = {1: ("a_conn", 9.0), 2: ("a_conn", 5.0), 3: ("other", 1.0)}
+        queued = replace(run(*waiting), queue=queue, triggerer_seen_at=NOW)
+        [cards] = cards_of(queued, now=NOW).values()
+        assert [card.status and card.status.label for card in cards] == [
+            "Queued, 2nd of 2", "Queued, 1st of 2",
+        ]  # fmt: skip
 
     def test_an_image_takes_over_the_key_of_its_pending_card(self) -> None:
         before = only_card(run(task("running"), pushed("request", REQUEST)))
@@ -156,7 +150,79 @@ class TestWithoutImage:
         assert before.key == after.key
 
     def test_other_and_removed_tasks_have_no_card(self) -> None:
-        assert cards_of(run(task("running", operator="PythonOperator"), task("removed"))) == {}
+        assert cards_of(run(task("running", operator="PythonOperator"), task("removed")), now=NOW) == {}
+
+
+class TestFailure:
+    ERROR: dict[str, Any] = {"type": "QueueFullError", "message": "The queue is full. Wait."}
+
+    def test_an_error_belongs_to_its_task_instance(self) -> None:
+        tasks = [task("failed", map_index=index) for index in range(2)]
+        [cards] = cards_of(run(*tasks, pushed("error", self.ERROR, map_index=1)), now=NOW).values()
+        assert [(card.place, card.error and card.error.type) for card in cards] == [
+            ("draw [0]", None), ("draw [1]", "QueueFullError"),
+        ]  # fmt: skip
+        assert cards[1].error_text == "draw [1]: QueueFullError: The queue is full. Wait."
+
+    @pytest.mark.parametrize(
+        ("name", "documented"),
+        [
+            ("QueueFullError", "QueueFullError"),
+            ("ValueError", ""),
+            ("Mapping", ""),
+            ("__name__", ""),
+            ("<b>", ""),
+        ],
+    )
+    def test_only_errors_of_this_package_are_linked(self, name: str, documented: str) -> None:
+        card = only_card(run(task("failed"), pushed("error", {**self.ERROR, "type": name})))
+        assert card.documented_error == documented
+
+    @pytest.mark.parametrize(
+        "value", [None, [], "x", {}, {"type": 5, "message": "x"}, {"type": "x"}], ids=str
+    )
+    def test_errors_of_other_shapes_are_left_out(self, value: Any) -> None:
+        card = only_card(run(task("failed"), pushed("error", value)))
+        assert card.error is None
+        assert card.status
+        assert card.status.sentence == "Only the log says why."
+
+
+class TestCleared:
+    @pytest.mark.parametrize("state", [None, "scheduled", "queued", "restarting"])
+    def test_an_image_of_an_earlier_attempt_is_marked(self, state: str | None) -> None:
+        card = only_card(run(task(state), pushed("images", [entry()])))
+        assert card.image
+        assert card.status
+        assert card.status.label == "Being generated again"
+
+    @pytest.mark.parametrize(
+        ("a_task", "run_state"),
+        [
+            (task("success"), "running"),
+            (task("running"), "running"),  # it has stored its images
+            (task("queued", next_method="execute_complete"), "running"),
+            (task(None), "success"),
+        ],
+        ids=str,
+    )
+    def test_an_image_of_this_attempt_is_not_marked(self, a_task: TaskState, run_state: str) -> None:
+        assert only_card(run(a_task, pushed("images", [entry()]), state=run_state)).status is None
+
+
+class TestChunks:
+    def test_a_change_of_a_card_changes_its_chunk_only(self) -> None:
+        def versions(seed: int) -> list[str]:
+            images = [entry(str(number), seed=number) for number in range(3 * CHUNK_SIZE)]
+            images[CHUNK_SIZE]["sha256"] = f"{seed:064}"
+            [cards] = cards_of(run(pushed("images", images)), now=NOW).values()
+            chunks = chunks_of(cards)
+            assert [card for chunk in chunks for card in chunk.cards] == cards
+            return [chunk.version for chunk in chunks]
+
+        before, after = versions(1), versions(2)
+        assert before == versions(1)
+        assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
 class TestGroups:
@@ -170,7 +236,7 @@ class TestGroups:
         )
         assert only_card(chain).instance.task_id == "store"
         assert only_card(chain, only=Instance.make("submit", -1)).instance.task_id == "store"
-        assert cards_of(chain, only=Instance.make("another", -1)) == {}
+        assert cards_of(chain, only=Instance.make("another", -1), now=NOW) == {}
 
     def test_a_moved_image_is_shown_once_with_the_last_task(self) -> None:
         moved = run(
@@ -181,17 +247,17 @@ class TestGroups:
         )
         uris = {
             task_id: [card.image.uri for card in cards if card.image]
-            for task_id, cards in cards_of(moved).items()
+            for task_id, cards in cards_of(moved, now=NOW).items()
         }
         assert uris == {"draw": ["s3://bucket/2.png"], "publish": ["s3://bucket/published/1.png"]}
-        assert len(cards_of(moved, only=Instance.make("draw", -1))["draw"]) == 2
+        assert len(cards_of(moved, only=Instance.make("draw", -1), now=NOW)["draw"]) == 2
 
     def test_cards_are_sorted_by_start_then_map_index(self) -> None:
         tasks = [task("success", "a", started_at=9.0), task(None, "c", started_at=None)]
         tasks += [task("success", "b", index, label=f"number {index}") for index in (10, 2)]
         images = [pushed("images", [entry("3"), entry("4")], "a")]
         images += [pushed("images", [entry(str(index))], "b", index) for index in (10, 2)]
-        groups = cards_of(run(*tasks, *images))
+        groups = cards_of(run(*tasks, *images), now=NOW)
         assert list(groups) == ["b", "a", "c"]
         assert [(card.instance.map_index, card.label) for card in groups["b"]] == [
             (2, "number 2"),
@@ -218,12 +284,12 @@ class TestGroups:
         tasks = [task("success", map_index=0, region_id=region) for region in iterations]
         images = [pushed("images", [entry(region)], "draw", 0, region) for region in iterations]
         looped = run(*tasks, *images)
-        [cards] = cards_of(looped).values()
+        [cards] = cards_of(looped, now=NOW).values()
         assert [card.generation_id for card in cards] == [*iterations]
         assert len({card.key for card in cards}) == 2
         assert only_card(looped, only=Instance.make("draw", 0, "region-2")).generation_id == "region-2"
 
     def test_a_tab_shows_every_iteration_of_its_task(self) -> None:
         images = [pushed("images", [entry(str(index))], "draw", index, "region") for index in (0, 1)]
-        [cards] = cards_of(run(*images), only=Instance.make("draw", -1)).values()
+        [cards] = cards_of(run(*images), only=Instance.make("draw", -1), now=NOW).values()
         assert [card.instance_name for card in cards] == ["[0]", "[1]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,9 +10,10 @@ from uuid import UUID
 
 import pytest
 
-from airflow_provider_modelscope.gallery.cards import PushedXCom, Run, TaskState
-from airflow_provider_modelscope.gallery.metadata import read_run, read_xcom
+from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
+from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.links import Instance
+from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 from tests.unit.gallery.conftest import Database, entry, needs_gallery, needs_loops
 
 pytestmark = needs_gallery
@@ -49,18 +51,29 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
         state="success",
         operator="AnOperator",
         rendered_map_index="cats",
+        try_number=2,
+        scheduled_dttm=datetime.fromtimestamp(3, UTC),
+        queued_dttm=datetime.fromtimestamp(4, UTC),
         start_date=datetime.fromtimestamp(5, UTC),
+        end_date=datetime.fromtimestamp(6, UTC),
+        next_method="execute_complete",
     )
     database.add_task("publish")
     database.push(IMAGES, map_index=2)
     database.push({"generation_id": "42"}, "request", map_index=2)
+    database.push({"type": "AnError"}, "error", map_index=2)
     run = read_run("a_dag", "a_run")
     assert run
-    assert replace(run, tasks=sorted(run.tasks, key=lambda task: task.instance)) == Run(
+    assert replace(
+        run,
+        tasks=sorted(run.tasks, key=lambda task: task.instance),
+        xcoms=sorted(run.xcoms, key=lambda xcom: xcom.key),
+    ) == Run(
         dag_id="a_dag",
         run_id="a_run",
         state="success",
         xcoms=[
+            PushedXCom(instance=Instance.make("draw", 2), key="error", value={"type": "AnError"}),
             PushedXCom(instance=Instance.make("draw", 2), key="images", value=IMAGES),
             PushedXCom(instance=Instance.make("draw", 2), key="request", value={"generation_id": "42"}),
         ],
@@ -70,7 +83,12 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
                 state="success",
                 operator="AnOperator",
                 label="cats",
+                attempt=2,
+                scheduled_at=3.0,
+                queued_at=4.0,
                 started_at=5.0,
+                ended_at=6.0,
+                next_method="execute_complete",
             ),
             TaskState(instance=Instance.make("publish", -1), state=None),
         ],
@@ -135,3 +153,165 @@ def test_a_text_that_is_not_json_is_returned_unchanged(database: Database) -> No
             update(getattr(xcom, "XComModelV2", xcom.XComModel)).values(value="s3://xcom/42.json")
         )
     assert read_xcom("a_dag", "a_run", DRAW, "images") == "s3://xcom/42.json"
+
+
+def queue_trigger(queued_at: float, conn_id: str = "modelscope_default") -> ModelScopeQueueTrigger:
+    return ModelScopeQueueTrigger(queued_at=queued_at, modelscope_conn_id=conn_id, end_time=9e9)
+
+
+def test_a_deferred_task_has_its_trigger_and_the_queue(database: Database) -> None:
+    created_at = datetime.fromtimestamp(20, UTC)
+    own = database.add_trigger(queue_trigger(10.0), created_at)
+    other = database.add_trigger(queue_trigger(5.0, "other_conn"), created_at)
+    database.add_run()
+    database.add_task(state="deferred", trigger_id=own)
+    database.add_heartbeat(datetime.fromtimestamp(30, UTC))
+    database.add_heartbeat(datetime.fromtimestamp(25, UTC))
+    database.add_heartbeat(datetime.fromtimestamp(40, UTC), "SchedulerJob")
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert [(task.trigger, task.trigger_id, task.deferred_at) for task in run.tasks] == [
+        ("ModelScopeQueueTrigger", own, 20.0)
+    ]
+    assert run.queue == {own: ("modelscope_default", 10.0), other: ("other_conn", 5.0)}
+    assert run.triggerer_seen_at == 30.0
+
+
+def test_no_places_are_known_in_a_queue_that_cannot_be_read(database: Database) -> None:
+    created_at = datetime.fromtimestamp(20, UTC)
+    readable, hostile = queue_trigger(10.0), queue_trigger("now")  # type: ignore[arg-type]
+    ids = [database.add_trigger(trigger, created_at) for trigger in (readable, hostile)]
+    database.add_run()
+    database.add_task(state="deferred", trigger_id=ids[0])
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert (run.queue, run.triggerer_seen_at) == ({}, None)
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_paused_dag_is_known(database: Database, is_paused: bool) -> None:
+    database.add_run()
+    if is_paused:
+        database.pause()
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert run.is_paused is is_paused
+
+
+def test_a_retry_without_a_known_dag_has_no_time(database: Database) -> None:
+    database.add_run()
+    database.add_task(state="up_for_retry", end_date=datetime.fromtimestamp(5, UTC))
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert [task.retry_at for task in run.tasks] == [None]
+
+
+@pytest.mark.parametrize(
+    ("rendered", "known"),
+    [
+        ({"prompt": "A cat", "model": "a/b", "other": "x"}, ("A cat", "a/b")),
+        ({"prompt": "Truncated. You are likely to see this because", "model": None}, ("", "")),
+        ({"prompt": ["A cat"]}, ("", "")),
+        ([], ("", "")),
+    ],
+    ids=str,
+)
+def test_a_task_that_has_started_has_its_prompt(
+    database: Database, rendered: Any, known: tuple[str, str]
+) -> None:
+    database.add_run()
+    for index, state in enumerate(("running", "success")):
+        database.add_task(map_index=index, state=state, operator="ModelScopeImageGenerationOperator")
+        database.render(rendered, map_index=index)
+    run = read_run("a_dag", "a_run")
+    assert run
+    found = {task.instance.map_index: (task.prompt, task.model) for task in run.tasks}
+    assert found == {0: known, 1: ("", "")}
+
+
+def at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class TestVersion:
+    @pytest.fixture
+    def version(self, database: Database) -> Callable[[], str | None]:
+        """The version of a run with one task instance that is deferred, and an image of another."""
+        database.add_run()
+        trigger = database.add_trigger(queue_trigger(10.0), at(20))
+        database.add_task(state="deferred", trigger_id=trigger, try_number=1, start_date=at(10))
+        database.push(IMAGES, task_id="other")
+        database.add_heartbeat(at(100))
+        return lambda: read_version("a_dag", "a_run", alive_since=90.0)
+
+    def test_an_unchanged_run_keeps_it(self, database: Database, version: Callable[[], str | None]) -> None:
+        before = version()
+        database.add_run(run_id="other_run")
+        database.add_task(run_id="other_run", state="running")
+        database.push(IMAGES, run_id="other_run")
+        database.add_heartbeat(at(120))
+        assert before
+        assert version() == before
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"state": "running"},
+            {"state": None},
+            {"try_number": 2},
+            {"trigger_id": 999},
+            {"start_date": at(11)},
+            {"end_date": at(11)},
+            {"queued_dttm": at(11)},
+            {"scheduled_dttm": at(11)},
+        ],
+        ids=str,
+    )
+    def test_a_change_of_a_task_changes_it(
+        self, database: Database, version: Callable[[], str | None], changed: dict[str, Any]
+    ) -> None:
+        from airflow.models.taskinstance import TaskInstance
+
+        before = version()
+        database.update(TaskInstance, **changed)
+        assert version() != before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda database: database.push(IMAGES, task_id="new"),
+            lambda database: database.push(IMAGES, "error"),
+            lambda database: database.pause(),
+            lambda database: database.add_trigger(queue_trigger(5.0), at(30)),
+        ],
+    )
+    def test_what_else_the_page_shows_changes_it(
+        self,
+        database: Database,
+        version: Callable[[], str | None],
+        change: Callable[[Database], object],
+    ) -> None:
+        before = version()
+        change(database)
+        assert version() != before
+
+    def test_the_end_of_the_run_changes_it(
+        self, database: Database, version: Callable[[], str | None]
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+
+        before = version()
+        database.update(DagRun, state="success")
+        assert version() != before
+
+    def test_a_triggerer_that_is_lost_changes_it(
+        self, database: Database, version: Callable[[], str | None]
+    ) -> None:
+        assert read_version("a_dag", "a_run", alive_since=110.0) != version()
+
+    def test_a_run_with_a_batch_has_none(self, database: Database, version: Callable[[], str | None]) -> None:
+        database.add_task("batch", operator="ModelScopeImageBatchOperator")
+        assert version() is None
+
+    def test_an_unknown_run_has_none(self, database: Database) -> None:
+        assert read_version("a_dag", "a_run", alive_since=0.0) is None

@@ -1,0 +1,188 @@
+"""Users see what happens to each image that is not stored, and why."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import last_run
+from tests.browser.people import ADMIN
+from tests.support.real_airflow import start_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import requests
+    from playwright.sync_api import Page
+
+    from airflow_provider_modelscope.emulator import Emulator
+    from tests.browser.conftest import DagRun
+    from tests.browser.visits import Visits
+    from tests.support.real_airflow import Parts, RealAirflow
+
+DAG_ID = "browser_states"
+QUEUED = (r"Generating, \d+ s", r"Queued, 1st of 2, \d+ s", r"Queued, 2nd of 2, \d+ s")
+DAG_URL = f"/api/v2/dags/{DAG_ID}"
+
+CONTRAST = """() => {
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const paint = (...colors) => {
+        for (const color of colors) { canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); }
+        const [red, green, blue] = [...canvas.getImageData(0, 0, 1, 1).data].map((part) => part / 255).map(
+            (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    };
+    const contrast = (element) => {
+        const behind = [];
+        for (let one = element; one; one = one.parentElement) behind.unshift(one);
+        const colors = behind.map((one) => getComputedStyle(one).backgroundColor);
+        const [back, front] = [paint(...colors), paint(...colors, getComputedStyle(element).color)];
+        return (Math.max(back, front) + 0.05) / (Math.min(back, front) + 0.05);
+    };
+    const texts = document.querySelectorAll("main p, main span, main a, main button, main summary, h2");
+    return Math.min(...[...texts].filter((one) => one.textContent && one.checkVisibility()).map(contrast));
+}"""
+
+
+@pytest.fixture
+def api(airflow: RealAirflow, url: str) -> Iterator[requests.Session]:
+    with airflow.session(url) as session:
+        yield session
+
+
+@pytest.fixture
+def page(
+    airflow: RealAirflow, url: str, api: requests.Session, visits: Visits, crowded: Emulator
+) -> Iterator[Page]:
+    """The page of a new run, which is stopped at the end."""
+    crowded.finish()
+    start_run(api, url, DAG_ID, {"destination": f"file://{airflow.home}/images/states/"})
+    run = last_run(airflow, DAG_ID)
+    page = visits.page(ADMIN)
+    page.goto(run.gallery)
+    yield page
+    api.patch(f"{url}{run.api()}", json={"state": "failed"}, timeout=30).raise_for_status()
+    crowded.finish()
+
+
+def await_labels(page: Page, *expected: str) -> None:
+    """Wait until the page has these labels in any order, each a pattern, without a reload."""
+    deadline = time.monotonic() + 90
+    while True:
+        shown = sorted(page.locator(".state").all_inner_texts())
+        if len(shown) == len(expected) and all(map(re.fullmatch, sorted(expected), shown)):
+            return
+        assert time.monotonic() < deadline, shown
+        page.wait_for_timeout(500)
+
+
+def test_a_queue_and_a_triggerer_that_is_gone_are_shown(page: Page, parts: Parts) -> None:
+    await_labels(page, *QUEUED)
+    for prompt in ("A snail", "A tortoise", "A sloth"):
+        card = page.locator("li.pending").filter(has_text=prompt)
+        expect(card).to_contain_text("Qwen/Qwen-Image")
+    parts.kill("triggerer")
+    try:
+        await_labels(page, *3 * [r"No triggerer seen for \d+ s"])
+    finally:
+        parts.start("triggerer")
+    await_labels(page, *QUEUED)
+
+
+@pytest.mark.parametrize(
+    ("fault", "label"), [("quota", r"Waiting for credit, \d+ s"), ("503", r"Retrying at \d\d:\d\d")]
+)
+def test_a_wait_for_credit_and_a_retry_are_shown(
+    api: requests.Session, url: str, crowded: Emulator, request: Any, fault: str, label: str
+) -> None:
+    for _ in range(3):
+        crowded.fail(f"submit:{fault}")
+    page = request.getfixturevalue("page")
+    await_labels(page, *3 * [label])
+    if fault == "503":
+        api.patch(f"{url}{DAG_URL}", json={"is_paused": True}, timeout=30).raise_for_status()
+        await_labels(page, *3 * ["Paused Dag"])
+
+
+def test_a_task_that_is_marked_failed_names_what_goes_on(
+    page: Page, airflow: RealAirflow, api: requests.Session, url: str
+) -> None:
+    await_labels(page, *QUEUED)
+    [[index, request]] = airflow.query(
+        "select map_index, cast(value as text) from xcom where key = 'request' and run_id = :run_id",
+        run_id=last_run(airflow, DAG_ID).run_id,
+    )
+    task = last_run(airflow, DAG_ID).api(f"/taskInstances/draw/{index}")
+    api.patch(f"{url}{task}", json={"new_state": "failed"}, timeout=30).raise_for_status()
+    row = page.locator("li.missing")
+    expect(row.locator(".state")).to_have_text(re.compile(r"^Stopped at \d\d:\d\d$"))
+    generation_id = json.loads(request)["generation_id"]
+    expect(row).to_contain_text(f"Generation {generation_id} goes on at ModelScope and occupies the account")
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_every_state_can_be_read(visits: Visits, airflow: RealAirflow, color_scheme: Any, page: Page) -> None:
+    other = visits.page(ADMIN, color_scheme=color_scheme, viewport=(320, 640))
+    other.goto(last_run(airflow, DAG_ID).gallery)
+    expect(other.locator(".state")).to_have_count(3)
+    rules = "() => [...document.styleSheets[0].cssRules].map((rule) => rule.selectorText || '')"
+    colors = re.findall(r"\.state\.(\w+)\b", " ".join(page.evaluate(rules)))
+    assert len(colors) > 5
+    for color in colors:
+        recolor = "(chip, color) => { chip.className = `state ${color}`; }"
+        other.locator(".state").first.evaluate(recolor, color)
+        assert other.evaluate(CONTRAST) >= 4.5, color
+    assert other.evaluate("() => document.documentElement.scrollWidth") <= 320
+
+
+def test_a_cleared_image_is_marked_and_replaced(
+    page: Page, crowded: Emulator, airflow: RealAirflow, api: requests.Session, url: str
+) -> None:
+    page.evaluate("() => { window.stayed = true; }")
+    run = last_run(airflow, DAG_ID)
+
+    def await_images() -> None:
+        deadline = time.monotonic() + 120
+        while page.locator("li.image:not(:has(.again))").count() < 3:
+            crowded.finish()
+            assert time.monotonic() < deadline, page.locator(".state").all_inner_texts()
+            page.wait_for_timeout(500)
+
+    await_images()
+    expect(page.locator("main")).to_have_attribute("data-live", "false")
+    api.patch(f"{url}{DAG_URL}", json={"is_paused": True}, timeout=30).raise_for_status()
+    cleared = {"dry_run": False, "only_failed": False, "dag_run_id": run.run_id, "task_ids": [["draw", 0]]}
+    api.post(f"{url}{DAG_URL}/clearTaskInstances", json=cleared, timeout=30).raise_for_status()
+    await_labels(page, "Being generated again")
+    expect(page.locator("main")).to_have_attribute("data-live", "true")
+    api.patch(f"{url}{DAG_URL}", json={"is_paused": False}, timeout=30).raise_for_status()
+    await_labels(page, r"Generating, \d+ s(?: of about 1 s)?")
+    await_images()
+    assert page.evaluate("() => window.stayed")
+
+
+def test_a_hidden_page_asks_nothing_and_an_unchanged_one_gets_nothing(images: DagRun, visits: Visits) -> None:
+    page = visits.page(ADMIN)
+    page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => window.isHidden })")
+    page.clock.install()
+    page.goto(images.gallery)
+    expect(page.locator("li img")).to_have_count(3)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/images?" in request.url else None)
+    page.evaluate("() => { window.isHidden = true; }")
+    page.clock.run_for(120_000)
+    assert asked == []
+    with page.expect_response("**/images?*") as response:
+        page.evaluate(
+            "() => { window.isHidden = false; document.dispatchEvent(new Event('visibilitychange')); }"
+        )
+    assert response.value.status == 304
+    with page.expect_response("**/images?*") as response:
+        page.clock.run_for(20_000)
+    assert response.value.status == 304
+    assert page.locator("li img").count() == 3
