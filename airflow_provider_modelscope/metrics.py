@@ -31,7 +31,6 @@ from airflow_provider_modelscope.exceptions import (
     SubmissionRecordError,
     SubmissionUnresolvedError,
 )
-from airflow_provider_modelscope.xcoms import AttemptError
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.credit import Credit
@@ -198,6 +197,8 @@ def show_rows_left(count: int, *, modelscope_conn_id: str) -> None:
 @contextmanager
 def count_failure(task: HasConnection) -> Iterator[None]:
     """Count the error of ours that ends an attempt of a task, and push it for the gallery."""
+    from airflow_provider_modelscope.xcoms import AttemptError
+
     try:
         yield
     except ModelScopeError as error:

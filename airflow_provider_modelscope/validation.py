@@ -67,6 +67,14 @@ def checked_credit(name: str, value: Any) -> float:
     raise InvalidRequestError(_sentence([f"{name} = {preview(value)}: must be a number from 0"]))
 
 
+def checked_limit(max_credit: Any) -> float | None:
+    """Return the parameter ``max_credit`` as a number, None if there is no limit.
+
+    :raises InvalidRequestError: if it is no number from 0.
+    """
+    return None if max_credit is None else checked_credit("max_credit", max_credit)
+
+
 def raise_invalid(errors: Iterable[str]) -> None:
     """Raise the errors, if there are any, each with its parameter, its value and what is allowed.
 

@@ -31,7 +31,6 @@ from airflow_provider_modelscope.waiting.backoff import (
     SubmitBackoff,
     why_rejected,
 )
-from airflow_provider_modelscope.waiting.progress import utc
 
 if TYPE_CHECKING:
     import re
@@ -177,6 +176,7 @@ class ModelScopeHook(BaseHook):
         :param log_level: Level to log at why it waits: each reason once, not each attempt.
         """
         from airflow_provider_modelscope.protocol.messages import submission_request
+        from airflow_provider_modelscope.waiting.progress import utc
 
         call = submission_request(self.account, request)
         logged: set[str] = set()

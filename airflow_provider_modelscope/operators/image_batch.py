@@ -34,7 +34,6 @@ from airflow_provider_modelscope.operators.image_generation import (
     REQUEST_PARAMETERS,
 )
 from airflow_provider_modelscope.redaction import preview
-from airflow_provider_modelscope.tasks.cost import checked_limit
 from airflow_provider_modelscope.tasks.deferral import (
     POLL_INTERVAL,
     can_defer,
@@ -44,7 +43,13 @@ from airflow_provider_modelscope.tasks.deferral import (
     resumes,
 )
 from airflow_provider_modelscope.tasks.task import StoringTask
-from airflow_provider_modelscope.validation import check_all, choice_errors, raise_invalid, seconds_errors
+from airflow_provider_modelscope.validation import (
+    check_all,
+    checked_limit,
+    choice_errors,
+    raise_invalid,
+    seconds_errors,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,6 @@ from airflow_provider_modelscope.exceptions import (
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.links import push_links
 from airflow_provider_modelscope.metrics import count_failure, count_spent, time_queue
-from airflow_provider_modelscope.tasks.cost import checked_limit, price_under_limit
 from airflow_provider_modelscope.tasks.deferral import (
     DEFER_AFTER,
     POLL_INTERVAL,
@@ -36,16 +35,15 @@ from airflow_provider_modelscope.tasks.deferral import (
     submit_or_defer,
     wait_or_defer,
 )
-from airflow_provider_modelscope.tasks.fallbacks import submit_to_first
 from airflow_provider_modelscope.tasks.task import ModelScopeTask, StoringTask
 from airflow_provider_modelscope.validation import (
     check_all,
+    checked_limit,
     choice_errors,
     raise_invalid,
     seconds_errors,
 )
 from airflow_provider_modelscope.waiting.backoff import RETRY_DELAY, SubmitBackoff
-from airflow_provider_modelscope.waiting.progress import rounded
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -280,6 +278,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     def execute_queued(self, context: Context, event: Any = None) -> Any:
         """Resume after waiting in the triggerer for a free slot."""
         from airflow_provider_modelscope.triggers.events import SlotFree, read_event
+        from airflow_provider_modelscope.waiting.progress import rounded
 
         with self._part(context, event) as record:
             slot = read_event(event, SlotFree)
@@ -356,6 +355,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         """
         from airflow_provider_modelscope.images.sources import inline_images
         from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
+        from airflow_provider_modelscope.tasks.fallbacks import submit_to_first
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
 
         # Again, as JSON in parameters is parsed.
@@ -411,7 +411,9 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         :param request: The request, with its images inlined.
         :param resume_with: What a deferrable task resumes with.
         """
+        from airflow_provider_modelscope.tasks.cost import price_under_limit
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
+        from airflow_provider_modelscope.waiting.progress import rounded
         from airflow_provider_modelscope.xcoms import Submission
 
         limit = checked_limit(self.max_credit)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.exceptions import CreditLimitError, PriceUnknownError
-from airflow_provider_modelscope.validation import checked_credit
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 
 _ROUNDING = 1e-6  # sums of prices such as 0.2
-
-
-def checked_limit(max_credit: Any) -> float | None:
-    """Return the parameter ``max_credit`` as a number, None if there is no limit.
-
-    :raises InvalidRequestError: if it is no number from 0.
-    """
-    return None if max_credit is None else checked_credit("max_credit", max_credit)
 
 
 def price_under_limit(hook: ModelScopeHook, model: str, limit: float | None) -> float | None:

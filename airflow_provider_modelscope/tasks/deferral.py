@@ -24,7 +24,6 @@ from airflow_provider_modelscope.exceptions import (
     ServiceUnreachableError,
 )
 from airflow_provider_modelscope.waiting.backoff import SubmitBackoff, why_rejected
-from airflow_provider_modelscope.waiting.progress import rounded, utc
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -199,6 +198,7 @@ def defer_until_slot_free(
     :param resume_with: What the task resumes with.
     """
     from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
+    from airflow_provider_modelscope.waiting.progress import utc
 
     task.log.info("%s. Deferring until a slot is free, until %s at the latest", reason, utc(end_time))
     trigger = ModelScopeQueueTrigger(
@@ -234,6 +234,7 @@ def defer_until_credit(
     """
     from airflow_provider_modelscope.triggers.credit import ModelScopeExhaustedTrigger
     from airflow_provider_modelscope.waiting.backoff import next_day
+    from airflow_provider_modelscope.waiting.progress import utc
 
     now = time.time()
     needed = min(filter(None, map(hook.get_price, models)), default=LEAST_PRICE)
@@ -293,6 +294,7 @@ def defer_until_finished(
 ) -> NoReturn:
     """Defer until a generation has finished. The task resumes in its method ``execute_complete``."""
     from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
+    from airflow_provider_modelscope.waiting.progress import rounded
 
     age = rounded(time.time() - wait.submitted_at)
     task.log.info("Deferring: generation %s is not finished after %s", wait.generation_id, age)

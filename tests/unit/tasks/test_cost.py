@@ -9,7 +9,8 @@ import pytest
 
 from airflow_provider_modelscope.exceptions import CreditLimitError, InvalidRequestError, PriceUnknownError
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.tasks.cost import check_limit, checked_limit, price_under_limit
+from airflow_provider_modelscope.tasks.cost import check_limit, price_under_limit
+from airflow_provider_modelscope.validation import checked_limit
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.emulator import Emulator
