@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS, REPORT_ROWS = 60.0, 50  # between two log lines, whichever comes first
 STORE_ATTEMPTS = 3  # of an image, as the store may be away for a moment
-MAX_NOT_FETCHED = 3  # paid images in a row that cannot be fetched: then nothing more is paid for
+MAX_IN_VAIN = 3  # rows in a row that may have been paid for in vain: then nothing more is paid for
 RATE_ROWS = 50  # finished rows that the rate is measured with
 
 _Outcome = tuple[Work, "Generation", "list[StoredImage] | BaseException"]
@@ -147,7 +147,7 @@ class BatchRun:
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         self._refusals: dict[str, dict[str, Any]] = {}  # the errors of models that cannot be used
         self._storing_count = 0
-        self._not_fetched = 0
+        self._not_fetched = self._not_answered = 0  # rows in a row
         self._logged_busy = False
         self._finished_at: deque[float] = deque(maxlen=RATE_ROWS)
         self._reported = (time.time(), 0)
@@ -369,16 +369,23 @@ class BatchRun:
         except QuotaExhaustedError as error:
             self._stop("credit", error)
         except SubmissionLostError as error:
-            if self._policy.on_lost_response == "fail":
-                self._fail(work, _unresolved(f"{_name(work)}: {error.message}"))
-            else:
-                self._fail(work, error)
+            is_final = self._policy.on_lost_response == "fail"
+            lost = _unresolved(f"{_name(work)}: {error.message}") if is_final else error
+            if not self._fail(work, lost):
+                self._not_answered += 1
+            if self._not_answered == MAX_IN_VAIN:
+                error.message = (
+                    f"{MAX_IN_VAIN} rows in a row were submitted without a usable response, so the batch "
+                    f"submits no more. A retry goes on. {error.message}"
+                )
+                raise
         except ModelScopeError as error:
             if not _is_about_row(error):
                 raise
             self._fail(work, error)
         else:
             self._engine.accept(work, submission, now=time.time())
+            self._not_answered = 0
             self._sending = None
             self.has_submitted = True
             self._record_if_possible()
@@ -525,23 +532,25 @@ class BatchRun:
             return
         if not isinstance(outcome, ModelScopeError) or not _is_about_row(outcome):
             raise outcome
-        is_curable = isinstance(outcome, BrokenImageError | ImageGoneError)
-        self._not_fetched = 0 if is_curable else self._not_fetched + 1
-        self._fail(work, outcome)
-        if self._not_fetched == MAX_NOT_FETCHED:
+        if self._fail(work, outcome):
+            return
+        self._not_fetched += 1
+        if self._not_fetched == MAX_IN_VAIN:
             outcome.message = (
-                f"{MAX_NOT_FETCHED} images in a row, which are paid for, could not be fetched, so the batch "
-                f"pays for no more. Once this is mended, clear the task: it fetches them. {outcome.message}"
+                f"{MAX_IN_VAIN} images in a row, which are paid for, could not be fetched, so the batch "
+                "pays for no more. Once this is mended, clear the task: it fetches those that are still "
+                f"there. {outcome.message}"
             )
             raise outcome
 
-    def _fail(self, work: Work, error: ModelScopeError) -> None:
-        """Note that a row has no image: it is tried again, or it is finished."""
+    def _fail(self, work: Work, error: ModelScopeError) -> bool:
+        """Note that a row has no image. Return whether it is tried again; else it is finished."""
         if self._engine.fail(work, error):
             risk = ", which may be charged twice" if isinstance(error, SubmissionLostError) else ""
             log.warning("Submitting again%s: %s: %s", risk, _name(work), error)
-            return
+            return True
         self._finish(work, error=error)
+        return False
 
     def _finish(
         self, work: Work, *, images: list[StoredImage] | None = None, error: ModelScopeError | None = None

@@ -34,6 +34,7 @@ from airflow_provider_modelscope.exceptions import (
     PriceUnknownError,
     QueueFullError,
     ServiceUnreachableError,
+    SubmissionLostError,
     SubmissionRecordError,
 )
 from airflow_provider_modelscope.hooks.modelscope import DOWNLOAD_ATTEMPTS
@@ -804,6 +805,25 @@ class TestLostResponse:
         assert summary["credit"] == 3
         assert "Submitting again, which may be charged twice: row 1 (000001)" in caplog.text
 
+    @pytest.mark.parametrize(("on_lost_response", "sent"), [("resubmit", 6), ("fail", 3)])
+    def test_three_rows_without_a_response_end_the_batch(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        tmp_path: Path,
+        on_lost_response: str,
+        sent: int,
+    ) -> None:
+        emulator.fail(f"submit:502:{sent}")
+        task = batch(tmp_path, requests=CATS, on_lost_response=on_lost_response, max_failures=3)
+        summary = failed(task, context, SubmissionLostError, match="^3 rows in a row")
+        assert summary["counts"] == {"stored": 0, "rejected": 0, "failed": 3, "skipped": 1}
+        assert len(submissions(emulator)) == sent
+        ti.retry()
+        is_sent_again = on_lost_response == "resubmit"
+        assert task.execute(context)["counts"]["stored"] == (4 if is_sent_again else 1)
+
     def test_fail_lets_the_row_fail_until_a_clear(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
     ) -> None:
@@ -1273,6 +1293,16 @@ class TestPaidOnce:
         ti.clear()
         assert statuses(batch(tmp_path, requests=requests).execute(context)) == ["stored"] * 9
         assert sorted(prompts(emulator)) == requests
+
+    @pytest.mark.parametrize("fault", ["image:html:always", "image:404:always"])
+    def test_images_that_are_all_broken_or_gone_end_the_batch(
+        self, emulator: Emulator, context: Context, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail(fault)
+        requests = [f"Cat {number}" for number in range(9)]
+        summary = failed(batch(tmp_path, requests=requests), context, ImageError, match="^3 images in a row")
+        assert summary["counts"]["failed"] == 3
+        assert emulator.accepted <= 9  # two for each of them, and what runs beside them
 
     def test_a_retry_fetches_them_without_paying(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
