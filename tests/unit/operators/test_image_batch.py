@@ -313,8 +313,9 @@ class TestInput:
             ("max_credit", "much", "must be a number"),
             ("shard", "3/3", "must be text such as '0/3'"),
             ("shard", "first", "must be text such as '0/3'"),
-            ("destination", "file:///folder", "names an object without the suffix"),
+            ("destination", "file:///folder", "must be a folder"),
             ("destination", "file:///folder/cat.png", "must be a folder"),
+            ("destination", "folder/", "must be a URI such as"),
             ("fallback_models", "a/b", "must be a list of at most 10 model ids"),
             ("steps", 0, "must be an integer from 1 to 100"),
         ],
@@ -329,6 +330,20 @@ class TestInput:
         assert problem in str(parsed.value)
         assert problem in str(ran.value)
         assert not emulator.requests
+
+    def test_a_folder_for_each_attempt_is_an_error(self) -> None:
+        with DAG("a_dag", schedule=None), pytest.raises(InvalidDestinationError, match="the same in all att"):
+            batch(destination="file:///folder/{{ ds }}/{{ ti.try_number }}/")
+
+    @pytest.mark.parametrize("name", ["manifest.jsonl", "/manifest.jsonl"])
+    def test_the_manifest_never_replaces_the_file_of_requests(
+        self, emulator: Emulator, context: Context, tmp_path: Path, name: str
+    ) -> None:
+        (tmp_path / "manifest.jsonl").write_text('"A cat"\n')
+        with pytest.raises(InvalidRequestError, match="the manifest would replace this file"):
+            batch(tmp_path, requests=f"file://{tmp_path}/{name}").execute(context)
+        assert (tmp_path / "manifest.jsonl").read_text() == '"A cat"\n'
+        assert not emulator.accepted
 
     def test_waiting_for_credit_on_a_worker_is_an_error(self, emulator: Emulator) -> None:
         with pytest.raises(InvalidRequestError, match="on_exhausted = 'wait': needs deferrable=True"):
