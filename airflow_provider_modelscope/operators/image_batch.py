@@ -377,7 +377,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             if is_resumed:
                 state.read_plan(rows)
             else:
-                rows.add(self._rows(requests, shard))
+                rows.add(self._rows(requests, shard, policy.fallbacks))
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
             if self.is_dry_run:
                 batch.load({}, results)
@@ -466,19 +466,21 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 "mapped tasks, or give each task a folder of its own"
             )
 
-    def _rows(self, requests: Any, shard: Shard | None) -> Iterator[tuple[Row, str]]:
+    def _rows(
+        self, requests: Any, shard: Shard | None, fallbacks: list[dict[str, Any]]
+    ) -> Iterator[tuple[Row, str]]:
         """Yield the rows of this task with their fingerprints."""
         from airflow_provider_modelscope.tasks.deferral import digest_of
 
         row = None
-        for row in self._all_rows(requests):
+        for row in self._all_rows(requests, fallbacks):
             if shard is None or shard.contains(row):
                 given = {name: value for name, value in vars(row.request).items() if value is not None}
                 yield row, digest_of(given)
         if row is None:
             self._raise_empty()
 
-    def _all_rows(self, requests: Any) -> Iterator[Row]:
+    def _all_rows(self, requests: Any, fallbacks: list[dict[str, Any]]) -> Iterator[Row]:
         """Yield the rows of all shards. None contains a secret, and no error quotes one."""
         from airflow_provider_modelscope.batch.rows import read_rows
 
@@ -486,6 +488,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         rows = read_rows(
             requests,
             defaults={name: getattr(self, name) for name in DEFAULTS},
+            fallbacks=fallbacks,
             check_ranges=self.check_ranges,
             storage_conn_id=self.storage_conn_id,
             max_requests=self.max_requests,

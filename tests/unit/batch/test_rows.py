@@ -290,6 +290,15 @@ def test_a_size_for_another_model_names_the_operator() -> None:
     assert "It is the operator's: give this row a size of its own" in message
 
 
+def test_a_size_must_suit_the_fallback_models() -> None:
+    fallbacks = [{"model": "a/flux"}, {"model": "a/z-image", "size": "512x512"}]
+    given = ["a cat", {"prompt": "a dog", "size": "1664x64"}, {"prompt": "a cow", "size": "1024x64"}]
+    message = rejection(given, fallbacks=fallbacks)
+    assert message.startswith("requests[1]: size = '1664x64': must be from 64x64 to 1024x1024 for FLUX")
+    assert message.endswith("a/flux is a fallback: give it a size in fallback_models.")
+    assert len(rows(given, fallbacks=fallbacks, check_ranges=False)) == 3
+
+
 def test_each_row_needs_a_model_if_there_is_no_default() -> None:
     message = rejection([{"prompt": "a cat", "model": "a/b"}, "a dog"], defaults={"model": None})
     assert message == "requests[1]: model is missing: the operator has none, so each row needs one."

@@ -266,6 +266,14 @@ class TestInput:
         assert not emulator.requests
         assert not list(tmp_path.iterdir())
 
+    def test_nothing_is_sent_if_a_size_does_not_suit_a_fallback_model(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        requests = [{"prompt": "A cat", "size": "2048x2048"}]
+        with pytest.raises(InvalidRequestError, match="a/flux is a fallback"):
+            batch(tmp_path, requests=requests, fallback_models=["a/flux"]).execute(context)
+        assert not emulator.requests
+
     @pytest.mark.parametrize(
         "requests", [None, "", "A cat", 7, {"prompt": "A cat"}, b"A cat", [None]], ids=str
     )
