@@ -68,15 +68,15 @@ def read_file(uri: str, storage_conn_id: str | None) -> Iterator[Entry]:
     :raises ModelScopeRetryableError: if it cannot be read now.
     """
     suffix = PurePosixPath(uri).suffix.lower()
-    if suffix not in _FORMATS:
-        raise_invalid([f"requests = {preview_url(uri, 300)}: must end with {' or '.join(_FORMATS)}"])
+    if suffix not in _READERS:
+        raise_invalid([f"requests = {preview_url(uri, 300)}: must end with {' or '.join(FORMATS)}"])
     try:
         file = open_object(uri, storage_conn_id, parameter="requests")
     except Exception as error:  # each store has errors of its own
         raise unreadable(uri, error, parameter="requests") from error
     with file:
         try:
-            yield from _FORMATS[suffix](file)
+            yield from _READERS[suffix](file)
         except _UnreadableError as error:
             yield Entry(error.place, problem=error.problem)
         except OSError as error:
@@ -247,8 +247,9 @@ def unknown_names(given: Iterable[Any], *, kind: str) -> Iterator[str]:
             yield f"unknown {kind} {preview(name)} ({hint})"
 
 
-_FORMATS: Mapping[str, Callable[[IO[bytes]], Iterator[Entry]]] = {
+_READERS: Mapping[str, Callable[[IO[bytes]], Iterator[Entry]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+FORMATS = tuple(_READERS)

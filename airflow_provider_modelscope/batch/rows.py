@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from airflow_provider_modelscope.batch.files import (
+    FORMATS,
     NAMES,
     Entry,
     parse_json,
@@ -258,6 +259,8 @@ def _parameters_of(entry: Entry) -> tuple[dict[str, Any] | None, list[str]]:
     if isinstance(value, str):
         if _is_json_of_mapping(value):
             return None, ["is the JSON text of a mapping: give the mapping itself"]
+        if _is_uri(value) and value.strip().endswith(FORMATS):
+            return None, ["is the URI of a file: give it as requests itself, not in a list or file"]
         return {"prompt": value}, []
     if not isinstance(value, Mapping):
         return None, [f"must be a prompt or a mapping, not {type(value).__name__}"]

@@ -132,6 +132,7 @@ def test_other_input_is_rejected(requests: Any, problem: str) -> None:
         (["a cat"], "must be a prompt or a mapping, not list"),
         (b"a cat", "must be a prompt or a mapping, not bytes"),
         ('{"prompt": "a cat"}', "is the JSON text of a mapping: give the mapping itself"),
+        ("s3://bucket/prompts.csv", "is the URI of a file: give it as requests itself"),
         ("", "prompt = '': must describe the image"),
         ({}, "prompt is missing"),
         ({"prompt": None}, "prompt is missing"),
