@@ -91,7 +91,7 @@ def parse_json(text: str) -> Any:
     try:
         return _JSON.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
+        raise ValueError(f"{error.msg.removesuffix(' at')} at character {error.pos + 1}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -222,7 +222,11 @@ def _parquet_row(cells: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _checked_names(given: Sequence[str], place: str) -> Sequence[str]:
     """Return the names of columns."""
     names = [name.strip() for name in given]
-    problems = [f"column {number} has no name" for number, name in enumerate(names, start=1) if not name]
+    problems = [
+        f"column {number} has no name: name or delete it"
+        for number, name in enumerate(names, start=1)
+        if not name
+    ]
     problems += [
         f"column {preview(name)} occurs twice" for name in dict.fromkeys(names) if names.count(name) > 1
     ]

@@ -648,15 +648,16 @@ class BatchRun:
     def _report(self, *, is_last: bool = False) -> None:
         """Log how far the batch is, now and then."""
         now, done = time.time(), sum(self._counts.values())
+        left = self._total - done
         reported_at, reported = self._reported
-        if not is_last and now - reported_at < REPORT_SECONDS and done - reported < REPORT_ROWS:
+        is_due = left and (now - reported_at >= REPORT_SECONDS or done - reported >= REPORT_ROWS)
+        if not is_last and not is_due:
             return
         self._reported = (now, done)
-        left = self._total - done
         counts = ", ".join(f"{self._counts[status]} {status}" for status in ("stored", "rejected", "failed"))
         rate = self._per_minute
         pace = f", {rate:.1f} a minute" if rate else ""
-        rest = f", about {left / rate:.0f} min left" if rate and left else ""
+        rest = f", about {left / rate:.0f} min left" if rate and left and not is_last else ""
         log.info("%d of %d rows are done: %s%s%s", done, self._total, counts, pace, rest)
         show_rows_left(left, modelscope_conn_id=self._hook.modelscope_conn_id)
 
