@@ -405,7 +405,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 if pause:
                     self._defer(pause, context)
                 self._wait_for_credit(batch, rows, policy, context)
-            except ModelScopeError as error:
+            except Exception as error:  # ours, or of this machine, such as a full disk
                 self._conclude(batch, rows, manifest, context, error)
                 raise
             return self._conclude(batch, rows, manifest, context, None)
@@ -585,7 +585,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         rows: WorkingSet,
         manifest: Any,
         context: Context,
-        error: ModelScopeError | None,
+        error: Exception | None,
     ) -> dict[str, Any]:
         """Write the manifest, and return the summary or raise an error for too many failures.
 

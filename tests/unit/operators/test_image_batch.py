@@ -1374,6 +1374,19 @@ class TestPaidOnce:
         failed(batch(tmp_path, requests=CATS), context, AuthenticationError)
         assert len(submissions(emulator)) == 1
 
+    def test_an_error_of_the_machine_leaves_a_manifest_and_a_summary(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*given: Any, **options: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(run_module, "land_images", full)
+        with pytest.raises(OSError, match="No space left"):
+            batch(tmp_path).execute(context)
+        summary = context["ti"].pushed["summary"]
+        assert summary["counts"]["skipped"] == 2
+        assert statuses(summary) == ["skipped", "skipped"]
+
     def test_images_being_stored_are_kept_when_the_batch_ends(
         self, emulator: Emulator, context: Context, register: Register
     ) -> None:
