@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from airflow_provider_modelscope.images.object_storage import open_object, unreadable
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import preview, preview_url, truncated
-from airflow_provider_modelscope.validation import raise_invalid
+from airflow_provider_modelscope.validation import raise_invalid, unknown_names
 
 # What a request may contain: the names of a mapping, or of the columns of a file.
 NAMES = (*(field.name for field in fields(GenerationRequest)), "key", "data")
@@ -230,7 +230,7 @@ def _checked_names(given: Sequence[str], place: str) -> Sequence[str]:
     problems += [
         f"column {preview(name)} occurs twice" for name in dict.fromkeys(names) if names.count(name) > 1
     ]
-    problems += unknown_names(filter(None, names), kind="column")
+    problems += unknown_names(filter(None, names), NAMES, kind="column")
     if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
         problems = [f"its columns are separated by {other!r}: save the file with commas"]
     elif "prompt" not in names:
@@ -238,17 +238,6 @@ def _checked_names(given: Sequence[str], place: str) -> Sequence[str]:
     if problems:
         raise _UnreadableError(place, "; ".join(problems[:10]))
     return names
-
-
-def unknown_names(given: Iterable[Any], *, kind: str) -> Iterator[str]:
-    """Yield an error for each name that a request does not have."""
-    from difflib import get_close_matches
-
-    for name in given:
-        if name not in NAMES:
-            near = get_close_matches(name.lower(), NAMES, n=1) if isinstance(name, str) else []
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(NAMES)}"
-            yield f"unknown {kind} {preview(name)} ({hint})"
 
 
 _READERS: Mapping[str, Callable[[IO[bytes]], Iterator[Entry]]] = {

@@ -16,12 +16,11 @@ from airflow_provider_modelscope.batch.files import (
     Entry,
     parse_json,
     read_file,
-    unknown_names,
 )
 from airflow_provider_modelscope.exceptions import InvalidRequestError
 from airflow_provider_modelscope.protocol.request import GenerationRequest, read_parameters
 from airflow_provider_modelscope.redaction import preview, preview_url, truncated
-from airflow_provider_modelscope.validation import INVALID, raise_invalid
+from airflow_provider_modelscope.validation import INVALID, raise_invalid, unknown_names
 
 MAX_KEY = 200  # bytes: a file's name has at most 255, of which suffixes need some
 MAX_DATA = 64 * 1024  # bytes of JSON
@@ -267,7 +266,7 @@ def _parameters_of(entry: Entry) -> tuple[dict[str, Any] | None, list[str]]:
     if _is_deeper(value, MAX_LEVELS):
         return None, [f"is nested deeper than {MAX_LEVELS} levels"]
     own = {name: one for name, one in _given(value).items() if name in NAMES}
-    return own, list(unknown_names((name for name in value if name not in NAMES), kind="parameter"))
+    return own, list(unknown_names(value, NAMES, kind="parameter"))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
