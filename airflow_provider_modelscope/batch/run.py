@@ -42,7 +42,7 @@ from airflow_provider_modelscope.exceptions import (
     UnknownModelError,
 )
 from airflow_provider_modelscope.images.sources import inline_images
-from airflow_provider_modelscope.json_values import number
+from airflow_provider_modelscope.json_values import integer, number
 from airflow_provider_modelscope.manifest import Result, RowError, RunningRow
 from airflow_provider_modelscope.metrics import count_row, count_spent, show_rows_left
 from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
@@ -179,6 +179,7 @@ class BatchRun:
         is_same_attempt = value.get("attempt") == self._ti.try_number
         if is_same_attempt:
             self._attempt_started_at = number(value.get("attempt_started_at")) or now
+            self._not_fetched = integer(value.get("not_fetched")) or 0
         # If a worker is killed right after its success, Airflow does not know of it, and retries the task.
         was_cleared = value.get("max_tries") != self._max_tries
         if value and not (value.get("has_succeeded") and was_cleared):
@@ -617,6 +618,7 @@ class BatchRun:
             {
                 "attempt": self._ti.try_number,
                 "attempt_started_at": self._attempt_started_at,
+                "not_fetched": self._not_fetched,
                 "max_tries": self._max_tries,
                 "total": self._total,
                 "counts": self.counts if self._end else {**self._counts, "skipped": 0},

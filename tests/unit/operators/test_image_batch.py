@@ -1488,6 +1488,22 @@ class TestDeferral:
         assert prompts(slow) == CATS[:2]
         assert summary["credit"] == 2
 
+    def test_images_that_cannot_be_fetched_are_counted_over_deferrals(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        slow.fail("image:404:always")
+        given = {**self.GIVEN, "requests": CATS, "item_attempts": 1}
+        deferral = self.deferred(tmp_path, context, **given)
+        for _ in range(2):
+            slow.finish()
+            with pytest.raises(TaskDeferred) as raised:
+                resume(batch(tmp_path, **given), deferral, context)
+            deferral = raised.value
+        slow.finish()
+        with pytest.raises(ImageError, match="3 images in a row"):
+            resume(batch(tmp_path, **given), deferral, context)
+        assert prompts(slow) == CATS
+
     def test_a_generation_below_defer_after_is_waited_for(
         self, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
