@@ -141,6 +141,8 @@ def _entries(requests: Any, storage_conn_id: str | None) -> Iterator[Entry]:
             )
     if isinstance(requests, Mapping) or (isinstance(requests, str) and requests.lstrip().startswith("{")):
         invalid(f"{_FORMS}; put a single mapping into a list")
+    if isinstance(requests, str) and requests.strip().endswith(FORMATS):
+        invalid(f"{_FORMS}; begin the path of a local file with 'file://'")
     if isinstance(requests, str) and requests.strip() not in ("", "None", "null"):
         invalid(f"{_FORMS}; put a single prompt into a list")
     if not isinstance(requests, Sequence) or isinstance(requests, str | bytes | bytearray):

@@ -94,7 +94,7 @@ FORMS = "must be a list of prompts or of mappings, or the URI of a file"
     ("requests", "problem"),
     [
         ("a cat", "put a single prompt into a list"),
-        ("prompts.jsonl", FORMS),
+        ("prompts.jsonl", "begin the path of a local file with 'file://'"),
         ("", FORMS),
         ("None", FORMS),
         (None, FORMS),
