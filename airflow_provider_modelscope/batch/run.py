@@ -149,6 +149,7 @@ class BatchRun:
         self._storing_count = 0
         self._not_fetched = self._not_answered = 0  # rows in a row
         self._logged_busy = False
+        self._logged_error = ""
         self._finished_at: deque[float] = deque(maxlen=RATE_ROWS)
         self._reported = (time.time(), 0)
         self._counts = dict.fromkeys(rows.counts(), 0)
@@ -591,7 +592,10 @@ class BatchRun:
         self._finished_at.extend([now] * count)
         count_row(status, modelscope_conn_id=self._hook.modelscope_conn_id)
         if error:
-            log.warning("%s is %s: %s", _name(work), status, error)
+            is_known = str(error) == self._logged_error  # as of a model that refuses each row
+            self._logged_error = str(error)
+            what = "failed" if status == "failed" else "is rejected"
+            log.log(logging.DEBUG if is_known else logging.WARNING, "%s %s: %s", _name(work), what, error)
 
     # Credit
 

@@ -55,3 +55,13 @@ def test_the_last_line_comes_once_and_says_what_is_done(
     [line] = [line for line in caplog.messages if "rows are done:" in line]
     assert line.startswith(f"{stored} of 2 rows are done: {stored} stored, 0 rejected, 0 failed")
     assert "left" not in line
+
+
+def test_a_model_that_refuses_each_row_is_one_warning(
+    emulator: Emulator, context: Context, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    task = batch(tmp_path, requests=["A cat"] * 9, model="nobody/no-such-model", max_failures="100%")
+    task.execute(context)
+    [line] = [line for line in caplog.messages if "does not serve this model" in line]
+    assert line.startswith("row 1 (000001) failed: ")
