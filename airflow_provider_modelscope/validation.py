@@ -54,6 +54,17 @@ def choice_errors(choices: Sequence[str], **given: Any) -> Iterator[str]:
             yield f"{name} = {preview(value)}: must be {' or '.join(map(repr, choices))}"
 
 
+def unknown_names(given: Iterable[Any], known: Sequence[str], *, kind: str) -> Iterator[str]:
+    """Yield an error for each name that is not known, with the one that was perhaps meant."""
+    from difflib import get_close_matches
+
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name.lower(), known, n=1) if isinstance(name, str) else []
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}"
+            yield f"unknown {kind} {preview(name)} ({hint})"
+
+
 def checked_credit(name: str, value: Any) -> float:
     """Return an amount of credit, which a template renders as text.
 

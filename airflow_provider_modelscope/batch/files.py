@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from airflow_provider_modelscope.images.object_storage import open_object, unreadable
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import preview, preview_url, truncated
-from airflow_provider_modelscope.validation import raise_invalid
+from airflow_provider_modelscope.validation import raise_invalid, unknown_names
 
 # What a request may contain: the names of a mapping, or of the columns of a file.
 NAMES = (*(field.name for field in fields(GenerationRequest)), "key", "data")
@@ -68,15 +68,15 @@ def read_file(uri: str, storage_conn_id: str | None) -> Iterator[Entry]:
     :raises ModelScopeRetryableError: if it cannot be read now.
     """
     suffix = PurePosixPath(uri).suffix.lower()
-    if suffix not in _FORMATS:
-        raise_invalid([f"requests = {preview_url(uri, 300)}: must end with {' or '.join(_FORMATS)}"])
+    if suffix not in _READERS:
+        raise_invalid([f"requests = {preview_url(uri, 300)}: must end with {' or '.join(FORMATS)}"])
     try:
         file = open_object(uri, storage_conn_id, parameter="requests")
     except Exception as error:  # each store has errors of its own
         raise unreadable(uri, error, parameter="requests") from error
     with file:
         try:
-            yield from _FORMATS[suffix](file)
+            yield from _READERS[suffix](file)
         except _UnreadableError as error:
             yield Entry(error.place, problem=error.problem)
         except OSError as error:
@@ -91,7 +91,7 @@ def parse_json(text: str) -> Any:
     try:
         return _JSON.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
+        raise ValueError(f"{error.msg.removesuffix(' at')} at character {error.pos + 1}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -222,11 +222,15 @@ def _parquet_row(cells: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _checked_names(given: Sequence[str], place: str) -> Sequence[str]:
     """Return the names of columns."""
     names = [name.strip() for name in given]
-    problems = [f"column {number} has no name" for number, name in enumerate(names, start=1) if not name]
+    problems = [
+        f"column {number} has no name: name or delete it"
+        for number, name in enumerate(names, start=1)
+        if not name
+    ]
     problems += [
         f"column {preview(name)} occurs twice" for name in dict.fromkeys(names) if names.count(name) > 1
     ]
-    problems += unknown_names(filter(None, names), kind="column")
+    problems += unknown_names(filter(None, names), NAMES, kind="column")
     if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
         problems = [f"its columns are separated by {other!r}: save the file with commas"]
     elif "prompt" not in names:
@@ -236,19 +240,9 @@ def _checked_names(given: Sequence[str], place: str) -> Sequence[str]:
     return names
 
 
-def unknown_names(given: Iterable[Any], *, kind: str) -> Iterator[str]:
-    """Yield an error for each name that a request does not have."""
-    from difflib import get_close_matches
-
-    for name in given:
-        if name not in NAMES:
-            near = get_close_matches(name.lower(), NAMES, n=1) if isinstance(name, str) else []
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(NAMES)}"
-            yield f"unknown {kind} {preview(name)} ({hint})"
-
-
-_FORMATS: Mapping[str, Callable[[IO[bytes]], Iterator[Entry]]] = {
+_READERS: Mapping[str, Callable[[IO[bytes]], Iterator[Entry]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+FORMATS = tuple(_READERS)

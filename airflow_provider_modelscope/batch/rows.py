@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from airflow_provider_modelscope.batch.files import (
+    FORMATS,
     NAMES,
     Entry,
     parse_json,
     read_file,
-    unknown_names,
 )
 from airflow_provider_modelscope.exceptions import InvalidRequestError
 from airflow_provider_modelscope.protocol.request import GenerationRequest, read_parameters
 from airflow_provider_modelscope.redaction import preview, preview_url, truncated
-from airflow_provider_modelscope.validation import INVALID, raise_invalid
+from airflow_provider_modelscope.validation import INVALID, raise_invalid, unknown_names
 
 MAX_KEY = 200  # bytes: a file's name has at most 255, of which suffixes need some
 MAX_DATA = 64 * 1024  # bytes of JSON
@@ -85,6 +85,7 @@ def read_rows(
     requests: Any,
     *,
     defaults: Mapping[str, Any],
+    fallbacks: Sequence[Mapping[str, Any]] = (),
     check_ranges: bool = True,
     storage_conn_id: str | None = None,
     max_requests: int = 10_000,
@@ -99,6 +100,7 @@ def read_rows(
         its JSON text, as a template renders it; or the URI of a ``.jsonl``, ``.csv`` or ``.parquet`` file.
         None and empty text in a row are as if they were not there.
     :param defaults: The parameters of a request that a row may leave out, as a Dag gives them.
+    :param fallbacks: What ``read_fallbacks`` returned: these models must allow the size of each row.
     :param check_ranges: As for :class:`~airflow_provider_modelscope.protocol.request.GenerationRequest`.
     :param storage_conn_id: The connection to open the file with; by default the one in its URI.
     :param max_requests: How many rows are allowed.
@@ -107,7 +109,7 @@ def read_rows(
     :raises ModelScopeRetryableError: if the file cannot be read now.
     """
     errors = _Errors()
-    reader = _RowReader(defaults, check_ranges=check_ranges, errors=errors)
+    reader = _RowReader(defaults, fallbacks=fallbacks, check_ranges=check_ranges, errors=errors)
     for number, entry in enumerate(_entries(requests, storage_conn_id), start=1):
         if number > max_requests:
             problem = f"there are more than {max_requests} requests: split them, or raise max_requests"
@@ -139,6 +141,8 @@ def _entries(requests: Any, storage_conn_id: str | None) -> Iterator[Entry]:
             )
     if isinstance(requests, Mapping) or (isinstance(requests, str) and requests.lstrip().startswith("{")):
         invalid(f"{_FORMS}; put a single mapping into a list")
+    if isinstance(requests, str) and requests.strip().endswith(FORMATS):
+        invalid(f"{_FORMS}; begin the path of a local file with 'file://'")
     if isinstance(requests, str) and requests.strip() not in ("", "None", "null"):
         invalid(f"{_FORMS}; put a single prompt into a list")
     if not isinstance(requests, Sequence) or isinstance(requests, str | bytes | bytearray):
@@ -171,8 +175,16 @@ class _Errors:
 class _RowReader:
     """Validates one row after the other."""
 
-    def __init__(self, defaults: Mapping[str, Any], *, check_ranges: bool, errors: _Errors) -> None:
+    def __init__(
+        self,
+        defaults: Mapping[str, Any],
+        *,
+        fallbacks: Sequence[Mapping[str, Any]],
+        check_ranges: bool,
+        errors: _Errors,
+    ) -> None:
         self._defaults = _given(defaults)
+        self._fallbacks = fallbacks
         self._check_ranges = check_ranges
         self._errors = errors
         self._of_defaults: set[str] = set()  # the errors of the operator's own parameters
@@ -185,6 +197,8 @@ class _RowReader:
             key = self._key(own.pop("key", None), number, entry.place, problems)
             data = _checked_data(own.pop("data", None), problems)
             request = self._request(own, problems)
+            if request and "size" in own:
+                problems += self._fallback_problems(request)
             if request and not problems:
                 return Row(number=number, key=key, request=request, data=data)
         for problem in problems:
@@ -210,6 +224,14 @@ class _RowReader:
                 self._of_defaults.add(problem)
                 self._errors.add("", problem)
         return None
+
+    def _fallback_problems(self, request: GenerationRequest) -> Iterator[str]:
+        """Yield an error for each fallback model that does not allow the size of a row."""
+        for fallback in self._fallbacks:
+            if "size" not in fallback:
+                asked = {"model": fallback["model"], "size": request.size}
+                for problem in read_parameters(asked, check_ranges=self._check_ranges)[1]:
+                    yield f"{problem}. {fallback['model']} is a fallback: give it a size in fallback_models"
 
     def _key(self, given: Any, number: int, place: str, problems: list[str]) -> str:
         """Return the key of a row, after checking that no row before has it."""
@@ -238,13 +260,15 @@ def _parameters_of(entry: Entry) -> tuple[dict[str, Any] | None, list[str]]:
     if isinstance(value, str):
         if _is_json_of_mapping(value):
             return None, ["is the JSON text of a mapping: give the mapping itself"]
+        if _is_uri(value) and value.strip().endswith(FORMATS):
+            return None, ["is the URI of a file: give it as requests itself, not in a list or file"]
         return {"prompt": value}, []
     if not isinstance(value, Mapping):
         return None, [f"must be a prompt or a mapping, not {type(value).__name__}"]
     if _is_deeper(value, MAX_LEVELS):
         return None, [f"is nested deeper than {MAX_LEVELS} levels"]
     own = {name: one for name, one in _given(value).items() if name in NAMES}
-    return own, list(unknown_names((name for name in value if name not in NAMES), kind="parameter"))
+    return own, list(unknown_names(value, NAMES, kind="parameter"))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from airflow_provider_modelscope.exceptions import (
     UnknownModelError,
 )
 from airflow_provider_modelscope.images.sources import inline_images
-from airflow_provider_modelscope.json_values import number
+from airflow_provider_modelscope.json_values import integer, number
 from airflow_provider_modelscope.manifest import Result, RowError, RunningRow
 from airflow_provider_modelscope.metrics import count_row, count_spent, show_rows_left
 from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS, REPORT_ROWS = 60.0, 50  # between two log lines, whichever comes first
 STORE_ATTEMPTS = 3  # of an image, as the store may be away for a moment
-MAX_NOT_FETCHED = 3  # paid images in a row that cannot be fetched: then nothing more is paid for
+MAX_IN_VAIN = 3  # rows in a row that may have been paid for in vain: then nothing more is paid for
 RATE_ROWS = 50  # finished rows that the rate is measured with
 
 _Outcome = tuple[Work, "Generation", "list[StoredImage] | BaseException"]
@@ -147,8 +147,9 @@ class BatchRun:
         self._outcomes: SimpleQueue[_Outcome] = SimpleQueue()
         self._refusals: dict[str, dict[str, Any]] = {}  # the errors of models that cannot be used
         self._storing_count = 0
-        self._not_fetched = 0
+        self._not_fetched = self._not_answered = 0  # rows in a row
         self._logged_busy = False
+        self._logged_error = ""
         self._finished_at: deque[float] = deque(maxlen=RATE_ROWS)
         self._reported = (time.time(), 0)
         self._counts = dict.fromkeys(rows.counts(), 0)
@@ -179,6 +180,7 @@ class BatchRun:
         is_same_attempt = value.get("attempt") == self._ti.try_number
         if is_same_attempt:
             self._attempt_started_at = number(value.get("attempt_started_at")) or now
+            self._not_fetched = integer(value.get("not_fetched")) or 0
         # If a worker is killed right after its success, Airflow does not know of it, and retries the task.
         was_cleared = value.get("max_tries") != self._max_tries
         if value and not (value.get("has_succeeded") and was_cleared):
@@ -369,16 +371,23 @@ class BatchRun:
         except QuotaExhaustedError as error:
             self._stop("credit", error)
         except SubmissionLostError as error:
-            if self._policy.on_lost_response == "fail":
-                self._fail(work, _unresolved(f"{_name(work)}: {error.message}"))
-            else:
-                self._fail(work, error)
+            is_final = self._policy.on_lost_response == "fail"
+            lost = _unresolved(f"{_name(work)}: {error.message}") if is_final else error
+            if not self._fail(work, lost):
+                self._not_answered += 1
+            if self._not_answered == MAX_IN_VAIN:
+                error.message = (
+                    f"{MAX_IN_VAIN} rows in a row were submitted without a usable response, so the batch "
+                    f"submits no more. A retry goes on. {error.message}"
+                )
+                raise
         except ModelScopeError as error:
             if not _is_about_row(error):
                 raise
             self._fail(work, error)
         else:
             self._engine.accept(work, submission, now=time.time())
+            self._not_answered = 0
             self._sending = None
             self.has_submitted = True
             self._record_if_possible()
@@ -525,23 +534,25 @@ class BatchRun:
             return
         if not isinstance(outcome, ModelScopeError) or not _is_about_row(outcome):
             raise outcome
-        is_curable = isinstance(outcome, BrokenImageError | ImageGoneError)
-        self._not_fetched = 0 if is_curable else self._not_fetched + 1
-        self._fail(work, outcome)
-        if self._not_fetched == MAX_NOT_FETCHED:
+        if self._fail(work, outcome):
+            return
+        self._not_fetched += 1
+        if self._not_fetched == MAX_IN_VAIN:
             outcome.message = (
-                f"{MAX_NOT_FETCHED} images in a row, which are paid for, could not be fetched, so the batch "
-                f"pays for no more. Once this is mended, clear the task: it fetches them. {outcome.message}"
+                f"{MAX_IN_VAIN} images in a row, which are paid for, could not be fetched, so the batch "
+                "pays for no more. Once this is mended, clear the task: it fetches those that are still "
+                f"there. {outcome.message}"
             )
             raise outcome
 
-    def _fail(self, work: Work, error: ModelScopeError) -> None:
-        """Note that a row has no image: it is tried again, or it is finished."""
+    def _fail(self, work: Work, error: ModelScopeError) -> bool:
+        """Note that a row has no image. Return whether it is tried again; else it is finished."""
         if self._engine.fail(work, error):
             risk = ", which may be charged twice" if isinstance(error, SubmissionLostError) else ""
             log.warning("Submitting again%s: %s: %s", risk, _name(work), error)
-            return
+            return True
         self._finish(work, error=error)
+        return False
 
     def _finish(
         self, work: Work, *, images: list[StoredImage] | None = None, error: ModelScopeError | None = None
@@ -581,7 +592,10 @@ class BatchRun:
         self._finished_at.extend([now] * count)
         count_row(status, modelscope_conn_id=self._hook.modelscope_conn_id)
         if error:
-            log.warning("%s is %s: %s", _name(work), status, error)
+            is_known = str(error) == self._logged_error  # as of a model that refuses each row
+            self._logged_error = str(error)
+            what = "failed" if status == "failed" else "is rejected"
+            log.log(logging.DEBUG if is_known else logging.WARNING, "%s %s: %s", _name(work), what, error)
 
     # Credit
 
@@ -608,6 +622,7 @@ class BatchRun:
             {
                 "attempt": self._ti.try_number,
                 "attempt_started_at": self._attempt_started_at,
+                "not_fetched": self._not_fetched,
                 "max_tries": self._max_tries,
                 "total": self._total,
                 "counts": self.counts if self._end else {**self._counts, "skipped": 0},
@@ -639,15 +654,16 @@ class BatchRun:
     def _report(self, *, is_last: bool = False) -> None:
         """Log how far the batch is, now and then."""
         now, done = time.time(), sum(self._counts.values())
+        left = self._total - done
         reported_at, reported = self._reported
-        if not is_last and now - reported_at < REPORT_SECONDS and done - reported < REPORT_ROWS:
+        is_due = left and (now - reported_at >= REPORT_SECONDS or done - reported >= REPORT_ROWS)
+        if not is_last and not is_due:
             return
         self._reported = (now, done)
-        left = self._total - done
         counts = ", ".join(f"{self._counts[status]} {status}" for status in ("stored", "rejected", "failed"))
         rate = self._per_minute
         pace = f", {rate:.1f} a minute" if rate else ""
-        rest = f", about {left / rate:.0f} min left" if rate and left else ""
+        rest = f", about {left / rate:.0f} min left" if rate and left and not is_last else ""
         log.info("%d of %d rows are done: %s%s%s", done, self._total, counts, pace, rest)
         show_rows_left(left, modelscope_conn_id=self._hook.modelscope_conn_id)
 

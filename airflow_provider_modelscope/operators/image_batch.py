@@ -6,9 +6,11 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from urllib.parse import urlsplit
 
 from airflow.sdk import BaseOperator
 
@@ -33,7 +35,7 @@ from airflow_provider_modelscope.operators.image_generation import (
     ON_LOST_RESPONSE,
     REQUEST_PARAMETERS,
 )
-from airflow_provider_modelscope.redaction import preview
+from airflow_provider_modelscope.redaction import preview, preview_url
 from airflow_provider_modelscope.tasks.deferral import (
     POLL_INTERVAL,
     can_defer,
@@ -243,6 +245,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             *constant_checks(self, "max_credit", checked_limit),
             *constant_checks(self, "shard", lambda shard: parse_shard(shard) if shard else None),
             *constant_checks(self, "destination", self._check_folder),
+            self._check_kept_by_retries,
         ]
 
     def _option_errors(self) -> Iterator[str]:
@@ -271,11 +274,30 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     def _check_folder(self, destination: str) -> None:
         from airflow_provider_modelscope.images.object_storage import check_destination
 
-        check_destination(destination)
-        if not destination.endswith("/"):
+        if isinstance(destination, str) and not destination.endswith("/"):
             raise InvalidDestinationError(
                 f"destination = {preview(destination)}: must be a folder, in which each image is named by "
                 "its key: end it with '/'"
+            )
+        check_destination(destination)
+
+    def _check_kept_by_retries(self) -> None:
+        """Check that a retry finds what is paid for."""
+        destination = self.destination
+        if isinstance(destination, str) and re.search(r"\{[{%].*\btry_number\b", destination):
+            raise InvalidDestinationError(
+                f"destination = {preview(destination)}: must be the same in all attempts, else a retry pays "
+                "for everything again: leave try_number out"
+            )
+
+    def _check_not_replaced(self, requests: Any) -> None:
+        """Check that the manifest is not written to the file of requests."""
+        if isinstance(requests, str) and _place_of(requests) == _place_of(self._manifest or ""):
+            raise_invalid(
+                [
+                    f"requests = {preview_url(requests, 300)}: the manifest would replace this file: give it "
+                    "another name, or choose another destination"
+                ]
             )
 
     @property
@@ -352,12 +374,15 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         state = BatchState(destination, ti)
         self._scratch = state.scratch
         destination = replace(destination, scratch=state.scratch)
+        manifest = destination.beside(self._manifest_name(shard))
+        self._manifest = f"{destination.uri}{manifest.name}"
+        self._check_not_replaced(requests)
         with WorkingSet() as rows:
             value, results = state.load()
             if is_resumed:
                 state.read_plan(rows)
             else:
-                rows.add(self._rows(requests, shard))
+                rows.add(self._rows(requests, shard, policy.fallbacks))
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
             if self.is_dry_run:
                 batch.load({}, results)
@@ -365,8 +390,6 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             if not is_resumed:
                 check_store(destination, "read")
                 state.write_plan(rows)
-            manifest = destination.beside(self._manifest_name(shard))
-            self._manifest = f"{destination.uri}{manifest.name}"
             ti.xcom_push(
                 key=BATCH,
                 value={
@@ -387,7 +410,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 if pause:
                     self._defer(pause, context)
                 self._wait_for_credit(batch, rows, policy, context)
-            except ModelScopeError as error:
+            except Exception as error:  # ours, or of this machine, such as a full disk
                 self._conclude(batch, rows, manifest, context, error)
                 raise
             return self._conclude(batch, rows, manifest, context, None)
@@ -448,19 +471,21 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 "mapped tasks, or give each task a folder of its own"
             )
 
-    def _rows(self, requests: Any, shard: Shard | None) -> Iterator[tuple[Row, str]]:
+    def _rows(
+        self, requests: Any, shard: Shard | None, fallbacks: list[dict[str, Any]]
+    ) -> Iterator[tuple[Row, str]]:
         """Yield the rows of this task with their fingerprints."""
         from airflow_provider_modelscope.tasks.deferral import digest_of
 
         row = None
-        for row in self._all_rows(requests):
+        for row in self._all_rows(requests, fallbacks):
             if shard is None or shard.contains(row):
                 given = {name: value for name, value in vars(row.request).items() if value is not None}
                 yield row, digest_of(given)
         if row is None:
             self._raise_empty()
 
-    def _all_rows(self, requests: Any) -> Iterator[Row]:
+    def _all_rows(self, requests: Any, fallbacks: list[dict[str, Any]]) -> Iterator[Row]:
         """Yield the rows of all shards. None contains a secret, and no error quotes one."""
         from airflow_provider_modelscope.batch.rows import read_rows
 
@@ -468,6 +493,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         rows = read_rows(
             requests,
             defaults={name: getattr(self, name) for name in DEFAULTS},
+            fallbacks=fallbacks,
             check_ranges=self.check_ranges,
             storage_conn_id=self.storage_conn_id,
             max_requests=self.max_requests,
@@ -564,7 +590,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         rows: WorkingSet,
         manifest: Any,
         context: Context,
-        error: ModelScopeError | None,
+        error: Exception | None,
     ) -> dict[str, Any]:
         """Write the manifest, and return the summary or raise an error for too many failures.
 
@@ -641,6 +667,14 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.tasks.lineage import lineage_of_batch
 
         return lineage_of_batch(self.requests, self.model, self._manifest)
+
+
+def _place_of(uri: str) -> tuple[str, str, str]:
+    """Return what two URIs of the same object have in common: not the connection."""
+    with suppress(ValueError):  # of what is no URI
+        parts = urlsplit(uri.strip())
+        return parts.scheme, parts.netloc.rpartition("@")[2], re.sub("/+", "/", parts.path)
+    return "", "", uri
 
 
 def _count_errors(most: int, **given: Any) -> Iterator[str]:

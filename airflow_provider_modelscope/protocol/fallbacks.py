@@ -14,7 +14,7 @@ from airflow_provider_modelscope.protocol.request import (
     read_parameters,
 )
 from airflow_provider_modelscope.redaction import preview
-from airflow_provider_modelscope.validation import raise_invalid
+from airflow_provider_modelscope.validation import raise_invalid, unknown_names
 
 MAX_FALLBACKS = 10
 SHARED = ("prompt", "image_url")  # the parameters in which all requests are equal
@@ -89,12 +89,8 @@ def _parameters_of(entry: Any) -> Mapping[Any, Any] | None:
 
 def _forbidden(names: Iterable[Any]) -> Iterator[str]:
     """Yield an error for each name that an entry must not contain."""
-    from difflib import get_close_matches
-
     for name in names:
         if name in SHARED:
             yield f"must not contain {name}, which is the task's for every model"
-        elif name not in OWN:
-            near = get_close_matches(name.lower(), OWN, n=1) if isinstance(name, str) else []
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(OWN)}"
-            yield f"unknown parameter {preview(name)} ({hint})"
+        else:
+            yield from unknown_names([name], OWN, kind="parameter")

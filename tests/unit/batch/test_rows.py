@@ -94,7 +94,7 @@ FORMS = "must be a list of prompts or of mappings, or the URI of a file"
     ("requests", "problem"),
     [
         ("a cat", "put a single prompt into a list"),
-        ("prompts.jsonl", FORMS),
+        ("prompts.jsonl", "begin the path of a local file with 'file://'"),
         ("", FORMS),
         ("None", FORMS),
         (None, FORMS),
@@ -132,6 +132,7 @@ def test_other_input_is_rejected(requests: Any, problem: str) -> None:
         (["a cat"], "must be a prompt or a mapping, not list"),
         (b"a cat", "must be a prompt or a mapping, not bytes"),
         ('{"prompt": "a cat"}', "is the JSON text of a mapping: give the mapping itself"),
+        ("s3://bucket/prompts.csv", "is the URI of a file: give it as requests itself"),
         ("", "prompt = '': must describe the image"),
         ({}, "prompt is missing"),
         ({"prompt": None}, "prompt is missing"),
@@ -288,6 +289,15 @@ def test_a_size_for_another_model_names_the_operator() -> None:
     message = rejection([{"prompt": "a cat", "model": "a/z-image"}], defaults=DEFAULTS | {"size": "64x64"})
     assert message.startswith("requests[0]: size = '64x64': must be from 512x512")
     assert "It is the operator's: give this row a size of its own" in message
+
+
+def test_a_size_must_suit_the_fallback_models() -> None:
+    fallbacks = [{"model": "a/flux"}, {"model": "a/z-image", "size": "512x512"}]
+    given = ["a cat", {"prompt": "a dog", "size": "1664x64"}, {"prompt": "a cow", "size": "1024x64"}]
+    message = rejection(given, fallbacks=fallbacks)
+    assert message.startswith("requests[1]: size = '1664x64': must be from 64x64 to 1024x1024 for FLUX")
+    assert message.endswith("a/flux is a fallback: give it a size in fallback_models.")
+    assert len(rows(given, fallbacks=fallbacks, check_ranges=False)) == 3
 
 
 def test_each_row_needs_a_model_if_there_is_no_default() -> None:

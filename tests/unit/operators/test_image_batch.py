@@ -34,6 +34,7 @@ from airflow_provider_modelscope.exceptions import (
     PriceUnknownError,
     QueueFullError,
     ServiceUnreachableError,
+    SubmissionLostError,
     SubmissionRecordError,
 )
 from airflow_provider_modelscope.hooks.modelscope import DOWNLOAD_ATTEMPTS
@@ -265,6 +266,14 @@ class TestInput:
         assert not emulator.requests
         assert not list(tmp_path.iterdir())
 
+    def test_nothing_is_sent_if_a_size_does_not_suit_a_fallback_model(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        requests = [{"prompt": "A cat", "size": "2048x2048"}]
+        with pytest.raises(InvalidRequestError, match="a/flux is a fallback"):
+            batch(tmp_path, requests=requests, fallback_models=["a/flux"]).execute(context)
+        assert not emulator.requests
+
     @pytest.mark.parametrize(
         "requests", [None, "", "A cat", 7, {"prompt": "A cat"}, b"A cat", [None]], ids=str
     )
@@ -312,8 +321,9 @@ class TestInput:
             ("max_credit", "much", "must be a number"),
             ("shard", "3/3", "must be text such as '0/3'"),
             ("shard", "first", "must be text such as '0/3'"),
-            ("destination", "file:///folder", "names an object without the suffix"),
+            ("destination", "file:///folder", "must be a folder"),
             ("destination", "file:///folder/cat.png", "must be a folder"),
+            ("destination", "folder/", "must be a URI such as"),
             ("fallback_models", "a/b", "must be a list of at most 10 model ids"),
             ("steps", 0, "must be an integer from 1 to 100"),
         ],
@@ -328,6 +338,20 @@ class TestInput:
         assert problem in str(parsed.value)
         assert problem in str(ran.value)
         assert not emulator.requests
+
+    def test_a_folder_for_each_attempt_is_an_error(self) -> None:
+        with DAG("a_dag", schedule=None), pytest.raises(InvalidDestinationError, match="the same in all att"):
+            batch(destination="file:///folder/{{ ds }}/{{ ti.try_number }}/")
+
+    @pytest.mark.parametrize("name", ["manifest.jsonl", "/manifest.jsonl"])
+    def test_the_manifest_never_replaces_the_file_of_requests(
+        self, emulator: Emulator, context: Context, tmp_path: Path, name: str
+    ) -> None:
+        (tmp_path / "manifest.jsonl").write_text('"A cat"\n')
+        with pytest.raises(InvalidRequestError, match="the manifest would replace this file"):
+            batch(tmp_path, requests=f"file://{tmp_path}/{name}").execute(context)
+        assert (tmp_path / "manifest.jsonl").read_text() == '"A cat"\n'
+        assert not emulator.accepted
 
     def test_waiting_for_credit_on_a_worker_is_an_error(self, emulator: Emulator) -> None:
         with pytest.raises(InvalidRequestError, match="on_exhausted = 'wait': needs deferrable=True"):
@@ -804,6 +828,25 @@ class TestLostResponse:
         assert summary["credit"] == 3
         assert "Submitting again, which may be charged twice: row 1 (000001)" in caplog.text
 
+    @pytest.mark.parametrize(("on_lost_response", "sent"), [("resubmit", 6), ("fail", 3)])
+    def test_three_rows_without_a_response_end_the_batch(
+        self,
+        emulator: Emulator,
+        context: Context,
+        ti: Attempts,
+        tmp_path: Path,
+        on_lost_response: str,
+        sent: int,
+    ) -> None:
+        emulator.fail(f"submit:502:{sent}")
+        task = batch(tmp_path, requests=CATS, on_lost_response=on_lost_response, max_failures=3)
+        summary = failed(task, context, SubmissionLostError, match="^3 rows in a row")
+        assert summary["counts"] == {"stored": 0, "rejected": 0, "failed": 3, "skipped": 1}
+        assert len(submissions(emulator)) == sent
+        ti.retry()
+        is_sent_again = on_lost_response == "resubmit"
+        assert task.execute(context)["counts"]["stored"] == (4 if is_sent_again else 1)
+
     def test_fail_lets_the_row_fail_until_a_clear(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
     ) -> None:
@@ -1274,6 +1317,16 @@ class TestPaidOnce:
         assert statuses(batch(tmp_path, requests=requests).execute(context)) == ["stored"] * 9
         assert sorted(prompts(emulator)) == requests
 
+    @pytest.mark.parametrize("fault", ["image:html:always", "image:404:always"])
+    def test_images_that_are_all_broken_or_gone_end_the_batch(
+        self, emulator: Emulator, context: Context, tmp_path: Path, fault: str
+    ) -> None:
+        emulator.fail(fault)
+        requests = [f"Cat {number}" for number in range(9)]
+        summary = failed(batch(tmp_path, requests=requests), context, ImageError, match="^3 images in a row")
+        assert summary["counts"]["failed"] == 3
+        assert emulator.accepted <= 9  # two for each of them, and what runs beside them
+
     def test_a_retry_fetches_them_without_paying(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
     ) -> None:
@@ -1320,6 +1373,19 @@ class TestPaidOnce:
         emulator.fail("submit:401:always")
         failed(batch(tmp_path, requests=CATS), context, AuthenticationError)
         assert len(submissions(emulator)) == 1
+
+    def test_an_error_of_the_machine_leaves_a_manifest_and_a_summary(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*given: Any, **options: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(run_module, "land_images", full)
+        with pytest.raises(OSError, match="No space left"):
+            batch(tmp_path).execute(context)
+        summary = context["ti"].pushed["summary"]
+        assert summary["counts"]["skipped"] == 2
+        assert statuses(summary) == ["skipped", "skipped"]
 
     def test_images_being_stored_are_kept_when_the_batch_ends(
         self, emulator: Emulator, context: Context, register: Register
@@ -1421,6 +1487,22 @@ class TestDeferral:
         assert statuses(summary) == ["stored", "stored"]
         assert prompts(slow) == CATS[:2]
         assert summary["credit"] == 2
+
+    def test_images_that_cannot_be_fetched_are_counted_over_deferrals(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        slow.fail("image:404:always")
+        given = {**self.GIVEN, "requests": CATS, "item_attempts": 1}
+        deferral = self.deferred(tmp_path, context, **given)
+        for _ in range(2):
+            slow.finish()
+            with pytest.raises(TaskDeferred) as raised:
+                resume(batch(tmp_path, **given), deferral, context)
+            deferral = raised.value
+        slow.finish()
+        with pytest.raises(ImageError, match="3 images in a row"):
+            resume(batch(tmp_path, **given), deferral, context)
+        assert prompts(slow) == CATS
 
     def test_a_generation_below_defer_after_is_waited_for(
         self, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
