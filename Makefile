@@ -34,8 +34,8 @@ check: $(READY) ## Lint, format and types
 test: $(READY) ## Unit and contract tests, in two processes; a minute
 	@$(BIN)/python -m pytest -n 2 tests/unit
 
-test-fuzz: $(READY) ## Generated requests, responses and emulator calls; a minute
-	@$(BIN)/python -m pytest tests/fuzz
+test-fuzz: $(READY) ## Generated requests, responses and emulator calls, in two processes; three minutes
+	@$(BIN)/python -m pytest -n 2 tests/fuzz
 
 test-integration: $(READY) ## Dags in a real Airflow; three minutes
 	@$(BIN)/python -m pytest tests/integration

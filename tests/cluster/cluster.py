@@ -52,6 +52,9 @@ SETTINGS = {
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "8",
     # With its defaults, Airflow takes minutes to notice that a machine died.
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    # A task that was on its way to a worker when that died stays queued: for 600 s by default.
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "240",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "20",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
     "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "60",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "40",  # see tests/proof/conftest.py
