@@ -134,11 +134,11 @@ class Engine:
     @property
     def next_schedule(self) -> PollSchedule:
         """The wait for the generation that is polled next."""
-        return min(self._running.values(), key=lambda running: running.next_poll).schedule
+        return min(self._running.values(), key=_next_poll).schedule
 
     def next_action(self, now: float) -> Submit | Poll | Wait | Done:
         """Return what to do next."""
-        first = min(self._running.values(), key=lambda running: running.next_poll, default=None)
+        first = min(self._running.values(), key=_next_poll, default=None)
         if first and first.next_poll <= now:
             return Poll(work=first.work)
         submit_at = self._submit_at()
@@ -258,6 +258,10 @@ class Engine:
         running = self._running.pop(key)
         self._storing[key] = running.work
         self.share.end(now=now, usual_seconds=running.schedule.usual_seconds)
+
+
+def _next_poll(running: _Running) -> float:
+    return running.next_poll
 
 
 def is_rejection(error: ModelScopeError) -> bool:

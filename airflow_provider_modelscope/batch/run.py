@@ -204,7 +204,7 @@ class BatchRun:
             if row := RunningRow.from_json(entry):
                 self._take_over(
                     row if is_same_attempt else replace(row, attempts=0),
-                    was_cleared=value.get("max_tries") != self._max_tries,
+                    was_cleared=was_cleared,
                     now=now,
                 )
         for key, (fingerprint, submission) in unfinished.items():
@@ -212,7 +212,7 @@ class BatchRun:
                 self._resume(work, submission, now=now)
 
     def _apply(self, result: Mapping[str, Any], unfinished: dict[str, tuple[str, Submission]]) -> None:
-        """Set the result of a row, unless the row is to be done again."""
+        """Keep the result of a row. A row that failed and may be tried again stays without one."""
         known = Result.from_json(result)
         if known is None or known.fingerprint is None:
             return
@@ -249,9 +249,7 @@ class BatchRun:
 
     def _resume(self, work: Work, submission: Submission, *, now: float) -> None:
         """Wait for a generation that is paid for."""
-        log.info(
-            "Resuming generation %s of row %d (%s)", submission.generation_id, work.row.number, work.row.key
-        )
+        log.info("Resuming generation %s of %s", submission.generation_id, _name(work))
         self._engine.resume(
             replace(work, submission=self._described(submission, work)),
             attempt_started_at=self._attempt_started_at,
@@ -391,7 +389,7 @@ class BatchRun:
             self._sending = None
             self.has_submitted = True
             self._record_if_possible()
-            if self._hook.finished_at_once(submission.generation_id):  # nobody else can fetch its images
+            if self._hook.finished_at_once(submission.generation_id):  # no other process can fetch its images
                 self._poll(work.submitted(submission))
 
     def _submit_row(self, work: Work) -> Submission:

@@ -113,7 +113,7 @@ def land_images(
     embed_metadata: bool,
     log_level: int = logging.INFO,
 ) -> list[StoredImage]:
-    """Download and store every image, as :func:`store_images` does, and report them to nobody."""
+    """Download and store every image, as :func:`store_images` does, but without an XCom and asset events."""
     provenance = Provenance(generation=generation, submission=submission)
     stored: list[StoredImage] = []
     with _generation_in_errors(generation), ExitStack() as opened:
