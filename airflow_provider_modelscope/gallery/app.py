@@ -10,7 +10,8 @@ import asyncio
 import re
 import secrets
 import time
-from functools import cache, partial
+from collections import Counter
+from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +21,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result
@@ -98,33 +99,30 @@ def _images(request: Request, dag_id: str) -> Response:
     only = instance if instance.task_id else None
     groups = cards_of(run, only=only, now=now)
     cards = [card for group in groups.values() for card in group]
-    failures = [card for card in cards if not card.image and not card.is_pending]
-    shown = {
-        task_id: found
-        for task_id, group in groups.items()
-        if (found := [c for c in group if c not in failures])
-    }
+    rows = [card for card in cards if card.kind in ("failed", "idle")]
+    shown = {task_id: [card for card in group if card not in rows] for task_id, group in groups.items()}
     view: View = "failed" if _query_value(request, "view") == "failed" else "images"
     up_to = _integer(_query_value(request, "up_to"))
     batches = batches_of(run, only=only, view=view, up_to=up_to, now=now)
     return _page(
-        groups=shown,
-        failures=failures,
+        "run.html",
+        singles=[group[0] for group in shown.values() if len(group) == 1],
+        groups={task_id: group for task_id, group in shown.items() if len(group) > 1},
+        rows=rows,
         batches=batches,
+        counts=Counter(card.kind for card in cards),
         message="This task has no images." if instance.task_id else "This run has no images.",
-        airflow_path=_airflow_path(dag_id, run_id, instance),
-        path_of=partial(_airflow_path, dag_id, run_id),
+        dag_id=dag_id,
+        run_id=run_id,
+        instance=only,
+        path_of=_airflow_path,
         errors_page=_errors_page(),
-        title=" / ".join(filter(None, (dag_id, run_id, instance.task_id))),
-        stored=sum(1 for card in cards if card.image),
-        pending=sum(1 for card in cards if card.is_pending),
         is_live=not run.is_finished,
         etag=etag,
         chunks_of=chunks_of,
         known=(request.headers.get("Known-Chunks") or "").split(","),
         is_update="Known-Chunks" in request.headers,
         now=now,
-        run_id=run_id,
         thumbnail_side=THUMBNAIL_SIDE,
     )
 
@@ -216,7 +214,9 @@ async def _error_response(request: Request, error: Exception) -> Response:
     message = _MESSAGES.get(401 if is_signed_out else error.status_code, str(error.detail))
     if request.url.path.endswith("/images"):
         sign_in = _sign_in_path(request) if is_signed_out else None
-        return _page(message=message, sign_in=sign_in, status_code=error.status_code)
+        return _page(
+            "error.html", message=message, sign_in=sign_in, now=time.time(), status_code=error.status_code
+        )
     return Response(
         message,
         status_code=error.status_code,
@@ -233,14 +233,14 @@ def _sign_in_path(request: Request) -> str:
     return f"../../api/v2/auth/login?next={back}"
 
 
-def _page(*, status_code: int = 200, **values: Any) -> Response:
+def _page(template: str, *, status_code: int = 200, is_update: bool = False, **values: Any) -> Response:
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; img-src 'self'; connect-src 'self'; script-src 'nonce-{nonce}'; "
         f"style-src 'nonce-{nonce}'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
     )
     return Response(
-        _template().render(nonce=nonce, **values),
+        _templates().get_template(template).render(nonce=nonce, is_update=is_update, **values),
         status_code=status_code,
         media_type="text/html; charset=utf-8",
         headers={**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": policy},
@@ -248,17 +248,17 @@ def _page(*, status_code: int = 200, **values: Any) -> Response:
 
 
 @cache
-def _template() -> Any:
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("airflow_provider_modelscope", "gallery"),
         autoescape=select_autoescape(),
         trim_blocks=True,
         lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     folder = files("airflow_provider_modelscope") / "gallery"
-    return environment.get_template(
-        "page.html", globals={name: (folder / f"page.{name}").read_text() for name in ("css", "js")}
-    )
+    environment.globals |= {name: (folder / f"page.{name}").read_text() for name in ("css", "js")}
+    return environment
 
 
 @cache
@@ -277,17 +277,21 @@ def _errors_page() -> str:
     return f"{known['Documentation']}/errors.md" if "Documentation" in known else ""
 
 
-def _airflow_path(dag_id: str, run_id: str, instance: Instance, tab: str = "") -> str:
-    """Return the path of the run's or the task instance's page in Airflow's UI, relative to the gallery.
+def _airflow_path(dag_id: str, run_id: str = "", instance: Instance | None = None, tab: str = "") -> str:
+    """Return the path of a Dag, a run or a task instance in Airflow's UI, relative to the gallery.
 
     :param tab: A tab of the page of a task instance, such as ``details``. The first is its log.
     """
-    run = f"../../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    path = f"../../dags/{quote(dag_id, safe='')}"
+    if run_id:
+        path += f"/runs/{quote(run_id, safe='')}"
+    if instance is None:
+        return path
     index, region = instance.map_index, quote(instance.region_id, safe="")
     tab = f"/{tab}" if tab else ""
     mapped = f"/mapped/{index}" if index >= 0 else ""
     which = f"{tab}?region_id={region}&region_index={index}" if region else f"{mapped}{tab}"
-    return f"{run}/tasks/{quote(instance.task_id, safe='')}{which}" if instance.task_id else run
+    return f"{path}/tasks/{quote(instance.task_id, safe='')}{which}"
 
 
 def _query_value(request: Request, name: str) -> str:

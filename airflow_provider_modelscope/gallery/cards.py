@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_modelscope import exceptions
 from airflow_provider_modelscope.gallery.status import Status, places_of, status_of
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
     from airflow_provider_modelscope.links import Instance
 
+
+Kind = Literal["image", "pending", "failed", "idle"]
 
 CHUNK_SIZE = 20  # a change of one card sends so many
 
@@ -68,9 +70,13 @@ class Card:
     given: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def is_pending(self) -> bool:
-        """Whether its image may still be stored."""
-        return bool(self.status and self.status.is_pending)
+    def kind(self) -> Kind:
+        """What the page counts it as."""
+        if self.image:
+            return "image"
+        if self.status and self.status.is_pending:
+            return "pending"
+        return "idle" if self.status and self.status.is_idle else "failed"
 
     @property
     def key(self) -> str:
@@ -86,8 +92,10 @@ class Card:
 
     @property
     def caption(self) -> str:
-        """What tells the card apart from the others of its section, or an empty text."""
-        return self.instance_name if self.row is None else self.row
+        """What tells the card apart from the others of its section."""
+        if self.row is not None:
+            return self.row
+        return self.instance_name or f"Image {self.number}"
 
     @property
     def instance_name(self) -> str:
@@ -136,7 +144,15 @@ class Card:
     @property
     def model(self) -> str:
         """The model, or an empty text."""
-        return str(self.parameters.get("model") or "")
+        return str(self.parameters.get("model") or (self.image and self.image.model) or "")
+
+    @property
+    def size(self) -> str:
+        """The size in pixels, or an empty text."""
+        image = self.image
+        if image and image.width and image.height:
+            return f"{image.width} × {image.height}"
+        return str(self.parameters.get("size") or "").replace("x", " × ")
 
     @property
     def seed(self) -> str:
@@ -145,22 +161,33 @@ class Card:
         return "" if seed is None else str(seed)
 
     @property
+    def facts(self) -> list[str]:
+        """What a card says below the prompt: the model without its owner, the size and the seed."""
+        seed = f"seed {self.seed}" if self.seed else ""
+        return list(filter(None, (self.model.rpartition("/")[2], self.size, seed)))
+
+    @property
     def alternative_text(self) -> str:
         """The image's text for screen readers."""
         return f"Image of: {truncated(self.prompt, 300)}" if self.prompt else "Image of an unknown prompt"
 
     @property
+    def file_name(self) -> str:
+        """The name under which the image is downloaded."""
+        return self.image.uri.rpartition("/")[2] if self.image else ""
+
+    @property
     def details(self) -> list[tuple[str, str]]:
-        """Labels and values of everything that is known of a stored image."""
+        """Labels and values of what a stored image shows and how it was asked for."""
         if self.image is None:
             return []
         image, parameters = self.image, self.parameters
         details = {
             "Prompt": self.prompt,
             "Negative prompt": parameters.get("negative_prompt"),
-            "Model": parameters.get("model") or image.model,
+            "Model": self.model,
             "Model asked first": image.asked_model,
-            "Size": f"{image.width} x {image.height}" if image.width and image.height else None,
+            "Size": self.size,
             "Seed": self.seed,
             "Steps": parameters.get("steps"),
             "Guidance": parameters.get("guidance"),
@@ -168,12 +195,23 @@ class Card:
             "Source image": parameters.get("image_url"),
             "Duration": None if image.duration_ms is None else f"{image.duration_ms / 1000:.1f} s",
             "Credit": None if image.credit is None else f"{image.credit:g}",
+        }
+        return _known(details)
+
+    @property
+    def technical_details(self) -> list[tuple[str, str]]:
+        """Labels and values of where a stored image is, and what identifies it."""
+        if self.image is None:
+            return []
+        image = self.image
+        details = {
             "URI": image.uri,
             "Sidecar": image.sidecar_uri,
-            "Generation ID": image.generation_id,
+            "Bytes": f"{image.size_bytes:,}",
             "SHA-256": image.sha256,
+            "Generation ID": image.generation_id,
         }
-        return [(label, str(value)) for label, value in details.items() if value not in (None, "")]
+        return _known(details)
 
     @property
     def arguments(self) -> str:
@@ -181,6 +219,10 @@ class Card:
         names = [field.name for field in fields(GenerationRequest)]
         given = {name: self.parameters.get(name) for name in names}
         return "\n".join(f"{name}={value!r}," for name, value in given.items() if value is not None)
+
+
+def _known(details: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(label, str(value)) for label, value in details.items() if value not in (None, "")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ document.addEventListener("DOMContentLoaded", () => {
   writeTimes();
   setInterval(writeTimes, 1000);
 
-  const cards = () => [...document.querySelectorAll("li.image")];
+  const cards = () => [...document.querySelectorAll("li.image")].filter((card) => card.checkVisibility());
   const cardOf = (key) => cards().find((card) => card.dataset.key === key);
 
   // Why an image did not load: the text that its URL returns instead.
@@ -78,13 +78,22 @@ document.addEventListener("DOMContentLoaded", () => {
     message.hidden = true;
     fullSize.src = link.href;
     fullSize.alt = link.querySelector("img")?.alt || "";
-    dialog.querySelector(".details").replaceChildren(card.querySelector("template").content.cloneNode(true));
-    dialog.querySelector(".copied").textContent = "";
-    const all = cards();
-    for (const button of dialog.querySelectorAll("[data-step]")) {
-      button.disabled = !all[all.indexOf(card) + Number(button.dataset.step)];
-    }
+    const details = dialog.querySelector(".details");
+    details.replaceChildren(card.querySelector("template").content.cloneNode(true));
+    details.scrollTop = 0;
+    dialog.querySelector(".caption").textContent = card.querySelector(".caption").textContent;
+    showPosition();
     if (!dialog.open) dialog.showModal();
+  };
+  const showPosition = () => {
+    const all = cards();
+    const index = all.indexOf(cardOf(shown));
+    dialog.querySelector(".position").textContent = index < 0 ? "" : `${index + 1} of ${all.length}`;
+    for (const button of dialog.querySelectorAll("[data-step]")) {
+      const isFocused = button === document.activeElement;
+      button.disabled = index < 0 || !all[index + Number(button.dataset.step)];
+      if (isFocused && button.disabled) dialog.querySelector("[data-close]").focus();
+    }
   };
 
   const step = (by) => {
@@ -93,36 +102,55 @@ document.addEventListener("DOMContentLoaded", () => {
     if (next) show(next);
   };
 
-  const copy = async (text, place) => {
-    const copied = place.querySelector(".copied");
+  const copy = async (button) => {
+    let done = true;
     try {
-      await navigator.clipboard.writeText(text);
+      await navigator.clipboard.writeText(button.dataset.copy);
     } catch {
       // Browsers offer the clipboard API over HTTPS only; copying a selection also works over HTTP.
       const area = document.createElement("textarea");
-      area.value = text;
-      place.append(area);
+      area.value = button.dataset.copy;
+      button.after(area);
       area.select();
-      const done = document.execCommand("copy");
+      done = document.execCommand("copy");
       area.remove();
-      if (!done) {
-        copied.textContent = "The browser did not allow copying. Select the text above instead.";
-        return;
-      }
+      button.focus();
     }
-    copied.textContent = "Copied.";
+    const label = button.label || [...button.childNodes];
+    button.label = label; // a second click comes before the label is back
+    button.textContent = done ? "Copied" : "The browser does not allow this";
+    clearTimeout(button.timer);
+    button.timer = setTimeout(() => button.replaceChildren(...label), 2000);
   };
+
+  // Show only the cards of one kind. The address keeps which, for a reload and for links.
+  const gallery = document.getElementById("gallery");
+  const press = (place) => {
+    for (const button of place.querySelectorAll("[data-filter]")) {
+      button.setAttribute("aria-pressed", button.dataset.filter === gallery.dataset.only);
+    }
+  };
+  const filter = (kind) => {
+    const exists = gallery.querySelector(`[data-filter="${CSS.escape(kind || "")}"]:enabled`);
+    if (exists) gallery.dataset.only = kind;
+    else delete gallery.dataset.only;
+    press(gallery);
+    const hash = exists ? `#${kind}` : "";
+    if (location.hash !== hash) history.replaceState(null, "", hash || location.pathname + location.search);
+  };
+  if (location.hash) filter(location.hash.slice(1));
 
   document.addEventListener("click", (event) => {
     const at = (selector) => event.target.closest(selector);
     const link = at("a[data-open]");
-    const away = at("a[target]");
+    const away = at("a[target], a[download]");
     if (away && "framed" in document.documentElement.dataset) {
       // Airflow's frame may not open other pages, but Airflow's own page may.
       event.preventDefault();
       const copied = window.parent.document.createElement("a");
       copied.href = away.href;
       copied.target = event.ctrlKey || event.metaKey ? "_blank" : away.target;
+      if (away.hasAttribute("download")) copied.download = away.download;
       copied.rel = "noopener";
       copied.click();
       return;
@@ -131,10 +159,12 @@ document.addEventListener("DOMContentLoaded", () => {
       event.preventDefault();
       show(link.closest("li"));
     } else if (at("[data-copy]")) {
-      copy(at("[data-copy]").dataset.copy, at("dialog, .manifest, .links"));
+      copy(at("[data-copy]"));
+    } else if (at("[data-filter]")) {
+      filter(at("[aria-pressed='false']")?.dataset.filter);
     } else if (at("[data-step]")) {
       step(Number(at("[data-step]").dataset.step));
-    } else if (at("[data-close]") || event.target === dialog) {
+    } else if (at("[data-close]")) {
       dialog.close();
     }
   });
@@ -190,7 +220,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const image = one.querySelector("a[data-open]");
       if (image) return `${one.querySelector(".state")?.textContent} ${image.getAttribute("href")}`;
       const copy = one.cloneNode(true);
-      for (const part of copy.querySelectorAll("time, .copied")) part.textContent = ""; // written by this script
+      for (const part of copy.querySelectorAll("time")) part.textContent = ""; // written by this script
       return copy.outerHTML;
     };
     if (contentOf(card) === contentOf(newCard)) return card;
@@ -207,22 +237,26 @@ document.addEventListener("DOMContentLoaded", () => {
     part.replaceWith(newPart);
     controls(newPart)[focused]?.focus();
   };
-  const gallery = document.getElementById("gallery");
+  const updateParts = (place, newPlace) => {
+    for (const part of place.querySelectorAll(":scope > [data-part]")) {
+      const newPart = newPlace.querySelector(`:scope > [data-part="${part.dataset.part}"]`);
+      if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
+    }
+  };
   const update = (text) => {
     const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
     const newGallery = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
     gallery.dataset.live = newGallery.dataset.live;
     gallery.dataset.etag = newGallery.dataset.etag || "";
-    for (const paragraph of gallery.querySelectorAll(":scope > p")) paragraph.remove();
-    gallery.prepend(...newGallery.querySelectorAll(":scope > p"));
+    press(newGallery);
+    updateParts(gallery, newGallery);
     merge(gallery, newGallery, "section", (section, newSection) => {
-      for (const part of section.querySelectorAll("[data-part]")) {
-        const newPart = newSection.querySelector(`[data-part="${part.dataset.part}"]`);
-        if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
-      }
+      updateParts(section, newSection);
       merge(section.querySelector(".items"), newSection.querySelector(".items"), "li", updateCard);
       return section;
     });
+    filter(gallery.dataset.only);
+    if (dialog.open) showPosition();
     writeTimes();
   };
   let timer = null;

@@ -36,6 +36,7 @@ class Status:
     :param since: When the state began, in epoch seconds.
     :param usual: How many seconds it usually takes, if that is known.
     :param is_pending: Whether the image may still be stored.
+    :param is_idle: Whether nothing was tried, so that nothing failed.
     """
 
     label: str
@@ -45,6 +46,7 @@ class Status:
     since: float | None = None
     usual: float | None = None
     is_pending: bool = True
+    is_idle: bool = False
 
 
 def status_of(
@@ -164,7 +166,8 @@ def _ended(task: TaskState | None, generation: str, error: AttemptError | None, 
     """Return why a task that does nothing any more has no image."""
 
     def missing(label: str, color: str, sentence: str, at: float | None = None) -> Status:
-        return Status(label=label, color=color, sentence=sentence, at=at, is_pending=False)
+        is_idle = color in ("skipped", "none")
+        return Status(label=label, color=color, sentence=sentence, at=at, is_pending=False, is_idle=is_idle)
 
     match task.state if task else None:
         case "failed" if error:

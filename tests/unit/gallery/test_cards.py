@@ -57,16 +57,20 @@ class TestImage:
         assert card.details == [
             ("Prompt", "A cat"),
             ("Model", "a/b"),
-            ("Size", "64 x 32"),
+            ("Size", "64 × 32"),
             ("Seed", "0"),
             ("Steps", "30"),
             ("Duration", "5.4 s"),
             ("Credit", "0.5"),
+        ]
+        assert card.technical_details == [
             ("URI", "s3://bucket/42.png"),
             ("Sidecar", "s3://bucket/42.png.json"),
-            ("Generation ID", "42"),
+            ("Bytes", "5"),
             ("SHA-256", "ab" * 32),
+            ("Generation ID", "42"),
         ]
+        assert (card.facts, card.file_name) == (["b", "64 × 32", "seed 0"], "42.png")
 
     def test_the_request_is_copied_as_python_arguments(self) -> None:
         odd = "A \"cat\" named 'Tom'\n\\ {{ ds }} 猫"
@@ -93,8 +97,9 @@ class TestImage:
     )
     def test_wrong_optional_facts_are_left_out(self, wrong: dict[str, Any]) -> None:
         card = only_card(run(pushed("images", [entry(**wrong)])))
-        assert ("SHA-256", "ab" * 32) in card.details
-        assert "None" not in dict(card.details).values()
+        assert ("SHA-256", "ab" * 32) in card.technical_details
+        assert "None" not in dict(card.details + card.technical_details).values()
+        assert "None" not in " ".join(card.facts)
         assert card.alternative_text
         assert isinstance(card.arguments, str)
 
@@ -116,12 +121,12 @@ class TestWithoutImage:
         card = only_card(run(task("queued", prompt="A cat", model="a/b")))
         assert (card.prompt, card.model) == ("A cat", "a/b")
         assert (card.image, card.status and card.status.label) == (None, "Waiting for a worker")
-        assert card.is_pending
+        assert card.kind == "pending"
 
     def test_a_generation_without_an_image_has_a_card(self) -> None:
         card = only_card(run(task("running"), pushed("request", REQUEST)))
         assert (card.prompt, card.model, card.status and card.status.label) == ("A cat", "a/b", "Generating")
-        assert card.is_pending
+        assert card.kind == "pending"
 
     def test_the_usual_duration_is_that_of_the_same_model(self) -> None:
         images = [entry(str(ms), duration_ms=ms, model=model) for ms, model in DURATIONS]
@@ -131,6 +136,16 @@ class TestWithoutImage:
         [card] = groups["draw"]
         assert card.status
         assert card.status.usual == 20.0
+
+    def test_the_size_is_known_before_the_image(self) -> None:
+        card = only_card(run(task("running"), pushed("request", REQUEST | {"size": "512x768", "seed": 7})))
+        assert card.facts == ["b", "512 × 768", "seed 7"]
+
+    @pytest.mark.parametrize(
+        ("state", "kind"), [("failed", "failed"), ("upstream_failed", "failed"), ("skipped", "idle")]
+    )
+    def test_a_task_that_was_skipped_has_not_failed(self, state: str, kind: str) -> None:
+        assert only_card(run(task(state))).kind == kind
 
     def test_each_place_in_the_queue_is_shown(self) -> None:
         waiting = [
