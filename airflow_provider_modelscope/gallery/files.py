@@ -27,7 +27,7 @@ from airflow_provider_modelscope.images.thumbnail import content_type_of, thumbn
 if TYPE_CHECKING:
     from airflow_provider_modelscope.xcoms import StoredImage
 
-THUMBNAIL_SIDE = 320  # pixels
+THUMBNAIL_SIDE = 400  # pixels, as the largest card
 MAX_BYTES = 64 * 1024 * 1024  # an image is held in memory while it is served
 
 _verified: OrderedDict[FoundObject, None] = OrderedDict()  # the objects that hold their images

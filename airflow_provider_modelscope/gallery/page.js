@@ -118,6 +118,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
     const label = button.label || [...button.childNodes];
     button.label = label; // a second click comes before the label is back
+    button.style.minWidth = `${button.offsetWidth}px`; // the others stay where they are
     button.textContent = done ? "Copied" : "The browser does not allow this";
     clearTimeout(button.timer);
     button.timer = setTimeout(() => button.replaceChildren(...label), 2000);

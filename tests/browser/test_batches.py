@@ -65,12 +65,12 @@ def test_a_batch_is_followed_without_a_reload(
         "Image of: A product photo of a vase", "Image of: A product photo of a lamp"
     ]  # fmt: skip
     # The manifest, the full size, and the failed row.
-    batch.get_by_role("button", name="Copy the URI of the manifest").click()
-    expect(batch.get_by_text("Copied.")).to_be_visible()
+    batch.get_by_role("button", name="Copy URI of the manifest").click()
+    expect(batch.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("() => navigator.clipboard.readText()") == f"{folder}manifest.jsonl"
     batch.locator("li.image a").first.click()
     expect(frame.locator("dialog img")).to_have_js_property("naturalWidth", 512)
-    expect(frame.locator("dialog dl")).to_contain_text(f"{folder}vase.png")
+    expect(frame.locator("dialog .details")).to_contain_text(f"{folder}vase.png")
     page.keyboard.press("Escape")
     batch.get_by_role("link", name="Failed rows (1)").click()
     row = batch.locator(".rows li")

@@ -61,7 +61,7 @@ class TestTab:
     ) -> None:
         page = visits.page(VIEWER, color_scheme=color_scheme)
         frame = tab(page, images.path)
-        expect(frame.get_by_text("3 images.")).to_be_visible()
+        expect(frame.get_by_role("button", name="3 generated")).to_be_visible()
         thumbnails = frame.locator("li img")
         expect(thumbnails).to_have_count(3)
         for number, image in enumerate(stored(airflow, images.dag_id)):
@@ -112,9 +112,9 @@ class TestFullSize:
         full_size = frame.locator("dialog img")
         expect(full_size).to_have_js_property("naturalWidth", 512)
         assert looks_like(full_size, stored(airflow, images.dag_id)[0])
-        details = frame.locator("dialog dl")
+        details = frame.locator("dialog .details")
         [[image], *_] = airflow.xcoms(images.dag_id, "draw", "images")
-        for text in (PROMPTS[0], "Qwen/Qwen-Image", "512 x 512", str(image["seed"]), "30", "7.5"):
+        for text in (PROMPTS[0], "Qwen/Qwen-Image", "512 × 512", str(image["seed"]), "30", "7.5"):
             expect(details).to_contain_text(text)
         for text in (image["uri"], image["generation_id"], image["sha256"], "0.0 s"):
             expect(details).to_contain_text(text)
@@ -122,8 +122,8 @@ class TestFullSize:
     def test_it_works_with_the_keyboard(self, images: DagRun, visits: Visits) -> None:
         page = visits.page(VIEWER)
         page.goto(images.gallery)
-        page.keyboard.press("Tab")
-        page.keyboard.press("Tab")  # the first link leads back to Airflow
+        for _ in ("the Dag", "the run", "3 generated", "the first image"):
+            page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         dialog = page.locator("dialog")
         expect(dialog.locator("img")).to_have_attribute("alt", f"Image of: {PROMPTS[0]}")
@@ -131,7 +131,8 @@ class TestFullSize:
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
         expect(dialog.locator("img")).to_have_attribute("alt", f"Image of: {PROMPTS[2]}")
-        expect(dialog.get_by_role("button", name="Next")).to_be_disabled()
+        expect(dialog.get_by_text("3 of 3")).to_be_visible()
+        expect(dialog.get_by_role("button", name="Next")).to_be_hidden()
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("Escape")
         expect(dialog).to_be_hidden()
@@ -147,7 +148,8 @@ class TestFullSize:
 
         def copied(button: str) -> str:
             frame.get_by_role("button", name=button).click()
-            expect(frame.get_by_text("Copied.")).to_be_visible()
+            expect(frame.get_by_role("button", name="Copied")).to_be_visible()
+            expect(frame.get_by_role("button", name=button)).to_be_visible()  # again
             return str(page.evaluate("() => navigator.clipboard.readText()"))
 
         [_, _, [image]] = airflow.xcoms(images.dag_id, "draw", "images")
@@ -194,7 +196,11 @@ class TestWithoutImage:
         expect(page.get_by_role("link", name="Model on ModelScope")).to_be_visible()
         page.locator("a[href^='modelscope/']").click()
         assert looks_like(page.locator("li img"), stored(airflow, "browser_waiting")[0])
-        page.get_by_role("link", name="Back to Airflow").click()
+        for link, path in ((run.run_id, run.path), ("draw [0]", f"{run.task_path(0)}/details")):
+            page.get_by_role("link", name=link).click()
+            page.wait_for_url(f"**{path}")
+            page.go_back()
+        page.get_by_role("link", name="Log").click()
         page.wait_for_url(f"**{run.task_path(0)}")
 
     def test_a_failed_generation_is_reported(
@@ -207,20 +213,20 @@ class TestWithoutImage:
         page = visits.page(ADMIN)
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         frame = tab(page, run.path)
-        expect(frame.get_by_text("0 images, 1 missing.")).to_be_visible()
-        row = frame.locator("li.missing")
+        expect(frame.get_by_role("button", name="1 failed")).to_be_visible()
+        row = frame.locator("li.failed")
         expect(row.locator(".place")).to_contain_text("Failed")
         expect(row.locator(".place")).to_contain_text("draw [0]")
         link = row.get_by_role("link", name="GenerationRejectedError")
         assert str(link.get_attribute("href")).endswith("/docs/errors.md#:~:text=GenerationRejectedError")
-        row.get_by_role("button", name="Copy error").click()
-        expect(row.get_by_text("Copied.")).to_be_visible()
+        row.get_by_role("button", name="Copy error of draw [0]").click()
+        expect(row.get_by_role("button", name="Copied")).to_be_visible()
         copied = page.evaluate("() => navigator.clipboard.readText()")
         assert copied.startswith("draw [0]: GenerationRejectedError: ")
         row.get_by_role("link", name="Log").press("Enter")  # Airflow's frame may not open other pages
         page.wait_for_url(f"**{run.task_path(0)}")
         frame = tab(page, run.path)
-        frame.locator("li.missing").get_by_role("link", name="Task").click()
+        frame.locator("li.failed").get_by_role("link", name="Task").click()
         page.wait_for_url(f"**{run.task_path(0)}/details")
 
     def test_a_deleted_image_is_reported_on_its_card(
@@ -306,7 +312,7 @@ class TestHostile:
         expect(frame.locator("li img")).to_have_count(2)
         for number in range(2):
             frame.locator("li a").nth(number).click()
-            expect(frame.locator("dialog dl")).to_contain_text("hacked")
+            expect(frame.locator("dialog .details")).to_contain_text("hacked")
             frame.get_by_role("button", name="Close").click()
         expect(frame.locator("li b, dialog b, li script, img[src='x']")).to_have_count(0)
         assert page.evaluate("() => window.hacked") is None

@@ -44,7 +44,7 @@ CONTRAST = """() => {
         const [back, front] = [paint(...colors), paint(...colors, getComputedStyle(element).color)];
         return (Math.max(back, front) + 0.05) / (Math.min(back, front) + 0.05);
     };
-    const texts = document.querySelectorAll("main p, main span, main a, main button, main summary, h2");
+    const texts = document.querySelectorAll("main :is(p, span, a, button, summary, h2), header :is(h1, a)");
     return Math.min(...[...texts].filter((one) => one.textContent && one.checkVisibility()).map(contrast));
 }"""
 
@@ -119,7 +119,7 @@ def test_a_task_that_is_marked_failed_names_what_goes_on(
     )
     task = last_run(airflow, DAG_ID).api(f"/taskInstances/draw/{index}")
     api.patch(f"{url}{task}", json={"new_state": "failed"}, timeout=30).raise_for_status()
-    row = page.locator("li.missing")
+    row = page.locator("li.failed")
     expect(row.locator(".state")).to_have_text(re.compile(r"^Stopped at \d\d:\d\d$"))
     generation_id = json.loads(request)["generation_id"]
     expect(row).to_contain_text(f"Generation {generation_id} goes on at ModelScope and occupies the account")
