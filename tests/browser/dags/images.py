@@ -39,6 +39,26 @@ images("browser_waiting", "An image that takes its time", modelscope_conn_id="mo
 images("browser_failing", "An image that fails", modelscope_conn_id="modelscope_slow")
 
 
+with DAG("browser_mixed", schedule=None, params={"destination": Param(type="string")}):
+    posters = ("A poster of the sea", "A poster of a lake", "{{ '' }}")
+    for number, prompt in enumerate(posters, start=1):  # the last one fails
+        ModelScopeImageGenerationOperator(
+            task_id=f"poster_{number}",
+            model="Qwen/Qwen-Image",
+            size="768x512",
+            prompt=prompt,
+            destination="{{ params.destination }}",
+            deferrable=False,
+        )
+    ModelScopeImageGenerationOperator.partial(
+        task_id="draw",
+        model="Qwen/Qwen-Image",
+        size="512x512",
+        destination="{{ params.destination }}",
+        deferrable=False,
+    ).expand(prompt=["A stamp with a snail", "A stamp with a sloth"])
+
+
 with DAG("browser_states", schedule=None, params={"destination": Param(type="string")}):
     ModelScopeImageGenerationOperator.partial(
         task_id="draw",
