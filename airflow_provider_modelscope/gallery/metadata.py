@@ -1,4 +1,4 @@
-"""Reads a Dag run's XComs and task states from Airflow's database. No other module does.
+"""Reads a Dag run's XComs and task states from Airflow's database.
 
 Airflow's public API cannot return all XComs of a run, and one call per image would take seconds. Queries name
 single columns, which are the same from Airflow 3.1 on; the models' own methods are not.
@@ -102,13 +102,13 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             return None
         dag_run_id, state, is_paused = found
         xcoms = session.execute(
-            select(*_instance_columns(XComModel), XComModel.key, XComModel.value).where(
+            select(*instance_columns(XComModel), XComModel.key, XComModel.value).where(
                 XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
                 XComModel.key.in_([BATCH, ERROR, IMAGES, REQUEST]),
             )
         ).all()
         columns: list[Any] = [
-            *_instance_columns(TaskInstance),
+            *instance_columns(TaskInstance),
             TaskInstance.state,
             TaskInstance.operator,
             TaskInstance.rendered_map_index,
@@ -136,7 +136,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             run_id=run_id,
             state=str(state),
             xcoms=[
-                PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value))
+                PushedXCom(instance=Instance.make(*ids), key=key, value=decode(value))
                 for *ids, key, value in xcoms
             ],
             tasks=[_task_state(row, delays, rendered) for row in rows],
@@ -188,7 +188,7 @@ def _rendered(session: Any, of_run: list[Any]) -> dict[Instance, dict[str, str]]
         names = ("dag_id", "run_id", "task_id", "map_index")
         same = [getattr(fields, name) == getattr(TaskInstance, name) for name in names]
     rows = session.execute(
-        select(*_instance_columns(TaskInstance), fields.rendered_fields)
+        select(*instance_columns(TaskInstance), fields.rendered_fields)
         .join(fields, and_(*same))
         .where(*of_run, TaskInstance.operator.in_(SUBMITTERS), TaskInstance.state != "success")
     ).all()
@@ -268,7 +268,7 @@ def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:
 
     with create_session() as session:
         rows = session.execute(
-            select(*_instance_columns(XComModel), XComModel.value).where(
+            select(*instance_columns(XComModel), XComModel.value).where(
                 XComModel.dag_id == dag_id,
                 XComModel.run_id == run_id,
                 XComModel.task_id == instance.task_id,
@@ -281,17 +281,17 @@ def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:
         [value] = found.values()
     else:
         value = found.get(instance.region_id)
-    return _decode(value)
+    return decode(value)
 
 
-def _instance_columns(model: Any) -> list[Any]:
+def instance_columns(model: Any) -> list[Any]:
     """Return the columns that identify a task instance in its run."""
     from sqlalchemy import null
 
     return [model.task_id, model.map_index, getattr(model, "region_id", null())]
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
     """Return a value as the task pushed it. Airflow stores JSON as a text in a JSON column."""
     try:
         return json.loads(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What Airflow loads: the tab "Images" of a Dag run and of a task instance."""
+"""What Airflow loads: the tab "Images" of a Dag, of a Dag run and of a task instance."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ async def gallery(
 # Relative addresses work below any base URL. Airflow replaces the names in braces, but leaves {MAP_INDEX} as
 # it is if the task is not mapped.
 _IMAGES_OF_RUN = f"{GALLERY}/{{DAG_ID}}/images?run_id={{RUN_ID}}"
+RUN_TAB = "modelscope-images"  # in the paths of Airflow's UI
 _VIEWS = [
+    {
+        "name": "Images",
+        "href": f"{GALLERY}/{{DAG_ID}}/all-images",
+        "destination": "dag",
+        "url_route": "modelscope-dag-images",
+    },
     {
         "name": "Images",
         "href": _IMAGES_OF_RUN,
         "destination": "dag_run",
-        "url_route": "modelscope-images",
+        "url_route": RUN_TAB,
     },
     {
         "name": "Images",
