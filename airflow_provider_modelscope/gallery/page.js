@@ -79,9 +79,10 @@ document.addEventListener("DOMContentLoaded", () => {
     fullSize.src = link.href;
     fullSize.alt = link.querySelector("img")?.alt || "";
     const details = dialog.querySelector(".details");
-    details.replaceChildren(card.querySelector("template").content.cloneNode(true));
+    const template = card.querySelector("template");
+    details.replaceChildren(template.content.cloneNode(true));
     details.scrollTop = 0;
-    dialog.querySelector(".caption").textContent = card.querySelector(".caption").textContent;
+    dialog.querySelector(".caption").textContent = template.dataset.title;
     showPosition();
     if (!dialog.open) dialog.showModal();
   };
