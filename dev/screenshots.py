@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,16 +17,20 @@ from tests.browser.visits import Visits, chromium, find_chromium
 from tests.support.real_airflow import RealAirflow
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import FrameLocator, Page
+
+    from tests.browser.visits import ColorScheme
 
 SHOWCASE = Path(__file__).parent / "showcase"
 DOCS = Path(__file__).parent.parent / "docs"
-DAG, IMAGES = "postcards", 8
-VIEWPORT = (1280, 860)
+AWAIT_IMAGES = """() => Promise.all([...document.images].filter((image) => image.src)
+    .filter((image) => image.getBoundingClientRect().top < innerHeight).map((image) => image.decode()))"""
+VIEWPORT, PHONE = (1440, 1000), (390, 844)
+IMAGES = 6  # stored while the other two of the postcards are in progress
 
 
 def main() -> int:
-    """Run the Dag, and take the screenshots while its last image is in progress."""
+    """Run the Dags, and take the screenshots while some of their images are in progress."""
     program = find_chromium()
     if program is None:
         print("Chromium is not installed. Run: apt-get install chromium", file=sys.stderr)
@@ -35,49 +39,91 @@ def main() -> int:
         TemporaryDirectory(prefix="screenshots-") as folder,
         Emulator(duration=2, max_running=IMAGES) as emulator,
         Emulator(duration=3600) as slow,
+        Emulator(duration=1, faults=["poll:moderated", "submit:unverified"]) as picky,
+        Emulator(duration=4) as steady,
         Emulator(tokens=["valid"]) as guarded,
     ):
+        services = {"default": emulator, "slow": slow, "picky": picky, "steady": steady}
         airflow = RealAirflow(
             Path(folder) / "airflow",
             dags=SHOWCASE,
             connections={
                 f"modelscope_{name}": {"conn_type": "modelscope", "password": "any", "host": service.base_url}
-                for name, service in (("default", emulator), ("slow", slow))
+                for name, service in services.items()
             },
         )
         airflow.environment["AIRFLOW__CORE__TEST_CONNECTION"] = "Enabled"
         airflow.migrate()
         with airflow.standalone() as url, chromium(program) as browser:
             visits = Visits(browser, url)
-
-            taken: list[str] = []
-
-            def poll() -> None:
-                stored = airflow.task_states(DAG).count(("draw", "success"))
-                if stored == IMAGES and slow.accepted and not taken:
-                    taken.extend(_take(visits, airflow))
-                    slow.finish()
-
             conf = {"destination": f"file://{folder}/images/"}
-            airflow.run_dag(url, DAG, conf, limit=300, watch=poll)
+
+            def run(dag_id: str, take: Callable[[Visits, str], None], when: Callable[[], bool]) -> None:
+                taken: list[str] = []
+
+                def poll() -> None:
+                    if not taken and when():
+                        [[run_id]] = airflow.query("select run_id from dag_run where dag_id = :id", id=dag_id)
+                        take(visits, run_id)
+                        taken.append(run_id)
+                        slow.finish()
+                    elif taken:
+                        slow.finish()
+
+                airflow.run_dag(url, dag_id, conf, limit=300, watch=poll)
+
+            run("signs", _take_failures, lambda: airflow.task_states("signs").count(("draw", "success")) == 1)
+            run("products", _take_batch, lambda: len(steady.served) >= 6)
+            run(
+                "postcards",
+                _take_run,
+                lambda: airflow.task_states("postcards").count(("draw", "success")) == IMAGES,
+            )
             _take_connection_test(visits, airflow, guarded)
             visits.close()
     return 0
 
 
-def _take(visits: Visits, airflow: RealAirflow) -> Iterator[str]:
-    [[run_id]] = airflow.query("select run_id from dag_run")
-    for scheme in ("light", "dark"):
-        page = visits.page(None, viewport=VIEWPORT, color_scheme=scheme)
-        page.goto(f"/dags/{DAG}/runs/{quote(run_id, safe='')}")
-        page.get_by_role("link", name="Images", exact=True).click()
-        frame = page.frame_locator("iframe[title='Images']")
-        expect(frame.locator("li img")).to_have_count(IMAGES)
-        page.wait_for_load_state("networkidle")
-        yield _screenshot(page, f"images-{scheme}.png")
-        frame.locator("li a").first.click()
+def _tab(
+    visits: Visits, dag_id: str, run_id: str, scheme: ColorScheme = "light"
+) -> tuple[Page, FrameLocator]:
+    page = visits.page(None, viewport=VIEWPORT, color_scheme=scheme)
+    page.goto(f"/dags/{dag_id}/runs/{quote(run_id, safe='')}")
+    page.get_by_role("link", name="Images", exact=True).click()
+    return page, page.frame_locator("iframe[title='Images']")
+
+
+def _take_run(visits: Visits, run_id: str) -> None:
+    schemes: tuple[ColorScheme, ...] = ("light", "dark")
+    for scheme in schemes:
+        page, frame = _tab(visits, "postcards", run_id, scheme)
+        expect(frame.locator("li.image img")).to_have_count(IMAGES)
+        for label in ("Generating", "Queued"):
+            expect(frame.locator(".state").filter(has_text=label)).to_have_count(1)
+        frame.locator("body").evaluate(AWAIT_IMAGES)
+        _screenshot(page, f"images-{scheme}.png")
+        frame.locator("li.image a").first.click()
         expect(frame.locator("dialog img")).to_have_js_property("naturalWidth", 1024)
-        yield _screenshot(page, f"image-{scheme}.png")
+        _screenshot(page, f"image-{scheme}.png")
+    phone = visits.page(None, viewport=PHONE)
+    phone.goto(f"/modelscope/postcards/images?run_id={quote(run_id, safe='')}")
+    expect(phone.locator("li.image img")).to_have_count(IMAGES)
+    phone.locator("body").evaluate(AWAIT_IMAGES)
+    _screenshot(phone, "images-phone.png")
+
+
+def _take_failures(visits: Visits, run_id: str) -> None:
+    page, frame = _tab(visits, "signs", run_id)
+    expect(frame.locator("li.failed")).to_have_count(2)
+    frame.locator("body").evaluate(AWAIT_IMAGES)
+    _screenshot(page, "failed.png")
+
+
+def _take_batch(visits: Visits, run_id: str) -> None:
+    page, frame = _tab(visits, "products", run_id)
+    expect(frame.locator("li.image img").nth(3)).to_be_visible()
+    frame.locator("body").evaluate(AWAIT_IMAGES)
+    _screenshot(page, "batch.png")
 
 
 def _take_connection_test(visits: Visits, airflow: RealAirflow, guarded: Emulator) -> None:
@@ -100,10 +146,9 @@ def _take_connection_test(visits: Visits, airflow: RealAirflow, guarded: Emulato
     _screenshot(page, "connection-test.png")
 
 
-def _screenshot(page: Page, name: str) -> str:
+def _screenshot(page: Page, name: str) -> None:
     page.screenshot(path=DOCS / name, animations="disabled")  # jumps to the end of transitions
     print(f"{DOCS.name}/{name}", flush=True)
-    return name
 
 
 if __name__ == "__main__":

@@ -44,9 +44,8 @@ from airflow_provider_modelscope.gallery.files import (
     verify,
 )
 from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
-from airflow_provider_modelscope.gallery.plugin import RUN_TAB
 from airflow_provider_modelscope.gallery.status import TRIGGERER_TIMEOUT
-from airflow_provider_modelscope.links import Instance
+from airflow_provider_modelscope.links import RUN_TAB, Instance
 from airflow_provider_modelscope.xcoms import BATCH, IMAGES, BatchLocation, StoredImage
 
 if TYPE_CHECKING:

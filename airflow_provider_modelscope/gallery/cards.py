@@ -161,10 +161,14 @@ class Card:
         return "" if seed is None else str(seed)
 
     @property
+    def model_name(self) -> str:
+        """The model without its owner."""
+        return self.model.rpartition("/")[2]
+
+    @property
     def facts(self) -> list[str]:
-        """What a card says below the prompt: the model without its owner, the size and the seed."""
-        seed = f"seed {self.seed}" if self.seed else ""
-        return list(filter(None, (self.model.rpartition("/")[2], self.size, seed)))
+        """The size and the seed, as far as they are known."""
+        return list(filter(None, (self.size, f"seed {self.seed}" if self.seed else "")))
 
     @property
     def alternative_text(self) -> str:

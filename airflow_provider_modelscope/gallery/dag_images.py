@@ -156,11 +156,6 @@ class DagCard(Card):
         """Identifies the card within its Dag."""
         return f"{self.run.run_id} {super().key}"
 
-    @property
-    def place(self) -> str:
-        """The task, with the index of a mapped one or the key of a row."""
-        return super().place if self.row is None else f"{super().place} {self.row}"
-
     def conf(self, params: Iterable[str]) -> str:
         """Return the parameters of the image that the Dag has too, as JSON for a new run; "" for none."""
         names = {field.name for field in fields(GenerationRequest)}.intersection(params)

@@ -82,10 +82,11 @@ document.addEventListener("DOMContentLoaded", () => {
     fullSize.src = link.href;
     fullSize.alt = link.querySelector("img")?.alt || "";
     const details = dialog.querySelector(".details");
-    details.replaceChildren(card.querySelector("template").content.cloneNode(true));
+    const template = card.querySelector("template");
+    details.replaceChildren(template.content.cloneNode(true));
     details.scrollTop = 0;
-    dialog.querySelector(".caption").textContent = card.querySelector(".caption").textContent;
     for (const button of details.querySelectorAll("[data-run-again]")) button.hidden = !triggerButton();
+    dialog.querySelector(".caption").textContent = template.dataset.title;
     showPosition();
     if (!dialog.open) dialog.showModal();
   };

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from airflow_provider_modelscope.compat import AirflowPlugin
-from airflow_provider_modelscope.links import GALLERY, HAS_GALLERY
+from airflow_provider_modelscope.links import GALLERY, HAS_GALLERY, RUN_TAB
 
 
 async def gallery(
@@ -23,7 +23,6 @@ async def gallery(
 # Relative addresses work below any base URL. Airflow replaces the names in braces, but leaves {MAP_INDEX} as
 # it is if the task is not mapped.
 _IMAGES_OF_RUN = f"{GALLERY}/{{DAG_ID}}/images?run_id={{RUN_ID}}"
-RUN_TAB = "modelscope-images"  # in the paths of Airflow's UI
 _VIEWS = [
     {
         "name": "Images",

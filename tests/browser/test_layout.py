@@ -60,9 +60,9 @@ def test_tasks_with_one_image_flow_and_others_have_sections(mixed: DagRun, visit
     expect(page).to_have_title(f"Images · browser_mixed · {mixed.run_id}")
     assert page.locator("h2").all_inner_texts() == ["Without an image", "draw"]
     captions = page.locator(".cards .caption").all_inner_texts()
-    assert sorted(captions[:2]) == ["poster_1", "poster_2"]
-    assert captions[2:] == ["[0]", "[1]"]
-    assert page.locator(".cards .facts").first.inner_text().startswith("Qwen-Image · 768 × 512 · seed ")
+    assert sorted(captions[:2]) == ["poster_1 Qwen-Image", "poster_2 Qwen-Image"]
+    assert captions[2:] == ["[0] Qwen-Image", "[1] Qwen-Image"]
+    assert page.locator(".cards .facts").first.inner_text().startswith("768 × 512 · seed ")
 
 
 def test_filters_show_only_what_was_asked_for(mixed: DagRun, visits: Visits) -> None:

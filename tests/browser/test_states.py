@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import time
+from contextlib import closing, contextmanager
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,3 +189,81 @@ def test_a_hidden_page_asks_nothing_and_an_unchanged_one_gets_nothing(images: Da
         page.clock.run_for(20_000)
     assert response.value.status == 304
     assert page.locator("li img").count() == 3
+
+
+CARDS, ASKED, ROUNDS = 5000, 30, 3
+
+
+@contextmanager
+def many_cards(airflow: RealAirflow, run: DagRun, image: dict[str, Any]) -> Iterator[None]:
+    """Add mapped task instances with an image each to a run for a while, as copies of one that it has."""
+    numbers = "with recursive numbers(n) as (select 3 union all select n + 1 from numbers where n < :last)"
+    replaced = {
+        "task_instance": {"id": "lower(hex(randomblob(16)))", "map_index": "n", "state": "'success'"}
+        | dict.fromkeys(("trigger_id", "next_method", "next_kwargs"), "null"),
+        "xcom": {
+            "map_index": "n",
+            "key": "'images'",
+            "value": "json(json_quote(replace(:image, '{n}', n)))",
+        },
+    }
+    path = airflow.database_url.removeprefix("sqlite:///")
+    known = {"last": CARDS - 1, "run_id": run.run_id, "image": json.dumps([image])}
+    with closing(sqlite3.connect(path, timeout=60)) as database:
+        with database:
+            for table, values in replaced.items():
+                columns = [name for _, name, *_ in database.execute(f"pragma table_info({table})")]
+                copied = ", ".join(values.get(name, f"one.{name}") for name in columns)
+                database.execute(
+                    f"{numbers} insert into {table} ({', '.join(columns)}) select {copied} from numbers, "  # noqa: S608
+                    f"(select * from {table} where run_id = :run_id and map_index >= 0 limit 1) one",
+                    known,
+                )
+        try:
+            yield
+        finally:
+            with database:
+                for table in replaced:
+                    database.execute(
+                        f"delete from {table} where run_id = :run_id and map_index > 2",  # noqa: S608
+                        known,
+                    )
+
+
+def test_five_thousand_cards_cost_little_when_nothing_changes(
+    page: Page, airflow: RealAirflow, images: DagRun, parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await_labels(page, *QUEUED)
+    [[image], *_] = airflow.xcoms(images.dag_id, "draw", "images")
+    with many_cards(airflow, last_run(airflow, DAG_ID), image | {"generation_id": "{n}"}):
+        page.goto(page.url)
+        assert page.locator("li").count() == CARDS
+        page.evaluate("() => { window.setTimeout = () => 0; }")  # the test asks instead of the timer
+        network = page.context.new_cdp_session(page)
+        network.send("Network.enable")
+        received: list[float] = []
+        network.on("Network.loadingFinished", lambda event: received.append(event["encodedDataLength"]))
+        sent: list[int] = []
+        network.on(
+            "Network.requestWillBeSentExtraInfo",
+            lambda event: sent.extend(len(f"{one}: {value}\r\n") for one, value in event["headers"].items()),
+        )
+        ask = "() => document.dispatchEvent(new Event('visibilitychange'))"
+        used = []
+        for _ in range(ROUNDS):
+            before = parts.cpu_seconds("api-server")
+            for _ in range(ASKED):
+                with page.expect_response("**/images?*") as response:
+                    page.evaluate(ask)
+                assert response.value.status == 304
+            used.append(parts.cpu_seconds("api-server") - before)
+    a_minute = 60_000 / (3 * CARDS)
+    kilobytes = (sum(received) + sum(sent)) / (ROUNDS * ASKED) * a_minute / 1000
+    seconds = median(used) / ASKED * a_minute
+    with capsys.disabled():
+        print(
+            f"\n{CARDS:,} cards, of which nothing changes, cost each viewer {kilobytes:.1f} kB and "
+            f"the API server {seconds:.3f} s of CPU a minute"
+        )
+    assert kilobytes <= 100
+    assert seconds <= 0.1

@@ -1,4 +1,4 @@
-"""Hypothesis profiles: 100 examples for each test by default, 1500 with the profile ``ci``.
+"""Hypothesis profiles: 100 examples for each test by default, 600 with the profile ``ci``.
 
 Select one with ``--hypothesis-profile ci`` or the environment variable ``HYPOTHESIS_PROFILE``.
 """
@@ -9,7 +9,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-for name, max_examples in (("default", 100), ("ci", 1500)):
+for name, max_examples in (("default", 100), ("ci", 600)):
     settings.register_profile(
         name,
         derandomize=True,  # a failure must repeat

@@ -332,6 +332,12 @@ class Parts:
             os.killpg(process.pid, signal.SIGKILL)  # its remaining processes, if it had ended before
         process.wait()
 
+    def cpu_seconds(self, part: str) -> float:
+        """Return the CPU time that a part and its processes have used."""
+        root = psutil.Process(self._processes[part].pid)
+        times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+        return float(sum(time.user + time.system for time in times))
+
     def end(self) -> None:
         """Kill all parts."""
         for part in list(self._processes):

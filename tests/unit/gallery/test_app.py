@@ -321,7 +321,7 @@ class TestImage:
     def test_its_thumbnail_is_served(self, client: TestClient, content: bytes) -> None:
         response = client.get(url("thumbnail"))
         assert response.headers["Content-Type"] == "image/webp"
-        assert Pillow.open(BytesIO(response.content)).size == (320, 200)
+        assert Pillow.open(BytesIO(response.content)).size == (400, 250)
 
     @pytest.mark.parametrize("route", IMAGE_ROUTES)
     def test_only_the_users_own_browser_may_cache_it(
@@ -407,7 +407,7 @@ class TestImage:
     ) -> None:
         """The ETag is known to everyone who may read the XCom; the bytes at its URI may be anything."""
         database.push([bucket.put_image(b"a secret", sha256="ab" * 32)])
-        for etag in (f'"{"ab" * 32}"', f'"{"ab" * 32}-320"', "*"):
+        for etag in (f'"{"ab" * 32}"', f'"{"ab" * 32}-400"', "*"):
             assert client.get(url(route), headers={"If-None-Match": etag}).status_code == 404
 
     @pytest.mark.parametrize("route", IMAGE_ROUTES)

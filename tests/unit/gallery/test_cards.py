@@ -70,7 +70,7 @@ class TestImage:
             ("SHA-256", "ab" * 32),
             ("Generation ID", "42"),
         ]
-        assert (card.facts, card.file_name) == (["b", "64 × 32", "seed 0"], "42.png")
+        assert (card.facts, card.file_name) == (["64 × 32", "seed 0"], "42.png")
 
     def test_the_request_is_copied_as_python_arguments(self) -> None:
         odd = "A \"cat\" named 'Tom'\n\\ {{ ds }} 猫"
@@ -139,7 +139,7 @@ class TestWithoutImage:
 
     def test_the_size_is_known_before_the_image(self) -> None:
         card = only_card(run(task("running"), pushed("request", REQUEST | {"size": "512x768", "seed": 7})))
-        assert card.facts == ["b", "512 × 768", "seed 7"]
+        assert card.facts == ["512 × 768", "seed 7"]
 
     @pytest.mark.parametrize(
         ("state", "kind"), [("failed", "failed"), ("upstream_failed", "failed"), ("skipped", "idle")]

@@ -149,7 +149,7 @@ class TestThumbnail:
         format_ = "TIFF" if mode == "CMYK" else "PNG"
         content = thumbnail(stored(tmp_path / "a.png", encoded(format_, mode=mode)))
         with Pillow.open(BytesIO(content)) as opened:
-            assert (opened.format, opened.size) == ("WEBP", (THUMBNAIL_SIDE, 200))
+            assert (opened.format, opened.size) == ("WEBP", (THUMBNAIL_SIDE, 250))
 
     def test_a_truncated_image_has_none(self, tmp_path: Path) -> None:
         with pytest.raises(ImageUnavailableError, match="Cannot make a thumbnail"):
