@@ -102,3 +102,4 @@ docs-serve: docs ## Build the documentation site, and serve it on localhost:8000
 
 clean: ## Remove everything that these commands created
 	rm -rf $(VENV) .nox .demo .ui docs/_build .mypy_cache .pytest_cache .ruff_cache
+	find docs/locale -name '*.mo' -delete

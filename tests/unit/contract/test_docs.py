@@ -175,7 +175,7 @@ def test_the_first_dag_has_at_most_ten_lines() -> None:
     first = section("README.md", "A first Dag")
     body = re.findall(r"^```python\n.*?\n\n\n(.*?)\n\n\n", first, re.DOTALL | re.MULTILINE)[0]
     assert len(body.splitlines()) <= 10
-    assert body in section("docs/tutorial/first-image.md", "3. Write a Dag")
+    assert body in section("docs/tutorial/first-image.md", "Step 3: Write a Dag")
 
 
 def test_the_test_shown_for_the_emulator_passes(monkeypatch: pytest.MonkeyPatch) -> None:
