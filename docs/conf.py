@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 REPOSITORY = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["urls"]["Homepage"]
-IMAGE = """```{{image}} {}
+IMAGE = """
+```{{image}} {}
 :alt: \\3
 :class: {}
 ```
@@ -97,7 +98,7 @@ def adapt_markdown(app: Sphinx, page: str, source: list[str]) -> None:
     text = re.sub(rf"\]\({up}(?!\.\.)([^)]+)\)", rf"]({REPOSITORY}/blob/main/\1)", source[0])
     source[0] = re.sub(
         r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)" alt="([^"]+)">\s*</picture>',
-        IMAGE.format(r"\2", "only-light") + "\n" + IMAGE.format(r"\1", "only-dark"),
+        IMAGE.format(r"\2", "only-light") + IMAGE.format(r"\1", "only-dark"),
         text,
     )
 
