@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tomllib
-from pathlib import Path
-
 import pytest
 
-import airflow_provider_modelscope
+from tests.support.entry_point import NAME, path_with_entry_point
 
 pytest_plugins = ["pytester"]
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = Path(airflow_provider_modelscope.__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONNECTED = """
 import json, os, urllib.request
 
@@ -30,14 +23,7 @@ def get(url):
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project that has the package installed, with the entry point of the sources."""
-    installed = pytester.mkdir("site")
-    metadata = installed / "airflow_provider_modelscope-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: airflow-provider-modelscope\n")
-    (metadata / "RECORD").write_text("airflow_provider_modelscope/__init__.py,,\n")
-    [(name, module)] = PROJECT["entry-points"]["pytest11"].items()
-    (metadata / "entry_points.txt").write_text(f"[pytest11]\n{name} = {module}\n")
-    monkeypatch.setenv("PYTHONPATH", f"{installed}{os.pathsep}{PACKAGE}")
+    monkeypatch.setenv("PYTHONPATH", path_with_entry_point(pytester.mkdir("site")))
     pytester.makepyfile(connected=CONNECTED)
     return pytester
 
@@ -114,5 +100,4 @@ def test_a_run_without_the_fixture_imports_only_its_module(project: pytest.Pytes
 
 def test_the_fixture_can_be_switched_off(project: pytest.Pytester) -> None:
     project.makepyfile("def test_it(modelscope_emulator): pass")
-    [name] = PROJECT["entry-points"]["pytest11"]
-    project.runpytest_subprocess("-p", f"no:{name}").assert_outcomes(errors=1)
+    project.runpytest_subprocess("-p", f"no:{NAME}").assert_outcomes(errors=1)
