@@ -192,7 +192,6 @@ def test_a_limit_in_the_text_is_that_of_the_code(page: str, text: str) -> None:
     [
         ("Waiting", "concepts/waiting"),
         ("Queue", "concepts/queue"),
-        ("Faults", "concepts/charged-once"),
         ("Cluster", "operate/production"),
         ("Versions", "reference/compatibility"),
     ],
