@@ -71,6 +71,7 @@ html_title = "ModelScope provider for Apache Airflow"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_sidebars = {page: [] for page in ("index", "evidence", "development", "changelog")}  # no pages below
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "ModelScope for Airflow"},
