@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STORES := $(VENV)/stores
 AZURITE := $(VENV)/azurite
+SITE := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo ui check test test-fuzz test-integration test-browser test-stores test-faults test-records \
-	test-form test-cluster proof test-matrix bench bench-batch bench-landing screenshots clean
+	test-form test-cluster proof test-matrix bench bench-batch bench-landing screenshots docs docs-serve clean
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -89,5 +90,16 @@ bench-landing: $(READY) ## The cost of storing an image beside bare copying; ten
 screenshots: $(READY) ## Take the screenshots of the docs again; two minutes
 	@$(BIN)/python -m dev.screenshots
 
+docs: $(READY) ## Build the documentation site, docs/_build/html, without a network; half a minute
+	@rm -rf docs/_build # a page that was renamed must not stay
+	@$(SITE) -d docs/_build/doctrees docs docs/_build/html
+	@for language in $(notdir $(wildcard docs/locale/*)); do \
+		$(SITE) -D language=$$language -d docs/_build/doctrees-$$language docs docs/_build/html/$$language || exit 1; done
+	@echo "Open docs/_build/html/index.html, or run make docs-serve"
+
+docs-serve: docs ## Build the documentation site, and serve it on localhost:8000
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html 8000
+
 clean: ## Remove everything that these commands created
-	rm -rf $(VENV) .nox .demo .ui .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .nox .demo .ui docs/_build .mypy_cache .pytest_cache .ruff_cache
+	find docs/locale -name '*.mo' -delete

@@ -2,7 +2,7 @@
 
 ``wheel`` builds the wheel and checks its contents, ``cell(...)`` runs the tests in one environment,
 ``resolve(...)`` has pip choose the versions of one extra, and ``table`` prints the results as
-docs/compatibility.md shows them. ``nox --list`` lists all of them.
+docs/reference/compatibility.md shows them. ``nox --list`` lists all of them.
 
 ``records`` is ``make test-records`` and ``form`` is ``make test-form``: other suites, each on one Airflow.
 """

@@ -30,8 +30,8 @@ The packages in the order in which data flows. Each may import those below it, n
 ========================  ===============================================================================
 
 Beside them: ``gallery`` shows the images of a Dag run in Airflow's UI, ``check`` asks the service whether it
-behaves as assumed, ``emulator`` is the service without a token, credit or network, and ``get_provider_info``
-is what Airflow reads first.
+behaves as assumed, ``emulator`` is the service without a token, credit or network, ``pytest_plugin`` is its
+fixture for tests of Dags, and ``get_provider_info`` is what Airflow reads first.
 
 ModelScope calls what it runs a *task*. In Airflow that word is taken, so here it is a *generation* and its id
 a ``generation_id``. ``protocol`` translates where it reads JSON. All other words are ModelScope's own.

@@ -216,7 +216,7 @@ class ImageNotAllowedError(ModelScopeFinalError):
 
     The limits are ``max_image_bytes`` and ``allowed_image_hosts`` in the connection's extra, https, and three
     redirects. Correct the connection, then store the generation without a second charge, see
-    ``docs/charged-once.md``.
+    ``docs/concepts/charged-once.md``.
     """
 
 

@@ -328,7 +328,7 @@ def _errors_page() -> str:
     except PackageNotFoundError:
         return ""
     known = dict(address.split(", ", maxsplit=1) for address in addresses)
-    return f"{known['Documentation']}/errors.md" if "Documentation" in known else ""
+    return f"{known['Documentation']}/reference/errors.html" if "Documentation" in known else ""
 
 
 def _airflow_path(dag_id: str, run_id: str = "", instance: Instance | None = None, tab: str = "") -> str:

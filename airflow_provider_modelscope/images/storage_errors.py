@@ -95,7 +95,7 @@ def advice_for(error: Exception) -> str | None:
     if _AWS_CHUNKED in str(error):
         return (
             'Add "config_kwargs": {"request_checksum_calculation": "when_required"} to the extra of the '
-            "connection, as docs/destination.md shows for Alibaba Cloud OSS"
+            "connection, as docs/how-to/stores.md shows for Alibaba Cloud OSS"
         )
     if _code_of(error) in _WRONG_ENDPOINT:
         return "Correct region_name or endpoint_url in the extra of the connection"

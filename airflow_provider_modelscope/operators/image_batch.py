@@ -114,11 +114,12 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     :param on_empty: What to do without any request: ``"fail"`` or ``"skip"`` the task.
     :param shard: The part of the requests that this task does, such as ``"{{ ti.map_index }}/3"`` in a mapped
         task with three connections. Each part has its own manifest.
-    :param concurrency: How many generations to run at once; ``"auto"`` raises it until the service refuses.
+    :param concurrency: How many generations to run at once, 1 to 100; ``"auto"`` raises it until the service
+        refuses.
     :param max_failures: How many rows may be rejected or fail without failing the task: a number, or a share
         such as ``"5%"``.
-    :param item_attempts: The most generations to submit for a row in one attempt of the task, if one FAILED
-        or its image is broken.
+    :param item_attempts: The most generations to submit for a row in one attempt of the task, 1 to 10, if one
+        FAILED or its image is broken.
     :param max_credit: The most credit that all attempts of the task may spend.
     :param on_exhausted: What to do when the credit of the account, the day's quota or ``max_credit`` is used
         up: ``"fail"`` fails the task, ``"stop"`` ends it as a success and skips the other rows, ``"wait"``

@@ -218,7 +218,7 @@ class TestWithoutImage:
         expect(row.locator(".place")).to_contain_text("Failed")
         expect(row.locator(".place")).to_contain_text("draw [0]")
         link = row.get_by_role("link", name="GenerationRejectedError")
-        assert str(link.get_attribute("href")).endswith("/docs/errors.md#:~:text=GenerationRejectedError")
+        assert str(link.get_attribute("href")).endswith("/reference/errors.html#generationrejectederror")
         row.get_by_role("button", name="Copy error of draw [0]").click()
         expect(row.get_by_role("button", name="Copied")).to_be_visible()
         copied = page.evaluate("() => navigator.clipboard.readText()")

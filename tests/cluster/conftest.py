@@ -50,7 +50,7 @@ class Scenario:
         return self.waits & self.cluster.triggers[self.other_triggerer]
 
     def table(self) -> list[str]:
-        """Return the figures as a Markdown table, as docs/production.md shows it."""
+        """Return the figures as a Markdown table, as docs/operate/production.md shows it."""
         cluster = self.cluster
         accounts = sorted(
             Counter(exchange.headers["Authorization"] for exchange in cluster.accepted).values()

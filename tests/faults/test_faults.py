@@ -12,7 +12,7 @@ from tests.faults.rows import ROWS, Row
 if TYPE_CHECKING:
     from tests.faults.system import Outcome, System
 
-PAGE = Path(__file__).parents[2] / "docs" / "charged-once.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 
 
 @pytest.mark.parametrize(

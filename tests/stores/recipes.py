@@ -1,4 +1,4 @@
-"""The connections to object storage that ``docs/destination.md`` shows."""
+"""The connections to object storage that ``docs/how-to/stores.md`` shows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "destination.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "stores.md"
 
 
 @dataclass(frozen=True, kw_only=True)

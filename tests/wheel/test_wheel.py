@@ -36,11 +36,12 @@ def test_each_file_is_the_same_as_in_the_sources() -> None:
             assert WHEEL.read(name) == (ROOT / name).read_bytes(), name
 
 
-def test_airflow_finds_the_provider_and_the_plugin() -> None:
+def test_airflow_and_pytest_find_their_plugins() -> None:
     assert WHEEL.read(f"{INFO}/entry_points.txt").decode().split("\n\n") == [
         "[airflow.plugins]\nmodelscope = airflow_provider_modelscope.gallery.plugin:ModelScopePlugin",
         "[apache_airflow_provider]\n"
-        "provider_info = airflow_provider_modelscope.get_provider_info:get_provider_info\n",
+        "provider_info = airflow_provider_modelscope.get_provider_info:get_provider_info",
+        "[pytest11]\nmodelscope = airflow_provider_modelscope.pytest_plugin\n",
     ]
 
 

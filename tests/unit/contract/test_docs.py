@@ -20,12 +20,13 @@ import airflow_provider_modelscope
 from airflow_provider_modelscope import exceptions, metrics
 from airflow_provider_modelscope.check.assumptions import ASSUMPTIONS, SPENDING
 from airflow_provider_modelscope.check.options import OPTIONS
-from airflow_provider_modelscope.compat import AirflowFailException, BaseHook
+from airflow_provider_modelscope.compat import AIRFLOW_VERSION, AirflowFailException, BaseHook
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.__main__ import main as run_emulator
 from airflow_provider_modelscope.emulator.credit import PRICES, price_of
 from airflow_provider_modelscope.emulator.faults import FAULTS
 from airflow_provider_modelscope.emulator.traits import TRAITS
+from airflow_provider_modelscope.get_provider_info import get_provider_info
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, PORT
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.images import blocks, formats, limits, parts
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 INSTALLED = Path(airflow_provider_modelscope.__file__).parents[1]
-PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in (ROOT / "docs").glob("*.md")}
+DOCS = ROOT / "docs"
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text()
+    for page in sorted(DOCS.rglob("*.md"))
+    if "_build" not in page.parts
+}
 PAGES["README.md"] = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONNECTIONS = sorted(
@@ -124,9 +130,18 @@ def test_readme_has_at_most_150_lines() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 150
 
 
-def test_index_links_every_page() -> None:
-    linked = set(re.findall(r"\]\(([\w-]+\.md)", PAGES["docs/README.md"]))
-    assert linked == {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
+@pytest.mark.parametrize("folder", sorted({Path(page).parent for page in PAGES if page.count("/") > 1}))
+def test_the_index_of_a_folder_links_each_of_its_pages(folder: Path) -> None:
+    index = PAGES[f"{folder}/index.md"]
+    pages = {Path(page).stem for page in PAGES if Path(page).parent == folder} - {"index"}
+    assert set(re.findall(r"^\| .*?\]\(([\w-]+)\.md\)", index, re.MULTILINE)) == pages
+    [entries] = re.findall(r"^```{toctree}\n:hidden:\n\n(.*?)^```", index, re.DOTALL | re.MULTILINE)
+    assert set(entries.split()) == pages
+
+
+def test_each_common_question_has_a_link() -> None:
+    for _, answer in table("docs/index.md", "Common questions"):
+        assert "](" in answer
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -150,6 +165,8 @@ def test_every_python_block_compiles(code: str) -> None:
 
 @pytest.mark.parametrize("code", DAG_BLOCKS)
 def test_every_dag_shown_can_be_loaded(code: str) -> None:
+    if ".hitl import" in code and AIRFLOW_VERSION < (3, 1):
+        pytest.skip("human approval needs Airflow 3.1")
     names: dict[str, Any] = {}
     exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own pages
     dag = names[code.strip().splitlines()[-1].removesuffix("()")]()
@@ -160,13 +177,13 @@ def test_the_first_dag_has_at_most_ten_lines() -> None:
     first = section("README.md", "A first Dag")
     body = re.findall(r"^```python\n.*?\n\n\n(.*?)\n\n\n", first, re.DOTALL | re.MULTILINE)[0]
     assert len(body.splitlines()) <= 10
-    assert body in section("docs/getting-started.md", "3. Write a Dag")
+    assert body in section("docs/tutorial/first-image.md", "Step 3: Write a Dag")
 
 
 def test_the_test_shown_for_the_emulator_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(
         r"^```python\n(.*?)^```",
-        section("docs/emulator.md", "Use it in tests"),
+        section("docs/reference/emulator.md", "Use it in tests"),
         re.DOTALL | re.MULTILINE,
     )[0]
     names: dict[str, Any] = {}
@@ -201,7 +218,7 @@ def test_every_make_target_named_exists() -> None:
 
 
 def test_the_documented_limits_of_an_image_are_those_of_its_check() -> None:
-    rows = table("docs/destination.md", "Which images are stored")
+    rows = table("docs/reference/destination.md", "Which images are stored")
     assert {row[0]: [int(limit) for limit in re.findall("[0-9]+", row[1])] for row in rows} == LIMITS
 
 
@@ -218,13 +235,13 @@ def test_every_module_run_from_the_command_line_exists() -> None:
 
 
 def test_every_request_parameter_is_listed() -> None:
-    listed = [row[0] for row in table("docs/request.md", "Request")]
+    listed = [row[0] for row in table("docs/reference/request.md", "Request")]
     assert listed == [f"`{field.name}`" for field in fields(GenerationRequest)]
 
 
 @pytest.mark.parametrize("name", ["seed", "steps", "guidance"])
 def test_the_documented_range_is_the_accepted_range(name: str) -> None:
-    [row] = [row for row in table("docs/request.md", "Request") if row[0] == f"`{name}`"]
+    [row] = [row for row in table("docs/reference/request.md", "Request") if row[0] == f"`{name}`"]
     least, most = (float(number) for number in row[2].split(" to "))
     for value in (least, most):
         GenerationRequest(model="Qwen/Qwen-Image", prompt="a", **{name: value})  # type: ignore[arg-type]
@@ -235,7 +252,7 @@ def test_the_documented_range_is_the_accepted_range(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_the_documented_length_is_the_accepted_length(name: str) -> None:
-    [row] = [row for row in table("docs/request.md", "Request") if row[0] == f"`{name}`"]
+    [row] = [row for row in table("docs/reference/request.md", "Request") if row[0] == f"`{name}`"]
     most = int(re.findall(r"(\d+) characters", row[2])[0])
     given = {"model": "Qwen/Qwen-Image", "prompt": "a"}
     GenerationRequest(**{**given, name: "a" * most})  # type: ignore[arg-type]
@@ -244,38 +261,42 @@ def test_the_documented_length_is_the_accepted_length(name: str) -> None:
 
 
 def test_the_sizes_of_every_family_are_listed() -> None:
-    assert table("docs/request.md", "Sizes") == [
+    assert table("docs/reference/request.md", "Sizes") == [
         [family, f"{least}x{least}", f"{most}x{most}"] for family, (_, least, most) in _SIZES.items()
     ]
 
 
-@pytest.mark.parametrize("row", table("docs/operators.md", "Operators"), ids=lambda row: row[0][2:30])
-def test_parameters_of_every_class_are_listed(row: list[str]) -> None:
+@pytest.mark.parametrize(
+    "row", table("docs/reference/operators.md", "Operators"), ids=lambda row: row[0][2:30]
+)
+def test_a_section_shows_the_docstring_of_its_class(row: list[str]) -> None:
     name, module = words(row[0])[0], words(row[1])[0]
     kind = getattr(import_module(f"airflow_provider_modelscope.{module}"), name)
-    parameters = parameters_of(kind)
-    request = {field.name for field in fields(GenerationRequest)}
-    if "prompt" in parameters:
-        assert request <= set(kind.template_fields)
-        assert "[parameters of the request](request.md)" in section("docs/operators.md", name)
-    listed = {words(row[0])[0]: row for row in table("docs/operators.md", name)}
-    assert set(listed) == set(parameters) - request
-    for parameter, (_, default, is_template, _) in listed.items():
-        assert (is_template == "yes") == (parameter in kind.template_fields), parameter
-        if default == "required":
-            assert parameters[parameter].default is inspect.Parameter.empty, parameter
-        elif default != "`default_deferrable`":
-            assert ast.literal_eval(words(default)[0]) == parameters[parameter].default, parameter
+    shown = section("docs/reference/operators.md", name)
+    assert f".. autoclass:: airflow_provider_modelscope.{module}.{name}\n" in shown
+    if "prompt" in parameters_of(kind):
+        assert {field.name for field in fields(GenerationRequest)} <= set(kind.template_fields)
+        assert "[parameters of the request](request.md)" in shown
 
 
-def test_every_method_of_the_hook_shown_exists() -> None:
-    for row in table("docs/operators.md", "ModelScopeHook"):
-        name, shown = re.fullmatch(r"`(\w+)\((.*)\)`", row[0]).groups()  # type: ignore[union-attr]
-        parameters = inspect.signature(getattr(ModelScopeHook, name)).parameters
-        for argument in filter(None, shown.split(", ")):
-            parameter, _, default = argument.partition("=")
-            assert not default or parameters[parameter].default == float(default)
-            assert parameter in parameters
+def test_every_task_of_the_provider_has_a_section() -> None:
+    listed = {
+        f"airflow_provider_modelscope.{words(row[1])[0]}"
+        for row in table("docs/reference/operators.md", "Operators")
+    }
+    info = get_provider_info()
+    modules = {one["python-module"] for one in info["transfers"]}
+    for kind in ("operators", "sensors"):
+        modules |= {module for one in info[kind] for module in one["python-modules"]}
+    assert listed == modules
+
+
+@pytest.mark.parametrize(
+    "name", re.findall(r"^\.\. auto\w+:: (\S+)$", PAGES["docs/reference/api.md"], re.MULTILINE)
+)
+def test_every_name_of_the_api_exists_and_is_documented(name: str) -> None:
+    module, _, member = name.rpartition(".")
+    assert inspect.getdoc(getattr(import_module(module), member))
 
 
 def test_every_key_that_a_task_writes_is_listed(emulator: Emulator, tmp_path: Path, context: Any) -> None:
@@ -291,20 +312,21 @@ def test_every_key_that_a_task_writes_is_listed(emulator: Emulator, tmp_path: Pa
     )
     task.execute(context)
     [image] = context["ti"].pushed["images"]
-    assert list(image) == [words(row[0])[0] for row in table("docs/operators.md", "XCom `images`")]
+    assert list(image) == [words(row[0])[0] for row in table("docs/reference/xcoms.md", "XCom `images`")]
     requested = context["ti"].pushed["request"]
     assert set(requested) == {
-        word for row in table("docs/operators.md", "XCom `request`") for word in words(row[0])
+        word for row in table("docs/reference/xcoms.md", "XCom `request`") for word in words(row[0])
     }
     [sidecar] = tmp_path.glob("*.json")
     assert set(json.loads(sidecar.read_text())) == {
-        word for row in table("docs/provenance.md", "Sidecar files") for word in words(row[0])
+        word for row in table("docs/how-to/provenance.md", "Sidecar files") for word in words(row[0])
     }
 
 
 def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {
-        words(row[0])[0] if "`" in row[0] else row[0]: row for row in table("docs/connection.md", "Fields")
+        words(row[0])[0] if "`" in row[0] else row[0]: row
+        for row in table("docs/reference/connection.md", "Fields")
     }
     assert set(rows) == {"password", "host", *(field.name for field in (PORT, *CONNECTION_FIELDS))}
     for field in (PORT, *CONNECTION_FIELDS):
@@ -323,7 +345,9 @@ def test_every_error_is_listed_by_what_a_retry_does(heading: str) -> None:
         for error in ERRORS
         if issubclass(error, AirflowFailException) == (heading == "Not retried")
     }
-    assert {words(row[0])[0] for row in table("docs/errors.md", heading)} == expected
+    group = section("docs/reference/errors.md", heading)
+    assert set(re.findall(r"^### (.*)$", group, re.MULTILINE)) == expected
+    assert group.count("**What to do:**") == len(expected)
 
 
 def test_every_error_named_in_the_pages_exists() -> None:
@@ -333,7 +357,7 @@ def test_every_error_named_in_the_pages_exists() -> None:
 
 
 def test_every_metric_is_listed() -> None:
-    listed = {words(row[0])[0]: row for row in table("docs/metrics.md", "Metrics")}
+    listed = {words(row[0])[0]: row for row in table("docs/reference/metrics.md", "All metrics")}
     assert set(listed) == {value for value in vars(metrics).values() if str(value).startswith("modelscope.")}
     reasons = {metrics.reason_of(error("")) for error in ERRORS}
     for _, kind, meaning in listed.values():
@@ -348,7 +372,7 @@ def test_every_option_of_the_emulator_is_listed(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         run_emulator(["--help"])
     help_text = capsys.readouterr().out
-    rows = table("docs/emulator.md", "Start it")
+    rows = table("docs/reference/emulator.md", "Start it")
     assert {words(row[0])[0] for row in rows} == set(re.findall(r"^  (--[a-z-]+)", help_text, re.MULTILINE))
     for row in rows:
         for default in words(row[1]):
@@ -356,7 +380,7 @@ def test_every_option_of_the_emulator_is_listed(capsys: pytest.CaptureFixture[st
 
 
 def test_every_price_of_the_emulator_is_listed() -> None:
-    *known, other = table("docs/emulator.md", "Credit")
+    *known, other = table("docs/reference/emulator.md", "Credit")
     assert {words(model)[0]: price for model, price in known} == {m: str(p) for m, p in PRICES.items()}
     assert other == ["any other model", str(price_of("a/b"))]
 
@@ -364,18 +388,20 @@ def test_every_price_of_the_emulator_is_listed() -> None:
 def test_every_fault_of_the_emulator_is_listed() -> None:
     listed: dict[str, dict[str, str]] = {}
     where = ""
-    for place, fault, effect in table("docs/emulator.md", "Faults"):
+    for place, fault, effect in table("docs/reference/emulator.md", "Faults"):
         where = words(place)[0] if place else where  # an empty cell repeats the one above it
         listed.setdefault(where, {})[words(fault)[0]] = effect
     assert listed == FAULTS
 
 
 def test_every_trait_of_the_emulator_is_listed() -> None:
-    assert {words(name)[0]: effect for name, effect in table("docs/emulator.md", "Traits")} == TRAITS
+    assert {
+        words(name)[0]: effect for name, effect in table("docs/reference/emulator.md", "Traits")
+    } == TRAITS
 
 
 def test_every_option_of_the_check_is_listed() -> None:
-    rows = table("docs/check.md", "Check the service")
+    rows = table("docs/reference/cli.md", "Check the service")
     assert [words(option)[0] for option, _, _ in rows] == list(OPTIONS)
     for option, default, meaning in rows:
         settings = OPTIONS[words(option)[0]]
@@ -384,14 +410,14 @@ def test_every_option_of_the_check_is_listed() -> None:
 
 
 def test_every_assumption_of_the_check_is_listed() -> None:
-    rows = table("docs/check.md", "Assumptions")
+    rows = table("docs/reference/cli.md", "Assumptions")
     assert {words(name)[0]: assumption for name, assumption, _, _ in rows} == ASSUMPTIONS
     assert {words(name)[0] for name, _, is_paid, _ in rows if is_paid == "yes"} == SPENDING.keys()
 
 
 def test_the_output_of_the_check_shown_has_every_line() -> None:
     [shown] = re.findall(
-        r"^```text\n(.*?)^```", section("docs/check.md", "Example"), re.DOTALL | re.MULTILINE
+        r"^```text\n(.*?)^```", section("docs/reference/cli.md", "Example"), re.DOTALL | re.MULTILINE
     )
     *lines, counts, _ = shown.splitlines()
     assert [line.partition(" -> ")[0] for line in lines] == [f"{'ok':<9} {a}" for a in ASSUMPTIONS.values()]
@@ -399,7 +425,7 @@ def test_the_output_of_the_check_shown_has_every_line() -> None:
 
 
 def test_parameters_and_attributes_of_the_emulator_are_listed() -> None:
-    parameters, attributes = tables(section("docs/emulator.md", "Use it in tests"))
+    parameters, attributes = tables(section("docs/reference/emulator.md", "Use it in tests"))
     signature = inspect.signature(Emulator).parameters
     assert {words(row[0])[0]: ast.literal_eval(words(row[1])[0]) for row in parameters} == {
         name: parameter.default for name, parameter in signature.items()
@@ -413,7 +439,7 @@ def test_defaults_named_in_the_text_are_the_defaults() -> None:
     for page in PAGES.values():
         for name, shown in re.findall(r"`(defer_after|queue_timeout|timeout|poll_interval)=(\d+)`", page):
             assert float(shown) in (0, parameters[name].default), name
-    limits = {row[0]: row[1] for row in table("docs/waiting.md", "Timeouts")}
+    limits = {row[0]: row[1] for row in table("docs/concepts/waiting.md", "Timeouts")}
     assert limits["`timeout`"] == f"{parameters['timeout'].default:.0f} s"
     assert limits["`queue_timeout`"] == f"{parameters['queue_timeout'].default:.0f} s"
 
@@ -428,11 +454,11 @@ def test_supported_versions_are_those_of_the_package() -> None:
     ]
     pythons = rf"Python 3\.{least} to 3\.{int(most) - 1}\."
     assert re.search(rf"^Airflow {re.escape(floor)} to 3\.\d+, {pythons}", PAGES["README.md"], re.MULTILINE)
-    assert f"from {floor} on" in section("docs/compatibility.md", "Versions")
+    assert f"from {floor} on" in section("docs/reference/compatibility.md", "Versions")
 
 
 def test_every_extra_of_the_package_is_listed() -> None:
-    [rows] = tables(section("docs/compatibility.md", "Install"))
+    [rows] = tables(section("docs/how-to/install.md", "Install"))
     assert {word for row in rows for word in words(row[0])} == set(PROJECT["optional-dependencies"])
 
 
@@ -456,7 +482,7 @@ def test_the_table_of_versions_has_every_cell_without_failure() -> None:
     )
     cells = {one["session"] for one in json.loads(listed.stdout) if one["name"] == "cell"}
     shown = {}
-    for python, dependencies, airflow, *others in table("docs/compatibility.md", "Tested versions"):
+    for python, dependencies, airflow, *others in table("docs/reference/compatibility.md", "Tested versions"):
         if len(others) > 1:  # not a Python that Airflow does not support
             minors = [".".join(version.split(".")[:2]) for version in (airflow, python)]
             if dependencies == "constraints":  # those of one release

@@ -35,7 +35,8 @@ LAYERS = (
     ("",),  # the package itself: its version
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-# Beside the layers: the gallery runs in Airflow's API server, the emulator is a program of its own.
+# Beside the layers: the gallery runs in Airflow's API server, the emulator is a program of its own,
+# and pytest imports its plugin in every run.
 OWN_RULES = {
     "gallery": {
         "manifest",
@@ -50,6 +51,7 @@ OWN_RULES = {
         "compat",
     },
     "emulator": set[str](),
+    "pytest_plugin": {"emulator"},
 }
 ALSO_ALLOWED = {("triggers", "hooks.connection")}
 
@@ -60,8 +62,9 @@ ONLY_IN = {
     "aiohttp": {"transport", "emulator"},
     "yarl": {"transport"},
     "PIL": {"images", "emulator"},
+    "pytest": {"pytest_plugin"},
 }
-WITHOUT_AIRFLOW = {"protocol", "waiting", "transport", "redaction", "emulator"}
+WITHOUT_AIRFLOW = {"protocol", "waiting", "transport", "redaction", "emulator", "pytest_plugin"}
 
 
 def imports(source: str) -> Iterator[str]:
@@ -163,6 +166,8 @@ def test_every_part_of_the_package_has_a_rule() -> None:
         ("hooks.modelscope", "import requests"),
         ("triggers.clients", "def late():\n    from aiohttp import ClientSession"),
         ("provenance.record", "from PIL import Image"),
+        ("emulator.server", "import pytest"),
+        ("pytest_plugin", f"from {NAME}.hooks.modelscope import ModelScopeHook"),
     ],
 )
 def test_a_forbidden_import_is_found(module: str, source: str) -> None:

@@ -24,8 +24,8 @@ PROMTOOL = shutil.which("promtool")
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
-KINDS = {words(row[0])[0]: row[1] for row in table("docs/metrics.md", "Metrics")}
-TAGS = {tag for row in table("docs/metrics.md", "Tags") for tag in words(row[0])}
+KINDS = {words(row[0])[0]: row[1] for row in table("docs/reference/metrics.md", "All metrics")}
+TAGS = {tag for row in table("docs/reference/metrics.md", "Tags") for tag in words(row[0])}
 VALUES = {
     "cause": set(get_args(metrics.Cause)),
     "status": {"stored", "rejected", "failed"},
@@ -152,7 +152,7 @@ def test_the_dashboard_asks_for_its_data_source() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_an_alert_says_how_urgent_it_is_and_what_it_means(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("page", "warning", "info")
-    assert set(rule["annotations"]) == {"summary", "description"}
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
     kept = {label for group in re.findall(r"by \(([^)]*)\)", rule["expr"]) for label in group.split(", ")}
     assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= kept
 
@@ -175,7 +175,7 @@ def test_there_is_an_alert_for_each_cause() -> None:
 
 
 def test_every_error_is_listed_by_its_cause() -> None:
-    rows = table("docs/metrics.md", "Causes")
+    rows = table("docs/reference/metrics.md", "Causes")
     assert {words(cause)[0]: set(words(errors)) for cause, _, errors in rows} == {
         cause: {error.__name__ for error in ERRORS if metrics.cause_of(error("")) == cause}
         for cause in VALUES["cause"]
@@ -183,5 +183,7 @@ def test_every_error_is_listed_by_its_cause() -> None:
 
 
 def test_the_files_are_linked_from_the_page() -> None:
-    linked = re.findall(r"\]\(monitoring/([^)]+)\)", section("docs/metrics.md", "Dashboard and alerts"))
+    linked = re.findall(
+        r"\]\(\.\./monitoring/([^)]+)\)", section("docs/operate/monitoring.md", "Dashboard and alerts")
+    )
     assert sorted(linked) == sorted(file.name for file in FOLDER.iterdir())

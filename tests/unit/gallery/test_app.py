@@ -120,7 +120,7 @@ class TestPage:
         page = client.get("/a_dag/images?run_id=a_run").text
         assert filters(page) == {"image": 0, "pending": 1, "failed": 1}
         assert "The &lt;b&gt;queue&lt;/b&gt; is full." in page
-        assert 'docs/errors.md#:~:text=QueueFullError"' in page
+        assert '/reference/errors.html#queuefullerror"' in page
         task = "../../dags/a_dag/runs/a_run/tasks/draw/mapped/3"
         assert f'href="{task}"' in page
         assert f'href="{task}/details"' in page
