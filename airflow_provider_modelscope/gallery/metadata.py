@@ -6,7 +6,6 @@ single columns, which are the same from Airflow 3.1 on; the models' own methods 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.json_values import number, text
 from airflow_provider_modelscope.links import Instance
-from airflow_provider_modelscope.xcoms import BATCH, BATCHES, ERROR, IMAGES, PROGRESS, REQUEST, SUBMITTERS
+from airflow_provider_modelscope.xcoms import BATCH, ERROR, IMAGES, PROGRESS, REQUEST, SUBMITTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,10 +36,11 @@ HEARTBEAT = "heartbeat timeout"  # the event when the scheduler gives a task up 
 log = logging.getLogger(__name__)
 
 
-def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
+def read_version(dag_id: str, run_id: str, *, alive_since: float) -> tuple[str, list[PushedXCom]] | None:
     """Return a text that changes when what :func:`read_run` returns may change, without reading it.
 
-    None if the run has a batch, whose state is not in the database, or does not exist.
+    With it come the XComs of the run's batches, whose state is not in the database. None if there is no such
+    run.
 
     :param alive_since: A triggerer that was seen since then is alive, in epoch seconds.
     """
@@ -50,7 +50,7 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
     from airflow.models.trigger import Trigger
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
-    from sqlalchemy import func, select
+    from sqlalchemy import case, func, select
 
     with create_session() as session:
         run = session.execute(
@@ -73,11 +73,9 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
             .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
             .group_by(*of_state)
         ).all()
-        if any(row.operator in BATCHES for row in tasks):
-            return None
-        xcoms = session.execute(
-            select(func.count(), func.max(XComModel.timestamp)).where(XComModel.dag_run_id == run.id)
-        ).all()
+        pushed = (func.count(), func.max(XComModel.timestamp), func.sum(case((XComModel.key == BATCH, 1))))
+        [xcoms] = session.execute(select(*pushed).where(XComModel.dag_run_id == run.id)).all()
+        batches = _xcoms(session, run.id, BATCH) if xcoms[-1] else []
         waiting: list[Any] = []
         if any(row.state == "deferred" for row in tasks):
             seen_at = _triggerer_seen_at(session)
@@ -92,8 +90,8 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
                 waiting += sorted(map(repr, queue))
         if _is_waiting(tasks):
             waiting += _recent_runs(session, dag_id, run.id)
-    known = [tuple(run), sorted(map(repr, tasks)), xcoms, waiting]
-    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+    known = [tuple(run), sorted(map(repr, tasks)), tuple(xcoms), waiting]
+    return repr(known), batches
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
@@ -102,7 +100,6 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.trigger import Trigger
-    from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
@@ -118,12 +115,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         if found is None:
             return None
         dag_run_id, state, is_paused = found
-        xcoms = session.execute(
-            select(*_instance_columns(XComModel), XComModel.key, XComModel.value).where(
-                XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
-                XComModel.key.in_([BATCH, ERROR, IMAGES, PROGRESS, REQUEST]),
-            )
-        ).all()
+        xcoms = _xcoms(session, dag_run_id, BATCH, ERROR, IMAGES, PROGRESS, REQUEST)
         columns: list[Any] = [
             *_instance_columns(TaskInstance),
             TaskInstance.state,
@@ -149,7 +141,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         retried = {row.task_id for row in rows if row.state == "up_for_retry"}
         delays = _retry_delays(session, dag_id, retried)
         is_deferred = any(row.state == "deferred" for row in rows)
-        has_error = {Instance.make(*ids) for *ids, key, _ in xcoms if key == ERROR}
+        has_error = {xcom.instance for xcom in xcoms if xcom.key == ERROR}
         failed = [row for row in rows if row.state == "failed" and Instance.make(*row[:3]) not in has_error]
         ended_by = _ended_by(session, dag_id, run_id, failed)
         is_queued = any(row.classpath == QUEUE_TRIGGER for row in rows)
@@ -157,10 +149,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             dag_id=dag_id,
             run_id=run_id,
             state=str(state),
-            xcoms=[
-                PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value))
-                for *ids, key, value in xcoms
-            ],
+            xcoms=xcoms,
             tasks=[_task_state(row, delays, rendered, ended_by) for row in rows],
             is_paused=bool(is_paused),
             triggerer_seen_at=_triggerer_seen_at(session) if is_deferred else None,
@@ -384,6 +373,23 @@ def _retry_delays(session: Any, dag_id: str, task_ids: set[str]) -> dict[str, fl
     except Exception as error:  # of any type: the Dag may have changed since
         log.debug("The retry delay of Dag %r is unknown: %r", dag_id, error)
     return delays
+
+
+def _xcoms(session: Any, dag_run_id: int, *keys: str) -> list[PushedXCom]:
+    """Return the XComs of a run with these keys."""
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import select
+
+    columns = [*_instance_columns(XComModel), XComModel.key, XComModel.value]
+    rows = session.execute(
+        select(*columns).where(
+            XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
+            XComModel.key.in_(keys),
+        )
+    )
+    return [
+        PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value)) for *ids, key, value in rows
+    ]
 
 
 def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:

@@ -380,18 +380,24 @@ def at(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def version_text(*, alive_since: float) -> str:
+    found = read_version("a_dag", "a_run", alive_since=alive_since)
+    assert found
+    return found[0]
+
+
 class TestVersion:
     @pytest.fixture
-    def version(self, database: Database) -> Callable[[], str | None]:
+    def version(self, database: Database) -> Callable[[], str]:
         """The version of a run with one task instance that is deferred, and an image of another."""
         database.add_run()
         trigger = database.add_trigger(queue_trigger(10.0), at(20))
         database.add_task(state="deferred", trigger_id=trigger, try_number=1, start_date=at(10))
         database.push(IMAGES, task_id="other")
         database.add_heartbeat(at(100))
-        return lambda: read_version("a_dag", "a_run", alive_since=90.0)
+        return lambda: version_text(alive_since=90.0)
 
-    def test_an_unchanged_run_keeps_it(self, database: Database, version: Callable[[], str | None]) -> None:
+    def test_an_unchanged_run_keeps_it(self, database: Database, version: Callable[[], str]) -> None:
         before = version()
         database.add_run(run_id="other_run")
         database.add_task(run_id="other_run", state="running")
@@ -415,7 +421,7 @@ class TestVersion:
         ids=str,
     )
     def test_a_change_of_a_task_changes_it(
-        self, database: Database, version: Callable[[], str | None], changed: dict[str, Any]
+        self, database: Database, version: Callable[[], str], changed: dict[str, Any]
     ) -> None:
         from airflow.models.taskinstance import TaskInstance
 
@@ -437,16 +443,14 @@ class TestVersion:
     def test_what_else_the_page_shows_changes_it(
         self,
         database: Database,
-        version: Callable[[], str | None],
+        version: Callable[[], str],
         change: Callable[[Database], object],
     ) -> None:
         before = version()
         change(database)
         assert version() != before
 
-    def test_the_end_of_the_run_changes_it(
-        self, database: Database, version: Callable[[], str | None]
-    ) -> None:
+    def test_the_end_of_the_run_changes_it(self, database: Database, version: Callable[[], str]) -> None:
         from airflow.models.dagrun import DagRun
 
         before = version()
@@ -454,12 +458,12 @@ class TestVersion:
         assert version() != before
 
     def test_a_triggerer_that_is_lost_changes_it(
-        self, database: Database, version: Callable[[], str | None]
+        self, database: Database, version: Callable[[], str]
     ) -> None:
-        assert read_version("a_dag", "a_run", alive_since=110.0) != version()
+        assert version_text(alive_since=110.0) != version()
 
     def test_other_generations_change_it_only_for_a_queued_task(
-        self, database: Database, version: Callable[[], str | None]
+        self, database: Database, version: Callable[[], str]
     ) -> None:
         from airflow.models.taskinstance import TaskInstance
 
@@ -479,13 +483,18 @@ class TestVersion:
         database.add_run(run_id="earlier")
         database.add_run()
         database.add_task(state="running", operator=operator)
-        before = read_version("a_dag", "a_run", alive_since=0.0)
+        before = version_text(alive_since=0.0)
         database.update(DagRun, "earlier", state="success")
-        assert (read_version("a_dag", "a_run", alive_since=0.0) != before) is is_shown
+        assert (version_text(alive_since=0.0) != before) is is_shown
 
-    def test_a_run_with_a_batch_has_none(self, database: Database, version: Callable[[], str | None]) -> None:
-        database.add_task("batch", operator="ModelScopeImageBatchOperator")
-        assert version() is None
+    def test_the_batches_come_with_it(self, database: Database, version: Callable[[], str]) -> None:
+        before = version()
+        location = {"state": "file:///batch/.modelscope/"}
+        database.push(location, "batch", task_id="batch")
+        found = read_version("a_dag", "a_run", alive_since=90.0)
+        assert found
+        assert found[0] != before
+        assert [(xcom.instance.task_id, xcom.value) for xcom in found[1]] == [("batch", location)]
 
     def test_an_unknown_run_has_none(self, database: Database) -> None:
         assert read_version("a_dag", "a_run", alive_since=0.0) is None
