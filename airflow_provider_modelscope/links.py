@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HAS_GALLERY = AIRFLOW_VERSION >= (3, 1)  # plugins can add tabs from Airflow 3.1 on
 GALLERY = "modelscope"  # the path of the gallery in Airflow's API server
+RUN_TAB = "modelscope-images"  # the gallery's tab on the page of a run, in the path of Airflow's UI
 
 _NO_REGION = str(UUID(int=0))
 

@@ -12,11 +12,11 @@ import re
 import secrets
 import time
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, metadata
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import requires_access_dag
@@ -28,6 +28,13 @@ from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result
 from airflow_provider_modelscope.gallery.batches import batches_of, versions_of
 from airflow_provider_modelscope.gallery.cards import cards_of, chunks_of
+from airflow_provider_modelscope.gallery.dag_images import MAX_TRAIL, Position, Wanted, find_images, trail_of
+from airflow_provider_modelscope.gallery.dag_metadata import (
+    read_choices,
+    read_newer,
+    read_params,
+    read_xcoms,
+)
 from airflow_provider_modelscope.gallery.files import (
     THUMBNAIL_SIDE,
     FoundObject,
@@ -39,7 +46,7 @@ from airflow_provider_modelscope.gallery.files import (
 )
 from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
 from airflow_provider_modelscope.gallery.status import TRIGGERER_TIMEOUT
-from airflow_provider_modelscope.links import Instance
+from airflow_provider_modelscope.links import RUN_TAB, Instance
 from airflow_provider_modelscope.xcoms import BATCH, IMAGES, BatchLocation, StoredImage
 
 if TYPE_CHECKING:
@@ -76,6 +83,7 @@ def make_app() -> FastAPI:
     )
     # In the path, because that is the only place where Airflow 3.1.6 and older find the Dag to authorize.
     app.add_api_route("/{dag_id}/images", images)
+    app.add_api_route("/{dag_id}/all-images", all_images)
     app.add_api_route("/{dag_id}/image", image)
     app.add_api_route("/{dag_id}/thumbnail", thumbnail)
     app.add_exception_handler(HTTPException, _error_response)
@@ -130,6 +138,44 @@ def _images(request: Request, dag_id: str) -> Response:
         is_update="Known-Chunks" in request.headers,
         now=now,
         thumbnail_side=THUMBNAIL_SIDE,
+    )
+
+
+async def all_images(request: Request, dag_id: str) -> Response:
+    """Show the stored images of all runs of a Dag, or those that a search finds."""
+    return await to_thread.run_sync(_all_images, request, dag_id)
+
+
+def _all_images(request: Request, dag_id: str) -> Response:
+    given = request.query_params
+    wanted = Wanted(**{name: given.get(name, "").strip() for name in vars(Wanted())})
+    trail = trail_of(given.get("before", ""))  # from the newest page to this one
+    start = trail[-1] if trail else Position()
+    shown = read_newer(dag_id, wanted, start) if trail else []
+    page = find_images(partial(read_xcoms, dag_id, wanted), wanted, start, dag_id=dag_id, shown=shown)
+    runs, tasks = read_choices(dag_id)
+
+    def path_to(*positions: Position) -> str:
+        before = {"before": ".".join(map(str, positions[-MAX_TRAIL:]))} if positions else {}
+        return f"all-images?{urlencode(wanted.given | before)}"
+
+    return _page(
+        "dag.html",
+        allows_forms=True,
+        page=page,
+        wanted=wanted,
+        newest=path_to() if trail else "",
+        newer=path_to(*trail[:-1]),
+        older=path_to(*trail, page.older) if page.older else "",
+        runs=[(run.run_id, f"{run.date} UTC") for run in runs],
+        tasks=[(task_id, "") for task_id in tasks],
+        models=[(model, "") for model in page.models],
+        params=read_params(dag_id),
+        dag_id=dag_id,
+        run_tab=RUN_TAB,
+        path_of=_airflow_path,
+        thumbnail_side=THUMBNAIL_SIDE,
+        now=time.time(),
     )
 
 
@@ -218,7 +264,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
         raise error
     is_signed_out = error.status_code == 401 or error.detail == "Invalid JWT token"  # Airflow sends 403
     message = _MESSAGES.get(401 if is_signed_out else error.status_code, str(error.detail))
-    if request.url.path.endswith("/images"):
+    if request.url.path.endswith(("/images", "/all-images")):
         sign_in = _sign_in_path(request) if is_signed_out else None
         return _page(
             "error.html", message=message, sign_in=sign_in, now=time.time(), status_code=error.status_code
@@ -239,11 +285,19 @@ def _sign_in_path(request: Request) -> str:
     return f"../../api/v2/auth/login?next={back}"
 
 
-def _page(template: str, *, status_code: int = 200, is_update: bool = False, **values: Any) -> Response:
+def _page(
+    template: str,
+    *,
+    status_code: int = 200,
+    is_update: bool = False,
+    allows_forms: bool = False,
+    **values: Any,
+) -> Response:
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; img-src 'self'; connect-src 'self'; script-src 'nonce-{nonce}'; "
-        f"style-src 'nonce-{nonce}'; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+        f"style-src 'nonce-{nonce}'; frame-ancestors 'self'; base-uri 'none'; "
+        f"form-action '{'self' if allows_forms else 'none'}'"
     )
     return Response(
         _templates().get_template(template).render(nonce=nonce, is_update=is_update, **values),

@@ -309,6 +309,18 @@ def _read(batch: Batch, run: Run, *, up_to: int) -> Batch:
     return replace(batch, progress=progress, page=page)
 
 
+def read_page(location: BatchLocation, *, up_to: int = 0) -> Page:
+    """Return a page of the images of a batch, without its bar.
+
+    :param up_to: The last row of the page, counted from the oldest; 0 for the newest.
+    :raises StateUnavailableError: if this process cannot open its store.
+    """
+    progress = read_progress(location)
+    if progress is None:
+        return Page()
+    return _page(location, progress, list_segments(location), is_stored=True, up_to=up_to)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Part:
     """The rows of a page's kind in one segment, or in ``running.json``, the oldest first."""

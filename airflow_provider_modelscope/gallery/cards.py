@@ -277,11 +277,12 @@ def cards_of(run: Run, *, only: Instance | None = None, now: float) -> dict[str,
 
 def _without_moved(cards: Sequence[Card]) -> list[Card]:
     """Leave out images that a later task reports again, as a task that moves them does."""
-    last = {_identity(card.image): card for card in cards if card.image}
-    return [card for card in cards if not card.image or last[_identity(card.image)] is card]
+    last = {identity(card.image): card for card in cards if card.image}
+    return [card for card in cards if not card.image or last[identity(card.image)] is card]
 
 
-def _identity(image: StoredImage) -> tuple[str | None, str]:
+def identity(image: StoredImage) -> tuple[str | None, str]:
+    """Return what an image has in common with the same image elsewhere."""
     return image.generation_id, image.sha256
 
 

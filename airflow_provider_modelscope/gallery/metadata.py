@@ -1,4 +1,4 @@
-"""Reads a Dag run's XComs and task states from Airflow's database. No other module does.
+"""Reads a Dag run's XComs and task states from Airflow's database.
 
 Airflow's public API cannot return all XComs of a run, and one call per image would take seconds. Queries name
 single columns, which are the same from Airflow 3.1 on; the models' own methods are not.
@@ -117,7 +117,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         dag_run_id, state, is_paused = found
         xcoms = _xcoms(session, dag_run_id, BATCH, ERROR, IMAGES, PROGRESS, REQUEST)
         columns: list[Any] = [
-            *_instance_columns(TaskInstance),
+            *instance_columns(TaskInstance),
             TaskInstance.state,
             TaskInstance.operator,
             TaskInstance.rendered_map_index,
@@ -205,7 +205,7 @@ def _rendered(session: Any, of_run: list[Any]) -> dict[Instance, dict[str, str]]
         names = ("dag_id", "run_id", "task_id", "map_index")
         same = [getattr(fields, name) == getattr(TaskInstance, name) for name in names]
     rows = session.execute(
-        select(*_instance_columns(TaskInstance), fields.rendered_fields)
+        select(*instance_columns(TaskInstance), fields.rendered_fields)
         .join(fields, and_(*same))
         .where(*of_run, TaskInstance.operator.in_(SUBMITTERS), TaskInstance.state != "success")
     ).all()
@@ -325,7 +325,7 @@ def _ended_by(
             Log.dag_id == dag_id, Log.run_id == run_id, Log.event.in_([*MARKED, HEARTBEAT])
         )
     ).all()
-    marks = [(entry, _decode(entry.extra)) for entry in entries if entry.event in MARKED]
+    marks = [(entry, decode(entry.extra)) for entry in entries if entry.event in MARKED]
     lost = {entry.attempt_id or tuple(entry[3:6]) for entry in entries if entry.event == HEARTBEAT}
     ended_by: dict[Instance, Literal["person", "heartbeat"]] = {}
     for row in failed:
@@ -380,7 +380,7 @@ def _xcoms(session: Any, dag_run_id: int, *keys: str) -> list[PushedXCom]:
     from airflow.models.xcom import XComModel
     from sqlalchemy import select
 
-    columns = [*_instance_columns(XComModel), XComModel.key, XComModel.value]
+    columns = [*instance_columns(XComModel), XComModel.key, XComModel.value]
     rows = session.execute(
         select(*columns).where(
             XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
@@ -388,7 +388,7 @@ def _xcoms(session: Any, dag_run_id: int, *keys: str) -> list[PushedXCom]:
         )
     )
     return [
-        PushedXCom(instance=Instance.make(*ids), key=key, value=_decode(value)) for *ids, key, value in rows
+        PushedXCom(instance=Instance.make(*ids), key=key, value=decode(value)) for *ids, key, value in rows
     ]
 
 
@@ -403,7 +403,7 @@ def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:
 
     with create_session() as session:
         rows = session.execute(
-            select(*_instance_columns(XComModel), XComModel.value).where(
+            select(*instance_columns(XComModel), XComModel.value).where(
                 XComModel.dag_id == dag_id,
                 XComModel.run_id == run_id,
                 XComModel.task_id == instance.task_id,
@@ -416,17 +416,17 @@ def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:
         [value] = found.values()
     else:
         value = found.get(instance.region_id)
-    return _decode(value)
+    return decode(value)
 
 
-def _instance_columns(model: Any) -> list[Any]:
+def instance_columns(model: Any) -> list[Any]:
     """Return the columns that identify a task instance in its run."""
     from sqlalchemy import null
 
     return [model.task_id, model.map_index, getattr(model, "region_id", null())]
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
     """Return a value as the task pushed it. Airflow stores JSON as a text in a JSON column."""
     try:
         return json.loads(value) if isinstance(value, str) else value

@@ -35,13 +35,13 @@ document.addEventListener("DOMContentLoaded", () => {
     if (seconds < 6000) return `${Math.floor(seconds / 60)} min`;
     return seconds < 172800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} days`;
   };
-  const clock = (seconds) => {
-    const options = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+  const clock = (seconds, ofDay = {}) => {
+    const options = { ...ofDay, hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
     try {
       const timeZone = JSON.parse(localStorage.getItem("timezone")) || undefined; // set by Airflow's own pages
-      return new Date(seconds * 1000).toLocaleTimeString("en", { ...options, timeZone });
+      return new Date(seconds * 1000).toLocaleString("en", { ...options, timeZone });
     } catch {
-      return new Date(seconds * 1000).toLocaleTimeString("en", options);
+      return new Date(seconds * 1000).toLocaleString("en", options);
     }
   };
   const write = (element, text) => {
@@ -56,6 +56,9 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   writeTimes();
   setInterval(writeTimes, 1000);
+  for (const time of document.querySelectorAll("time[data-date]")) {
+    write(time, clock(Number(time.dataset.date), { year: "numeric", month: "short", day: "numeric" }));
+  }
 
   const cards = () => [...document.querySelectorAll("li.image")].filter((card) => card.checkVisibility());
   const cardOf = (key) => cards().find((card) => card.dataset.key === key);
@@ -82,6 +85,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const template = card.querySelector("template");
     details.replaceChildren(template.content.cloneNode(true));
     details.scrollTop = 0;
+    for (const button of details.querySelectorAll("[data-run-again]")) button.hidden = !triggerButton();
     dialog.querySelector(".caption").textContent = template.dataset.title;
     showPosition();
     if (!dialog.open) dialog.showModal();
@@ -125,6 +129,41 @@ document.addEventListener("DOMContentLoaded", () => {
     button.timer = setTimeout(() => button.replaceChildren(...label), 2000);
   };
 
+  // Airflow has no address of a filled trigger form, so this opens the form of the page around and fills it in.
+  const airflow = window.parent.document;
+  const triggerButton = () =>
+    "framed" in document.documentElement.dataset && airflow.querySelector("[data-testid='trigger-dag-button']:enabled");
+  const fill = (field, value) => {
+    const { HTMLTextAreaElement: Area, HTMLInputElement: Input, Event, FocusEvent, KeyboardEvent } = window.parent;
+    const control = field.matches("input, textarea") ? field : field.querySelector("input");
+    if (!control) return;
+    const happen = (event) => control.dispatchEvent(event);
+    const type = control instanceof Area ? Area : Input;
+    const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+    if (control === field) happen(new FocusEvent("focusin", { bubbles: true }));
+    Object.getOwnPropertyDescriptor(type.prototype, "value").set.call(control, text); // as React expects it
+    happen(new Event("input", { bubbles: true }));
+    if (control === field) happen(new FocusEvent("focusout", { bubbles: true }));
+    // A list of choices now shows those that match.
+    else setTimeout(() => happen(new KeyboardEvent("keydown", { key: "Enter", bubbles: true })), 50);
+  };
+  const runAgain = (conf) => {
+    const fieldOf = (name) => airflow.getElementById(`element_${name}`) || airflow.querySelector(`[name='element_${name}']`);
+    const missing = new Map(Object.entries(conf));
+    let tries = 50;
+    triggerButton().click();
+    const fillIn = () => {
+      for (const [name, value] of missing) {
+        const field = fieldOf(name);
+        if (field) fill(field, value);
+        if (field) missing.delete(name);
+      }
+      tries -= 1;
+      if (missing.size && tries) setTimeout(fillIn, 100); // until Airflow shows the form
+    };
+    fillIn();
+  };
+
   // Show only the cards of one kind. The address keeps which, for a reload and for links.
   const gallery = document.getElementById("gallery");
   const press = (place) => {
@@ -150,7 +189,7 @@ document.addEventListener("DOMContentLoaded", () => {
       // Airflow's frame may not open other pages, but Airflow's own page may.
       event.preventDefault();
       const copied = window.parent.document.createElement("a");
-      copied.href = away.href;
+      copied.href = new URL(away.dataset.framedHref || away.href, location.href).href;
       copied.target = event.ctrlKey || event.metaKey ? "_blank" : away.target;
       if (away.hasAttribute("download")) copied.download = away.download;
       copied.rel = "noopener";
@@ -160,6 +199,8 @@ document.addEventListener("DOMContentLoaded", () => {
     if (link && !(event.ctrlKey || event.metaKey || event.shiftKey)) {
       event.preventDefault();
       show(link.closest("li"));
+    } else if (at("[data-run-again]")) {
+      runAgain(JSON.parse(at("[data-run-again]").dataset.runAgain));
     } else if (at("[data-copy]")) {
       copy(at("[data-copy]"));
     } else if (at("[data-filter]")) {

@@ -1,4 +1,4 @@
-"""What Airflow loads: the tab "Images" of a Dag run and of a task instance."""
+"""What Airflow loads: the tab "Images" of a Dag, of a Dag run and of a task instance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from airflow_provider_modelscope.compat import AirflowPlugin
-from airflow_provider_modelscope.links import GALLERY, HAS_GALLERY
+from airflow_provider_modelscope.links import GALLERY, HAS_GALLERY, RUN_TAB
 
 
 async def gallery(
@@ -26,9 +26,15 @@ _IMAGES_OF_RUN = f"{GALLERY}/{{DAG_ID}}/images?run_id={{RUN_ID}}"
 _VIEWS = [
     {
         "name": "Images",
+        "href": f"{GALLERY}/{{DAG_ID}}/all-images",
+        "destination": "dag",
+        "url_route": "modelscope-dag-images",
+    },
+    {
+        "name": "Images",
         "href": _IMAGES_OF_RUN,
         "destination": "dag_run",
-        "url_route": "modelscope-images",
+        "url_route": RUN_TAB,
     },
     {
         "name": "Images",

@@ -13,10 +13,11 @@ from tests.unit.gallery.conftest import needs_gallery
 
 
 @needs_gallery
-def test_runs_and_task_instances_have_a_tab() -> None:
+def test_dags_runs_and_task_instances_have_a_tab() -> None:
     assert [
         (view["name"], view["destination"], view["href"]) for view in ModelScopePlugin.external_views
     ] == [
+        ("Images", "dag", "modelscope/{DAG_ID}/all-images"),
         ("Images", "dag_run", "modelscope/{DAG_ID}/images?run_id={RUN_ID}"),
         (
             "Images",
