@@ -113,8 +113,10 @@ def _images(request: Request, dag_id: str) -> Response:
     only = instance if instance.task_id else None
     groups = cards_of(run, only=only, now=now)
     cards = [card for group in groups.values() for card in group]
-    rows = [card for card in cards if card.kind in ("failed", "idle")]
-    shown = {task_id: [card for card in group if card not in rows] for task_id, group in groups.items()}
+    shown = {
+        task_id: [card for card in group if card.kind in ("image", "pending")]
+        for task_id, group in groups.items()
+    }
     view: View = "failed" if _query_value(request, "view") == "failed" else "images"
     up_to = _integer(_query_value(request, "up_to"))
     batches = batches_of(run, only=only, view=view, up_to=up_to)
@@ -122,7 +124,7 @@ def _images(request: Request, dag_id: str) -> Response:
         "run.html",
         singles=[group[0] for group in shown.values() if len(group) == 1],
         groups={task_id: group for task_id, group in shown.items() if len(group) > 1},
-        rows=rows,
+        rows=[card for card in cards if card.kind in ("failed", "idle")],
         batches=batches,
         counts=Counter(card.kind for card in cards),
         message="This task has no images." if instance.task_id else "This run has no images.",

@@ -301,7 +301,7 @@ def _recent_images(session: Any, dag_id: str, dag_run_id: int) -> list[Any]:
     for id_ in _recent_runs(session, dag_id, dag_run_id):
         found = select(XComModel.value).where(XComModel.dag_run_id == id_, XComModel.key == IMAGES)
         values += session.scalars(found.limit(RECENT_XCOMS - len(values)))
-    return [value[:RECENT_ENTRIES] for value in map(_decode, values) if isinstance(value, list)]
+    return [value[:RECENT_ENTRIES] for value in map(decode, values) if isinstance(value, list)]
 
 
 def _ended_by(
