@@ -64,6 +64,7 @@ toc_object_entries = False  # the headings say the same
 locale_dirs = ["locale"]
 gettext_compact = False
 gettext_uuid = False
+gettext_location = False  # lines move too often
 
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
