@@ -143,7 +143,7 @@ def test_the_registry_describes_each_as_its_docstring_does() -> None:
     for section in filter(lambda one: isinstance(one, list), REGISTRY.values()):
         for entry in section:
             module, _, name = entry["module"].rpartition(".")
-            first = inspect.getdoc(getattr(import_module(module), name)).split("\n\n")[0]
+            first = (inspect.getdoc(getattr(import_module(module), name)) or "").split("\n\n")[0]
             assert entry["description"] == " ".join(first.split()).rstrip(".").replace("``", "`")
 
 
