@@ -50,7 +50,8 @@ CONTRAST = """() => {
         const [back, front] = [paint(...colors), paint(...colors, getComputedStyle(element).color)];
         return (Math.max(back, front) + 0.05) / (Math.min(back, front) + 0.05);
     };
-    const texts = document.querySelectorAll("main :is(p, span, a, button, summary, h2), header :is(h1, a)");
+    const kinds = "p, span, a, button, summary, h1, h2, dt, dd, strong, label";
+    const texts = document.querySelectorAll(`:is(main, header, dialog) :is(${kinds})`);
     return Math.min(...[...texts].filter((one) => one.textContent && one.checkVisibility()).map(contrast));
 }"""
 
