@@ -109,7 +109,7 @@ def test_a_queue_and_a_triggerer_that_is_gone_are_shown(page: Page, parts: Parts
     await_labels(page, *QUEUED)
     for prompt in ("A snail", "A tortoise", "A sloth"):
         card = page.locator("li.pending").filter(has_text=prompt)
-        expect(card).to_contain_text("Qwen/Qwen-Image")
+        expect(card).to_contain_text("Qwen-Image")
     parts.kill("triggerer")
     try:
         await_labels(page, *3 * [r"No triggerer seen for \d+ s"])
@@ -338,14 +338,20 @@ def test_five_thousand_cards_cost_little_when_nothing_changes(
             "Network.requestWillBeSentExtraInfo",
             lambda event: sent.extend(len(f"{one}: {value}\r\n") for one, value in event["headers"].items()),
         )
-        ask = "() => document.dispatchEvent(new Event('visibilitychange'))"
+
+        def ask() -> int:
+            with page.expect_response("**/images?*") as response:
+                page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
+            return response.value.status
+
+        while ask() != 304:  # Airflow has just changed something
+            page.wait_for_timeout(500)
+        received.clear()
+        sent.clear()
         used = []
         for _ in range(ROUNDS):
             before = parts.cpu_seconds("api-server")
-            for _ in range(ASKED):
-                with page.expect_response("**/images?*") as response:
-                    page.evaluate(ask)
-                assert response.value.status == 304
+            assert {ask() for _ in range(ASKED)} == {304}
             used.append(parts.cpu_seconds("api-server") - before)
     a_minute = 60_000 / (3 * CARDS)
     kilobytes = (sum(received) + sum(sent)) / (ROUNDS * ASKED) * a_minute / 1000
