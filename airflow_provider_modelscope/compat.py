@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AirflowNotFoundException as AirflowNotFoundException,
         AirflowSensorTimeout as AirflowSensorTimeout,
         AirflowSkipException as AirflowSkipException,
+        AirflowTaskTimeout as AirflowTaskTimeout,
         TaskDeferred as TaskDeferred,
     )
     from airflow.sdk.lineage import get_hook_lineage_collector as get_hook_lineage_collector
@@ -38,6 +39,7 @@ _HOMES = {
     "AirflowPlugin": ("airflow.sdk.plugins_manager", "airflow.plugins_manager"),
     "AirflowSensorTimeout": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
+    "AirflowTaskTimeout": _EXCEPTIONS,
     "BaseHook": ("airflow.sdk", "airflow.hooks.base"),
     "Stats": ("airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"),
     "TaskDeferred": _EXCEPTIONS,

@@ -196,17 +196,36 @@ def show_rows_left(count: int, *, modelscope_conn_id: str) -> None:
 
 @contextmanager
 def count_failure(task: HasConnection) -> Iterator[None]:
-    """Count the error of ours that ends an attempt of a task, and push it for the gallery."""
+    """Count the error of ours that ends an attempt of a task, and push it for the gallery.
+
+    The end of the task's ``execution_timeout`` is pushed as well, but not counted.
+    """
+    from airflow_provider_modelscope.compat import AirflowTaskTimeout
     from airflow_provider_modelscope.xcoms import AttemptError
 
     try:
         yield
+    except AirflowTaskTimeout:
+        AttemptError(type=AirflowTaskTimeout.__name__, message=_timeout_message(task)).record()
+        raise
     except ModelScopeError as error:
         model = getattr(task, "model", None)
         tags = _tags(task.modelscope_conn_id, str(model) if model else None)
         _count(FAILED, tags, cause=cause_of(error), reason=reason_of(error))
-        AttemptError.record(error)
+        AttemptError(type=type(error).__name__, message=str(error)).record()
         raise
+
+
+def _timeout_message(task: HasConnection) -> str:
+    from airflow_provider_modelscope.resuming import how_to_store_again
+
+    limit = getattr(task, "execution_timeout", None)
+    after = f" after {limit.total_seconds():g} s" if limit else ""
+    return (
+        f"The execution_timeout of the task ended it{after}. A generation that it has submitted goes on at "
+        "ModelScope, and occupies the account until it finishes. Set a longer execution_timeout. To store "
+        f"its images, {how_to_store_again()}"
+    )
 
 
 def counts_failures(method: Method) -> Method:

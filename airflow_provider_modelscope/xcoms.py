@@ -1,4 +1,4 @@
-"""The XComs of tasks beside their return value, as values: ``request``, ``images``, ``batch`` and ``error``.
+"""The XComs of tasks beside their return value, as values: ``request``, ``images``, ``batch`` and so on.
 
 Any task may push an XCom with the same key. Readers get ``None`` for an entry that they cannot use; of any
 other entry, texts that UTF-8 can encode, and numbers that can be printed.
@@ -10,10 +10,11 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from airflow_provider_modelscope.json_values import integer, number, plain, printable, text
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line
@@ -21,12 +22,11 @@ from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_lin
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
-    from airflow_provider_modelscope.exceptions import ModelScopeError
-
 REQUEST = "request"  # one Submission
 IMAGES = "images"  # a list of StoredImage
 BATCH = "batch"  # one BatchLocation
 ERROR = "error"  # one AttemptError
+PROGRESS = "progress"  # one Progress
 
 STATE_FOLDER = ".modelscope"  # beside the images of a batch: one folder in it for each task instance
 
@@ -225,16 +225,53 @@ class AttemptError:
                 )
         return None
 
-    @staticmethod
-    def record(error: ModelScopeError) -> None:
+    def record(self) -> None:
         """Push the XCom of the task that runs, for people. A failure is logged, not raised."""
         from airflow.sdk import get_current_context
 
-        value = {"type": type(error).__name__, "message": str(error)}
         try:
-            get_current_context()["ti"].xcom_push(key=ERROR, value=value)
+            get_current_context()["ti"].xcom_push(key=ERROR, value=dict(vars(self)))
         except Exception as problem:  # backends raise any type; the error itself is more important
             log.warning("Could not push XCom %r: %r", ERROR, problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a task does on its worker that Airflow's database does not say; the XCom ``progress``.
+
+    It is pushed at a change only, and stays when that is over: what the database says comes first.
+
+    :param state: ``queued`` while the task waits for its account, ``storing`` from the first download on.
+    :param since: In epoch seconds.
+    :param generation_id: The generation whose images it stores.
+    """
+
+    state: Literal["queued", "storing"]
+    since: float
+    generation_id: str | None = None
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self | None:
+        """Return the progress that a value describes, or None if it describes none."""
+        match value:
+            case {"state": "queued", "since": time}:
+                since = number(time)
+                return None if since is None else cls(state="queued", since=since)
+            case {"state": "storing", "since": time, "generation_id": str(generation_id)}:
+                since, id_ = number(time), printable(generation_id)
+                return None if since is None else cls(state="storing", since=since, generation_id=id_)
+        return None
+
+    @classmethod
+    def record(
+        cls, context: Context, state: Literal["queued", "storing"], generation_id: str | None = None
+    ) -> None:
+        """Push the XCom, for people. A failure is logged, not raised."""
+        value = {"state": state, "since": time.time(), "generation_id": generation_id}
+        try:
+            context["ti"].xcom_push(key=PROGRESS, value=value)
+        except Exception as error:  # backends raise any type; the generation may already be paid for
+            log.warning("Could not push XCom %r: %r", PROGRESS, error)
 
 
 @dataclass(frozen=True, kw_only=True)

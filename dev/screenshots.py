@@ -66,8 +66,7 @@ def main() -> int:
                         [[run_id]] = airflow.query("select run_id from dag_run where dag_id = :id", id=dag_id)
                         take(visits, run_id)
                         taken.append(run_id)
-                        slow.finish()
-                    elif taken:
+                    if taken:
                         slow.finish()
 
                 airflow.run_dag(url, dag_id, conf, limit=300, watch=poll)
@@ -79,16 +78,17 @@ def main() -> int:
                 _take_run,
                 lambda: airflow.task_states("postcards").count(("draw", "success")) == IMAGES,
             )
+            _take_dag(visits)
             _take_connection_test(visits, airflow, guarded)
             visits.close()
     return 0
 
 
 def _tab(
-    visits: Visits, dag_id: str, run_id: str, scheme: ColorScheme = "light"
+    visits: Visits, dag_id: str, run_id: str = "", scheme: ColorScheme = "light"
 ) -> tuple[Page, FrameLocator]:
     page = visits.page(None, viewport=VIEWPORT, color_scheme=scheme)
-    page.goto(f"/dags/{dag_id}/runs/{quote(run_id, safe='')}")
+    page.goto(f"/dags/{dag_id}" + (f"/runs/{quote(run_id, safe='')}" if run_id else ""))
     page.get_by_role("link", name="Images", exact=True).click()
     return page, page.frame_locator("iframe[title='Images']")
 
@@ -124,6 +124,13 @@ def _take_batch(visits: Visits, run_id: str) -> None:
     expect(frame.locator("li.image img").nth(3)).to_be_visible()
     frame.locator("body").evaluate(AWAIT_IMAGES)
     _screenshot(page, "batch.png")
+
+
+def _take_dag(visits: Visits) -> None:
+    page, frame = _tab(visits, "postcards")
+    expect(frame.locator("li.image img")).to_have_count(8)
+    frame.locator("body").evaluate(AWAIT_IMAGES)
+    _screenshot(page, "dag-images.png")
 
 
 def _take_connection_test(visits: Visits, airflow: RealAirflow, guarded: Emulator) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 DOCS = Path(__file__).parent
 os.environ["AIRFLOW_HOME"] = str(DOCS / "_build" / "airflow")  # autodoc imports Airflow, which writes there
 
+from sphinx.search import SearchLanguage  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
 import airflow_provider_modelscope  # noqa: E402
@@ -64,6 +65,7 @@ toc_object_entries = False  # the headings say the same
 locale_dirs = ["locale"]
 gettext_compact = False
 gettext_uuid = False
+gettext_location = False  # lines move too often
 
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
@@ -84,8 +86,29 @@ html_theme_options = {
 }
 
 
+class SearchChinese(SearchLanguage):
+    """Finds Chinese by pairs of characters. Sphinx's own class needs a dictionary, and its script fails."""
+
+    lang = "zh"
+    language_name = "Chinese"
+    js_splitter_code = r"""
+var splitQuery = (query) =>
+  (query.match(/\p{Script=Han}+|(?:(?!\p{Script=Han})[\p{Letter}\p{Number}_])+/gu) || []).flatMap((word) =>
+    /\p{Script=Han}{2}/u.test(word) ? [...word].slice(1).map((end, index) => word[index] + end) : [word]
+  );
+"""
+
+    def split(self, input: str) -> list[str]:
+        """Return the words of a text; of Chinese each pair of characters."""
+        words = []
+        for chinese, other in re.findall(r"([\u4e00-\u9fff]+)|([^\W\u4e00-\u9fff]+)", input):
+            words += [chinese[i : i + 2] for i in range(len(chinese) - 1)] or [chinese or other]
+        return words
+
+
 def setup(app: Sphinx) -> None:
     """Connect what Sphinx does not do by itself."""
+    app.add_search_language(SearchChinese)
     app.connect("source-read", adapt_markdown)
     app.connect("autodoc-process-signature", leave_out_signature)
     app.connect("autodoc-process-docstring", describe_parameters)

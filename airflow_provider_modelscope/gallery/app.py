@@ -7,6 +7,7 @@ can be served, or in the state of its batch.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import secrets
 import time
@@ -25,7 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result
-from airflow_provider_modelscope.gallery.batches import batches_of
+from airflow_provider_modelscope.gallery.batches import batches_of, versions_of
 from airflow_provider_modelscope.gallery.cards import cards_of, chunks_of
 from airflow_provider_modelscope.gallery.dag_images import MAX_TRAIL, Position, Wanted, find_images, trail_of
 from airflow_provider_modelscope.gallery.dag_metadata import (
@@ -97,26 +98,33 @@ async def images(request: Request, dag_id: str) -> Response:
 def _images(request: Request, dag_id: str) -> Response:
     run_id, instance = _query_value(request, "run_id"), _instance(request)
     now = time.time()
-    version = read_version(dag_id, run_id, alive_since=now - TRIGGERER_TIMEOUT)
-    etag = f'"{version}"' if version else ""
-    if etag and _has_etag(request, etag):
+    not_found = HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
+    found = read_version(dag_id, run_id, alive_since=now - TRIGGERER_TIMEOUT)
+    if found is None:
+        raise not_found
+    version, batch_xcoms = found
+    states = "".join(versions_of(dag_id, run_id, batch_xcoms))
+    etag = f'"{hashlib.sha256(f"{version}{states}".encode()).hexdigest()[:16]}"'
+    if _has_etag(request, etag):
         return Response(status_code=304, headers={**_HEADERS, "Cache-Control": "no-store", "ETag": etag})
     run = read_run(dag_id, run_id)
-    if run is None:
-        raise HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
+    if run is None:  # it has been deleted since
+        raise not_found
     only = instance if instance.task_id else None
     groups = cards_of(run, only=only, now=now)
     cards = [card for group in groups.values() for card in group]
-    rows = [card for card in cards if card.kind in ("failed", "idle")]
-    shown = {task_id: [card for card in group if card not in rows] for task_id, group in groups.items()}
+    shown = {
+        task_id: [card for card in group if card.kind in ("image", "pending")]
+        for task_id, group in groups.items()
+    }
     view: View = "failed" if _query_value(request, "view") == "failed" else "images"
     up_to = _integer(_query_value(request, "up_to"))
-    batches = batches_of(run, only=only, view=view, up_to=up_to, now=now)
+    batches = batches_of(run, only=only, view=view, up_to=up_to)
     return _page(
         "run.html",
         singles=[group[0] for group in shown.values() if len(group) == 1],
         groups={task_id: group for task_id, group in shown.items() if len(group) > 1},
-        rows=rows,
+        rows=[card for card in cards if card.kind in ("failed", "idle")],
         batches=batches,
         counts=Counter(card.kind for card in cards),
         message="This task has no images." if instance.task_id else "This run has no images.",

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.exceptions import InvalidDestinationError
-from airflow_provider_modelscope.images.object_storage import list_folder, read_object
+from airflow_provider_modelscope.images.object_storage import describe_object, list_folder, read_object
 from airflow_provider_modelscope.manifest import Progress, Result, Segment
 
 if TYPE_CHECKING:
@@ -36,6 +36,15 @@ log = logging.getLogger(__name__)
 
 class StateUnavailableError(Exception):
     """The state of a batch cannot be read. The text is shown to the user."""
+
+
+def describe_state(location: BatchLocation) -> str:
+    """Return a text that changes when the state of a batch does, an empty one if it cannot be found."""
+    try:
+        return describe_object(f"{location.state}{RUNNING}", location.storage_conn_id)
+    except Exception as error:  # each filesystem raises errors of its own
+        log.debug("Could not find the state %s: %r", location.state, error)
+        return ""
 
 
 def read_progress(location: BatchLocation) -> Progress | None:

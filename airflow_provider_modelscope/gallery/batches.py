@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_modelscope.gallery.batch_state import (
     StateUnavailableError,
+    describe_state,
     list_segments,
     read_keys,
     read_progress,
@@ -23,7 +24,7 @@ from airflow_provider_modelscope.gallery.status import first_sentence
 from airflow_provider_modelscope.xcoms import BATCH, BATCHES, BatchLocation
 
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.gallery.run import Run, TaskState
+    from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
     from airflow_provider_modelscope.links import Instance
     from airflow_provider_modelscope.manifest import Progress, Result, RunningRow, Segment
 
@@ -90,14 +91,12 @@ class Batch:
 
     :param is_alone: Whether the page shows nothing else, so that it can be turned.
     :param problem: Why its state is not shown.
-    :param now: In epoch seconds.
     """
 
     task: TaskState
     location: BatchLocation | None
     view: View
     is_alone: bool
-    now: float
     progress: Progress | None = None
     page: Page = Page()
     problem: str = ""
@@ -201,16 +200,9 @@ class Batch:
 
     @property
     def running(self) -> list[tuple[RunningRow, str]]:
-        """The rows that the account works on, each with what happens to it."""
+        """The rows that the account works on, each with what happens to it. The page adds the time since."""
         rows = self.progress.running if self.progress and self.is_working else ()
-        return [(row, self._activity(row)) for row in rows[:20]]
-
-    def _activity(self, row: RunningRow) -> str:
-        if row.generation_id is None:
-            return "being submitted"
-        since = f" for {_duration(self.now - row.submitted_at)}" if row.submitted_at else ""
-        attempt = f", attempt {row.attempts}" if row.attempts and row.attempts > 1 else ""
-        return f"generation {row.generation_id} runs{since}{attempt}"
+        return [(row, _activity(row)) for row in rows[:20]]
 
     @property
     def cards(self) -> list[Card]:
@@ -237,7 +229,7 @@ class Batch:
 
 
 def batches_of(
-    run: Run, *, only: Instance | None = None, view: View = "images", up_to: int = 0, now: float
+    run: Run, *, only: Instance | None = None, view: View = "images", up_to: int = 0
 ) -> list[Batch]:
     """Return the batches of a run in the order in which their tasks started, with one page of each.
 
@@ -264,7 +256,6 @@ def batches_of(
             location=locations.get(task.instance),
             view=view if is_alone else "images",
             is_alone=is_alone,
-            now=now,
         )
         for task in tasks
     ]
@@ -274,6 +265,28 @@ def batches_of(
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [*pool.map(read, batches[:MAX_BATCHES]), *batches[MAX_BATCHES:]]
+
+
+def versions_of(dag_id: str, run_id: str, xcoms: Sequence[PushedXCom]) -> list[str]:
+    """Return texts that change when the state of a batch does, without reading it.
+
+    :param xcoms: Those of the batches of a run.
+    """
+    locations = [(xcom.instance, BatchLocation.from_json(xcom.value)) for xcom in xcoms[:MAX_BATCHES]]
+    own = [
+        location
+        for instance, location in locations
+        if location and location.is_of(dag_id, run_id, instance.task_id, instance.map_index)
+    ]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(describe_state, own))
+
+
+def _activity(row: RunningRow) -> str:
+    if row.generation_id is None:
+        return "being submitted"
+    attempt = f", attempt {row.attempts}" if row.attempts and row.attempts > 1 else ""
+    return f"generation {row.generation_id}{attempt}"
 
 
 def _read(batch: Batch, run: Run, *, up_to: int) -> Batch:

@@ -11,11 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_modelscope import exceptions
-from airflow_provider_modelscope.gallery.status import Status, places_of, status_of
+from airflow_provider_modelscope.gallery.status import Status, places_of, status_of, usual_durations
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.xcoms import (
@@ -291,7 +290,7 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     tasks = {task.instance: task for task in run.tasks}
     stored: set[str | None] = set()  # the generations that have an image
     shown: set[Instance] = set()  # the task instances that have a card
-    durations: dict[str, list[float]] = defaultdict(list)  # of generations, by model
+    images: list[StoredImage] = []
     errors = {xcom.instance: AttemptError.from_json(xcom.value) for xcom in run.xcoms if xcom.key == ERROR}
 
     def card(of: PushedXCom | TaskState, **known: Any) -> Card:
@@ -309,10 +308,10 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
         for number, entry in enumerate(xcom.value, start=1):
             if image := StoredImage.from_json(entry):
                 stored.add(image.generation_id)
-                if image.model and image.duration_ms:
-                    durations[image.model].append(image.duration_ms / 1000)
+                images.append(image)
                 yield card(xcom, number=number, image=image, status=again)
-    usual = {model: median(seconds) for model, seconds in durations.items()}
+    recent = (StoredImage.from_json(entry) for value in run.recent_images for entry in value)
+    usual = usual_durations(filter(None, recent)) | usual_durations(images)
     status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
 
     def without_image(of: PushedXCom | TaskState, submission: Submission | None = None) -> Card:

@@ -6,31 +6,41 @@ single columns, which are the same from Airflow 3.1 on; the models' own methods 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+from collections import Counter
+from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.json_values import number, text
 from airflow_provider_modelscope.links import Instance
-from airflow_provider_modelscope.xcoms import BATCH, BATCHES, ERROR, IMAGES, REQUEST, SUBMITTERS
+from airflow_provider_modelscope.xcoms import BATCH, ERROR, IMAGES, PROGRESS, REQUEST, SUBMITTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
 MAX_QUEUE = 1000  # waiting tasks in all Dags; in a longer queue, no places are shown
 QUEUE_TRIGGER = "airflow_provider_modelscope.triggers.queue.ModelScopeQueueTrigger"
+GENERATION_TRIGGER = "airflow_provider_modelscope.triggers.image_generation.ModelScopeImageGenerationTrigger"
+RECENT_RUNS = 3  # whose images say how long a generation usually takes
+RECENT_XCOMS = 50  # and so many of their XComs at most
+RECENT_ENTRIES = 20  # and so many images of each
+# The events of Airflow's audit log when a person changes the state of a task, a group of tasks or a run.
+MARKED = ("patch_task_instance", "patch_task_group_instances", "patch_dag_run")
+MARKING = timedelta(seconds=30)  # from the entry until the last task is set to failed
+HEARTBEAT = "heartbeat timeout"  # the event when the scheduler gives a task up whose worker is silent
 
 log = logging.getLogger(__name__)
 
 
-def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
+def read_version(dag_id: str, run_id: str, *, alive_since: float) -> tuple[str, list[PushedXCom]] | None:
     """Return a text that changes when what :func:`read_run` returns may change, without reading it.
 
-    None if the run has a batch, whose state is not in the database, or does not exist.
+    With it come the XComs of the run's batches, whose state is not in the database. None if there is no such
+    run.
 
     :param alive_since: A triggerer that was seen since then is alive, in epoch seconds.
     """
@@ -40,7 +50,7 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
     from airflow.models.trigger import Trigger
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
-    from sqlalchemy import func, select
+    from sqlalchemy import case, func, select
 
     with create_session() as session:
         run = session.execute(
@@ -63,20 +73,25 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> str | None:
             .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
             .group_by(*of_state)
         ).all()
-        if any(row.operator in BATCHES for row in tasks):
-            return None
-        xcoms = session.execute(
-            select(func.count(), func.max(XComModel.timestamp)).where(XComModel.dag_run_id == run.id)
-        ).all()
+        pushed = (func.count(), func.max(XComModel.timestamp), func.sum(case((XComModel.key == BATCH, 1))))
+        [xcoms] = session.execute(select(*pushed).where(XComModel.dag_run_id == run.id)).all()
+        batches = _xcoms(session, run.id, BATCH) if xcoms[-1] else []
         waiting: list[Any] = []
         if any(row.state == "deferred" for row in tasks):
             seen_at = _triggerer_seen_at(session)
             is_alive = seen_at is not None and seen_at >= alive_since
-            ids = (func.count(), func.sum(Trigger.id))
-            queue = session.execute(select(*ids).where(Trigger.classpath == QUEUE_TRIGGER)).all()
-            waiting = [is_alive or seen_at, queue]
-    known = [tuple(run), sorted(map(repr, tasks)), xcoms, waiting]
-    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+            waiting = [is_alive or seen_at]
+            is_queued = select(TaskInstance.trigger_id).join(Trigger, Trigger.id == TaskInstance.trigger_id)
+            of_run = [TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id]
+            if session.scalar(is_queued.where(*of_run, Trigger.classpath == QUEUE_TRIGGER).limit(1)):
+                ids = (Trigger.classpath, func.count(), func.sum(Trigger.id))
+                of_place = Trigger.classpath.in_([QUEUE_TRIGGER, GENERATION_TRIGGER])
+                queue = session.execute(select(*ids).where(of_place).group_by(Trigger.classpath)).all()
+                waiting += sorted(map(repr, queue))
+        if _is_waiting(tasks):
+            waiting += _recent_runs(session, dag_id, run.id)
+    known = [tuple(run), sorted(map(repr, tasks)), tuple(xcoms), waiting]
+    return repr(known), batches
 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
@@ -85,7 +100,6 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.trigger import Trigger
-    from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
@@ -101,12 +115,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         if found is None:
             return None
         dag_run_id, state, is_paused = found
-        xcoms = session.execute(
-            select(*instance_columns(XComModel), XComModel.key, XComModel.value).where(
-                XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
-                XComModel.key.in_([BATCH, ERROR, IMAGES, REQUEST]),
-            )
-        ).all()
+        xcoms = _xcoms(session, dag_run_id, BATCH, ERROR, IMAGES, PROGRESS, REQUEST)
         columns: list[Any] = [
             *instance_columns(TaskInstance),
             TaskInstance.state,
@@ -118,6 +127,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             TaskInstance.start_date,
             TaskInstance.end_date,
             TaskInstance.next_method,
+            TaskInstance.id.label("attempt_id"),
             Trigger.id,
             Trigger.classpath,
             Trigger.created_date,
@@ -131,23 +141,29 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         retried = {row.task_id for row in rows if row.state == "up_for_retry"}
         delays = _retry_delays(session, dag_id, retried)
         is_deferred = any(row.state == "deferred" for row in rows)
+        has_error = {xcom.instance for xcom in xcoms if xcom.key == ERROR}
+        failed = [row for row in rows if row.state == "failed" and Instance.make(*row[:3]) not in has_error]
+        ended_by = _ended_by(session, dag_id, run_id, failed)
+        is_queued = any(row.classpath == QUEUE_TRIGGER for row in rows)
         return Run(
             dag_id=dag_id,
             run_id=run_id,
             state=str(state),
-            xcoms=[
-                PushedXCom(instance=Instance.make(*ids), key=key, value=decode(value))
-                for *ids, key, value in xcoms
-            ],
-            tasks=[_task_state(row, delays, rendered) for row in rows],
+            xcoms=xcoms,
+            tasks=[_task_state(row, delays, rendered, ended_by) for row in rows],
             is_paused=bool(is_paused),
             triggerer_seen_at=_triggerer_seen_at(session) if is_deferred else None,
-            queue=_queue(session) if any(row.classpath == QUEUE_TRIGGER for row in rows) else {},
+            queue=_queue(session) if is_queued else {},
+            running=_running(session) if is_queued else {},
+            recent_images=_recent_images(session, dag_id, dag_run_id) if _is_waiting(rows) else (),
         )
 
 
 def _task_state(
-    row: Any, delays: Mapping[str, float], rendered: Mapping[Instance, Mapping[str, str]]
+    row: Any,
+    delays: Mapping[str, float],
+    rendered: Mapping[Instance, Mapping[str, str]],
+    ended_by: Mapping[Instance, Literal["person", "heartbeat"]],
 ) -> TaskState:
     instance = Instance.make(*row[:3])
     ended_at = _seconds(row.end_date)
@@ -168,6 +184,7 @@ def _task_state(
         trigger_id=row.id,
         deferred_at=_seconds(row.created_date),
         retry_at=ended_at + delay if ended_at is not None and delay is not None else None,
+        ended_by=ended_by.get(instance, ""),
     )
 
 
@@ -225,18 +242,119 @@ def _queue(session: Any) -> dict[int, tuple[str, float]]:
     return known if len(queue) == len(known) <= MAX_QUEUE else {}
 
 
+def _running(session: Any) -> dict[str, int]:
+    """Return how many generations triggers wait for, by connection, in all Dags."""
+    from airflow.models.trigger import Trigger
+    from sqlalchemy import select
+
+    encrypted = select(Trigger.encrypted_kwargs).where(Trigger.classpath == GENERATION_TRIGGER)
+    running = Counter(map(_connection, session.scalars(encrypted.limit(MAX_QUEUE))))
+    return {conn_id: count for conn_id, count in running.items() if conn_id is not None}
+
+
 @lru_cache(maxsize=2 * MAX_QUEUE)
 def _waiting(encrypted: str) -> tuple[str, float] | None:
     """Return the connection of a trigger and since when it waits. Its arguments never change."""
+    arguments = _arguments(encrypted)
+    conn_id, queued_at = text(arguments.get("modelscope_conn_id")), number(arguments.get("queued_at"))
+    return None if conn_id is None or queued_at is None else (conn_id, queued_at)
+
+
+@lru_cache(maxsize=2 * MAX_QUEUE)
+def _connection(encrypted: str) -> str | None:
+    """Return the connection of a trigger."""
+    return text(_arguments(encrypted).get("modelscope_conn_id"))
+
+
+def _arguments(encrypted: str) -> Mapping[str, Any]:
+    """Return the arguments of a trigger, none if they cannot be read."""
     from airflow.models.trigger import Trigger
 
     try:
-        arguments = Trigger._decrypt_kwargs(encrypted)
-        conn_id, queued_at = arguments["modelscope_conn_id"], number(arguments["queued_at"])
+        return dict(Trigger._decrypt_kwargs(encrypted))
     except Exception as error:  # of any type: another key, or arguments of another version
         log.debug("The arguments of a trigger cannot be read: %r", error)
-        return None
-    return None if queued_at is None else (str(conn_id), queued_at)
+        return {}
+
+
+def _is_waiting(rows: Iterable[Any]) -> bool:
+    """Whether a task waits for the account or for a generation, so that the usual duration is of use."""
+    return any(row.state in ("running", "deferred") and row.operator in SUBMITTERS for row in rows)
+
+
+def _recent_runs(session: Any, dag_id: str, dag_run_id: int) -> list[int]:
+    """Return the last runs of a Dag that were created before a run and have ended."""
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import select
+
+    ended = [DagRun.dag_id == dag_id, DagRun.id < dag_run_id, DagRun.state.in_(["success", "failed"])]
+    found = select(DagRun.id).where(*ended).order_by(DagRun.id.desc()).limit(RECENT_RUNS)
+    return list(session.scalars(found))
+
+
+def _recent_images(session: Any, dag_id: str, dag_run_id: int) -> list[Any]:
+    """Return some values of the XCom ``images`` of the last runs of a Dag, each a list."""
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import select
+
+    values: list[Any] = []
+    for id_ in _recent_runs(session, dag_id, dag_run_id):
+        found = select(XComModel.value).where(XComModel.dag_run_id == id_, XComModel.key == IMAGES)
+        values += session.scalars(found.limit(RECENT_XCOMS - len(values)))
+    return [value[:RECENT_ENTRIES] for value in map(decode, values) if isinstance(value, list)]
+
+
+def _ended_by(
+    session: Any, dag_id: str, run_id: str, failed: Sequence[Any]
+) -> dict[Instance, Literal["person", "heartbeat"]]:
+    """Return what ended tasks that failed, as far as Airflow's audit log says it.
+
+    Not who marked them failed: a user who may read XComs may not read the audit log.
+
+    :param failed: Those without an error of ours.
+    """
+    from airflow.models.log import Log
+    from sqlalchemy import null, select
+
+    if not failed:
+        return {}
+    attempt_id = getattr(Log, "task_instance_id", null())  # from Airflow 3.4 on
+    columns: list[Any] = [Log.event, Log.dttm, Log.extra, Log.task_id, Log.map_index, Log.try_number]
+    entries = session.execute(
+        select(*columns, attempt_id.label("attempt_id")).where(
+            Log.dag_id == dag_id, Log.run_id == run_id, Log.event.in_([*MARKED, HEARTBEAT])
+        )
+    ).all()
+    marks = [(entry, decode(entry.extra)) for entry in entries if entry.event in MARKED]
+    lost = {entry.attempt_id or tuple(entry[3:6]) for entry in entries if entry.event == HEARTBEAT}
+    ended_by: dict[Instance, Literal["person", "heartbeat"]] = {}
+    for row in failed:
+        instance = Instance.make(*row[:3])
+        if not lost.isdisjoint((row.attempt_id, (row.task_id, row.map_index, row.try_number))):
+            ended_by[instance] = "heartbeat"
+        elif any(_marks(extra, entry.task_id, entry.dttm, instance, row.end_date) for entry, extra in marks):
+            ended_by[instance] = "person"
+    return ended_by
+
+
+def _marks(
+    extra: Any, task_id: str | None, at: datetime | None, instance: Instance, ended_at: datetime | None
+) -> bool:
+    """Whether an entry of the audit log is that of a person who set this task instance to failed.
+
+    :param extra: The query and the body of the request.
+    :param task_id: The task that it names, None for a run or a group.
+    """
+    if not isinstance(extra, dict) or "failed" not in (extra.get("new_state"), extra.get("state")):
+        return False
+    # Airflow writes the entry before it checks the permission, so that alone it proves nothing.
+    if not at or not ended_at or not timedelta(0) <= ended_at - at <= MARKING:
+        return False
+    if task_id != instance.task_id:
+        return task_id is None or True in (extra.get("include_upstream"), extra.get("include_downstream"))
+    index = extra.get("region_index", extra.get("map_index"))
+    is_of_region = extra.get("region_id") in (None, instance.region_id)
+    return is_of_region and index in (None, instance.map_index, str(instance.map_index))
 
 
 def _retry_delays(session: Any, dag_id: str, task_ids: set[str]) -> dict[str, float]:
@@ -255,6 +373,23 @@ def _retry_delays(session: Any, dag_id: str, task_ids: set[str]) -> dict[str, fl
     except Exception as error:  # of any type: the Dag may have changed since
         log.debug("The retry delay of Dag %r is unknown: %r", dag_id, error)
     return delays
+
+
+def _xcoms(session: Any, dag_run_id: int, *keys: str) -> list[PushedXCom]:
+    """Return the XComs of a run with these keys."""
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import select
+
+    columns = [*instance_columns(XComModel), XComModel.key, XComModel.value]
+    rows = session.execute(
+        select(*columns).where(
+            XComModel.dag_run_id == dag_run_id,  # the first column of the primary key
+            XComModel.key.in_(keys),
+        )
+    )
+    return [
+        PushedXCom(instance=Instance.make(*ids), key=key, value=decode(value)) for *ids, key, value in rows
+    ]
 
 
 def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:

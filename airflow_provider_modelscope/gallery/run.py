@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_provider_modelscope.xcoms import PROGRESS, Progress
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.links import Instance
@@ -30,6 +33,8 @@ class TaskState:
     :param next_method: The method in which it resumes after a deferral, or an empty text.
     :param trigger: The name of the class of the trigger that it waits for, or an empty text.
     :param retry_at: When its next attempt is due, if that is known.
+    :param ended_by: What ended a task that failed, as far as Airflow's audit log says it: a person who marked
+        it failed, or the scheduler, because its worker sent no heartbeat.
     """
 
     instance: Instance
@@ -48,6 +53,7 @@ class TaskState:
     trigger_id: int | None = None
     deferred_at: float | None = None
     retry_at: float | None = None
+    ended_by: Literal["", "person", "heartbeat"] = ""
 
     @property
     def resumed_at(self) -> float | None:
@@ -62,6 +68,8 @@ class Run:
     :param is_paused: Whether its Dag is paused.
     :param triggerer_seen_at: When a triggerer last sent a heartbeat, in epoch seconds.
     :param queue: The connection and the time since which each trigger waits for a slot, in all Dags.
+    :param running: How many generations triggers wait for, by connection, in all Dags.
+    :param recent_images: Values of the XCom ``images`` in the last runs of the Dag before this one.
     """
 
     dag_id: str
@@ -72,6 +80,24 @@ class Run:
     is_paused: bool = False
     triggerer_seen_at: float | None = None
     queue: Mapping[int, tuple[str, float]] = field(default_factory=dict)
+    running: Mapping[str, int] = field(default_factory=dict)
+    recent_images: Sequence[Any] = ()
+
+    @cached_property
+    def progress(self) -> Mapping[Instance, Progress]:
+        """What the tasks say that they do on their workers. It may be over since."""
+        said = {xcom.instance: Progress.from_json(xcom.value) for xcom in self.xcoms if xcom.key == PROGRESS}
+        return {instance: progress for instance, progress in said.items() if progress}
+
+    @cached_property
+    def storing(self) -> Mapping[str, float]:
+        """The generations whose images a running task stores, and since when."""
+        running = {task.instance for task in self.tasks if task.state == "running"}
+        return {
+            said.generation_id: said.since
+            for instance, said in self.progress.items()
+            if said.generation_id and instance in running
+        }
 
     @property
     def is_finished(self) -> bool:

@@ -5,18 +5,20 @@ Pure functions of values. Each label stands for exactly one state.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.redaction import truncated
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from airflow_provider_modelscope.gallery.run import Run, TaskState
-    from airflow_provider_modelscope.xcoms import AttemptError, Submission
+    from airflow_provider_modelscope.xcoms import AttemptError, StoredImage, Submission
 
 STORING_METHOD = "execute_complete"  # in which a task resumes when its generation has finished
 
@@ -72,9 +74,9 @@ def status_of(
         return _ended(task, generation, error, run)
     match task.state:
         case "running" if not submission:
-            return Status(label="Submitting", color="running", since=task.resumed_at or task.started_at)
-        case "running" if task.next_method == STORING_METHOD:
-            return Status(label="Storing", color="running", sentence=f"{generation}.", since=task.resumed_at)
+            return _submitting(task, run)
+        case "running" | "success" if storing_since := _storing_since(task, submission, run):
+            return Status(label="Storing", color="running", sentence=f"{generation}.", since=storing_since)
         case "running":
             return _generating(submission, usual)
         case "deferred":
@@ -124,6 +126,26 @@ def status_of(
     return Status(label=task.state.replace("_", " ").capitalize(), color="none")
 
 
+def _submitting(task: TaskState, run: Run) -> Status:
+    begun_at = task.resumed_at or task.started_at
+    progress = run.progress.get(task.instance)
+    # What it said before a deferral is over.
+    if progress and progress.state == "queued" and progress.since >= (task.resumed_at or 0.0):
+        sentence = "The task waits on its worker."
+        return Status(label="Queued", color="deferred", since=progress.since, sentence=sentence)
+    return Status(label="Submitting", color="running", since=begun_at)
+
+
+def _storing_since(task: TaskState, submission: Submission | None, run: Run) -> float | None:
+    """Return since when a task stores the generation, None if none does: this task or one downstream."""
+    if submission is None:
+        return None
+    has_resumed = task.state == "running" and task.next_method == STORING_METHOD and task.resumed_at
+    if has_resumed and has_resumed >= submission.submitted_at:  # it may have submitted again since
+        return has_resumed
+    return run.storing.get(submission.generation_id)
+
+
 def _generating(submission: Submission | None, usual: Mapping[str, float]) -> Status:
     if submission is None:
         return Status(label="Generating", color="running")
@@ -153,13 +175,24 @@ def _deferred(
     match task.trigger:
         case "ModelScopeQueueTrigger":
             place = places.get(task.trigger_id or 0)
-            position = f", {ordinal(place[0])} of {place[1]}" if place else ""
-            return Status(label=f"Queued{position}", color="deferred", since=task.deferred_at)
+            return _queued(task, place, run, usual)
         case "ModelScopeImageGenerationTrigger":
             return _generating(submission, usual)
         case "ModelScopeExhaustedTrigger":
             return Status(label="Waiting for credit", color="up_for_retry", since=task.deferred_at)
     return Status(label="Deferred", color="deferred", since=task.deferred_at)
+
+
+def _queued(task: TaskState, place: tuple[int, int] | None, run: Run, usual: Mapping[str, float]) -> Status:
+    """Return the place in the queue and, instead of the time since, about how long it still takes."""
+    if place is None:
+        return Status(label="Queued", color="deferred", since=task.deferred_at)
+    label = f"Queued, {ordinal(place[0])} of {place[1]}"
+    if task.model not in usual:
+        return Status(label=label, color="deferred", since=task.deferred_at)
+    conn_id, _ = run.queue[task.trigger_id or 0]
+    seconds = place[0] * usual[task.model] / max(1, run.running.get(conn_id, 1))
+    return Status(label=f"{label}, about {rough(seconds)}", color="deferred")
 
 
 def _ended(task: TaskState | None, generation: str, error: AttemptError | None, run: Run) -> Status:
@@ -169,19 +202,28 @@ def _ended(task: TaskState | None, generation: str, error: AttemptError | None, 
         is_idle = color in ("skipped", "none")
         return Status(label=label, color=color, sentence=sentence, at=at, is_pending=False, is_idle=is_idle)
 
+    def failed(label: str, sentence: str, at: float | None) -> Status:
+        rest = f"{generation} goes on at ModelScope and occupies the account until it finishes."
+        said = run.progress.get(task.instance) if task else None
+        if said and generation == f"Generation {said.generation_id}":
+            rest = f"{generation} had finished, and its images were being stored."
+        both = " ".join(filter(None, (sentence, rest if generation else "")))
+        return missing(f"{label} at" if at else label, "failed", both, at)
+
     match task.state if task else None:
         case "failed" if error:
             return missing("Failed", "failed", first_sentence(error.message))
-        case "failed" if generation:
-            sentence = f"{generation} goes on at ModelScope and occupies the account until it finishes."
-            at = task.ended_at if task else None
-            return missing("Stopped at" if at else "Stopped", "failed", sentence, at)
+        case "failed" if task and task.ended_by == "person":
+            return failed("Marked failed", "", task.ended_at)
+        case "failed" if task and task.ended_by == "heartbeat":
+            return failed("Worker lost", "Airflow got no heartbeat from its worker.", task.ended_at)
         case "failed":
-            return missing("Failed", "failed", "Only the log says why.")
+            return failed("Failed", "Only the log says why.", None)
         case "upstream_failed":
             return missing("Upstream failed", "upstream_failed", "Not submitted: an upstream task failed.")
         case "skipped":
-            return missing("Skipped", "skipped", "Not submitted: the task was skipped.")
+            sentence = "" if generation else "Not submitted: the task was skipped."
+            return missing("Skipped", "skipped", sentence)
         case "success" if generation:
             return missing("Not stored", "failed", f"No task of this run stored the images of {generation}.")
         case "success":
@@ -196,6 +238,23 @@ def _ended(task: TaskState | None, generation: str, error: AttemptError | None, 
 def first_sentence(text: str) -> str:
     """Return the first sentence of an error's text."""
     return truncated(re.split(r"(?<=[.!?])\s|(?<=[。！？])", text, maxsplit=1)[0], 300)
+
+
+def usual_durations(images: Iterable[StoredImage]) -> dict[str, float]:
+    """Return the usual duration of a generation by model, in seconds: the median of these images."""
+    durations: dict[str, list[float]] = defaultdict(list)
+    for image in images:
+        if image.model and image.duration_ms:
+            durations[image.model].append(image.duration_ms / 1000)
+    return {model: median(seconds) for model, seconds in durations.items()}
+
+
+def rough(seconds: float) -> str:
+    """Return an estimate as text, no more precise than it is: ``20 s``, ``2 min`` or ``3 h``."""
+    if seconds <= 50:
+        return f"{10 * max(1, math.ceil(seconds / 10))} s"
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 100 else f"{round(minutes / 60)} h"
 
 
 def places_of(queue: Mapping[int, tuple[str, float]]) -> dict[int, tuple[int, int]]:

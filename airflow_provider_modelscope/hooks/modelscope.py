@@ -167,12 +167,14 @@ class ModelScopeHook(BaseHook):
         backoff: SubmitBackoff,
         *,
         sending: Callable[[], AbstractContextManager[object]] = nullcontext,
+        on_wait: Callable[[], object] = lambda: None,
         log_level: int = logging.INFO,
     ) -> str:
         """Submit a generation and return its id, as :meth:`submit_generation` does.
 
         :param backoff: Decides when to submit again, and when to give up.
         :param sending: Makes a new context for each attempt, which is entered while it is sent.
+        :param on_wait: Called once, when it begins to wait for the account.
         :param log_level: Level to log at why it waits: each reason once, not each attempt.
         """
         from airflow_provider_modelscope.protocol.messages import submission_request
@@ -180,6 +182,7 @@ class ModelScopeHook(BaseHook):
 
         call = submission_request(self.account, request)
         logged: set[str] = set()
+        is_waiting = False
         while True:
             try:
                 with sending():
@@ -191,6 +194,9 @@ class ModelScopeHook(BaseHook):
                     is_unreachable = isinstance(error, ServiceUnreachableError)  # for a few attempts only
                     when = f"in {delay:.0f} s" if is_unreachable else f"until {utc(backoff.end_time)}"
                     self.log.log(log_level, "%s. Submitting again %s", reason, when)
+                if isinstance(error, RateLimitedError) and not is_waiting:
+                    is_waiting = True
+                    on_wait()
                 self.sleep_before_retry(delay)
             else:
                 if generation.is_finished:

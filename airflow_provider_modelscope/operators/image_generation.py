@@ -381,7 +381,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             try:
                 submission = submit_to_first(
                     candidates.values(),
-                    lambda one: self._submit_new(one, record, queue, resume_with),
+                    lambda one: self._submit_new(one, context, record, queue, resume_with),
                     modelscope_conn_id=self.modelscope_conn_id,
                     waits_for_credit=self.on_exhausted == "wait",
                 )
@@ -402,6 +402,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     def _submit_new(
         self,
         request: GenerationRequest,
+        context: Context,
         record: SubmissionRecord,
         queue: SubmitBackoff,
         resume_with: DeferredTask | None,
@@ -414,7 +415,7 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
         from airflow_provider_modelscope.tasks.cost import price_under_limit
         from airflow_provider_modelscope.tasks.submission_record import fingerprint_of
         from airflow_provider_modelscope.waiting.progress import rounded
-        from airflow_provider_modelscope.xcoms import Submission
+        from airflow_provider_modelscope.xcoms import Progress, Submission
 
         limit = checked_limit(self.max_credit)
         price = price_under_limit(self.hook, request.model, limit)
@@ -423,10 +424,11 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             cost = "an unknown amount" if price is None else f"{price:g}"
             self._log_credit("before", f"; this generation costs {cost}")
         sending = partial(record.sending, fingerprint, credit=price, max_credit=limit)
+        calls: dict[str, Any] = {"sending": sending, "on_wait": partial(Progress.record, context, "queued")}
         if resume_with:
-            id_ = submit_or_defer(self, request, queue, self.hook, sending=sending, resume_with=resume_with)
+            id_ = submit_or_defer(self, request, queue, self.hook, resume_with=resume_with, **calls)
         else:
-            id_ = self.hook.submit_with_backoff(request, queue, sending=sending)
+            id_ = self.hook.submit_with_backoff(request, queue, **calls)
         submission = Submission(
             generation_id=id_, model=request.model, submitted_at=time.time(), credit=price
         )

@@ -144,6 +144,7 @@ def submit_or_defer(
     hook: ModelScopeHook,
     *,
     sending: Callable[[], AbstractContextManager[object]],
+    on_wait: Callable[[], object],
     resume_with: DeferredTask,
 ) -> str:
     """Submit and return the ``generation_id``, or defer if the account's queue is full.
@@ -153,13 +154,14 @@ def submit_or_defer(
     :param request: The request, with its images inlined.
     :param queue: The task's wait for a free slot. A slot that was granted may not be free yet.
     :param sending: Returns the context for one submission.
+    :param on_wait: Called when it begins to wait for the account without deferring.
     :param resume_with: What the task resumes with.
     :raises ModelScopeError: if it cannot be submitted, or not before the queue's deadline.
     """
     has_slot = queue.start_seconds is not None
     until = time.time() + (0.0 if queue.start_seconds is None else early_slot_retry(queue.start_seconds))
     if queue.end_time < until + MIN_QUEUE_DEFERRAL:
-        return hook.submit_with_backoff(request, queue, sending=sending)
+        return hook.submit_with_backoff(request, queue, sending=sending, on_wait=on_wait)
     on_worker = SubmitBackoff(queued_at=until, end_time=until, rejected=has_slot, max_delay=1.0)
     try:
         return hook.submit_with_backoff(request, on_worker, sending=sending, log_level=logging.DEBUG)

@@ -173,7 +173,9 @@ class StoringTask(ModelScopeTask):
     ) -> list[str]:
         """Store the images of a generation that succeeded, and return their URIs."""
         from airflow_provider_modelscope.tasks.storing import store_images
+        from airflow_provider_modelscope.xcoms import Progress
 
+        Progress.record(context, "storing", generation.generation_id)
         self._stored = store_images(
             generation,
             destination,

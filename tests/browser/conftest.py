@@ -121,7 +121,10 @@ def airflow(
         },
         login=ADMIN.login,
     )
-    airflow.environment |= FAB | {"AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}
+    airflow.environment |= FAB | {
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",  # instead of 300 s, for killed workers
+    }
     airflow.migrate()
     add_users(airflow)
     return airflow

@@ -11,12 +11,13 @@ from playwright.sync_api import expect
 from tests.browser.conftest import last_run
 from tests.browser.people import ADMIN
 from tests.browser.test_gallery import tab
+from tests.browser.test_states import CONTRAST
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
     from tests.browser.conftest import DagRun
-    from tests.browser.visits import Visits
+    from tests.browser.visits import ColorScheme, Visits
     from tests.support.real_airflow import RealAirflow
 
 PROMPTS = ["A poster of the sea", "A poster of a lake", "A stamp with a snail", "A stamp with a sloth"]
@@ -139,6 +140,17 @@ def test_the_lightbox_works_with_the_keyboard_alone(mixed: DagRun, visits: Visit
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_be_hidden()
     expect(page.locator("li a:focus img")).to_have_attribute("alt", f"Image of: {PROMPTS[2]}")
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["images", "all-images"])
+def test_every_text_can_be_read(mixed: DagRun, visits: Visits, color_scheme: ColorScheme, name: str) -> None:
+    page = visits.page(ADMIN, color_scheme=color_scheme)
+    page.goto(mixed.gallery.replace("/images?", f"/{name}?"))
+    assert page.evaluate(CONTRAST) >= 4.5
+    page.locator("li.image a").first.click()
+    page.locator("dialog summary").click()
+    assert page.evaluate(CONTRAST) >= 4.5
 
 
 @pytest.mark.parametrize("framed", [True, False], ids=["in Airflow", "alone"])

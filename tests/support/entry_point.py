@@ -19,7 +19,9 @@ def path_with_entry_point(folder: Path) -> str:
     """Return a PYTHONPATH with the package, and with its metadata, which are written into a folder."""
     metadata = folder / "airflow_provider_modelscope-0.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: airflow-provider-modelscope\n")
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: airflow-provider-modelscope\nVersion: 0\n"
+    )
     (metadata / "RECORD").write_text("airflow_provider_modelscope/__init__.py,,\n")
     (metadata / "entry_points.txt").write_text(f"[pytest11]\n{NAME} = {MODULE}\n")
     return f"{folder}{os.pathsep}{Path(airflow_provider_modelscope.__file__).parents[1]}"

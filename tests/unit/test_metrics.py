@@ -271,6 +271,29 @@ def test_the_error_that_ends_an_attempt_is_pushed(
     assert AttemptError.from_json(pushed)
 
 
+@pytest.mark.parametrize(("limit", "after"), [(timedelta(seconds=90), " after 90 s"), (None, "")])
+def test_the_end_of_the_execution_timeout_is_pushed_not_counted(
+    stats: Stats, context: Any, monkeypatch: pytest.MonkeyPatch, limit: timedelta | None, after: str
+) -> None:
+    monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: context, raising=False)
+    with pytest.raises(compat.AirflowTaskTimeout), metrics.count_failure(submitter(execution_timeout=limit)):
+        raise compat.AirflowTaskTimeout("Timeout, PID: 7")
+    pushed = AttemptError.from_json(context["ti"].pushed["error"])
+    assert pushed
+    assert pushed.type == "AirflowTaskTimeout"
+    assert pushed.message.startswith(f"The execution_timeout of the task ended it{after}. A generation")
+    assert not stats.counts
+
+
+@pytest.mark.parametrize("error", [ValueError, compat.TaskDeferred, SystemExit])
+def test_other_errors_are_not_pushed(context: Any, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
+    monkeypatch.setattr(airflow.sdk, "get_current_context", lambda: context, raising=False)
+    raised = error(trigger=None, method_name="a") if error is compat.TaskDeferred else error("a secret")
+    with pytest.raises(error), metrics.count_failure(submitter()):
+        raise raised
+    assert not context["ti"].pushed
+
+
 def test_an_error_that_cannot_be_pushed_is_still_raised(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,8 @@ from tests.support.entry_point import NAME, path_with_entry_point
 
 pytest_plugins = ["pytester"]
 
+# pytest warns if our package was imported before pytest could rewrite its assertions. Others may warn.
+STRICT = ("-W", "error::pytest.PytestAssertRewriteWarning")
 CONNECTED = """
 import json, os, urllib.request
 
@@ -40,7 +42,7 @@ def test_the_fixture_connects_a_test_with_an_emulator(project: pytest.Pytester) 
             assert [one.path for one in modelscope_emulator.requests] == ["/v1/models"]
         """
     )
-    project.runpytest_subprocess("-W", "error").assert_outcomes(passed=1)
+    project.runpytest_subprocess(*STRICT).assert_outcomes(passed=1)
 
 
 def test_the_emulator_stops_when_its_test_has_failed(project: pytest.Pytester) -> None:
@@ -64,7 +66,7 @@ def test_the_emulator_stops_when_its_test_has_failed(project: pytest.Pytester) -
                 get(urls[0])
         """
     )
-    result = project.runpytest_subprocess("-W", "error")
+    result = project.runpytest_subprocess(*STRICT)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines("*ValueError: as expected")
 
@@ -95,7 +97,7 @@ def test_a_run_without_the_fixture_imports_only_its_module(project: pytest.Pytes
             assert not {"aiohttp", "airflow", "PIL"} & set(sys.modules)
         """
     )
-    project.runpytest_subprocess("-W", "error").assert_outcomes(passed=1)
+    project.runpytest_subprocess(*STRICT).assert_outcomes(passed=1)
 
 
 def test_the_fixture_can_be_switched_off(project: pytest.Pytester) -> None:

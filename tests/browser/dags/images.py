@@ -74,6 +74,11 @@ with DAG("browser_states", schedule=None, params={"destination": Param(type="str
     ).expand(prompt=["A snail", "A tortoise", "A sloth"])
 
 
+CROWDED = "modelscope_crowded"
+images("browser_workers", "A heron", "A crane", modelscope_conn_id=CROWDED)
+images("browser_timeout", "A crab", modelscope_conn_id=CROWDED, execution_timeout=timedelta(seconds=12))
+
+
 with DAG("browser_batch", schedule=None, params={"destination": Param(type="string")}):
     ModelScopeImageBatchOperator(
         task_id="draw",

@@ -317,6 +317,8 @@ def test_every_key_that_a_task_writes_is_listed(emulator: Emulator, tmp_path: Pa
     assert set(requested) == {
         word for row in table("docs/reference/xcoms.md", "XCom `request`") for word in words(row[0])
     }
+    said = context["ti"].pushed["progress"]
+    assert list(said) == [words(row[0])[0] for row in table("docs/reference/xcoms.md", "XCom `progress`")]
     [sidecar] = tmp_path.glob("*.json")
     assert set(json.loads(sidecar.read_text())) == {
         word for row in table("docs/how-to/provenance.md", "Sidecar files") for word in words(row[0])

@@ -33,6 +33,7 @@ JOBS = [
 RELEASE = WORKFLOWS["release.yml"]
 TRIGGERS = RELEASE[True]  # YAML 1.1 reads "on" as a boolean
 BUILD, PUBLISH = RELEASE["jobs"]["build"], RELEASE["jobs"]["publish"]
+DEPLOY = WORKFLOWS["site.yml"]["jobs"]["deploy"]
 
 
 # Workflows
@@ -44,8 +45,12 @@ def test_a_workflow_may_only_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_only_the_job_that_publishes_has_another_permission(job: dict[str, Any]) -> None:
-    assert job.get("permissions") == ({"id-token": "write"} if job is PUBLISH else None)
+def test_only_the_jobs_that_publish_have_other_permissions(job: dict[str, Any]) -> None:
+    match job.get("permissions"):
+        case {"id-token": "write", **others}:
+            assert (job is PUBLISH and others == {}) or (job is DEPLOY and others == {"pages": "write"})
+        case other:
+            assert other is None
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -65,6 +70,10 @@ def test_actions_of_others_are_pinned_to_a_commit(job: dict[str, Any]) -> None:
 
 def test_only_a_tag_of_a_version_publishes() -> None:
     assert TRIGGERS == {"push": {"tags": ["v*"]}}
+
+
+def test_what_deploys_the_site_runs_no_code_of_the_repository() -> None:
+    assert [step["uses"].partition("@")[0] for step in DEPLOY["steps"]] == ["actions/deploy-pages"]
 
 
 def test_what_publishes_runs_no_code_of_the_repository() -> None:
@@ -143,7 +152,7 @@ def test_the_registry_describes_each_as_its_docstring_does() -> None:
     for section in filter(lambda one: isinstance(one, list), REGISTRY.values()):
         for entry in section:
             module, _, name = entry["module"].rpartition(".")
-            first = inspect.getdoc(getattr(import_module(module), name)).split("\n\n")[0]
+            first = (inspect.getdoc(getattr(import_module(module), name)) or "").split("\n\n")[0]
             assert entry["description"] == " ".join(first.split()).rstrip(".").replace("``", "`")
 
 

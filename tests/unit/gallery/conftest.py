@@ -174,8 +174,8 @@ class Database:
         run_id: str = "a_run",
         region_id: UUID | None = None,
         **columns: Any,
-    ) -> None:
-        """Add a task instance."""
+    ) -> UUID:
+        """Add a task instance, and return the id of its attempt."""
         from airflow.models.taskinstance import TaskInstance
 
         ids: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id}
@@ -183,6 +183,13 @@ class Database:
         ids |= {"region_id": region_id} if region_id else {}
         key = self._insert(TaskInstance, pool="default_pool", pool_slots=1, **ids, **columns)
         self._tasks[dag_id, run_id, task_id, map_index, region_id] = key[0]
+        return cast("UUID", key[0])
+
+    def add_log(self, event: str, at: datetime, **columns: Any) -> None:
+        """Add an entry of Airflow's audit log about the run ``a_run``."""
+        from airflow.models.log import Log
+
+        self._insert(Log, event=event, dttm=at, **{"dag_id": "a_dag", "run_id": "a_run", **columns})
 
     def render(self, fields: Any, task_id: str = "draw", map_index: int = -1) -> None:
         """Add the rendered parameters of a task instance of the run ``a_run``."""
@@ -230,13 +237,14 @@ class Database:
             self.add_task(**ids, **instance, region_id=region_id)
         self._insert(xcom.XComModelV2, task_instance_id=self._tasks[task], **columns)
 
-    def update(self, model: Any, **columns: Any) -> None:
-        """Change all rows of a table."""
+    def update(self, model: Any, run_id: str | None = None, **columns: Any) -> None:
+        """Change all rows of a table, or those of a run."""
         from airflow.utils.session import create_session
         from sqlalchemy import update
 
         with create_session() as session:
-            session.execute(update(model).values(**columns))
+            of_run = [] if run_id is None else [model.run_id == run_id]
+            session.execute(update(model).where(*of_run).values(**columns))
 
     def _row_of(self, dag_id: str, run_id: str) -> int:
         if (dag_id, run_id) not in self._runs:
@@ -266,7 +274,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
     with warnings.catch_warnings(action="ignore"):  # Airflow 3.1 uses what newer SQLAlchemys deprecate
         configure_mappers()
     names = {"dag", "dag_bundle", "dag_bundle_team", "dag_run", "job", "task_instance", "team", "trigger"}
-    names |= {"rendered_task_instance_fields", "xcom"}
+    names |= {"log", "rendered_task_instance_fields", "xcom"}
     # From Airflow 3.4 on:
     names |= {"dynamic_region", "legacy_task_data_owner", "rtif_v2", "xcom_v1", "xcom_v2"}
     tables = [table for table in Base.metadata.tables.values() if table.name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -517,6 +518,17 @@ class TestBatch:
         response = client.get(url(route, row="000001"))
         assert "Cat number" not in response.text
         assert "images" in route or response.status_code == 404
+
+    def test_it_is_sent_again_only_when_its_state_has_changed(
+        self, client: TestClient, database: Database, tmp_path: Path, names: list[str]
+    ) -> None:
+        [etag] = re.findall('data-etag="(.*?)"', client.get(url("images")).text)
+        headers = {"If-None-Match": unescape(etag), "Known-Chunks": ""}
+        assert client.get(url("images"), headers=headers).status_code == 304
+        StateFolder(tmp_path, task_id="draw").write([], latest=[result(5)], total=9)
+        changed = client.get(url("images"), headers=headers)
+        assert changed.status_code == 200
+        assert "Cat number 5" in changed.text
 
     def test_its_links_work_without_scripts(self, client: TestClient, names: list[str]) -> None:
         page = client.get(url("images")).text

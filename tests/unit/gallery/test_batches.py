@@ -37,7 +37,7 @@ def run(*tasks: TaskState, **xcoms: Any) -> Run:
 
 def shown(folder: StateFolder, *, total: int = 1000, state: str | None = "running", **options: Any) -> Batch:
     """Return the batch of the task ``draw`` as its own page shows it."""
-    [batch] = batches_of(run(task(state), draw=folder.xcom(total)), only=DRAW, now=NOW, **options)
+    [batch] = batches_of(run(task(state), draw=folder.xcom(total)), only=DRAW, **options)
     return batch
 
 
@@ -156,7 +156,7 @@ class TestSelection:
             folder.write(every_tenth_fails(1, 300), total=300)
             xcoms[name] = folder.xcom(300)
             tasks.append(task(instance=Instance.make(name, -1), started_at=float(number)))
-        found = batches_of(run(*tasks, **xcoms), view="failed", up_to=20, now=NOW)
+        found = batches_of(run(*tasks, **xcoms), view="failed", up_to=20)
         assert [batch.title for batch in found] == ["b", "a", "c"]
         assert {(batch.view, batch.page.first, batch.is_alone) for batch in found} == {("images", 1, False)}
 
@@ -170,19 +170,19 @@ class TestSelection:
             for one, folder in zip(instances, folders, strict=True)
         ]
         a_run = replace(run(*(task(instance=one, label="") for one in instances)), xcoms=pushed)
-        assert [batch.title for batch in batches_of(a_run, now=NOW)] == ["draw [0]", "draw [1]", "draw [2]"]
-        [batch] = batches_of(a_run, only=instances[1], now=NOW)
+        assert [batch.title for batch in batches_of(a_run)] == ["draw [0]", "draw [1]", "draw [2]"]
+        [batch] = batches_of(a_run, only=instances[1])
         assert (rows_of(batch), batch.is_alone) == ([2], True)
-        assert not any(batch.is_alone for batch in batches_of(a_run, only=DRAW, now=NOW))
+        assert not any(batch.is_alone for batch in batches_of(a_run, only=DRAW))
 
     def test_a_subclass_that_pushes_the_xcom_is_a_batch(self, folder: StateFolder) -> None:
         folder.write([result(1)], total=1)
-        [batch] = batches_of(run(task(operator="MyBatch"), draw=folder.xcom(1)), now=NOW)
+        [batch] = batches_of(run(task(operator="MyBatch"), draw=folder.xcom(1)))
         assert batch.stored == 1
 
     def test_other_tasks_are_no_batches(self) -> None:
         other = task(operator="BashOperator", instance=Instance.make("other", -1))
-        assert batches_of(run(task("removed"), other), now=NOW) == []
+        assert batches_of(run(task("removed"), other)) == []
 
     def test_few_states_are_read_for_one_page(self, tmp_path: Path) -> None:
         names = [f"task_{number:02}" for number in range(MAX_BATCHES + 2)]
@@ -191,7 +191,7 @@ class TestSelection:
             folder = StateFolder(tmp_path / name, task_id=name)
             folder.write([result(1)], total=1)
             xcoms[name] = folder.xcom(1)
-        found = batches_of(run(*(task(instance=Instance.make(one, -1)) for one in names), **xcoms), now=NOW)
+        found = batches_of(run(*(task(instance=Instance.make(one, -1)) for one in names), **xcoms))
         assert [batch.stored for batch in found] == [1] * MAX_BATCHES + [0, 0]
 
 
@@ -210,7 +210,7 @@ class TestSentences:
         ],
     )
     def test_a_batch_without_a_state_says_why(self, state: str | None, sentence: str) -> None:
-        [batch] = batches_of(run(task(state)), now=NOW)
+        [batch] = batches_of(run(task(state)))
         assert (batch.status, batch.progress, batch.cards) == (sentence, None, [])
 
     @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ class TestSentences:
         folder.write([], total=5, running=running)
         assert [(row.key, activity) for row, activity in shown(folder).running] == [
             ("a", "being submitted"),
-            ("b", "generation 42 runs for 14 s, attempt 2"),
+            ("b", "generation 42, attempt 2"),
         ]
         assert shown(folder, state="failed").running == []
 
@@ -332,7 +332,7 @@ class TestTrust:
         ids=str,
     )
     def test_another_xcom_is_ignored(self, value: Any) -> None:
-        [batch] = batches_of(run(draw=value), now=NOW)
+        [batch] = batches_of(run(draw=value))
         assert batch.location is None
 
     @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ class TestTrust:
     def test_a_state_that_cannot_be_opened_says_why(self, folder: StateFolder) -> None:
         value = folder.xcom(5) | {"storage_conn_id": "nowhere"}
         value["state"] = value["state"].replace("file://", "s3://bucket")
-        [batch] = batches_of(run(draw=value), now=NOW)
+        [batch] = batches_of(run(draw=value))
         assert batch.status.startswith("The API server cannot open this batch: uri = 's3://bucket/")
         assert "nowhere" in batch.status
 

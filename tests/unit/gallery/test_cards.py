@@ -147,6 +147,17 @@ class TestWithoutImage:
     def test_a_task_that_was_skipped_has_not_failed(self, state: str, kind: str) -> None:
         assert only_card(run(task(state))).kind == kind
 
+    @pytest.mark.parametrize(("own", "usual"), [([], 40.0), ([("a/b", 20_000)], 20.0)])
+    def test_recent_runs_say_the_usual_duration_until_this_one_does(
+        self, own: list[tuple[str, int]], usual: float
+    ) -> None:
+        recent = [[entry(duration_ms=40_000, model="a/b"), entry(duration_ms=1, model="c/d"), None, 7], [[]]]
+        images = [entry("7", duration_ms=ms, model=model) for model, ms in own]
+        generating = run(task("running"), pushed("request", REQUEST), pushed("images", images, "other"))
+        [card] = cards_of(replace(generating, recent_images=recent), now=NOW)["draw"]
+        assert card.status
+        assert card.status.usual == usual
+
     def test_each_place_in_the_queue_is_shown(self) -> None:
         waiting = [
             task("deferred", map_index=index, trigger="ModelScopeQueueTrigger", trigger_id=index + 1)

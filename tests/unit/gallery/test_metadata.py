@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ import pytest
 from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.links import Instance
+from airflow_provider_modelscope.triggers.image_generation import ModelScopeImageGenerationTrigger
 from airflow_provider_modelscope.triggers.queue import ModelScopeQueueTrigger
 from tests.unit.gallery.conftest import Database, entry, needs_gallery, needs_loops
 
@@ -62,6 +64,7 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
     database.push(IMAGES, map_index=2)
     database.push({"generation_id": "42"}, "request", map_index=2)
     database.push({"type": "AnError"}, "error", map_index=2)
+    database.push({"state": "storing"}, "progress", map_index=2)
     run = read_run("a_dag", "a_run")
     assert run
     assert replace(
@@ -75,6 +78,7 @@ def test_a_run_has_its_task_states_and_xcoms(database: Database) -> None:
         xcoms=[
             PushedXCom(instance=Instance.make("draw", 2), key="error", value={"type": "AnError"}),
             PushedXCom(instance=Instance.make("draw", 2), key="images", value=IMAGES),
+            PushedXCom(instance=Instance.make("draw", 2), key="progress", value={"state": "storing"}),
             PushedXCom(instance=Instance.make("draw", 2), key="request", value={"generation_id": "42"}),
         ],
         tasks=[
@@ -159,6 +163,149 @@ def queue_trigger(queued_at: float, conn_id: str = "modelscope_default") -> Mode
     return ModelScopeQueueTrigger(queued_at=queued_at, modelscope_conn_id=conn_id, end_time=9e9)
 
 
+def generation_trigger(conn_id: str = "modelscope_default") -> ModelScopeImageGenerationTrigger:
+    return ModelScopeImageGenerationTrigger(
+        generation_id="42", modelscope_conn_id=conn_id, poll_interval=15, submitted_at=5.0, end_time=9e9
+    )
+
+
+def test_a_queued_task_knows_what_runs_on_each_connection(database: Database) -> None:
+    created_at = datetime.fromtimestamp(20, UTC)
+    for conn_id in ("a", "a", "b"):
+        database.add_trigger(generation_trigger(conn_id), created_at)
+    own = database.add_trigger(queue_trigger(10.0), created_at)
+    database.add_run()
+    database.add_task(state="deferred", trigger_id=own)
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert run.running == {"a": 2, "b": 1}
+
+
+SUBMITTER: dict[str, Any] = {"operator": "ModelScopeImageGenerationOperator"}
+
+
+@pytest.mark.parametrize(
+    ("state", "is_read"), [("running", True), ("deferred", True), ("failed", False), (None, False)]
+)
+def test_recent_images_are_read_while_a_task_waits(
+    database: Database, state: str | None, is_read: bool
+) -> None:
+    for run_id, run_state in {"old": "success", "new": "failed", "goes_on": "running"}.items():
+        database.add_run(run_id=run_id, state=run_state)
+        database.push([entry(run_id)], run_id=run_id)
+        database.push([entry(run_id)], "other", run_id=run_id)
+    database.add_run("other_dag", "new", state="success")
+    database.push([entry("other_dag")], dag_id="other_dag", run_id="new")
+    database.add_run()
+    database.add_run(run_id="later", state="success")
+    database.push([entry("later")], run_id="later")
+    database.add_task(state=state, **SUBMITTER)
+    run = read_run("a_dag", "a_run")
+    assert run
+    found = [one["generation_id"] for value in run.recent_images for one in value]
+    assert found == (["new", "old"] if is_read else [])
+
+
+def test_few_recent_images_are_read(database: Database) -> None:
+    for run_id in ("first", "second", "third", "fourth"):
+        database.add_run(run_id=run_id, state="success")
+    database.push("s3://xcom/1.json", run_id="second")
+    for index in range(100):
+        database.push([entry()] * 30, run_id="third", map_index=index)
+    database.push([entry()], run_id="first")
+    database.add_run()
+    database.add_task(state="running", **SUBMITTER)
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert [len(value) for value in run.recent_images] == [20] * 50
+
+
+ENDED_AT = datetime.fromtimestamp(1000, UTC)
+FAILED = {"new_state": "failed", "method": "PATCH"}
+
+
+def ended_by(database: Database, error: Any = None) -> str:
+    """Return what ended the task ``draw`` 2 in its second attempt."""
+    database.add_run(state="failed")
+    database.add_task(map_index=2, state="failed", try_number=2, end_date=ENDED_AT)
+    if error:
+        database.push(error, "error", map_index=2)
+    run = read_run("a_dag", "a_run")
+    assert run
+    return next(task.ended_by for task in run.tasks if task.instance == Instance.make("draw", 2))
+
+
+@pytest.mark.parametrize(
+    ("event", "task_id", "extra"),
+    [
+        ("patch_task_instance", "draw", {**FAILED, "map_index": "2"}),
+        ("patch_task_instance", "draw", FAILED),  # of all mapped task instances
+        ("patch_task_instance", "other", {**FAILED, "include_downstream": True}),
+        ("patch_task_group_instances", None, {**FAILED, "group_id": "a_group"}),
+        ("patch_dag_run", None, {"state": "failed", "method": "PATCH"}),
+    ],
+)
+def test_a_task_that_a_person_marked_failed_is_known(
+    database: Database, event: str, task_id: str | None, extra: dict[str, Any]
+) -> None:
+    database.add_log(event, ENDED_AT - timedelta(seconds=1), task_id=task_id, extra=json.dumps(extra))
+    assert ended_by(database) == "person"
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        {"extra": json.dumps({**FAILED, "map_index": "1"})},
+        {"extra": json.dumps({**FAILED, "region_id": "another"})},
+        {"extra": json.dumps({"new_state": "success"})},
+        {"extra": json.dumps({"note": "failed"})},
+        {"extra": "failed"},
+        {"extra": None},
+        {"task_id": "other"},
+        {"run_id": "other_run"},
+        {"dag_id": "other_dag"},
+        {"event": "post_clear_task_instances"},
+        {"at": ENDED_AT + timedelta(seconds=1)},  # it had failed before
+        {"at": ENDED_AT - timedelta(seconds=31)},  # by a person who may not, before it failed
+    ],
+    ids=str,
+)
+def test_other_entries_of_the_audit_log_are_no_mark(database: Database, log: dict[str, Any]) -> None:
+    mark = {"event": "patch_task_instance", "at": ENDED_AT, "task_id": "draw", "extra": json.dumps(FAILED)}
+    database.add_log(**{**mark, **log})
+    assert ended_by(database) == ""
+
+
+def test_a_mark_ends_only_tasks_that_failed_without_an_error(database: Database) -> None:
+    database.add_log("patch_task_instance", ENDED_AT, task_id="draw", extra=json.dumps(FAILED))
+    assert ended_by(database, error={"type": "AnError", "message": "It is down."}) == ""
+
+
+@pytest.mark.parametrize(("attempt", "expected"), [(2, "heartbeat"), (1, "person")])
+def test_a_lost_worker_is_known_of_its_attempt(database: Database, attempt: int, expected: str) -> None:
+    database.add_log("patch_dag_run", ENDED_AT, extra=json.dumps({"state": "failed"}))
+    ids: dict[str, Any] = {"task_id": "draw", "map_index": 2, "try_number": attempt}
+    database.add_log("heartbeat timeout", ENDED_AT - timedelta(hours=1), **ids)
+    assert ended_by(database) == expected
+
+
+@needs_loops
+def test_a_lost_worker_is_that_of_its_own_iteration(database: Database) -> None:
+    database.add_run()
+    regions = [UUID(int=1), UUID(int=2)]
+    attempts = [
+        database.add_task(map_index=0, region_id=region, state="failed", try_number=1, end_date=ENDED_AT)
+        for region in regions
+    ]
+    ids: dict[str, Any] = {"task_id": "draw", "map_index": 0, "try_number": 1}
+    database.add_log("heartbeat timeout", ENDED_AT, task_instance_id=attempts[0], **ids)
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert sorted((task.instance.region_id, task.ended_by) for task in run.tasks) == [
+        (str(regions[0]), "heartbeat"), (str(regions[1]), ""),
+    ]  # fmt: skip
+
+
 def test_a_deferred_task_has_its_trigger_and_the_queue(database: Database) -> None:
     created_at = datetime.fromtimestamp(20, UTC)
     own = database.add_trigger(queue_trigger(10.0), created_at)
@@ -233,18 +380,24 @@ def at(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def version_text(*, alive_since: float) -> str:
+    found = read_version("a_dag", "a_run", alive_since=alive_since)
+    assert found
+    return found[0]
+
+
 class TestVersion:
     @pytest.fixture
-    def version(self, database: Database) -> Callable[[], str | None]:
+    def version(self, database: Database) -> Callable[[], str]:
         """The version of a run with one task instance that is deferred, and an image of another."""
         database.add_run()
         trigger = database.add_trigger(queue_trigger(10.0), at(20))
         database.add_task(state="deferred", trigger_id=trigger, try_number=1, start_date=at(10))
         database.push(IMAGES, task_id="other")
         database.add_heartbeat(at(100))
-        return lambda: read_version("a_dag", "a_run", alive_since=90.0)
+        return lambda: version_text(alive_since=90.0)
 
-    def test_an_unchanged_run_keeps_it(self, database: Database, version: Callable[[], str | None]) -> None:
+    def test_an_unchanged_run_keeps_it(self, database: Database, version: Callable[[], str]) -> None:
         before = version()
         database.add_run(run_id="other_run")
         database.add_task(run_id="other_run", state="running")
@@ -268,7 +421,7 @@ class TestVersion:
         ids=str,
     )
     def test_a_change_of_a_task_changes_it(
-        self, database: Database, version: Callable[[], str | None], changed: dict[str, Any]
+        self, database: Database, version: Callable[[], str], changed: dict[str, Any]
     ) -> None:
         from airflow.models.taskinstance import TaskInstance
 
@@ -281,6 +434,8 @@ class TestVersion:
         [
             lambda database: database.push(IMAGES, task_id="new"),
             lambda database: database.push(IMAGES, "error"),
+            lambda database: database.push({"state": "queued", "since": 5.0}, "progress"),
+            lambda database: database.add_trigger(generation_trigger(), at(30)),
             lambda database: database.pause(),
             lambda database: database.add_trigger(queue_trigger(5.0), at(30)),
         ],
@@ -288,16 +443,14 @@ class TestVersion:
     def test_what_else_the_page_shows_changes_it(
         self,
         database: Database,
-        version: Callable[[], str | None],
+        version: Callable[[], str],
         change: Callable[[Database], object],
     ) -> None:
         before = version()
         change(database)
         assert version() != before
 
-    def test_the_end_of_the_run_changes_it(
-        self, database: Database, version: Callable[[], str | None]
-    ) -> None:
+    def test_the_end_of_the_run_changes_it(self, database: Database, version: Callable[[], str]) -> None:
         from airflow.models.dagrun import DagRun
 
         before = version()
@@ -305,13 +458,43 @@ class TestVersion:
         assert version() != before
 
     def test_a_triggerer_that_is_lost_changes_it(
-        self, database: Database, version: Callable[[], str | None]
+        self, database: Database, version: Callable[[], str]
     ) -> None:
-        assert read_version("a_dag", "a_run", alive_since=110.0) != version()
+        assert version_text(alive_since=110.0) != version()
 
-    def test_a_run_with_a_batch_has_none(self, database: Database, version: Callable[[], str | None]) -> None:
-        database.add_task("batch", operator="ModelScopeImageBatchOperator")
-        assert version() is None
+    def test_other_generations_change_it_only_for_a_queued_task(
+        self, database: Database, version: Callable[[], str]
+    ) -> None:
+        from airflow.models.taskinstance import TaskInstance
+
+        own = database.add_trigger(generation_trigger(), at(20))
+        database.update(TaskInstance, trigger_id=own)
+        before = version()
+        database.add_trigger(generation_trigger(), at(30))
+        database.add_trigger(queue_trigger(5.0), at(30))
+        assert version() == before
+
+    @pytest.mark.parametrize(("operator", "is_shown"), [(SUBMITTER["operator"], True), ("Other", False)])
+    def test_the_end_of_an_earlier_run_changes_its_durations(
+        self, database: Database, operator: str, is_shown: bool
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+
+        database.add_run(run_id="earlier")
+        database.add_run()
+        database.add_task(state="running", operator=operator)
+        before = version_text(alive_since=0.0)
+        database.update(DagRun, "earlier", state="success")
+        assert (version_text(alive_since=0.0) != before) is is_shown
+
+    def test_the_batches_come_with_it(self, database: Database, version: Callable[[], str]) -> None:
+        before = version()
+        location = {"state": "file:///batch/.modelscope/"}
+        database.push(location, "batch", task_id="batch")
+        found = read_version("a_dag", "a_run", alive_since=90.0)
+        assert found
+        assert found[0] != before
+        assert [(xcom.instance.task_id, xcom.value) for xcom in found[1]] == [("batch", location)]
 
     def test_an_unknown_run_has_none(self, database: Database) -> None:
         assert read_version("a_dag", "a_run", alive_since=0.0) is None

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelscope.gallery.run import Run, TaskState
-from airflow_provider_modelscope.gallery.status import Status, ordinal, places_of, status_of
+from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
+from airflow_provider_modelscope.gallery.status import Status, ordinal, places_of, rough, status_of
 from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.triggers.credit import ModelScopeExhaustedTrigger
@@ -26,6 +26,15 @@ QUEUE, GENERATION, CREDIT = (
 )
 
 
+DRAW = Instance.make("draw", -1)
+STORE = Instance.make("store", -1)
+
+
+def says(instance: Instance = DRAW, state: str = "storing", **said: Any) -> PushedXCom:
+    """Return the XCom of a task that says what it does on its worker."""
+    return PushedXCom(instance=instance, key="progress", value={"state": state, "since": 950.0, **said})
+
+
 def status(
     task: dict[str, Any],
     submission: Submission | None = None,
@@ -37,7 +46,7 @@ def status(
 ) -> Status:
     known = {"state": "running", "triggerer_seen_at": NOW - 5, "xcoms": [], "tasks": [], **of_run}
     return status_of(
-        TaskState(instance=Instance.make("draw", -1), trigger_id=7, **{**TIMES, **task}),
+        TaskState(instance=DRAW, trigger_id=7, **{**TIMES, **task}),
         submission,
         error,
         Run(dag_id="a_dag", run_id="a_run", **known),
@@ -78,7 +87,8 @@ def test_a_task_that_has_submitted_nothing_has_one_label(
         ({"state": "running"}, "Generating", 900.0),
         ({"state": "running", "next_method": "execute_queued"}, "Generating", 900.0),
         (GENERATION, "Generating", 900.0),
-        ({"state": "running", "next_method": "execute_complete"}, "Storing", 20.0),
+        ({"state": "running", "next_method": "execute_complete", "queued_at": 920.0}, "Storing", 920.0),
+        ({"state": "running", "next_method": "execute_complete"}, "Generating", 900.0),  # submitted again
         ({"state": "queued", "next_method": "execute_complete"}, "Waiting for a worker", 20.0),
         ({"state": "success"}, "Submitted", 900.0),
     ],
@@ -96,7 +106,7 @@ def test_a_task_that_has_submitted_has_one_label(
     ("state", "submission", "label"),
     [
         ("failed", None, "Failed"),
-        ("failed", SUBMISSION, "Stopped at"),
+        ("failed", SUBMISSION, "Failed"),
         ("upstream_failed", None, "Upstream failed"),
         ("skipped", None, "Skipped"),
         ("success", None, "No image"),
@@ -127,10 +137,127 @@ def test_an_error_is_told_by_its_first_sentence(
     assert (found.label, found.sentence) == (label, sentence)
 
 
-def test_a_task_that_was_stopped_leaves_its_generation_running() -> None:
-    found = status({"state": "failed", "ended_at": 40.0}, SUBMISSION)
-    assert (found.label, found.at) == ("Stopped at", 40.0)
-    assert "Generation 42 goes on at ModelScope and occupies the account" in found.sentence
+@pytest.mark.parametrize(
+    ("ended_by", "label", "sentence"),
+    [
+        ("person", "Marked failed at", ""),
+        ("heartbeat", "Worker lost at", "Airflow got no heartbeat from its worker."),
+        ("", "Failed", "Only the log says why."),
+    ],
+)
+def test_what_ended_a_task_without_an_error_is_named(ended_by: str, label: str, sentence: str) -> None:
+    task: dict[str, Any] = {"state": "failed", "ended_at": 40.0, "ended_by": ended_by}
+    at = 40.0 if ended_by else None
+    found = status(task)
+    assert (found.label, found.at, found.sentence, found.is_pending) == (label, at, sentence, False)
+    runs_on = "Generation 42 goes on at ModelScope and occupies the account until it finishes."
+    assert status(task, SUBMISSION).sentence == f"{sentence} {runs_on}".strip()
+    stored = status(task, SUBMISSION, xcoms=[says(generation_id="42")])
+    had_finished = "Generation 42 had finished, and its images were being stored."
+    assert stored.sentence == f"{sentence} {had_finished}".strip()
+    other = status(task, SUBMISSION, xcoms=[says(generation_id="41")])
+    assert other.sentence == f"{sentence} {runs_on}".strip()
+
+
+def test_an_error_says_more_than_who_ended_the_task() -> None:
+    error = AttemptError(type="AnError", message="It is down.")
+    found = status({"state": "failed", "ended_by": "person"}, SUBMISSION, error)
+    assert (found.label, found.sentence) == ("Failed", "It is down.")
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "since"),
+    [
+        ({"state": "running"}, "Queued", 950.0),
+        ({"state": "running", "next_method": "execute_queued", "queued_at": 940.0}, "Queued", 950.0),
+        # It said so before it was deferred, in another attempt, or before it ended.
+        ({"state": "running", "next_method": "execute_queued", "queued_at": 960.0}, "Submitting", 960.0),
+        (CREDIT, "Waiting for credit", 50.0),
+        ({"state": "queued"}, "Waiting for a worker", 20.0),
+        ({"state": "up_for_retry"}, "Waiting for the next attempt", 40.0),
+        ({"state": "failed"}, "Failed", None),
+    ],
+    ids=str,
+)
+def test_a_wait_on_a_worker_is_shown_while_it_lasts(
+    task: dict[str, Any], label: str, since: float | None
+) -> None:
+    found = status(task, xcoms=[says(state="queued")])
+    assert (found.label, found.since) == (label, since)
+    submitted = status({"state": "running"}, SUBMISSION, xcoms=[says(state="queued")])
+    assert submitted.label == "Generating"
+
+
+@pytest.mark.parametrize(
+    ("task", "storer", "said", "label"),
+    [
+        ({"state": "running"}, DRAW, "42", "Storing"),
+        ({"state": "running"}, DRAW, "41", "Generating"),  # an earlier one
+        ({"state": "success"}, STORE, "42", "Storing"),
+        ({"state": "success"}, STORE, "41", "Submitted"),
+        (GENERATION, DRAW, "42", "Generating"),
+        ({"state": "queued"}, DRAW, "42", "Waiting for a worker"),
+    ],
+    ids=str,
+)
+def test_storing_on_a_worker_is_shown_while_it_lasts(
+    task: dict[str, Any], storer: Instance, said: str, label: str
+) -> None:
+    states = {DRAW: task["state"], STORE: "running"}
+    tasks = [TaskState(instance=instance, state=state) for instance, state in states.items()]
+    found = status(task, SUBMISSION, xcoms=[says(storer, generation_id=said)], tasks=tasks)
+    assert found.label == label
+    assert (found.since == 950.0) is (label == "Storing")
+
+
+def test_a_task_that_has_ended_stores_nothing() -> None:
+    tasks = [TaskState(instance=STORE, state="failed")]
+    found = status({"state": "success"}, SUBMISSION, xcoms=[says(STORE, generation_id="42")], tasks=tasks)
+    assert found.label == "Submitted"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, "queued", [], {"state": "queued"}, {"state": "queued", "since": "now"},
+        {"state": "queued", "since": float("nan")}, {"state": "storing", "since": 5.0},
+        {"state": "storing", "since": 5.0, "generation_id": 42}, {"state": "done", "since": 5.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_progress_that_cannot_be_read_says_nothing(value: Any) -> None:
+    pushed = [PushedXCom(instance=DRAW, key="progress", value=value)]
+    tasks = [TaskState(instance=DRAW, state="running")]
+    assert status({"state": "running"}, xcoms=pushed, tasks=tasks).label == "Submitting"
+    assert status({"state": "running"}, SUBMISSION, xcoms=pushed, tasks=tasks).label == "Generating"
+
+
+@pytest.mark.parametrize(
+    ("usual", "running", "label", "since"),
+    [
+        ({"a/b": 30.0}, {}, "Queued, 3rd of 12, about 2 min", None),
+        ({"a/b": 30.0}, {"a": 3, "b": 1}, "Queued, 3rd of 12, about 30 s", None),
+        ({"c/d": 30.0}, {}, "Queued, 3rd of 12", 50.0),
+    ],
+    ids=str,
+)
+def test_the_place_says_how_long_the_wait_still_is(
+    usual: dict[str, float], running: dict[str, int], label: str, since: float | None
+) -> None:
+    known: dict[str, Any] = {"queue": {7: ("a", 5.0)}, "running": running}
+    found = status({**QUEUE, "model": "a/b"}, usual=usual, places={7: (3, 12)}, **known)
+    assert (found.label, found.since) == (label, since)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.1, "10 s"), (14, "20 s"), (50, "50 s"), (51, "1 min"), (89, "1 min"), (91, "2 min"),
+        (5000, "83 min"), (7000, "2 h"),
+    ],
+)  # fmt: skip
+def test_an_estimate_is_rounded(seconds: float, text: str) -> None:
+    assert rough(seconds) == text
 
 
 @pytest.mark.parametrize(("submission", "label"), [(None, "Not started"), (SUBMISSION, "Submitted")])

@@ -37,7 +37,7 @@ from tests.unit.builders import (
     submissions,
     submitter,
 )
-from tests.unit.conftest import connect
+from tests.unit.conftest import TaskInstance, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +124,85 @@ def test_a_short_queue_timeout_is_spent_on_the_worker(
     emulator.fail("submit:queue-full:2")
     assert submitter(deferrable=True, queue_timeout=10).execute(context)
     assert emulator.accepted == 1
+
+
+class Recording(TaskInstance):
+    """A task instance that keeps every push."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pushes: list[tuple[str, Any]] = []
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        super().xcom_push(key, value)
+        self.pushes.append((key, value))
+
+    @property
+    def progress(self) -> list[tuple[str, str | None]]:
+        """The states and generations that were pushed."""
+        return [(value["state"], value["generation_id"]) for key, value in self.pushes if key == "progress"]
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("fault", ["queue-full", "429"])
+def test_a_wait_on_a_worker_is_pushed_once(emulator: Emulator, tmp_path: Path, fault: str) -> None:
+    emulator.fail(f"submit:{fault}:5")
+    emulator.fail("poll:no-images:3")
+    ti = Recording()
+    begun_at = time.time()
+    context: Context = {"ti": ti}
+    one_step(tmp_path, deferrable=False, poll_interval=1).execute(context)
+    generation_id = ti.pushed["request"]["generation_id"]
+    assert ti.progress == [("queued", None), ("storing", generation_id)]
+    assert [key for key, _ in ti.pushes] == ["progress", "request", "progress", "images"]
+    assert begun_at <= ti.pushed["progress"]["since"] <= time.time()
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_deferrable_task_pushes_no_wait(emulator: Emulator, tmp_path: Path) -> None:
+    emulator.fail("submit:queue-full:4")
+    ti = Recording()
+    context: Context = {"ti": ti}
+    task = one_step(tmp_path, deferrable=True)
+    resume(task, deferred(task, context), context)
+    assert ti.progress == [("storing", ti.pushed["request"]["generation_id"])]
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_deferrable_task_that_waits_on_its_worker_says_so(emulator: Emulator) -> None:
+    emulator.fail("submit:queue-full:2")
+    ti = Recording()
+    context: Context = {"ti": ti}
+    submitter(deferrable=True, queue_timeout=10).execute(context)
+    assert ti.progress == [("queued", None)]
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_service_that_is_not_reached_is_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
+    ti = Recording()
+    context: Context = {"ti": ti}
+    with pytest.raises(ServiceUnreachableError):
+        submitter(deferrable=False).execute(context)
+    assert ti.progress == []
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_progress_that_cannot_be_pushed_costs_no_image(
+    emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(TaskInstance):
+        def xcom_push(self, key: str, value: Any) -> None:
+            if key == "progress":
+                raise OSError("disk full")
+            super().xcom_push(key, value)
+
+    emulator.fail("submit:queue-full")
+    ti = Failing()
+    context: Context = {"ti": ti}
+    assert one_step(tmp_path, deferrable=False).execute(context)
+    assert ti.pushed.keys() == {"request", "images"}
+    assert caplog.text.count("Could not push XCom 'progress': OSError('disk full')") == 2
 
 
 def test_an_unreachable_service_is_not_waited_for(

@@ -39,6 +39,16 @@ def test_a_retry_writes_the_same_objects_again(emulator: Emulator, context: Cont
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_it_says_which_generation_it_stores(emulator: Emulator, context: Context, tmp_path: Path) -> None:
+    generation_id = submitter().execute(context)
+    with pytest.raises(InvalidRequestError):
+        transfer(" ", tmp_path).execute(context)
+    assert "progress" not in context["ti"].pushed
+    transfer(generation_id, tmp_path).execute(context)
+    said = context["ti"].pushed["progress"]
+    assert (said["state"], said["generation_id"]) == ("storing", generation_id)
+
+
 def test_the_suffix_of_the_destination_selects_a_format(
     emulator: Emulator, context: Context, tmp_path: Path
 ) -> None:
