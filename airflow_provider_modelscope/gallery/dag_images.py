@@ -239,7 +239,7 @@ def find_images(
             while True:
                 if cost >= MAX_COST:
                     return page(replace(xcom.position, left=left), is_complete=False)
-                part = _read_batch(xcom, left, dag_id) if xcom.key == BATCH else _images_of(xcom, left)
+                part = _read_batch(xcom, left, dag_id) if xcom.key == BATCH else _images_of(xcom)
                 cost += part.cost
                 problems |= {part.problem} - {""}
                 for before, card in part.cards:
@@ -247,6 +247,8 @@ def find_images(
                     if not card.image or identity(card.image) in seen or not wanted.includes(card):
                         continue
                     seen.add(identity(card.image))
+                    if left and before > left:  # on a newer page
+                        continue
                     found.append((replace(xcom.position, left=before), card))
                     if len(found) > PAGE_SIZE:
                         return page(found[-1][0])
@@ -259,8 +261,8 @@ def find_images(
     return page()
 
 
-def _images_of(xcom: DagXCom, left: int) -> _Part:
-    """Return the last images of an XCom, or all if none are left."""
+def _images_of(xcom: DagXCom) -> _Part:
+    """Return all images of an XCom."""
     if not isinstance(xcom.value, list):
         return _Part(problem="Images in a custom XCom backend, which the gallery cannot read, are missing.")
     total = len(xcom.value)
@@ -269,7 +271,7 @@ def _images_of(xcom: DagXCom, left: int) -> _Part:
         cards=[
             (total - index, replace(card, number=index + 1, image=image))
             for index, entry in enumerate(xcom.value)
-            if (not left or index >= total - left) and (image := StoredImage.from_json(entry))
+            if (image := StoredImage.from_json(entry))
         ]
     )
 

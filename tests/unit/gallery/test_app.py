@@ -282,6 +282,17 @@ class TestDagPage:
         assert shown(client.get(links(back)["Newer"]).text) == shown(pages[0])
         assert shown(client.get(links(pages[2])["Newest"]).text) == shown(pages[0])
 
+    @pytest.mark.parametrize("moved", [40, 70])
+    def test_a_moved_image_is_on_one_page(self, client: TestClient, database: Database, moved: int) -> None:
+        images = [entry(str(n), sha256=f"{n:064x}") for n in range(70)]
+        for task_id, some in (("draw", images[:moved]), ("paint", images[40:]), ("move", images[:moved])):
+            database.push(some, task_id=task_id)
+        pages = [self.page(client)]
+        while older := re.search('rel="next" href="(.*?)"', pages[-1]):
+            pages.append(client.get(f"/a_dag/{older[1]}").text)
+        assert [page.count(" data-open>") for page in pages] == [60, 10]
+        assert "task_id=draw" not in "".join(pages)
+
     @pytest.mark.parametrize("name", ["run", "task", "model", "prompt", "seed", "before"])
     @pytest.mark.parametrize(
         "value",

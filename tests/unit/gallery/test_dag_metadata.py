@@ -96,6 +96,12 @@ def test_an_unknown_run_or_task_has_no_images(three_runs: Database, name: str) -
     assert read(Wanted(task=name)) == ([], None)
 
 
+def test_the_database_gets_no_text_with_nul(three_runs: Database) -> None:
+    """PostgreSQL rejects it."""
+    wanted = (Wanted(task="x"), Wanted(task="x\0"), Wanted(run="\0"))
+    assert [read_xcoms("a_dag", one, Position(), 10).runs for one in wanted] == [3, 0, 0]
+
+
 @pytest.mark.parametrize("text", ["0-0-0-0", "2147483647-9999999999999999-999999-999999999", "1-0-5-5"])
 def test_a_forged_position_reads_no_other_dag(three_runs: Database, text: str) -> None:
     position = Position.from_text(text)
