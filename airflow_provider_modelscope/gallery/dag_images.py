@@ -31,6 +31,7 @@ MAX_TRAIL = 50  # newer pages that a page leads back to, one by one
 MAX_MODELS = 100  # that are suggested
 MAX_PROBLEMS = 3  # that are shown
 _FIRST_RUNS, _MAX_RUNS = 10, 1000  # that are read at once
+_FEW = 100  # XComs; if so few are found, more runs are read at once
 
 _NEWEST = (2**31 - 1, 10**16 - 1)  # no run has a larger id, no XCom a later time
 _POSITION = re.compile(r"([0-9]{1,10})-([0-9]{1,16})-([0-9]{1,6})-([0-9]{1,9})")
@@ -232,7 +233,8 @@ def find_images(
     while position:
         chunk = read(position, runs)
         cost += chunk.runs
-        runs = min(4 * runs, _MAX_RUNS)
+        if len(chunk.xcoms) < _FEW:
+            runs = min(4 * runs, _MAX_RUNS)
         for xcom in chunk.xcoms:
             searched_to = xcom.run
             left = position.left if xcom.position == replace(position, left=0) else 0

@@ -162,6 +162,18 @@ class TestSearch:
         page = database.page(page.older, prompt="rare")
         assert (ids(page), page.is_complete, page.older) == ([total - 1], True, None)
 
+    @pytest.mark.parametrize(("found", "asked"), [(200, {10}), (0, {10, 40, 160, 640, 1000})])
+    def test_more_runs_are_read_at_once_if_they_have_few_images(self, found: int, asked: set[int]) -> None:
+        runs_of: list[int] = []
+
+        def read(position: Position, runs: int) -> Found:
+            runs_of.append(runs)
+            xcoms = [xcom([image(n)]) for n in range(found)]
+            return Found(xcoms=xcoms, runs=runs, older=Position(run=position.run - runs))
+
+        find_images(read, Wanted(prompt="rare"), Position(run=10**9), dag_id="a_dag")
+        assert set(runs_of) == asked
+
     def test_it_stops_in_time_among_runs_without_images(self) -> None:
         def read(position: Position, runs: int) -> Found:
             return Found(xcoms=[], runs=runs, older=Position(run=position.run - runs))
