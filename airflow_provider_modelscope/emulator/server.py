@@ -119,10 +119,16 @@ async def serving(
     application.router.add_route("*", "/{path:(?s:.*)}", handle)
     runner = web.AppRunner(application, access_log=None, logger=log, shutdown_timeout=1)
     await runner.setup()
+    site = web.TCPSite(runner, host, port)
     try:
-        await web.TCPSite(runner, host, port).start()
+        await site.start()
         yield f"http://{f'[{host}]' if ':' in host else host}:{runner.addresses[0][1]}"
     finally:
+        await site.stop()
+        for _ in range(
+            5
+        ):  # until aiohttp knows the connections that were just accepted
+            await asyncio.sleep(0)
         await runner.cleanup()
 
 
