@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import requests
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Response
 
     from airflow_provider_modelscope.emulator import Emulator
     from tests.browser.conftest import DagRun
@@ -339,7 +339,12 @@ def test_five_thousand_cards_cost_little_when_nothing_changes(
             lambda event: sent.extend(len(f"{one}: {value}\r\n") for one, value in event["headers"].items()),
         )
         statuses: list[int] = []
-        page.on("response", lambda response: "/images?" in response.url and statuses.append(response.status))
+
+        def note(response: Response) -> None:
+            if "/images?" in response.url:
+                statuses.append(response.status)
+
+        page.on("response", note)
 
         def ask() -> int:
             known = len(statuses)
