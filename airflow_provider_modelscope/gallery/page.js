@@ -140,12 +140,13 @@ document.addEventListener("DOMContentLoaded", () => {
     const happen = (event) => control.dispatchEvent(event);
     const type = control instanceof Area ? Area : Input;
     const text = typeof value === "object" ? JSON.stringify(value) : String(value);
-    if (control === field) happen(new FocusEvent("focusin", { bubbles: true }));
+    const isText = control === field; // otherwise a list of choices, which shows those that match
+    if (isText) happen(new FocusEvent("focusin", { bubbles: true }));
     Object.getOwnPropertyDescriptor(type.prototype, "value").set.call(control, text); // as React expects it
     happen(new Event("input", { bubbles: true }));
-    if (control === field) happen(new FocusEvent("focusout", { bubbles: true }));
-    // A list of choices now shows those that match.
-    else setTimeout(() => happen(new KeyboardEvent("keydown", { key: "Enter", bubbles: true })), 50);
+    const choose = new KeyboardEvent("keydown", { key: "Enter", bubbles: true });
+    const last = isText ? new FocusEvent("focusout", { bubbles: true }) : choose;
+    setTimeout(() => happen(last), 50); // React has updated the field
   };
   const runAgain = (conf) => {
     const fieldOf = (name) => airflow.getElementById(`element_${name}`) || airflow.querySelector(`[name='element_${name}']`);

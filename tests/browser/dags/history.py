@@ -14,7 +14,7 @@ with DAG(
     params={
         "prompt": Param("A default prompt", type="string", format="multiline"),
         "size": Param("1024x1024", type="string", enum=["1024x1024", "512x512"]),
-        "seed": Param(None, type=["null", "integer"], section="More parameters"),
+        "seed": Param(None, type=["null", "integer"], minimum=1, section="More parameters"),
         "destination": Param("file:///nowhere/", type="string"),
     },
 ):
