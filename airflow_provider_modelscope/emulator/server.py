@@ -125,9 +125,7 @@ async def serving(
         yield f"http://{f'[{host}]' if ':' in host else host}:{runner.addresses[0][1]}"
     finally:
         await site.stop()
-        for _ in range(
-            5
-        ):  # until aiohttp knows the connections that were just accepted
+        for _ in range(5):  # until aiohttp knows the connections that were just accepted
             await asyncio.sleep(0)
         await runner.cleanup()
 
