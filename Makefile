@@ -9,7 +9,7 @@ SITE := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo ui check test test-fuzz test-integration test-browser test-stores test-faults test-records \
-	test-form test-cluster proof test-matrix bench bench-batch bench-landing screenshots docs docs-serve clean
+	test-form test-cluster proof test-matrix bench bench-batch bench-landing evidence screenshots docs docs-serve clean
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -86,6 +86,9 @@ bench-batch: $(READY) ## How busy a batch keeps an account, and what it costs, b
 
 bench-landing: $(READY) ## The cost of storing an image beside bare copying; ten minutes
 	@$(BIN)/python -m dev.bench_landing
+
+evidence: $(READY) ## Put the figures that the benches wrote on the page of evidence
+	@$(BIN)/python -m dev.evidence
 
 screenshots: $(READY) ## Take the screenshots of the docs again; two minutes
 	@$(BIN)/python -m dev.screenshots

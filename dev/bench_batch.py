@@ -56,6 +56,7 @@ import tests.conftest  # noqa: F401 - sets the environment for Airflow in this a
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.emulator.credit import MAX_CREDIT
 from airflow_provider_modelscope.emulator.service import QUEUE_FULL
+from dev.figures import Bench
 from tests.support.postgres import postgres
 from tests.support.real_airflow import RealAirflow, start_run
 
@@ -489,25 +490,6 @@ def print_table(loads: dict[int, int], figures: dict[tuple[str, int], Figures]) 
                 )
 
 
-class Targets:
-    """Prints targets, and counts those that are missed."""
-
-    def __init__(self) -> None:
-        self.missed = 0
-
-    def at_least(self, what: str, value: float, target: float) -> None:
-        """Print a target that a value has to reach."""
-        self._print(what, value, f"at least {target:6.3g}", is_met=value >= target)
-
-    def at_most(self, what: str, value: float, target: float) -> None:
-        """Print a target that a value must not exceed."""
-        self._print(what, value, f"at most  {target:6.3g}", is_met=value <= target)
-
-    def _print(self, what: str, value: float, target: str, *, is_met: bool) -> None:
-        self.missed += not is_met
-        print(f"{what:60} {value:7.3f}   {target}   {'met' if is_met else 'MISSED'}")
-
-
 def main() -> int:
     """Measure, print the figures and the targets, and return 1 if a way fails or a target is missed."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -548,21 +530,30 @@ def main() -> int:
             f"{count:6} rows: {count / cost.wall:.0f} rows/s, {1000 * cost.cpu / count:.1f} CPU ms a row, "
             f"{cost.memory_mb:.0f} MB"
         )
-    targets = Targets()
+    bench = Bench("batch", "make bench-batch")
+    for (way, seconds), one in figures.items():
+        bench.add(
+            f"{seconds} s, {way}",
+            {"images": loads[seconds], "busy": one.busy, "cpu": one.cpu, "refused": one.refused},
+        )
+    for count, cost in rows.items():
+        bench.add(f"{count} rows", {"memory_mb": cost.memory_mb})
     for (way, seconds), one in figures.items():
         if way == BATCH:
-            targets.at_least(
+            bench.at_least(
                 f"batch, {seconds} s: part of the time that the account is busy", one.busy, MIN_BUSY[seconds]
             )
-            targets.at_most(f"batch, {seconds} s: CPU seconds of Airflow for an image", one.cpu, MAX_CPU)
-            targets.at_most(f"batch, {seconds} s: refused submissions for an image", one.refused, MAX_REFUSED)
+            bench.at_most(f"batch, {seconds} s: CPU seconds of Airflow for an image", one.cpu, MAX_CPU)
+            bench.at_most(f"batch, {seconds} s: refused submissions for an image", one.refused, MAX_REFUSED)
     if rows:
         growth = rows[arguments.rows].memory_mb - rows[FEW_ROWS].memory_mb
-        targets.at_most(
+        bench.at_most(
             f"batch: MB that {arguments.rows} rows need more than {FEW_ROWS}", growth, MAX_GROWTH_MB
         )
+    if arguments == options.parse_args([]):
+        bench.write()
     is_complete = len(figures) == len(arguments.ways) * len(loads)
-    return 0 if is_complete and not targets.missed else 1
+    return 0 if is_complete and not bench.missed else 1
 
 
 if __name__ == "__main__":

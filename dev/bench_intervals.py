@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 
 from airflow_provider_modelscope.waiting.intervals import DurationHistory, seconds_to_next_poll
+from dev.figures import Bench
 
 Draw = Callable[[random.Random], float]
 
@@ -97,6 +98,7 @@ def simulate(
 def main() -> int:
     """Print the table; return how many targets were missed."""
     missed = 0
+    bench = Bench("intervals", "python -m dev.bench_intervals")
     print("Polls and seconds late per generation\n")
     print("durations          | fixed 5 s    | this rule    | replaced     | target")
     for number, kind in enumerate(("from polls", "exact")):
@@ -109,6 +111,8 @@ def main() -> int:
             pairs = ((fixed_polls, fixed_late), (polls, late), (old_polls, old_late))
             cells = " | ".join(f"{polls:5.2f} {late:5.2f} " for polls, late in pairs)
             print(f"{name:5}, {kind:11} | {cells} | {verdict}", flush=True)
+            bench.add(f"{name}, {kind}", {"polls": polls / fixed_polls, "late": late / fixed_late})
+    bench.write()
     return missed
 
 

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import tests.conftest  # noqa: F401 - sets the environment for Airflow in this and all new processes
+from dev.figures import Bench
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
@@ -316,13 +317,12 @@ def print_rows(store: str, image: str, rounds: Sequence[Round]) -> None:
         )
 
 
-def print_targets(measured: dict[tuple[str, str], list[Round]]) -> None:
+def print_targets(measured: dict[tuple[str, str], list[Round]], bench: Bench) -> None:
     """Print the targets, and whether the medians meet them."""
 
     def row(what: str, value: float | None, target: float) -> None:
         if value is not None:
-            verdict = "ok" if value <= target else "missed"
-            print(f"{what:64} {value:7.2f}   at most {target:5.2f}   {verdict}")
+            bench.at_most(what, value, target)
 
     print()
     for (store, image), rounds in measured.items():
@@ -371,7 +371,13 @@ def main() -> int:
                     rounds = [run_round(base_url, image, store) for _ in range(arguments.rounds)]
                     measured[store, image] = rounds
                     print_rows(store, image, rounds)
-    print_targets(measured)
+    bench = Bench("landing", "make bench-landing")
+    print_targets(measured, bench)
+    for (store, image), rounds in measured.items():
+        pairs = {"plain": (PLAIN, LIMIT), "embedding": (EMBED, PLAIN)}
+        bench.add(f"{store}, {image}", {name: ratio(rounds, *pair) for name, pair in pairs.items()})
+    if arguments == options.parse_args([]):
+        bench.write()
     return 0
 
 

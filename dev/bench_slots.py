@@ -44,6 +44,7 @@ from statistics import mean, median
 
 from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, early_slot_retry
 from airflow_provider_modelscope.waiting.slots import SlotForecast
+from dev.figures import Bench
 
 RUNS = 20  # of each case, each with a seed of its own
 SPREAD = 0.15  # standard deviation of durations, as a part of their mean
@@ -281,12 +282,16 @@ def measure(case: Case, forecast: type[SlotForecast], *, runs: int = RUNS) -> Fi
 
 def main() -> None:
     """Print the figures; exit with an error if a limit is not met."""
+    bench = Bench("slots", "python -m dev.bench_slots")
     names = "".join(f"{forecast.__name__:>22}" for forecast in FORECASTS)
     for triggerers in (1, 2):
         print(f"\nBusy, rejected per image, tasks on workers; {triggerers} triggerer(s)\n{'':36}{names}")
         for case in CASES:
             figures = [measure(replace(case, triggerers=triggerers), forecast) for forecast in FORECASTS]
             print(f"{case.name:36}" + "".join(f"{figure!s:>22}" for figure in figures))
+            ours = figures[FORECASTS.index(SlotForecast)]
+            bench.add(f"{case.name}, {triggerers} triggerer(s)", {"busy": ours.busy})
+    bench.write()
     worst = measure(WORST, SlotForecast)
     if worst.busy < BUSY or worst.on_workers > ON_WORKERS:
         sys.exit(

@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import tests.conftest  # noqa: F401 - sets the environment for Airflow in this and all new processes
+from dev.figures import Bench
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
@@ -449,15 +450,11 @@ def print_rows(waits: int, runs: Runs) -> None:
             )
 
 
-def print_targets(measured: dict[int, Runs]) -> None:
+def print_targets(measured: dict[int, Runs], bench: Bench) -> None:
     """Print the targets, and whether the medians meet them."""
     from airflow_provider_modelscope.transport.event_loop import POOL_SIZE
 
-    def row(what: str, value: float, target: float) -> None:
-        digits = 0 if target == POOL_SIZE else 3
-        verdict = "met" if value <= target else "NOT met"
-        print(f"{what:62} {value:7.{digits}f}   at most {target:6.{digits}f}   {verdict}")
-
+    row = bench.at_most
     print()
     for waits, runs in measured.items():
         if ratio := ratios(runs, OURS):
@@ -480,7 +477,7 @@ def print_targets(measured: dict[int, Runs]) -> None:
         row("memory per wait at 5000 waits, relative to the bare loop", ours.memory_kb / bare.memory_kb, 2)
 
 
-def print_table(runs: Runs) -> None:
+def print_table(runs: Runs, bench: Bench) -> None:
     """Print the figures for 1000 waits as docs/concepts/waiting.md shows them."""
     if not runs:
         return
@@ -489,6 +486,10 @@ def print_table(runs: Runs) -> None:
         if (figures := medians(runs, way)) and (ratio := ratios(runs, way)):
             relative = f"{median(ratio):.2f} ({spread(ratio)})" if spread(ratio) else f"{median(ratio):.2g}"
             print(f"| {title} | {relative} | {figures.lag_max_ms:.0f} | {figures.connections:.0f} |")
+            bench.add(
+                title,
+                {"cpu": median(ratio), "lag_ms": figures.lag_max_ms, "connections": figures.connections},
+            )
 
 
 def run_once(
@@ -544,8 +545,11 @@ def main() -> int:
                 ]
                 runs.append(run_once(base_url, waits, ways, arguments))
             print_rows(waits, runs)
-    print_targets(measured)
-    print_table(measured.get(1000, []))
+    bench = Bench("waiting", "make bench")
+    print_targets(measured, bench)
+    print_table(measured.get(1000, []), bench)
+    if arguments == options.parse_args([]):
+        bench.write()
     return 0
 
 

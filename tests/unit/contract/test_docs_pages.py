@@ -18,6 +18,7 @@ from airflow_provider_modelscope.images.sources import MAX_SOURCE_BYTES
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.transport.download import MAX_REDIRECTS
+from dev.evidence import read_results, render
 from tests.unit.contract.test_docs import DAG_BLOCKS, ERRORS, PAGES, PROJECT, parameters_of, section
 from tests.unit.contract.test_monitoring import RULES
 
@@ -187,11 +188,23 @@ def test_a_limit_in_the_text_is_that_of_the_code(page: str, text: str) -> None:
     assert text in " ".join(PAGES[page].split())
 
 
+def test_the_evidence_shows_what_the_benches_wrote() -> None:
+    results = read_results()
+    assert results
+    assert render(PAGES[EVIDENCE], results) == PAGES[EVIDENCE]
+
+
+def test_a_missed_target_is_on_the_page_of_evidence() -> None:
+    target = {"what": "CPU", "value": 1.52, "limit": "at most", "target": 1.3, "is_met": False}
+    met = target | {"what": "memory", "is_met": True}
+    shown = render(PAGES[EVIDENCE], {"other": {"command": "make bench", "targets": [target, met]}})
+    assert "| CPU | 1.52 | at most 1.3 | `make bench` |" in shown
+    assert "memory |" not in shown
+
+
 @pytest.mark.parametrize(
     ("heading", "source"),
     [
-        ("Waiting", "concepts/waiting"),
-        ("Queue", "concepts/queue"),
         ("Cluster", "operate/production"),
         ("Versions", "reference/compatibility"),
     ],
