@@ -299,7 +299,9 @@ def _recent_images(session: Any, dag_id: str, dag_run_id: int) -> list[Any]:
 
     values: list[Any] = []
     for id_ in _recent_runs(session, dag_id, dag_run_id):
-        found = select(XComModel.value).where(XComModel.dag_run_id == id_, XComModel.key == IMAGES)
+        # Without "", SQLite chooses the index of the key, which leads to the images of all Dags.
+        of_run = [XComModel.dag_run_id == id_, XComModel.key + "" == IMAGES]
+        found = select(XComModel.value).where(*of_run)
         values += session.scalars(found.limit(RECENT_XCOMS - len(values)))
     return [value[:RECENT_ENTRIES] for value in map(decode, values) if isinstance(value, list)]
 
