@@ -89,7 +89,7 @@ def test_only_the_image_that_a_person_approves_is_published(
     # The gallery shows it once, at its new location.
     frame = tab(visits.page(ADMIN), last_run(airflow, APPROVAL).path)
     expect(frame.get_by_role("button", name="3 generated")).to_be_visible()
-    shown = frame.get_by_label("Images of task publish").locator("img")
+    shown = frame.locator("li.image").filter(has_text="publish").locator("img")
     assert looks_like(shown, stored(airflow, APPROVAL, "publish")[0])
 
 
