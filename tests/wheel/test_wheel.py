@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from email.parser import HeaderParser
 from pathlib import Path
 from zipfile import ZipFile
@@ -26,7 +27,7 @@ def test_the_wheel_contains_only_the_files_of_the_package() -> None:
     packages = [path.relative_to(ROOT).as_posix() for path in files]
     metadata = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
     assert sorted(WHEEL.namelist()) == sorted([*packages, *(f"{INFO}/{name}" for name in metadata)])
-    for name in ("py.typed", "gallery/page.html", "gallery/page.css", "gallery/page.js"):
+    for name in ("py.typed", "gallery/layout.html", "gallery/page.css", "gallery/page.js"):
         assert f"{PACKAGE}/{name}" in WHEEL.namelist()
 
 
@@ -53,7 +54,14 @@ def test_the_metadata_is_what_registries_show() -> None:
     assert "airflow-provider" in METADATA["Keywords"].split(",")
     classifiers = METADATA.get_all("Classifier", [])
     assert {"Framework :: Apache Airflow", "Framework :: Apache Airflow :: Provider"} <= set(classifiers)
-    assert {"s3", "gcs", "azure"} <= set(METADATA.get_all("Provides-Extra", []))
+    assert {"s3", "gcs", "azure", "parquet"} <= set(METADATA.get_all("Provides-Extra", []))
+
+
+def test_links_and_images_of_the_description_work_outside_the_repository() -> None:
+    description = str(METADATA.get_payload())
+    targets = re.findall(r'\]\(([^)]+)\)|(?:src|srcset)="([^"]+)"', description)
+    assert len(targets) > 20
+    assert [one for pair in targets for one in pair if one and not one.startswith(("https://", "#"))] == []
 
 
 def test_the_classifiers_name_the_supported_versions_of_python() -> None:
