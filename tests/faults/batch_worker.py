@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -143,16 +144,18 @@ def kind_of(name: str, content: bytes) -> str:
 
 
 def _watch_files(killer: Killer) -> None:
-    renamed = ""
+    renaming: list[tuple[str, Path]] = []  # moments that come when the file has another name
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal renamed
-        if renamed:  # whatever Python does next
-            moment, renamed = renamed, ""
-            killer.passes(moment)
+        for one in list(renaming):  # whatever Python does next, in any thread
+            moment, source = one
+            if not source.exists():
+                with suppress(ValueError):  # another thread was faster
+                    renaming.remove(one)
+                    killer.passes(moment)
         if event == "os.rename" and (source := Path(arguments[0])).name.startswith(".image-"):
             kind = kind_of(Path(arguments[1]).name, source.read_bytes())
             killer.passes(f"{kind} written")
-            renamed = f"{kind} renamed"
+            renaming.append((f"{kind} renamed", source))
 
     sys.addaudithook(watch)
