@@ -403,8 +403,9 @@ class TestDownload:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the hook logged. Airflow 3.0 adds a line."""
-    return [line for line in caplog.messages if not line.startswith("Connection Retrieved")]
+    """Return what the hook logged. Airflow 3.0 adds lines."""
+    logged = [record.getMessage() for record in caplog.records if record.name == "hook"]
+    return [line for line in logged if not line.startswith("Connection Retrieved")]
 
 
 class TestPauses:
