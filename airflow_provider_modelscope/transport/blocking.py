@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.protocol.account import Account
     from airflow_provider_modelscope.protocol.messages import HttpRequest, HttpResponse
 
+_ADDRESS = re.compile(r"<\S* object at 0x[0-9a-f]+>: ")  # in errors of an older urllib3, each time another
 CHUNK = 64 * 1024  # bytes to read at a time
 MIN_SPEED = 100_000  # bytes per second; slower transfers are cut off
 GRACE = 1.0  # seconds; the timeouts of requests come first, as their errors say more
@@ -247,6 +249,7 @@ class _Exchange:
 
     def give_up(self, reason: str) -> ServiceUnreachableError | ServiceUnavailableError:
         """Return whether the request may have been sent, as an error. If not, it never will be."""
+        reason = _ADDRESS.sub("", reason)
         base_url = self._account.base_url
         site = base_url if self._call.url.startswith(base_url) else "://".join(urlsplit(self._call.url)[:2])
         if self._departure.give_up():
