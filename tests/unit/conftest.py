@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,8 @@ from airflow_provider_modelscope.triggers import accounts
 from airflow_provider_modelscope.waiting import credit
 
 TOKEN = "ms-0b1c2d3e-test"
+
+logging.getLogger("airflow.hooks.base").setLevel(logging.WARNING)  # Airflow 3.0 logs each connection
 
 
 class TaskInstance:

@@ -402,12 +402,6 @@ class TestDownload:
         assert readers == [threading.current_thread()]
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the hook logged. Airflow 3.0 adds lines."""
-    logged = [record.getMessage() for record in caplog.records if record.name == "hook"]
-    return [line for line in logged if not line.startswith("Connection Retrieved")]
-
-
 class TestPauses:
     @pytest.fixture
     def pauses(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -446,7 +440,7 @@ class TestPauses:
             emulator.fail("submit:429:2")
         hook.submit_generation(REQUEST)
         assert len(pauses) == 21
-        busy, too_fast = lines(caplog)
+        busy, too_fast = caplog.messages
         assert re.fullmatch(
             r"The account is busy, which is normal: ModelScope runs one generation of an account at a time\. "
             r"Submitting again until \S+ \S+ UTC",
@@ -466,7 +460,7 @@ class TestPauses:
         connect(monkeypatch, "http://127.0.0.1:9")  # the discard port
         with pytest.raises(ServiceUnreachableError):
             hook.submit_generation(REQUEST)
-        [line] = lines(caplog)
+        [line] = caplog.messages
         assert line.endswith(". Submitting again in 1 s")
 
     def test_a_poll_that_is_repeated_is_no_line(
@@ -476,7 +470,7 @@ class TestPauses:
         emulator.fail("poll:500:2")
         hook.get_generation(generation_id)
         assert len(pauses) == 2
-        assert lines(caplog) == []
+        assert caplog.messages == []
 
 
 class TestConnection:
