@@ -55,7 +55,7 @@ def _misses(results: Results) -> str:
         for one in result["targets"]
         if not one["is_met"]
     ]
-    return _table(("what", "result", "target", "command"), rows)
+    return _table(("what", "result", "target", "command"), rows) if rows else ""
 
 
 def _waiting(result: Mapping[str, Any]) -> str:
