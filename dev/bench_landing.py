@@ -371,7 +371,7 @@ def main() -> int:
                     rounds = [run_round(base_url, image, store) for _ in range(arguments.rounds)]
                     measured[store, image] = rounds
                     print_rows(store, image, rounds)
-    bench = Bench("landing", "make bench-landing")
+    bench = Bench("storing", "make bench-landing")
     print_targets(measured, bench)
     for (store, image), rounds in measured.items():
         pairs = {"plain": (PLAIN, LIMIT), "embedding": (EMBED, PLAIN)}

@@ -106,7 +106,7 @@ def _batch(result: Mapping[str, Any]) -> str:
     return f"{_table(header, rows)}\n{' '.join(memory)}\n"
 
 
-def _landing(result: Mapping[str, Any]) -> str:
+def _storing(result: Mapping[str, Any]) -> str:
     rows = [
         (name, *("" if one[way] is None else f"{one[way]:.2f}" for way in ("plain", "embedding")))
         for name, one in result["figures"].items()
@@ -120,7 +120,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "intervals": _intervals,
     "slots": _slots,
     "batch": _batch,
-    "landing": _landing,
+    "storing": _storing,
 }
 
 
