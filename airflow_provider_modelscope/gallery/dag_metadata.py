@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.gallery.dag_images import DagXCom, Found, Position, RunFacts, Wanted
-from airflow_provider_modelscope.gallery.metadata import decode, instance_columns
+from airflow_provider_modelscope.gallery.metadata import decode, has_key, instance_columns
 from airflow_provider_modelscope.links import Instance
 from airflow_provider_modelscope.xcoms import BATCH, IMAGES, StoredImage
 
@@ -164,8 +164,7 @@ def _of_images(wanted: Wanted) -> list[Any]:
     from airflow.models.xcom import XComModel
 
     of_task = [XComModel.task_id == wanted.task] if wanted.task else []
-    # Without "", SQLite chooses the index of the key, which leads to the images of all Dags.
-    return [(XComModel.key + "").in_([BATCH, IMAGES]), *of_task]
+    return [has_key(BATCH, IMAGES), *of_task]
 
 
 def _time(microseconds: int) -> datetime:

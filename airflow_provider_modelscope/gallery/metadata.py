@@ -299,9 +299,7 @@ def _recent_images(session: Any, dag_id: str, dag_run_id: int) -> list[Any]:
 
     values: list[Any] = []
     for id_ in _recent_runs(session, dag_id, dag_run_id):
-        # Without "", SQLite chooses the index of the key, which leads to the images of all Dags.
-        of_run = [XComModel.dag_run_id == id_, XComModel.key + "" == IMAGES]
-        found = select(XComModel.value).where(*of_run)
+        found = select(XComModel.value).where(XComModel.dag_run_id == id_, has_key(IMAGES))
         values += session.scalars(found.limit(RECENT_XCOMS - len(values)))
     return [value[:RECENT_ENTRIES] for value in map(decode, values) if isinstance(value, list)]
 
@@ -419,6 +417,14 @@ def read_xcom(dag_id: str, run_id: str, instance: Instance, key: str) -> Any:
     else:
         value = found.get(instance.region_id)
     return decode(value)
+
+
+def has_key(*keys: str) -> Any:
+    """Return the condition that an XCom of the runs in the same query has one of these keys."""
+    from airflow.models.xcom import XComModel
+
+    # Without "", SQLite chooses the index of the key, which leads to the images of all Dags.
+    return (XComModel.key + "").in_(keys)
 
 
 def instance_columns(model: Any) -> list[Any]:
