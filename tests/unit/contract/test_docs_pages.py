@@ -159,8 +159,9 @@ def test_every_alert_leads_to_its_entry(rule: dict[str, Any]) -> None:
     entry = entries(section(RUNBOOK, "Alerts"))[rule["alert"]]
     severity = rule["labels"]["severity"]
     assert entry.strip().lower().startswith(severity)
-    page = f"{PROJECT['urls']['Homepage']}/blob/main/docs/operate/runbook.md"
-    assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
+    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    assert page == f"{PROJECT['urls']['Documentation']}/operate/runbook.html"
+    assert anchor == rule["alert"].lower()  # that of the heading of its entry
 
 
 def test_the_runbook_has_no_entry_for_an_alert_that_is_gone() -> None:
