@@ -117,8 +117,8 @@ def test_an_expression_names_only_what_exists(place: str, expression: str) -> No
     for group in re.findall(r"(?:by|on) \(([^)]*)\)", expression):
         labels |= set(group.split(", "))
     assert labels <= TAGS | {"le"}
-    for label, value in re.findall(r'(\w+)="(\w+)"', expression):
-        assert value in VALUES[label]
+    for label, values in re.findall(r'(\w+)(?:=~?|!~)"([\w|]+)"', expression):
+        assert set(values.split("|")) <= VALUES[label]
     for opening, closing in ("()", "{}", "[]"):
         assert expression.count(opening) == expression.count(closing)
 
