@@ -32,6 +32,7 @@ from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.images import blocks, formats, limits, parts
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
+from tests.unit.builders import batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -325,6 +326,17 @@ def test_every_key_that_a_task_writes_is_listed(emulator: Emulator, tmp_path: Pa
     }
 
 
+def test_every_key_that_a_batch_writes_is_listed(emulator: Emulator, tmp_path: Path, context: Any) -> None:
+    for heading, dry_run in (("Policy", True), ("Output", False)):
+        text = section("docs/reference/batch.md", heading)
+        [shown] = re.findall(r"^```json\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        summary = batch(tmp_path, requests=["a"], dry_run=dry_run).execute(context)
+        assert list(summary) == list(json.loads(shown))
+        assert emulator.accepted == (not dry_run)
+    rows = table("docs/reference/xcoms.md", "XCom `batch`")
+    assert list(context["ti"].pushed["batch"]) == [words(row[0])[0] for row in rows]
+
+
 def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {
         words(row[0])[0] if "`" in row[0] else row[0]: row
@@ -344,7 +356,7 @@ def test_every_field_of_the_connection_is_listed(monkeypatch: pytest.MonkeyPatch
 def test_every_error_is_listed_by_what_a_retry_does(heading: str) -> None:
     expected = {
         error.__name__
-        for error in ERRORS
+        for error in ERRORS | {exceptions.ModelScopeFinalError, exceptions.ModelScopeRetryableError}
         if issubclass(error, AirflowFailException) == (heading == "Not retried")
     }
     group = section("docs/reference/errors.md", heading)
