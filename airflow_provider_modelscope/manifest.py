@@ -39,8 +39,9 @@ _ROW_GROUP = 1000  # rows of a Parquet file that are in memory at once
 def read(uri: Any, conn_id: str | None = None) -> Iterator[ManifestRow]:
     """Yield the rows of one or several manifests, as a stream: memory does not grow with them.
 
-    :param uri: The URI of a manifest, or the return value of the task that wrote it; a list of these, as a
-        mapped task returns it; or a folder, which ends with ``/``: its manifest, or those of all its shards.
+    :param uri: The URI of a manifest, or the return value of the task that wrote it. A mapped task returns a
+        list of these, which is read as one. A folder, with ``/`` at its end, stands for its manifest or those
+        of all its shards.
     :param conn_id: The connection to object storage; by default the one in ``s3://conn_id@bucket/``.
     :raises InvalidRequestError: if there is no such manifest, or it is damaged. A retry cannot help.
     :raises ModelScopeRetryableError: if it cannot be read now.

@@ -75,70 +75,71 @@ MAX_ITEM_ATTEMPTS, MAX_CONCURRENCY, MAX_REQUESTS = 10, 100, 1_000_000
 class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     """Generate an image for each of many requests, and return where their manifest is.
 
-    All requests are validated before the first is submitted; if any are invalid, the task fails at once with
-    one error that lists the first of them. Then one worker keeps the account busy. A row that is rejected or
-    fails does not stop the others.
+    All requests are validated before the first is submitted. If any are invalid, the task fails at once, and
+    the error lists the first of them. Then one worker keeps the account busy. A row that is rejected or fails
+    does not stop the others.
 
-    What is done is recorded beside the images, in ``<destination>.modelscope/``. A retry or *Clear* only does
-    the rows that are missing or have changed, and resumes the generations that were running.
+    What is done is recorded beside the images, in ``<destination>.modelscope/``. A retry or *Clear* resumes
+    the generations that were running, and only does the rows that are missing or have changed.
 
-    The task returns a mapping: ``manifest``, the URI for :func:`airflow_provider_modelscope.manifest.read`;
-    ``counts`` of the rows ``stored``, ``rejected``, ``failed`` and ``skipped``; the ``credit`` that was
-    spent; and ``stopped_by``. If the task fails, the same is its XCom ``summary``. Assets in ``outlets`` get
-    it as extra.
+    The task returns a mapping. ``manifest`` is the URI for :func:`airflow_provider_modelscope.manifest.read`.
+    ``counts`` has the number of rows that are ``stored``, ``rejected``, ``failed`` and ``skipped``.
+    ``credit`` is what was spent, and ``stopped_by`` what ended the batch early. If the task fails, the XCom
+    ``summary`` has the same. Assets in ``outlets`` get it as extra.
 
     :param requests: The requests: a list of prompts or of mappings, or the URI of a ``.jsonl``, ``.csv`` or
-        ``.parquet`` object. A mapping or line has parameters of a request, and may have ``key``, the name of
-        its image, by default the number of the row, and ``data``, which the manifest passes on.
+        ``.parquet`` object. A mapping or a line has parameters of a request. Its ``key`` is the name of its
+        image, by default the number of the row. The manifest passes its ``data`` on.
     :param destination: The folder of the images and the manifest, with ``/`` at its end. An image is named
         ``<key>.<suffix>``.
-    :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``. This and the next parameters apply to
-        the requests that have none of their own.
+    :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``. This and the next parameters, up to
+        ``extra_parameters``, apply to the requests that have none of their own.
     :param negative_prompt: What the image should not show, at most 1999 characters.
     :param size: Width and height in pixels, ``WxH``.
     :param seed: 0 to 2147483647. Without it, the seed is random.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
-    :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
+    :param image_url: For models that edit images: one or a list of http(s) URLs that ModelScope can reach,
         ``data:`` URIs, or object storage paths.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further parameters to send unchanged.
     :param fallback_models: Other models to ask, in this order, if the service no longer serves the model of a
-        row or its quota is spent.
-    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
-        every model.
+        row or its quota is used up.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges. Some models want
+        other values.
     :param storage_conn_id: The connection to the object storage of ``requests``, ``destination`` and
         ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
-    :param max_requests: The most requests; more are an error.
-    :param on_empty: What to do without any request: ``"fail"`` or ``"skip"`` the task.
-    :param shard: The part of the requests that this task does, such as ``"{{ ti.map_index }}/3"`` in a mapped
-        task with three connections. Each part has its own manifest.
-    :param concurrency: How many generations to run at once, 1 to 100; ``"auto"`` raises it until the service
+    :param max_requests: How many requests are allowed, 1 to 1000000. More are an error.
+    :param on_empty: What to do if there is no request: ``"fail"`` or ``"skip"`` the task.
+    :param shard: The part of the requests that this task does. In a mapped task with three connections it is
+        ``"{{ ti.map_index }}/3"``. Each part has its own manifest.
+    :param concurrency: How many generations to run at once, 1 to 100. ``"auto"`` raises it until the service
         refuses.
     :param max_failures: How many rows may be rejected or fail without failing the task: a number, or a share
         such as ``"5%"``.
-    :param item_attempts: The most generations to submit for a row in one attempt of the task, 1 to 10, if one
-        FAILED or its image is broken.
+    :param item_attempts: How many generations to submit for a row at most in one attempt of the task, 1 to
+        10. A new one replaces one that FAILED, or whose image is broken or gone.
     :param max_credit: The most credit that all attempts of the task may spend.
     :param on_exhausted: What to do when the credit of the account, the day's quota or ``max_credit`` is used
-        up: ``"fail"`` fails the task, ``"stop"`` ends it as a success and skips the other rows, ``"wait"``
-        waits in the triggerer for credit.
-    :param exhausted_timeout: Seconds to wait for credit; at least 1.
-    :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
-        ``"resubmit"`` submits the row again, ``"fail"`` lets the row fail.
-    :param queue_timeout: Seconds to retry if the account accepts nothing, although the task runs nothing; at
-        least 1.
+        up. ``"fail"`` fails the task. ``"stop"`` ends it as a success and skips the other rows. ``"wait"``
+        waits in the triggerer for credit, and needs ``deferrable``. At ``max_credit`` it fails as well.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1. Then the task submits a last time.
+    :param on_lost_response: What to do when a submission got no response, so that it may have been charged.
+        ``"resubmit"`` submits the row again. ``"fail"`` lets the row fail.
+    :param queue_timeout: Seconds after which the task fails if the account accepts nothing, although the task
+        runs nothing; at least 1.
     :param timeout: Seconds from its submission after which a generation is given up; at least 1.
-    :param poll_interval: Longest time between polls in seconds.
+    :param poll_interval: Longest time between two polls of a generation, in seconds.
     :param deferrable: Leave the worker while a generation takes long. Default: Airflow's
         ``default_deferrable``.
-    :param defer_after: How long a generation must run on, in seconds, for a deferrable task to leave its
-        worker.
-    :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
-    :param embed_metadata: Write the same, in short, into the images.
+    :param defer_after: How long each generation must still run, in seconds, before a deferrable task leaves
+        its worker.
+    :param sidecar: Store a JSON file beside each image, such as ``<key>.png.json``, which says how the image
+        was made.
+    :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images.
     :param manifest_format: ``"jsonl"`` or ``"parquet"``.
-    :param redraw: Generate the images of all rows again after *Clear*, also of those that are stored.
+    :param redraw: After *Clear*, generate the images of all rows again, also of those that are stored.
     :param dry_run: Only validate and count, and return the price: nothing is sent or stored.
     """
 

@@ -84,44 +84,47 @@ def _on_success(context: Context) -> None:
 class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     """Submit a generation and return its ``generation_id``, without waiting for it.
 
-    All parameters are validated before anything is sent; if any are invalid, the task fails at once with one
-    error that lists them all. An invalid constant is an import error of the Dag file. Templates work in the
+    All parameters are validated before anything is sent. If any are invalid, the task fails at once, and one
+    error lists them all. An invalid constant is an import error of the Dag file. Templates work in the
     parameters of the request, and numbers may be text.
 
-    The XCom ``request`` contains the request.
+    The XCom ``request`` contains the request and its ``generation_id``.
 
     :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``.
     :param prompt: Description of the image, 1 to 1999 characters.
     :param negative_prompt: What the image should not show, at most 1999 characters.
     :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
-        1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
-        is not checked.
+        1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048. The range of other models is
+        not checked.
     :param seed: 0 to 2147483647. Without it, the seed is random.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
-    :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
-        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``). Images in object storage, at
-        most 10 MiB each, are sent inline.
+    :param image_url: For models that edit images: one or a list of http(s) URLs that ModelScope can reach,
+        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``). An image in object storage may
+        have at most 10 MiB, and is sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
-    :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param extra_parameters: Further parameters to send unchanged. It must not contain any other parameter of
+        the request.
     :param fallback_models: Other models to ask, in this order, if the service no longer serves ``model`` or
-        its quota is spent: model ids, or mappings with ``model`` and what else differs from the request.
-    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
-        every model.
+        its quota is used up. Each is a model id, or a mapping with ``model`` and what else differs from the
+        request.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges. Some models want
+        other values.
     :param storage_conn_id: The connection to the object storage of ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
-    :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
-        many requests; at least 1.
+    :param queue_timeout: Seconds to wait while the account runs its maximum of generations, requests come too
+        fast or the service is busy; at least 1. Then the task submits a last time.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     :param durable: Record the submission, so that a retry resumes the generation instead of paying for a
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
-    :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
-        ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param on_lost_response: What to do when a submission got no response, so that it may have been charged.
+        ``"resubmit"`` lets the retries of the task submit again. ``"fail"`` fails the task, without a retry.
     :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
         it is not sent. It needs the record that ``durable`` keeps.
-    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
-        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
-    :param exhausted_timeout: Seconds to wait for credit; at least 1.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up. ``"fail"``
+        fails the task. ``"wait"`` waits in the triggerer until there is some, and needs ``deferrable``.
+        Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1. Then the task submits a last time.
     """
 
     records_submission = True  # tasks downstream read its XCom "request", see ``Submission.find``
@@ -529,59 +532,66 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
 class ModelScopeImageGenerationOperator(StoringTask, ModelScopeSubmitImageGenerationOperator):
     """Submit a generation, wait for it, store its images, and return the list of their URIs.
 
-    All parameters are validated before anything is sent; if any are invalid, the task fails at once with one
-    error that lists them all. An invalid constant is an import error of the Dag file. Templates work in the
+    All parameters are validated before anything is sent. If any are invalid, the task fails at once, and one
+    error lists them all. An invalid constant is an import error of the Dag file. Templates work in the
     parameters of the request and in ``destination``, and numbers may be text.
 
     The XCom ``images`` describes each image, see :class:`~airflow_provider_modelscope.xcoms.StoredImage`. The
-    XCom ``request`` contains the request and, while the generation is still running, its ``generation_id``.
+    XCom ``request`` contains the request and its ``generation_id``, as soon as the service has accepted it.
     Assets in ``outlets`` get the images as extra, asset aliases get them as assets.
 
     :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``.
     :param prompt: Description of the image, 1 to 1999 characters.
-    :param destination: Where to store the images. A folder if it ends with ``/``, in which an image is named
-        ``<generation_id>-<n>.<suffix>``; otherwise one object, and further images get ``-<n>`` before the
-        suffix. The suffixes ``.png``, ``.jpg`` and ``.webp`` convert images of other formats.
+    :param destination: Where to store the images. If it ends with ``/``, it is a folder, in which an image is
+        named ``<generation_id>-<n>.<suffix>``. Otherwise it is one object, and further images get ``-<n>``
+        before the suffix. The suffixes ``.png``, ``.jpg`` and ``.webp`` convert images of other formats.
     :param negative_prompt: What the image should not show, at most 1999 characters.
     :param size: Width and height in pixels, ``WxH``. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to
-        1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048; the range of other models
-        is not checked.
+        1024x1024, Qwen-Image: 64x64 to 1664x1664, Z-Image: 512x512 to 2048x2048. The range of other models is
+        not checked.
     :param seed: 0 to 2147483647. Without it, the seed is random.
     :param steps: 1 to 100.
     :param guidance: 1.5 to 20.
-    :param image_url: For image editing models: one or a list of http(s) URLs that ModelScope can reach,
-        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``). Images in object storage, at
-        most 10 MiB each, are sent inline.
+    :param image_url: For models that edit images: one or a list of http(s) URLs that ModelScope can reach,
+        ``data:`` URIs, or object storage paths (``s3://...``, ``file://...``). An image in object storage may
+        have at most 10 MiB, and is sent inline.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
-    :param extra_parameters: Further parameters to send unchanged. It must not contain any of the others.
+    :param extra_parameters: Further parameters to send unchanged. It must not contain any other parameter of
+        the request.
     :param fallback_models: Other models to ask, in this order, if the service no longer serves ``model`` or
-        its quota is spent: model ids, or mappings with ``model`` and what else differs from the request.
-    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges, which do not suit
-        every model.
+        its quota is used up. Each is a model id, or a mapping with ``model`` and what else differs from the
+        request.
+    :param check_ranges: Whether ``size`` and ``guidance`` must be in the documented ranges. Some models want
+        other values.
     :param storage_conn_id: The connection to the object storage of ``destination`` and ``image_url``.
     :param modelscope_conn_id: The connection to ModelScope.
-    :param queue_timeout: Seconds to retry while the account runs its maximum of generations, or sends too
-        many requests; at least 1.
-    :param poll_interval: Longest time between polls in seconds. Most are closer, but none closer than 1.
-    :param timeout: Seconds from the submission after which the task fails; at least 1.
+    :param queue_timeout: Seconds to wait while the account runs its maximum of generations, requests come too
+        fast or the service is busy; at least 1. Then the task submits a last time.
+    :param poll_interval: Longest time between two polls, in seconds. Most polls are closer together, but
+        never closer than 1 s.
+    :param timeout: Seconds from the submission after which the task fails; at least 1. A retry that resumes
+        the generation gets as many again.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
-    :param defer_after: Age of the generation in seconds until which a deferrable task polls from its worker:
-        a deferral takes about 11 s, in which a fast model has finished. 0 polls once, then frees the worker.
-    :param preflight: How to check, before a generation is paid for, that ``destination`` can be written:
-        ``"read"`` lists one object of the bucket, ``"write"`` writes an empty object and removes it,
-        ``"off"`` does nothing.
-    :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
+    :param defer_after: How old a generation may become, in seconds, before a deferrable task leaves its
+        worker. A fast model has finished by then, and a deferral takes about 11 s. 0 polls once, then frees
+        the worker.
+    :param preflight: How to check that ``destination`` can be written, before a generation is paid for.
+        ``"read"`` lists one object of the bucket. ``"write"`` writes an empty object and removes it.
+        ``"off"`` skips the check.
+    :param sidecar: Store a JSON file beside each image, such as ``hero.png.json``, which says how the image
+        was made.
     :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images, with the IPTC's mark for
         AI-generated images. Pixels and the service's own label stay unchanged.
     :param durable: Record the submission, so that a retry resumes the generation instead of paying for a
         second one. Before Airflow 3.3 this needs the setting ``[modelscope] submission_records``.
-    :param on_lost_response: What to do when a submission got no response, so that it may have been charged:
-        ``"resubmit"`` lets the retries of the task submit again, ``"fail"`` fails the task.
+    :param on_lost_response: What to do when a submission got no response, so that it may have been charged.
+        ``"resubmit"`` lets the retries of the task submit again. ``"fail"`` fails the task, without a retry.
     :param max_credit: The most credit that all attempts of the task may spend. A submission that could exceed
         it is not sent. It needs the record that ``durable`` keeps.
-    :param on_exhausted: What to do when the credit of the account or the day's quota is used up: ``"fail"``
-        fails the task, ``"wait"`` waits in the triggerer until there is some. Waiting uses no retries.
-    :param exhausted_timeout: Seconds to wait for credit; at least 1.
+    :param on_exhausted: What to do when the credit of the account or the day's quota is used up. ``"fail"``
+        fails the task. ``"wait"`` waits in the triggerer until there is some, and needs ``deferrable``.
+        Waiting uses no retries.
+    :param exhausted_timeout: Seconds to wait for credit; at least 1. Then the task submits a last time.
     """
 
     template_fields: Sequence[str] = (

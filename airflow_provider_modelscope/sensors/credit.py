@@ -28,13 +28,13 @@ class ModelScopeCreditSensor(ModelScopeTask, BaseSensorOperator):
     """Wait until the account has enough credit, and return what is available.
 
     ModelScope grants credit when a person visits its site while logged in, not by itself. ``timeout=0`` reads
-    the credit once; together with ``soft_fail=True`` that skips what a Dag could not pay for.
+    the credit once. With ``soft_fail=True`` as well, the sensor skips what a Dag cannot pay for.
 
     A reading that fails for a reason that may pass is repeated. A rejected token fails the sensor.
 
     :param min_available: The credit to wait for, from 0.
     :param modelscope_conn_id: The connection to ModelScope.
-    :param poke_interval: Seconds between two readings on a worker. In the triggerer all waits of an account
+    :param poke_interval: Seconds between two readings on a worker. In the triggerer, all waits of an account
         share one reading every 10 to 15 minutes.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
     """

@@ -37,13 +37,14 @@ class ModelScopeImageGenerationSensor(ModelScopeTask, BaseSensorOperator):
 
     :param generation_id: The id that the submit task returned.
     :param modelscope_conn_id: The connection that submitted the generation.
-    :param poke_interval: Longest time between polls in seconds. Most are closer, but none closer than 1. In
-        mode ``reschedule`` the time between polls.
-    :param timeout: Seconds from the submission after which the task fails, at least 1; from the start of the
-        sensor if no submit task stands upstream, or if a person cleared the sensor.
+    :param poke_interval: Longest time between two polls, in seconds. Most polls are closer together, but
+        never closer than 1 s. In mode ``reschedule``: the time between two polls.
+    :param timeout: Seconds from the submission after which the task fails; at least 1. They count from the
+        start of the sensor if no submit task is upstream, or if a person has cleared the sensor.
     :param deferrable: Wait in the triggerer, without a worker. Default: Airflow's ``default_deferrable``.
-    :param defer_after: Age of the generation in seconds until which a deferrable task polls from its worker:
-        a deferral takes about 11 s, in which a fast model has finished. 0 polls once, then frees the worker.
+    :param defer_after: How old a generation may become, in seconds, before a deferrable task leaves its
+        worker. A fast model has finished by then, and a deferral takes about 11 s. 0 polls once, then frees
+        the worker.
     """
 
     template_fields: Sequence[str] = ("generation_id", "modelscope_conn_id")

@@ -21,17 +21,18 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
     """Store every image of a finished generation, and return the list of their URIs.
 
     A retry overwrites the same objects. Writes are atomic: readers never see a partial object. The XCom
-    ``images`` describes each image, see :class:`~airflow_provider_modelscope.xcoms.StoredImage`; it contains
-    the request if a submit task stands upstream in the same Dag run. Assets in ``outlets`` get the images as
+    ``images`` describes each image, see :class:`~airflow_provider_modelscope.xcoms.StoredImage`. It contains
+    the request if a submit task is upstream in the same Dag run. Assets in ``outlets`` get the images as
     extra, asset aliases get them as assets.
 
     :param generation_id: The id that the sensor returned.
-    :param destination: Where to store the images. A folder if it ends with ``/``, in which an image is named
-        ``<generation_id>-<n>.<suffix>``; otherwise one object, and further images get ``-<n>`` before the
-        suffix. The suffixes ``.png``, ``.jpg`` and ``.webp`` convert images of other formats.
+    :param destination: Where to store the images. If it ends with ``/``, it is a folder, in which an image is
+        named ``<generation_id>-<n>.<suffix>``. Otherwise it is one object, and further images get ``-<n>``
+        before the suffix. The suffixes ``.png``, ``.jpg`` and ``.webp`` convert images of other formats.
     :param storage_conn_id: The connection to object storage.
     :param modelscope_conn_id: The connection that submitted the generation.
-    :param sidecar: Store ``<name>.json`` beside each image, which says how the image was made.
+    :param sidecar: Store a JSON file beside each image, such as ``hero.png.json``, which says how the image
+        was made.
     :param embed_metadata: Write the same, in short, into PNG, JPEG and WebP images, with the IPTC's mark for
         AI-generated images. Pixels and the service's own label stay unchanged.
     """
