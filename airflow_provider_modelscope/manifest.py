@@ -195,10 +195,8 @@ class Result:
 class ManifestRow:
     """One row of a manifest. The fields are its columns, in their order.
 
-    :param uri: Of the image; None unless the status is ``stored``, like the next four.
+    :param uri: Of the image. It and the next four are None unless the status is ``stored``.
     :param further_uris: Of the other images of the same generation.
-
-    The other fields are those of :class:`Result`.
     """
 
     key: str

@@ -79,8 +79,8 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     the error lists the first of them. Then one worker keeps the account busy. A row that is rejected or fails
     does not stop the others.
 
-    What is done is recorded beside the images, in ``<destination>.modelscope/``. A retry or *Clear* resumes
-    the generations that were running, and only does the rows that are missing or have changed.
+    Each step is recorded beside the images, in ``<destination>.modelscope/``. A retry or *Clear* resumes the
+    generations that were running, and only does the rows that are missing or have changed.
 
     The task returns a mapping. ``manifest`` is the URI for :func:`airflow_provider_modelscope.manifest.read`.
     ``counts`` has the number of rows that are ``stored``, ``rejected``, ``failed`` and ``skipped``.

@@ -36,10 +36,11 @@ _FINE = frozenset(("0", "200", "20000", "success", "succeed", "ok"))  # code or 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorDetail:
-    """What the service reports about an error, in any of its envelopes.
+    """What the service reports about an error, whichever JSON it uses for that.
 
     :param message: The message, after the textual code and a colon if there is one.
     :param code: The numeric code.
+    :param request_id: ModelScope's id of the response, for its support.
     :param is_error: Whether it reports an error, not only that all is well.
     """
 

@@ -300,6 +300,22 @@ def test_every_name_of_the_api_exists_and_is_documented(name: str) -> None:
     assert inspect.getdoc(getattr(import_module(module), member))
 
 
+def test_the_function_shown_for_the_hook_draws_an_image(emulator: Emulator, tmp_path: Path) -> None:
+    code = re.findall(
+        r"^```python\n(.*?)^```",
+        section("docs/reference/api.md", "ModelScopeHook"),
+        re.DOTALL | re.MULTILINE,
+    )[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own page
+    names["draw"](tmp_path)
+    [image] = tmp_path.iterdir()
+    assert image.read_bytes() in emulator.served.values()
+    emulator.fail("poll:failed")
+    with pytest.raises(RuntimeError, match="internal error"):
+        names["draw"](tmp_path)
+
+
 def test_every_key_that_a_task_writes_is_listed(emulator: Emulator, tmp_path: Path, context: Any) -> None:
     emulator.fail("submit:unknown-model")
     task = ModelScopeImageGenerationOperator(
