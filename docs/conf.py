@@ -33,7 +33,6 @@ LANGUAGES = {"en": "English", "zh_CN": "中文"}
 # Names in docstrings that a page explains without autodoc.
 EXPLAINED = {
     "xcoms.StoredImage": ("reference/xcoms", "xcom-images"),
-    "images.sources.inline_images": ("reference/request", "images-to-edit"),
     "hooks.connection.CONNECTION_FIELDS": ("reference/connection", "fields"),
 } | {
     f"exceptions.{name}": ("reference/errors", name.lower())

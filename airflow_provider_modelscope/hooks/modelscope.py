@@ -56,8 +56,8 @@ Found = TypeVar("Found")
 class ModelScopeHook(BaseHook):
     """Talk to ModelScope with the credentials of an Airflow connection.
 
-    :param modelscope_conn_id: Id of a connection of type ``modelscope``. Its password is the API token, its
-        host the base URL (by default the service's own), and its extra may contain the fields of
+    :param modelscope_conn_id: Id of a connection of type ``modelscope``. Its password is the API token. Its
+        host is the base URL, by default the service's own. Its extra may contain the fields of
         :data:`~airflow_provider_modelscope.hooks.connection.CONNECTION_FIELDS`.
     """
 

@@ -44,14 +44,14 @@ class GenerationRequest:
     :param prompt: Description of the image, 1 to 1999 characters.
     :param negative_prompt: What the image should not show, at most 1999 characters.
     :param size: Width and height in pixels, ``WxH``, ``W*H`` or ``W×H``. The range is checked if the model's
-        family is known: Stable Diffusion 64x64 to 2048x2048, FLUX 64x64 to 1024x1024, Qwen-Image 64x64 to
-        1664x1664, Z-Image 512x512 to 2048x2048.
+        family is known. Stable Diffusion: 64x64 to 2048x2048, FLUX: 64x64 to 1024x1024, Qwen-Image: 64x64 to
+        1664x1664, Z-Image: 512x512 to 2048x2048.
     :param seed: 0 to 2147483647; the same seed gives the same image. Without it, the seed is random.
     :param steps: Denoising steps, 1 to 100.
     :param guidance: How closely to follow the prompt, 1.5 to 20.
-    :param image_url: For image editing models: an image or a list of images. Each is an http(s) URL that
-        ModelScope can reach, a ``data:image/...;base64,`` URI, or an object storage path, which
-        :func:`~airflow_provider_modelscope.images.sources.inline_images` must inline before it can be sent.
+    :param image_url: For models that edit images: one or a list of http(s) URLs that ModelScope can reach,
+        ``data:image/...;base64,`` URIs, or object storage paths. Operators read these paths. For the hook,
+        :func:`~airflow_provider_modelscope.images.sources.inline_images` does.
     :param loras: The id of a LoRA, or a mapping of 1 to 6 ids to weights that sum to 1.0.
     :param extra_parameters: Further JSON values to send unchanged, for parameters that the service adds
         later. It must not contain any of the parameters above.
