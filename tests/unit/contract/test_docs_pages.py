@@ -20,7 +20,7 @@ from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.transport.download import MAX_REDIRECTS
 from dev.evidence import read_results, render
 from tests.unit.contract.test_docs import DAG_BLOCKS, ERRORS, PAGES, PROJECT, parameters_of, section
-from tests.unit.contract.test_monitoring import RULES
+from tests.unit.contract.test_monitoring import DASHBOARD, RULES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +42,7 @@ ALONE: set[type[exceptions.ModelScopeError]] = {
     exceptions.ModelScopeRetryableError,
 }
 MEBI = 1024**2
+RUNBOOK_PAGE = f"{PROJECT['urls']['Documentation']}/operate/runbook.html"
 
 
 def dags_of(page: str) -> list[str]:
@@ -160,8 +161,12 @@ def test_every_alert_leads_to_its_entry(rule: dict[str, Any]) -> None:
     severity = rule["labels"]["severity"]
     assert entry.strip().lower().startswith(severity)
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-    assert page == f"{PROJECT['urls']['Documentation']}/operate/runbook.html"
+    assert page == RUNBOOK_PAGE
     assert anchor == rule["alert"].lower()  # that of the heading of its entry
+
+
+def test_the_dashboard_links_to_the_runbook() -> None:
+    assert [link["url"] for link in DASHBOARD["links"]] == [RUNBOOK_PAGE]
 
 
 def test_the_runbook_has_no_entry_for_an_alert_that_is_gone() -> None:
