@@ -42,11 +42,11 @@ _OTHER_FORMATS = (
 
 
 @contextmanager
-def open_image(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pillow.Image]:
+def open_image(file: IO[bytes]) -> Iterator[Pillow.Image]:
     """Open a file as one of the accepted formats, without decoding it.
 
-    :raises ImageError: if it has more pixels, or if anything fails here or in the block that uses it:
-        hostile bytes make Pillow raise nearly any exception.
+    :raises ImageError: if it has more pixels than we accept, or if anything fails here or in the block that
+        uses it: hostile bytes make Pillow raise nearly any exception.
     """
     from PIL import Image as Pillow, UnidentifiedImageError
 
@@ -60,14 +60,14 @@ def open_image(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pil
             file.seek(0)
             raise ValueError(_other_format(file.read(64))) from None
         with image as opened:
-            check_size(opened.width, opened.height, max_pixels)
+            check_size(opened.width, opened.height)
             yield opened
 
 
-def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise a ``BrokenImageError`` if an image has more pixels."""
-    if width * height > max_pixels:
-        raise BrokenImageError(f"The image has {width}x{height} pixels, more than {max_pixels}")
+def check_size(width: int, height: int) -> None:
+    """Raise a ``BrokenImageError`` if an image has more pixels than we accept."""
+    if width * height > MAX_PIXELS:
+        raise BrokenImageError(f"The image has {width}x{height} pixels, more than {MAX_PIXELS}")
 
 
 @contextmanager

@@ -246,12 +246,12 @@ def open_object(uri: str, storage_conn_id: str | None, *, parameter: str = "uri"
     return copy
 
 
-def list_folder(uri: str, storage_conn_id: str | None, *, parameter: str = "uri") -> list[str]:
+def list_folder(uri: str, storage_conn_id: str | None) -> list[str]:
     """Return the names of what a folder holds now, in no order; none if there is no such folder.
 
-    The parameter and the errors are those of :func:`read_object`.
+    Raises the same errors as :func:`read_object`.
     """
-    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
+    path, *_ = _open(uri, storage_conn_id, parameter="uri")
     path.fs.invalidate_cache()
     try:
         entries = path.fs.ls(path.path, detail=False)
