@@ -245,6 +245,7 @@ def account_from_connection(connection: Connection) -> Account:
     :raises InvalidConnectionError: naming every invalid field, and what is allowed.
     """
     from airflow_provider_modelscope.exceptions import InvalidConnectionError
+    from airflow_provider_modelscope.validation import unknown_names
 
     conn_type = connection.conn_type or "modelscope"
     if conn_type.lower() not in _CONN_TYPES:  # the fields of another service's connection mean something else
@@ -265,7 +266,7 @@ def account_from_connection(connection: Connection) -> Account:
     fields = {field.name: field for field in CONNECTION_FIELDS}
     values = {name: checked(fields[name].checked, given) for name, given in extra.items() if name in fields}
     if conn_type == "modelscope":  # the extras of an HTTP connection are headers
-        errors += [_unknown(name) for name in extra if name not in fields]
+        errors += unknown_names(extra, list(fields), kind="extra")
     allow_http = values.pop("allow_http", False)
     values["token"] = checked(_token, connection)
     # The Test button sends 0 if there is no port.
@@ -341,15 +342,6 @@ def _extra(connection: Connection) -> dict[str, Any]:
     if not isinstance(extra, dict):
         raise ValueError("extra must be a JSON object")
     return {name: value for name, value in extra.items() if value is not None and str(value).strip()}
-
-
-def _unknown(name: str) -> str:
-    from difflib import get_close_matches
-
-    known = [field.name for field in CONNECTION_FIELDS]
-    near = get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}"
-    return f"unknown extra {preview(name)} ({hint})"
 
 
 def _bare_token(connection: Connection) -> str:

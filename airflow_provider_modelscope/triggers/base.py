@@ -11,13 +11,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelscope.exceptions import ModelScopeError
-from airflow_provider_modelscope.triggers.events import (
-    CreditAvailable,
-    CreditRead,
-    GenerationFinished,
-    SlotFree,
-    WaitFailed,
-)
+from airflow_provider_modelscope.triggers.events import Event, WaitFailed
 
 
 class ModelScopeTrigger(BaseTrigger):
@@ -69,7 +63,7 @@ class ModelScopeTrigger(BaseTrigger):
         """Return the arguments that the other triggers do not have."""
 
     @abstractmethod
-    async def wait(self) -> GenerationFinished | SlotFree | CreditAvailable | CreditRead:
+    async def wait(self) -> Event:
         """Wait, and return the event to emit.
 
         :raises ModelScopeError: the error to emit instead.
@@ -91,7 +85,6 @@ class ModelScopeTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then yield one event."""
         not_before = time.monotonic() + self.min_deferral_seconds
-        event: GenerationFinished | SlotFree | CreditAvailable | CreditRead | WaitFailed
         try:
             event = await self.wait()
         except ModelScopeError as error:
