@@ -6,12 +6,14 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelscope.exceptions import ModelScopeError
 from airflow_provider_modelscope.triggers.events import Event, WaitFailed
+
+_SHARED_ARGUMENTS = ("modelscope_conn_id", "end_time", "min_deferral_seconds", "deferred_task")
 
 
 class ModelScopeTrigger(BaseTrigger):
@@ -28,6 +30,8 @@ class ModelScopeTrigger(BaseTrigger):
         pass :func:`airflow_provider_modelscope.tasks.deferral.min_deferral_seconds`.
     :param deferred_task: JSON that the event returns unchanged; tasks pass an ``events.DeferredTask``.
     """
+
+    own_arguments: ClassVar[tuple[str, ...]]  # those that the other triggers do not have
 
     def __init__(
         self,
@@ -59,10 +63,6 @@ class ModelScopeTrigger(BaseTrigger):
             self.log.log(level, "%s", text)
 
     @abstractmethod
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other triggers do not have."""
-
-    @abstractmethod
     async def wait(self) -> Event:
         """Wait, and return the event to emit.
 
@@ -71,15 +71,10 @@ class ModelScopeTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and the arguments to construct it again. The database stores both."""
+        names = (*self.own_arguments, *_SHARED_ARGUMENTS)
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                **self.arguments(),
-                "modelscope_conn_id": self.modelscope_conn_id,
-                "end_time": self.end_time,
-                "min_deferral_seconds": self.min_deferral_seconds,
-                "deferred_task": self.deferred_task,
-            },
+            {name: getattr(self, name) for name in names},
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:

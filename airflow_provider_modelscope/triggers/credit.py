@@ -34,14 +34,12 @@ class ModelScopeExhaustedTrigger(ModelScopeTrigger):
         the task submits.
     """
 
+    own_arguments = ("needed", "next_day")
+
     def __init__(self, *, needed: float | None, next_day: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.needed = needed
         self.next_day = next_day
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other triggers do not have."""
-        return {"needed": self.needed, "next_day": self.next_day}
 
     async def wait(self) -> CreditAvailable:
         """Wait for credit, or for the next day."""
@@ -92,13 +90,11 @@ class ModelScopeCreditTrigger(ModelScopeTrigger):
     :param min_available: The credit to wait for.
     """
 
+    own_arguments = ("min_available",)
+
     def __init__(self, *, min_available: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.min_available = min_available
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other triggers do not have."""
-        return {"min_available": self.min_available}
 
     async def wait(self) -> CreditRead:
         """Wait for enough credit."""

@@ -21,6 +21,8 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
     :param size: The size of the request, if it has one.
     """
 
+    own_arguments = ("generation_id", "poll_interval", "submitted_at", "model", "size")
+
     def __init__(
         self,
         *,
@@ -37,16 +39,6 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
         self.submitted_at = submitted_at
         self.model = model
         self.size = size
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other triggers do not have."""
-        return {
-            "generation_id": self.generation_id,
-            "poll_interval": self.poll_interval,
-            "submitted_at": self.submitted_at,
-            "model": self.model,
-            "size": self.size,
-        }
 
     async def wait(self) -> GenerationFinished:
         """Poll until the generation has finished."""

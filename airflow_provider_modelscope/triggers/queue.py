@@ -28,14 +28,12 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
         from the grant until the task was on a worker.
     """
 
+    own_arguments = ("queued_at", "start_seconds")
+
     def __init__(self, *, queued_at: float, start_seconds: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.queued_at = queued_at
         self.start_seconds = start_seconds
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other triggers do not have."""
-        return {"queued_at": self.queued_at, "start_seconds": self.start_seconds}
 
     async def wait(self) -> SlotFree:
         """Wait in the account's queue."""
