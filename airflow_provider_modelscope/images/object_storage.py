@@ -12,7 +12,7 @@ import shutil
 import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from threading import Lock
@@ -159,14 +159,13 @@ class Destination:
         Raises the same errors as :meth:`store`.
         """
         sidecar_uri = _sidecar_of(uri)
-        self._put(sidecar_uri, _Body.of(document, "application/json"), generation_id)
+        self._put(sidecar_uri, _Body.of(BytesIO(document), "application/json"), generation_id)
         return sidecar_uri
 
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
         from airflow.sdk import ObjectStoragePath
 
         path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)
-        body.file.seek(0)
         try:
             _write(path, body, self.scratch)
         except Exception as error:  # each store has errors of its own
@@ -196,8 +195,10 @@ class _Body(NamedTuple):
     sha256: str
 
     @classmethod
-    def of(cls, content: bytes, content_type: str) -> Self:
-        return cls(BytesIO(content), len(content), content_type, hashlib.sha256(content).hexdigest())
+    def of(cls, file: IO[bytes], content_type: str) -> Self:
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return cls(file, file.seek(0, SEEK_END), content_type, sha256)
 
 
 def _format_of(name: PurePosixPath) -> str | None:
@@ -344,7 +345,7 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
 
     :raises Exception: any error of its store.
     """
-    _write(path, _Body.of(content, content_type))
+    write_file(path, BytesIO(content), content_type)
 
 
 def write_file(
@@ -354,11 +355,7 @@ def write_file(
 
     :param scratch: As of :class:`Destination`.
     """
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    length = file.tell()
-    file.seek(0)
-    _write(path, _Body(file, length, content_type, sha256), scratch)
+    _write(path, _Body.of(file, content_type), scratch)
 
 
 def remove_object(path: ObjectStoragePath) -> None:
@@ -483,6 +480,7 @@ def _attached(protocol: str, connection_id: str | None) -> Any:
 
 
 def _write(path: ObjectStoragePath, body: _Body, scratch: Path | None = None) -> None:
+    body.file.seek(0)
     if path.protocol in LOCAL:
         file = Path(path.path)
         _replace_file(file, body, scratch or file.parent)
