@@ -38,13 +38,12 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.images.image import Image
 
-# These stores write atomically: readers never see a partial object.
-_ATOMIC = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
+# The schemes of the stores that we know, each with the extra of this package that brings its filesystem. They
+# write atomically: readers never see a partial object.
+STORES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 LOCAL = ("file", "local")
 TEMPORARY = ".image-"  # begins the name of a file that is being written
 _PIECE = 1024 * 1024  # bytes that are copied at once
-# The extra of this package that brings the filesystem of a scheme.
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # What each connection said when its filesystem was opened, as a checksum: it contains secrets.
 _opened_with: dict[tuple[str, str | None], str] = {}
 _attaching = Lock()  # Airflow before 3.2 must not be asked from several threads at once
@@ -440,7 +439,7 @@ def _open(
             raise
         is_unknown = re.match("No filesystem registered|Unsupported filesystem", str(error))
         if is_unknown or isinstance(error, ImportError):
-            extra = _EXTRAS.get(urlsplit(uri).scheme)
+            extra = STORES.get(urlsplit(uri).scheme)
             install = f"run pip install 'airflow-provider-modelscope[{extra}]' on every worker"
             advice = install if extra else "use s3://, gs://, abfs:// or file://"
         elif connection_id:
@@ -508,7 +507,7 @@ def _replace_file(path: Path, body: _Body, scratch: Path) -> None:
 
 def _put_object(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
     """Put the complete object at once, and check that the store holds it; remove a partial one."""
-    if path.protocol in _ATOMIC:
+    if path.protocol in STORES:
         _put_atomically(filesystem, path, body)
         check_stored(filesystem, path, body.file, body.length, body.sha256)
         return
