@@ -109,11 +109,8 @@ class GenerationRequest:
     def stored_images(self) -> list[str]:
         """The images to edit that are in object storage and not inlined yet."""
         sendable = ("http://", "https://", "data:")
-        return [url for url in self._image_urls if not url.lower().startswith(sendable)]
-
-    @property
-    def _image_urls(self) -> Sequence[str]:
-        return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
+        urls = [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
+        return [url for url in urls if not url.lower().startswith(sendable)]
 
 
 def check_parameters(given: Mapping[str, Any], *, check_ranges: bool = True) -> list[str]:
