@@ -144,24 +144,22 @@ def _host_names(given: Any) -> tuple[str, ...]:
     return hosts
 
 
-def _integer_field(
-    name: str, description: str, *, minimum: int, maximum: int, default: int
-) -> ConnectionField:
+def _integer_field(name: str, description: str, *, maximum: int, default: int) -> ConnectionField:
     def parse(given: Any) -> int:
         number = int(given) if isinstance(given, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", given) else given
         is_integer = isinstance(number, int | float) and not isinstance(number, bool) and number % 1 == 0
-        if not (is_integer and minimum <= number <= maximum):
+        if not (is_integer and 1 <= number <= maximum):
             raise ValueError(given)
         return int(number)
 
     return ConnectionField(
         name=name,
         description=description,
-        allowed=f"an integer from {minimum} to {maximum}",
+        allowed=f"an integer from 1 to {maximum}",
         parse=parse,
         default=default,
         type="integer",
-        limits={"minimum": minimum, "maximum": maximum},
+        limits={"minimum": 1, "maximum": maximum},
     )
 
 
@@ -170,7 +168,6 @@ CONNECTION_FIELDS = (
     _integer_field(
         "request_timeout",
         "Timeout of one HTTP request, in seconds.",
-        minimum=1,
         maximum=600,
         default=int(Account.request_timeout),
     ),
@@ -191,7 +188,6 @@ CONNECTION_FIELDS = (
     _integer_field(
         "max_image_bytes",
         "Largest image to download, in bytes.",
-        minimum=1,
         maximum=2**40,
         default=Account.max_image_bytes,
     ),
@@ -218,7 +214,6 @@ CONNECTION_FIELDS = (
 PORT = _integer_field(
     "port",
     "Port of the base URL, if host contains none.",
-    minimum=1,
     maximum=2**16 - 1,
     default=443,
 )
