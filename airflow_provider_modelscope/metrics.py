@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from airflow_provider_modelscope.exceptions import (
     AccountNotReadyError,
@@ -81,9 +81,6 @@ class HasConnection(Protocol):
     """A task with a connection to ModelScope."""
 
     modelscope_conn_id: str
-
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def reason_of(error: ModelScopeError) -> str:
@@ -226,17 +223,6 @@ def _timeout_message(task: HasConnection) -> str:
         "ModelScope, and occupies the account until it finishes. Set a longer execution_timeout. To store "
         f"its images, {how_to_store_again()}"
     )
-
-
-def counts_failures(method: Method) -> Method:
-    """Decorate a method of a task: count the error of ours that it raises."""
-
-    @wraps(method)
-    def counting(self: HasConnection, *args: Any, **kwargs: Any) -> Any:
-        with count_failure(self):
-            return method(self, *args, **kwargs)
-
-    return cast("Method", counting)
 
 
 def _tags(modelscope_conn_id: str, model: str | None = None) -> dict[str, str]:

@@ -37,7 +37,7 @@ def one_line(text: str, most: int, *, secret: str = "") -> str:
     """
     text = redacted(text, secret)[: 2 * most]
     if "//" in text:  # else it contains no URL
-        text = _URL.sub(_without_query, without_login(text))
+        text = _URL.sub(lambda url: without_secrets(url[0]), without_login(text))
     text = text[:most]
     if not text.isprintable():
         # Terminals execute escape sequences; PostgreSQL rejects NUL, and UTF-8 rejects lone surrogates.
@@ -46,8 +46,9 @@ def one_line(text: str, most: int, *, secret: str = "") -> str:
     return text.strip()
 
 
-def _without_query(url: re.Match[str]) -> str:
-    address, mark, query = url[0].partition("?")
+def without_secrets(url: str) -> str:
+    """Return a URL without login, and with its query cut off, which may be a signature."""
+    address, mark, query = without_login(url).partition("?")
     return f"{address}?..." if query else address + mark
 
 
@@ -72,8 +73,7 @@ def preview_url(value: Any, most: int = 80) -> str:
     """Return a URL, or what was given as one or a list, as :func:`preview` does: without login and query."""
 
     def cut(one: Any) -> Any:
-        address, mark, _ = without_login(one).partition("?") if isinstance(one, str) else (one, "", "")
-        return f"{address}?..." if mark else address
+        return without_secrets(one) if isinstance(one, str) else one
 
     return preview(type(value)(map(cut, value)) if type(value) in (list, tuple) else cut(value), most)
 

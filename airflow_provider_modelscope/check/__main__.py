@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow_provider_modelscope.check.options import DESCRIPTION, EPILOG, OPTIONS
 from airflow_provider_modelscope.check.report import Finding, Report
-from airflow_provider_modelscope.check.service import URL_AGE, ServiceCheck
+from airflow_provider_modelscope.check.service import ServiceCheck
 from airflow_provider_modelscope.exceptions import InvalidConnectionError, ModelScopeError
 from airflow_provider_modelscope.hooks.connection import secrets_of
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
@@ -36,18 +36,16 @@ def run(
     *,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-    url_age: float = URL_AGE,
 ) -> int:
     """Print the report, and return the exit code.
 
     :param sleep: Waits for some seconds.
     :param clock: Returns seconds, and does not go back.
-    :param url_age: Seconds after which the URL of the image is opened again.
     """
     report = Report(model=options.model)
     # With --json, the report is all that is on stdout: Airflow may log there.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
-        for finding in _check(report, options, sleep, clock, url_age):
+        for finding in _check(report, options, sleep, clock):
             if not options.json:
                 print(finding, flush=True)
     if options.json:
@@ -64,7 +62,6 @@ def _check(
     options: Namespace,
     sleep: Callable[[float], None],
     clock: Callable[[], float],
-    url_age: float,
 ) -> Iterator[Finding]:
     try:
         hook = ModelScopeHook(options.conn_id)
@@ -73,7 +70,7 @@ def _check(
             re.compile(secret.pattern, re.IGNORECASE) for secret in secrets_of(_connection(options.conn_id))
         ]
         report.service = hook.account.base_url
-        check = ServiceCheck(hook.account, options.model, report, sleep=sleep, clock=clock, url_age=url_age)
+        check = ServiceCheck(hook.account, options.model, report, sleep=sleep, clock=clock)
         yield from check.run(spend=options.spend)
     except ModelScopeError as error:
         report.error = report.shown(str(error), _MAX_ERROR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -82,16 +81,14 @@ class ServiceCheck:
         model: str,
         report: Report,
         *,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-        url_age: float = URL_AGE,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
     ) -> None:
         self._account = account
         self._request = GenerationRequest(model=model, prompt=PROMPT, size=SIZE, seed=SEED)
         self._report = report
         self._sleep = sleep
         self._clock = clock
-        self._url_age = url_age
         self._quota_headers: set[str] = set()
         self._words: list[str] = []
         self._price: float | None = None
@@ -346,7 +343,7 @@ class ServiceCheck:
             is_verdict = isinstance(error, BrokenImageError)
             yield self._finding("content-type", DIFFERS if is_verdict else NOT_TOLD, error.message)
             yield self._finding("label", NOT_TOLD, "no whole image")
-        self._sleep(self._url_age)
+        self._sleep(URL_AGE)
         yield self._later(url)
 
     def _later(self, url: str) -> Finding:
@@ -356,7 +353,7 @@ class ServiceCheck:
             return self._finding("url-stays", DIFFERS, error.message)
         except ModelScopeError as error:
             return self._finding("url-stays", NOT_TOLD, error.message)
-        return self._finding("url-stays", OK, f"after {self._url_age:g} s")
+        return self._finding("url-stays", OK, f"after {URL_AGE:g} s")
 
     def _spent(self) -> Finding:
         used = self._credit_used()

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.decorator import DecoratedOperator
 
-from airflow_provider_modelscope.compat import conf, context_merge, determine_kwargs
-from airflow_provider_modelscope.decorators.factory import DYNAMIC, task_decorator
+from airflow_provider_modelscope.decorators.factory import (
+    DYNAMIC,
+    call_function,
+    make_task,
+    takes_parameters_of,
+)
 from airflow_provider_modelscope.exceptions import ModelScopeError
-from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
 from airflow_provider_modelscope.operators.image_generation import (
-    EXHAUSTED_TIMEOUT,
     REQUEST_PARAMETERS,
     ModelScopeImageGenerationOperator,
 )
 from airflow_provider_modelscope.redaction import preview
-from airflow_provider_modelscope.tasks.deferral import DEFER_AFTER, POLL_INTERVAL
 from airflow_provider_modelscope.validation import raise_invalid
 
 if TYPE_CHECKING:
@@ -39,12 +40,8 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
     prompt from outside runs no Jinja. Each attempt calls the function once. If it returns something else than
     before, a retry submits a new generation, which is charged.
 
-    The other parameters are those of
+    The parameters are those of
     :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`.
-
-    :param python_callable: The function.
-    :param op_args: Its positional arguments.
-    :param op_kwargs: Its keyword arguments.
     """
 
     custom_operator_name = "@task.modelscope_image"
@@ -60,23 +57,9 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
     _returned: Set[str] = frozenset()  # the names of the parameters that the function returned
 
     def __init__(
-        self,
-        *,
-        python_callable: Callable[..., Any],
-        op_args: Collection[Any] | None = None,
-        op_kwargs: Mapping[str, Any] | None = None,
-        model: str | None = None,
-        prompt: str | XComArg | None = DYNAMIC,
-        **kwargs: Any,
+        self, *, model: str | None = None, prompt: str | XComArg | None = DYNAMIC, **kwargs: Any
     ) -> None:
-        super().__init__(
-            python_callable=python_callable,
-            op_args=op_args,
-            op_kwargs=op_kwargs,
-            model=model,
-            prompt=prompt,
-            **kwargs,
-        )
+        super().__init__(model=model, prompt=prompt, **kwargs)
         self._check_constants(_ModelScopeImageDecoratedOperator)
 
     def _constant_parameters(self) -> Sequence[str]:
@@ -86,12 +69,9 @@ class _ModelScopeImageDecoratedOperator(DecoratedOperator, ModelScopeImageGenera
     def execute(self, context: Context) -> Any:
         """Call the function, then run as the one-step operator."""
         with self._part(context) as record:
-            context_merge(context, self.op_kwargs)
-            kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-            returned = _parameters_of(self.python_callable(*self.op_args, **kwargs))
+            returned = _parameters_of(call_function(self, context))
             self._returned = returned.keys()
             self._set({"prompt": None, **returned} if self.prompt == DYNAMIC else returned)
-            # Not by the execute of DecoratedOperator, which fails on Airflow 3.0.
             return self._run(context, record)
 
     @contextmanager
@@ -135,46 +115,13 @@ def _parameters_of(returned: Any) -> dict[str, Any]:
     return dict(parameters)
 
 
-@task_decorator(_ModelScopeImageDecoratedOperator)
-def modelscope_image_task(
-    python_callable: Callable[..., Any] | None = None,
-    *,
-    destination: str,
-    model: str | None = None,
-    prompt: str | XComArg | None = None,
-    negative_prompt: str | None = None,
-    size: str | None = None,
-    seed: int | str | None = None,
-    steps: int | str | None = None,
-    guidance: float | str | None = None,
-    image_url: str | Sequence[str] | XComArg | None = None,
-    loras: str | Mapping[str, float | str] | None = None,
-    extra_parameters: Mapping[str, Any] | None = None,
-    fallback_models: Sequence[str | Mapping[str, Any]] | None = None,
-    check_ranges: bool = True,
-    storage_conn_id: str | None = None,
-    modelscope_conn_id: str = ModelScopeHook.default_conn_name,
-    queue_timeout: float = 3600,
-    poll_interval: float = POLL_INTERVAL,
-    timeout: float = 900,
-    deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-    defer_after: float = DEFER_AFTER,
-    preflight: str = "read",
-    sidecar: bool = False,
-    embed_metadata: bool = False,
-    durable: bool = True,
-    on_lost_response: Literal["resubmit", "fail"] = "resubmit",
-    max_credit: float | str | None = None,
-    on_exhausted: Literal["fail", "wait"] = "fail",
-    exhausted_timeout: float = EXHAUSTED_TIMEOUT,
-    **kwargs: Any,
-) -> TaskDecorator:
+@takes_parameters_of(ModelScopeImageGenerationOperator, optional=("model", "prompt"))
+def modelscope_image_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a task that generates the image that a function describes: ``@task.modelscope_image(...)``.
 
     :param python_callable: The function. It returns a prompt, or a mapping of request parameters, which take
         precedence over those given here.
-    :param destination: Where to store the images, as for
-        :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`, as
-        are all other parameters.
+    :param kwargs: The parameters of
+        :class:`~airflow_provider_modelscope.operators.image_generation.ModelScopeImageGenerationOperator`.
     """
-    raise NotImplementedError  # the signature only
+    return make_task(_ModelScopeImageDecoratedOperator, python_callable, kwargs)

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_modelscope.emulator.credit import CREDIT, MAX_CREDIT
@@ -100,10 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         help="number of generations that an account (a token) may run at the same time "
         "(default: %(default)s)",
     )
-    parser.add_argument(
+    repeatable = partial(parser.add_argument, action="append", default=[])
+    repeatable(
         "--token",
-        action="append",
-        default=[],
         type=_token,
         help="a valid token; without this option every token is valid but one of zeros; can be repeated",
     )
@@ -113,27 +113,18 @@ def _parser() -> argparse.ArgumentParser:
         type=_within(float, 0, MAX_CREDIT),
         help="credit that each account (token) has at the start (default: %(default)s)",
     )
-    parser.add_argument(
-        "--retired-model",
-        action="append",
-        default=[],
-        type=_model,
-        metavar="ID",
-        help="a model that is no longer served; can be repeated",
+    repeatable(
+        "--retired-model", type=_model, metavar="ID", help="a model that is no longer served; can be repeated"
     )
-    parser.add_argument(
+    repeatable(
         "--fault",
-        action="append",
-        default=[],
-        type=_fault,
+        type=_accepted_by(Fault.parse),
         metavar="WHERE:WHAT[:COUNT]",
         help="a fault to inject, see below; can be repeated",
     )
-    parser.add_argument(
+    repeatable(
         "--without",
-        action="append",
-        default=[],
-        type=_trait,
+        type=_accepted_by(lambda trait: read_traits([trait])),
         metavar="TRAIT",
         help="a trait that the service does not have, see below; can be repeated",
     )
@@ -163,20 +154,15 @@ def _model(text: str) -> str:
     return text
 
 
-def _trait(text: str) -> str:
-    try:
-        read_traits([text])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+def _accepted_by(read: Callable[[str], object]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        try:
+            read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
 
-
-def _fault(text: str) -> str:
-    try:
-        Fault.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return check
 
 
 if __name__ == "__main__":

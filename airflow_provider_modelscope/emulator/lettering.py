@@ -106,7 +106,8 @@ class Lettering:
     def _choose(self, letter: str) -> int | None:
         """Return the number of the first font that has the character."""
         if letter not in self._chosen:
-            has_it = (number for number, path in enumerate(self._paths) if _has_glyph(path, letter))
+            # Pillow does not say what a font lacks: it draws the same box for all of it.
+            has_it = (number for number, path in enumerate(self._paths) if _drawn(path, letter) != _box(path))
             self._chosen[letter] = next(has_it, None)
         return self._chosen[letter]
 
@@ -125,11 +126,6 @@ def _font(path: str | None, size: int) -> ImageFont.FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)  # type: ignore[return-value]
-
-
-def _has_glyph(path: str | None, letter: str) -> bool:
-    # Pillow does not say what a font lacks: it draws the same box for all of it.
-    return _drawn(path, letter) != _box(path)
 
 
 @lru_cache(maxsize=64)

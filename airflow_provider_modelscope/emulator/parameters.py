@@ -64,6 +64,7 @@ class Parameters:
         content = read_body(body)
         model = _model(content)
         width, height = _size(content, model)
+        least_guidance = 0 if "turbo" in model.lower() else 1.5
         images = _images(content, model)
         origins = [_origin(url) for url in images]
         more = f" and {len(origins) - 1} more" if len(origins) > 1 else ""
@@ -74,7 +75,7 @@ class Parameters:
             "width": width,
             "height": height,
             "steps": _number(content, "steps", 30, 1, 100, int),
-            "guidance": float(_number(content, "guidance", 7.5, _least_guidance(model), 20, int, float)),
+            "guidance": float(_number(content, "guidance", 7.5, least_guidance, 20, int, float)),
             "loras": _loras(content),
             "edited_from": "".join(origins[:1]) + more,
         }
@@ -141,10 +142,6 @@ def _size(content: Mapping[str, Any], model: str) -> tuple[int, int]:
     if not match or not all(low <= int(side) <= high for side in match.groups()):
         raise BadRequestError(f"size must be WxH, from {low}x{low} to {high}x{high} for this model")
     return int(match[1]), int(match[2])
-
-
-def _least_guidance(model: str) -> float:
-    return 0 if "turbo" in model.lower() else 1.5
 
 
 def _loras(content: Mapping[str, Any]) -> str:

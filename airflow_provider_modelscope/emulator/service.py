@@ -156,15 +156,8 @@ class Generation:
 
 
 class Service:
-    """The service behind the emulator.
+    """The service behind the emulator. Its other parameters are those of ``server.Emulator``.
 
-    :param duration: Seconds that a generation takes, from 0.
-    :param max_running: Number of generations that an account (a token) may run at the same time, from 1.
-    :param tokens: The valid tokens. Empty: every token is valid.
-    :param faults: Faults such as ``submit:429:2``, see ``faults``.
-    :param credit: What each account has at the start, from 0.
-    :param retired_models: Models that are no longer served.
-    :param without: Traits such as ``one-at-a-time`` that the service does not have, see ``traits``.
     :param first_id: The id of the first generation. Each further id is one higher.
     """
 
@@ -212,10 +205,7 @@ class Service:
                 self._generations[generation_id] = replace(generation, finished_at=now)
 
     def grant(self, token: str, credit: float) -> None:
-        """Add credit to an account, as ModelScope does when a person visits its site.
-
-        :raises ValueError: if the credit is not a number from 0, or the token is not valid.
-        """
+        """Add credit to an account, as ``Emulator.grant`` does."""
         if not self._is_valid(token):
             raise ValueError("No account has this token")
         self._granted[token] = self._granted.get(token, 0) + read_amount(credit)

@@ -144,24 +144,22 @@ def _host_names(given: Any) -> tuple[str, ...]:
     return hosts
 
 
-def _integer_field(
-    name: str, description: str, *, minimum: int, maximum: int, default: int
-) -> ConnectionField:
+def _integer_field(name: str, description: str, *, maximum: int, default: int) -> ConnectionField:
     def parse(given: Any) -> int:
         number = int(given) if isinstance(given, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", given) else given
         is_integer = isinstance(number, int | float) and not isinstance(number, bool) and number % 1 == 0
-        if not (is_integer and minimum <= number <= maximum):
+        if not (is_integer and 1 <= number <= maximum):
             raise ValueError(given)
         return int(number)
 
     return ConnectionField(
         name=name,
         description=description,
-        allowed=f"an integer from {minimum} to {maximum}",
+        allowed=f"an integer from 1 to {maximum}",
         parse=parse,
         default=default,
         type="integer",
-        limits={"minimum": minimum, "maximum": maximum},
+        limits={"minimum": 1, "maximum": maximum},
     )
 
 
@@ -170,7 +168,6 @@ CONNECTION_FIELDS = (
     _integer_field(
         "request_timeout",
         "Timeout of one HTTP request, in seconds.",
-        minimum=1,
         maximum=600,
         default=int(Account.request_timeout),
     ),
@@ -191,7 +188,6 @@ CONNECTION_FIELDS = (
     _integer_field(
         "max_image_bytes",
         "Largest image to download, in bytes.",
-        minimum=1,
         maximum=2**40,
         default=Account.max_image_bytes,
     ),
@@ -218,7 +214,6 @@ CONNECTION_FIELDS = (
 PORT = _integer_field(
     "port",
     "Port of the base URL, if host contains none.",
-    minimum=1,
     maximum=2**16 - 1,
     default=443,
 )
@@ -245,6 +240,7 @@ def account_from_connection(connection: Connection) -> Account:
     :raises InvalidConnectionError: naming every invalid field, and what is allowed.
     """
     from airflow_provider_modelscope.exceptions import InvalidConnectionError
+    from airflow_provider_modelscope.validation import unknown_names
 
     conn_type = connection.conn_type or "modelscope"
     if conn_type.lower() not in _CONN_TYPES:  # the fields of another service's connection mean something else
@@ -265,7 +261,7 @@ def account_from_connection(connection: Connection) -> Account:
     fields = {field.name: field for field in CONNECTION_FIELDS}
     values = {name: checked(fields[name].checked, given) for name, given in extra.items() if name in fields}
     if conn_type == "modelscope":  # the extras of an HTTP connection are headers
-        errors += [_unknown(name) for name in extra if name not in fields]
+        errors += unknown_names(extra, list(fields), kind="extra")
     allow_http = values.pop("allow_http", False)
     values["token"] = checked(_token, connection)
     # The Test button sends 0 if there is no port.
@@ -341,15 +337,6 @@ def _extra(connection: Connection) -> dict[str, Any]:
     if not isinstance(extra, dict):
         raise ValueError("extra must be a JSON object")
     return {name: value for name, value in extra.items() if value is not None and str(value).strip()}
-
-
-def _unknown(name: str) -> str:
-    from difflib import get_close_matches
-
-    known = [field.name for field in CONNECTION_FIELDS]
-    near = get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}"
-    return f"unknown extra {preview(name)} ({hint})"
 
 
 def _bare_token(connection: Connection) -> str:

@@ -12,8 +12,7 @@ from io import BytesIO
 from itertools import islice
 from typing import IO
 
-from airflow_provider_modelscope.images.formats import read_exactly
-from airflow_provider_modelscope.images.limits import MAX_FRAMES, Budget, too_many
+from airflow_provider_modelscope.images.formats import MAX_FRAMES, Budget, read_exactly, too_many
 
 MAX_SCANS = 500  # of a JPEG; a progressive one has ten
 MAX_SEGMENTS = 2_000  # of a JPEG; they hold 64 KiB each

@@ -10,8 +10,7 @@ from threading import Lock
 from typing import IO, TYPE_CHECKING
 
 from airflow_provider_modelscope.images.blocks import check_gif_blocks, check_jpeg_blocks, check_tags
-from airflow_provider_modelscope.images.formats import format_of, only_image_errors, open_image
-from airflow_provider_modelscope.images.limits import Budget
+from airflow_provider_modelscope.images.formats import Budget, format_of, only_image_errors, open_image
 from airflow_provider_modelscope.images.parts import format_of_parts, parts_of, read_at
 from airflow_provider_modelscope.images.png import check_png
 

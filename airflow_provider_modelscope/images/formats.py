@@ -1,4 +1,4 @@
-"""The image formats that we accept, detected from the bytes: opened by Pillow, not decoded yet."""
+"""What we accept as an image: its format, detected from the bytes, and how much work one file may cause."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from PIL import Image as Pillow
 
 MAX_PIXELS = 64 * 1024 * 1024  # sixteen times the service's largest image; more is a decompression bomb
+MAX_FRAMES = 1000
+MAX_PIXELS_OF_ALL_FRAMES = 2 * MAX_PIXELS
 
 # The accepted formats by Pillow's name: content type and file suffixes, the one that we write first.
 FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -42,11 +44,11 @@ _OTHER_FORMATS = (
 
 
 @contextmanager
-def open_image(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pillow.Image]:
+def open_image(file: IO[bytes]) -> Iterator[Pillow.Image]:
     """Open a file as one of the accepted formats, without decoding it.
 
-    :raises ImageError: if it has more pixels, or if anything fails here or in the block that uses it:
-        hostile bytes make Pillow raise nearly any exception.
+    :raises ImageError: if it has more pixels than we accept, or if anything fails here or in the block that
+        uses it: hostile bytes make Pillow raise nearly any exception.
     """
     from PIL import Image as Pillow, UnidentifiedImageError
 
@@ -60,14 +62,40 @@ def open_image(file: IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Iterator[Pil
             file.seek(0)
             raise ValueError(_other_format(file.read(64))) from None
         with image as opened:
-            check_size(opened.width, opened.height, max_pixels)
+            check_size(opened.width, opened.height)
             yield opened
 
 
-def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise a ``BrokenImageError`` if an image has more pixels."""
-    if width * height > max_pixels:
-        raise BrokenImageError(f"The image has {width}x{height} pixels, more than {max_pixels}")
+def check_size(width: int, height: int) -> None:
+    """Raise a ``BrokenImageError`` if an image has more pixels than we accept."""
+    if width * height > MAX_PIXELS:
+        raise BrokenImageError(f"The image has {width}x{height} pixels, more than {MAX_PIXELS}")
+
+
+class Budget:
+    """Counts the frames of one file and their pixels."""
+
+    def __init__(self) -> None:
+        self._frames = 0
+        self._pixels = 0
+
+    def take(self, width: int, height: int, *, frames: int = 1) -> None:
+        """Count frames of one size, before they are decoded.
+
+        :raises BrokenImageError: if they exceed a limit.
+        """
+        check_size(width, height)
+        self._frames += frames
+        if self._frames > MAX_FRAMES:
+            raise too_many("frames", MAX_FRAMES)
+        self._pixels += frames * width * height
+        if self._pixels > MAX_PIXELS_OF_ALL_FRAMES:
+            raise too_many("pixels in all frames together", MAX_PIXELS_OF_ALL_FRAMES)
+
+
+def too_many(what: str, limit: int) -> BrokenImageError:
+    """Return the error of a file that exceeds a limit."""
+    return BrokenImageError(f"The image has more than {limit} {what}, so it is not decoded")
 
 
 @contextmanager

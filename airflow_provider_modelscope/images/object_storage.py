@@ -12,7 +12,7 @@ import shutil
 import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from threading import Lock
@@ -38,13 +38,12 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.images.image import Image
 
-# These stores write atomically: readers never see a partial object.
-_ATOMIC = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
+# The schemes of the stores that we know, each with the extra of this package that brings its filesystem. They
+# write atomically: readers never see a partial object.
+STORES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 LOCAL = ("file", "local")
 TEMPORARY = ".image-"  # begins the name of a file that is being written
 _PIECE = 1024 * 1024  # bytes that are copied at once
-# The extra of this package that brings the filesystem of a scheme.
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure"}
 # What each connection said when its filesystem was opened, as a checksum: it contains secrets.
 _opened_with: dict[tuple[str, str | None], str] = {}
 _attaching = Lock()  # Airflow before 3.2 must not be asked from several threads at once
@@ -159,14 +158,13 @@ class Destination:
         Raises the same errors as :meth:`store`.
         """
         sidecar_uri = _sidecar_of(uri)
-        self._put(sidecar_uri, _Body.of(document, "application/json"), generation_id)
+        self._put(sidecar_uri, _Body.of(BytesIO(document), "application/json"), generation_id)
         return sidecar_uri
 
     def _put(self, uri: str, body: _Body, generation_id: str) -> ObjectStoragePath:
         from airflow.sdk import ObjectStoragePath
 
         path = ObjectStoragePath(uri, conn_id=self.storage_conn_id)
-        body.file.seek(0)
         try:
             _write(path, body, self.scratch)
         except Exception as error:  # each store has errors of its own
@@ -196,8 +194,10 @@ class _Body(NamedTuple):
     sha256: str
 
     @classmethod
-    def of(cls, content: bytes, content_type: str) -> Self:
-        return cls(BytesIO(content), len(content), content_type, hashlib.sha256(content).hexdigest())
+    def of(cls, file: IO[bytes], content_type: str) -> Self:
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return cls(file, file.seek(0, SEEK_END), content_type, sha256)
 
 
 def _format_of(name: PurePosixPath) -> str | None:
@@ -246,12 +246,12 @@ def open_object(uri: str, storage_conn_id: str | None, *, parameter: str = "uri"
     return copy
 
 
-def list_folder(uri: str, storage_conn_id: str | None, *, parameter: str = "uri") -> list[str]:
+def list_folder(uri: str, storage_conn_id: str | None) -> list[str]:
     """Return the names of what a folder holds now, in no order; none if there is no such folder.
 
-    The parameter and the errors are those of :func:`read_object`.
+    Raises the same errors as :func:`read_object`.
     """
-    path, *_ = _open(uri, storage_conn_id, parameter=parameter)
+    path, *_ = _open(uri, storage_conn_id, parameter="uri")
     path.fs.invalidate_cache()
     try:
         entries = path.fs.ls(path.path, detail=False)
@@ -344,7 +344,7 @@ def write_object(path: ObjectStoragePath, content: bytes, content_type: str) -> 
 
     :raises Exception: any error of its store.
     """
-    _write(path, _Body.of(content, content_type))
+    write_file(path, BytesIO(content), content_type)
 
 
 def write_file(
@@ -354,11 +354,7 @@ def write_file(
 
     :param scratch: As of :class:`Destination`.
     """
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    length = file.tell()
-    file.seek(0)
-    _write(path, _Body(file, length, content_type, sha256), scratch)
+    _write(path, _Body.of(file, content_type), scratch)
 
 
 def remove_object(path: ObjectStoragePath) -> None:
@@ -443,7 +439,7 @@ def _open(
             raise
         is_unknown = re.match("No filesystem registered|Unsupported filesystem", str(error))
         if is_unknown or isinstance(error, ImportError):
-            extra = _EXTRAS.get(urlsplit(uri).scheme)
+            extra = STORES.get(urlsplit(uri).scheme)
             install = f"run pip install 'airflow-provider-modelscope[{extra}]' on every worker"
             advice = install if extra else "use s3://, gs://, abfs:// or file://"
         elif connection_id:
@@ -483,6 +479,7 @@ def _attached(protocol: str, connection_id: str | None) -> Any:
 
 
 def _write(path: ObjectStoragePath, body: _Body, scratch: Path | None = None) -> None:
+    body.file.seek(0)
     if path.protocol in LOCAL:
         file = Path(path.path)
         _replace_file(file, body, scratch or file.parent)
@@ -510,7 +507,7 @@ def _replace_file(path: Path, body: _Body, scratch: Path) -> None:
 
 def _put_object(filesystem: Any, path: ObjectStoragePath, body: _Body) -> None:
     """Put the complete object at once, and check that the store holds it; remove a partial one."""
-    if path.protocol in _ATOMIC:
+    if path.protocol in STORES:
         _put_atomically(filesystem, path, body)
         check_stored(filesystem, path, body.file, body.length, body.sha256)
         return

@@ -7,8 +7,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from airflow_provider_modelscope.images.formats import read_exactly
-from airflow_provider_modelscope.images.limits import Budget, too_many
+from airflow_provider_modelscope.images.formats import Budget, read_exactly, too_many
 from airflow_provider_modelscope.images.parts import MAX_PARTS, PNG_SIGNATURE
 
 _PIECE = 1 << 16  # bytes that are read or decompressed at once

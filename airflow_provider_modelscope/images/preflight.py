@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from airflow_provider_modelscope.exceptions import ImageStorageError, InvalidDestinationError, ModelScopeError
 from airflow_provider_modelscope.images.object_storage import (
     LOCAL,
+    STORES,
     open_filesystem,
     remove_object,
     write_object,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelscope.images.object_storage import Destination
 
-_LISTABLE = ("s3", "s3a", "gs", "gcs", "abfs", "abfss")
 PREFLIGHT = ("read", "write", "off")
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def check_store(destination: Destination, mode: str) -> None:
 
 def _list_one(path: ObjectStoragePath) -> bool:
     """Ask for one object of a folder, which need not exist. Return whether this store can be asked."""
-    if path.protocol not in _LISTABLE:
+    if path.protocol not in STORES:
         return path.protocol in LOCAL
     filesystem = open_filesystem(path)
     bucket, key, *_ = filesystem.split_path(path.path)

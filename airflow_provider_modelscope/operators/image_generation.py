@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -376,7 +376,8 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
             fingerprint_of(one, self.hook.account): one
             for one in requests_by_model(complete, fallbacks).values()
         }
-        submission = self._resumable(record, candidates)
+        resumable = (one for one in record.recall(*candidates) if self._is_resumable(one, record))
+        submission = next((one.submission for one in resumable), None)
         is_new = submission is None
         if submission is None:
             check_store()
@@ -474,13 +475,6 @@ class ModelScopeSubmitImageGenerationOperator(ModelScopeTask, BaseOperator):
     def _can_defer(self, request: GenerationRequest, context: Context) -> bool:
         """Return whether a deferrable task can wait in the triggerer."""
         return can_defer(self, context, self.hook)
-
-    def _resumable(self, record: SubmissionRecord, fingerprints: Iterable[str]) -> Submission | None:
-        """Return the submission of an earlier attempt, or None if a new one is needed."""
-        for earlier in record.recall(*fingerprints):
-            if self._is_resumable(earlier, record):
-                return earlier.submission
-        return None
 
     def _is_resumable(self, earlier: Earlier, record: SubmissionRecord) -> bool:
         """Return whether a generation may still give an image; if not, log why."""

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_modelscope.exceptions import InvalidRequestError
-from airflow_provider_modelscope.redaction import preview, preview_url, truncated, without_login
+from airflow_provider_modelscope.redaction import preview, preview_url, truncated, without_secrets
 from airflow_provider_modelscope.validation import raise_invalid
 
 MAX_SEED = 2**31 - 1
@@ -95,9 +95,9 @@ class GenerationRequest:
         """Return the parameters as they may be stored and shown: without secrets and bytes of images."""
         images = self.image_url
         if isinstance(images, str):
-            images = _without_secrets(images)
+            images = _shown_url(images)
         elif images is not None:
-            images = [_without_secrets(image) for image in images]
+            images = [_shown_url(image) for image in images]
         shown = {name: value for name, value in vars(self).items() if value is not None}
         if images:
             shown["image_url"] = images
@@ -109,11 +109,8 @@ class GenerationRequest:
     def stored_images(self) -> list[str]:
         """The images to edit that are in object storage and not inlined yet."""
         sendable = ("http://", "https://", "data:")
-        return [url for url in self._image_urls if not url.lower().startswith(sendable)]
-
-    @property
-    def _image_urls(self) -> Sequence[str]:
-        return [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
+        urls = [self.image_url] if isinstance(self.image_url, str) else self.image_url or []
+        return [url for url in urls if not url.lower().startswith(sendable)]
 
 
 def check_parameters(given: Mapping[str, Any], *, check_ranges: bool = True) -> list[str]:
@@ -166,7 +163,7 @@ def _family(model: str | None) -> str | None:
 def redacted_json(value: Any, depth: int = 0) -> Any:
     """Return a JSON value as it may be stored and shown: without secrets in URLs, and limited in size."""
     if isinstance(value, str):
-        return truncated(_without_secrets(value) if re.fullmatch(_ANY_URL, value) else value, MAX_TEXT_SHOWN)
+        return truncated(_shown_url(value) if re.fullmatch(_ANY_URL, value) else value, MAX_TEXT_SHOWN)
     if isinstance(value, Mapping | list) and depth == MAX_DEPTH:
         return "..."
     if isinstance(value, Mapping):
@@ -176,12 +173,9 @@ def redacted_json(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _without_secrets(url: str) -> str:
-    """Return an image URL without login and query, which may be a signature; ``data:`` URIs are cut."""
-    if url.lower().startswith("data:"):
-        return truncated(url, 300)
-    address, query, _ = without_login(url).partition("?")
-    return address + ("?..." if query else "")
+def _shown_url(url: str) -> str:
+    """Return an image URL as it may be stored and shown; ``data:`` URIs are cut."""
+    return truncated(url, 300) if url.lower().startswith("data:") else without_secrets(url)
 
 
 # Each check takes a value from a Dag, returns the value to send, and raises ValueError with what is allowed.

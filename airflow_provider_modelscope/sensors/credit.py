@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,11 +63,8 @@ class ModelScopeCreditSensor(ModelScopeTask, BaseSensorOperator):
 
         return [
             *constant_checks(self, "min_available", partial(checked_credit, "min_available")),
-            lambda: raise_invalid(self._option_errors()),
+            lambda: raise_invalid(seconds_errors(timeout=self.timeout)),
         ]
-
-    def _option_errors(self) -> Iterator[str]:
-        yield from seconds_errors(timeout=self.timeout)
 
     def execute(self, context: Context) -> Any:
         """Read the credit until there is enough, and return what is available."""
@@ -109,7 +106,7 @@ class ModelScopeCreditSensor(ModelScopeTask, BaseSensorOperator):
         minimum, *_ = check_all(
             lambda: checked_credit("min_available", self.min_available),
             check_connection,
-            lambda: raise_invalid(self._option_errors()),
+            lambda: raise_invalid(seconds_errors(timeout=self.timeout)),
         )
         return float(minimum)
 

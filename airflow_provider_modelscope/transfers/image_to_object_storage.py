@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.metrics import counts_failures
+from airflow_provider_modelscope.metrics import count_failure
 from airflow_provider_modelscope.tasks.task import StoringTask
 from airflow_provider_modelscope.validation import check_all
 
@@ -73,20 +73,18 @@ class ModelScopeImageToObjectStorageOperator(StoringTask, BaseOperator):
     def _content(self) -> object:
         return self.generation_id
 
-    @counts_failures
     def execute(self, context: Context) -> list[str]:
         """Download and store the images, and return their URIs."""
         from airflow_provider_modelscope.protocol.generation import checked_id
         from airflow_provider_modelscope.tasks.storing import fetch_finished_generation
 
-        check_connection = self._refuse_secrets("generation_id", "destination", "storage_conn_id")
-        generation_id, destination, _ = check_all(
-            partial(checked_id, self.generation_id),
-            self._parse_destination,
-            check_connection,
-        )
-        submission = self._find_submission(generation_id, context)
-        generation = fetch_finished_generation(self.hook, generation_id)
-        generation.raise_for_failure(retry_resubmits=False)
-        self._check_own_destination(context)
-        return self._store(generation, destination, submission, context)
+        with count_failure(self):
+            check_connection = self._refuse_secrets("generation_id", "destination", "storage_conn_id")
+            generation_id, destination, _ = check_all(
+                partial(checked_id, self.generation_id), self._parse_destination, check_connection
+            )
+            submission = self._find_submission(generation_id, context)
+            generation = fetch_finished_generation(self.hook, generation_id)
+            generation.raise_for_failure(retry_resubmits=False)
+            self._check_own_destination(context)
+            return self._store(generation, destination, submission, context)

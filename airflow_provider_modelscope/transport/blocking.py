@@ -243,7 +243,8 @@ class _Exchange:
         An object of JSON is complete even if a length or a proxy says that more should follow.
         """
         with suppress(ValueError, RecursionError):
-            if self._head and self._is_submission and isinstance(json.loads(bytes(self._body)), dict):
+            is_submission = self._call.method == "POST"
+            if self._head and is_submission and isinstance(json.loads(bytes(self._body)), dict):
                 return self._received(*self._head)
         return None
 
@@ -255,10 +256,6 @@ class _Exchange:
         if self._departure.give_up():
             return ServiceUnavailableError(f"No response from {site}: {reason}")
         return ServiceUnreachableError(f"Cannot reach {site}: {reason}")
-
-    @property
-    def _is_submission(self) -> bool:
-        return self._call.method == "POST"
 
     def _received(self, status_code: int, headers: Mapping[str, str]) -> HttpResponse:
         from airflow_provider_modelscope.protocol.messages import MAX_BODY, HttpResponse

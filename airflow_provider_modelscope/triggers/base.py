@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelscope.exceptions import ModelScopeError
-from airflow_provider_modelscope.triggers.events import (
-    CreditAvailable,
-    CreditRead,
-    GenerationFinished,
-    SlotFree,
-    WaitFailed,
-)
+from airflow_provider_modelscope.triggers.events import Event, WaitFailed
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.transport.event_loop import Client
+
+Result = TypeVar("Result")
+
+_SHARED_ARGUMENTS = ("modelscope_conn_id", "end_time", "min_deferral_seconds", "deferred_task")
 
 
 class ModelScopeTrigger(BaseTrigger):
@@ -34,6 +35,8 @@ class ModelScopeTrigger(BaseTrigger):
         pass :func:`airflow_provider_modelscope.tasks.deferral.min_deferral_seconds`.
     :param deferred_task: JSON that the event returns unchanged; tasks pass an ``events.DeferredTask``.
     """
+
+    own_arguments: ClassVar[tuple[str, ...]]  # those that the other triggers do not have
 
     def __init__(
         self,
@@ -65,33 +68,29 @@ class ModelScopeTrigger(BaseTrigger):
             self.log.log(level, "%s", text)
 
     @abstractmethod
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other triggers do not have."""
-
-    @abstractmethod
-    async def wait(self) -> GenerationFinished | SlotFree | CreditAvailable | CreditRead:
+    async def wait(self) -> Event:
         """Wait, and return the event to emit.
 
         :raises ModelScopeError: the error to emit instead.
         """
 
+    async def with_client(self, work: Callable[[Client], Awaitable[Result]]) -> Result:
+        """Return the result of work with the client of the account, see :func:`.clients.with_client`."""
+        from airflow_provider_modelscope.triggers.clients import with_client
+
+        return await with_client(self.modelscope_conn_id, work, end_time=self.end_time)
+
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and the arguments to construct it again. The database stores both."""
+        names = (*self.own_arguments, *_SHARED_ARGUMENTS)
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                **self.arguments(),
-                "modelscope_conn_id": self.modelscope_conn_id,
-                "end_time": self.end_time,
-                "min_deferral_seconds": self.min_deferral_seconds,
-                "deferred_task": self.deferred_task,
-            },
+            {name: getattr(self, name) for name in names},
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then yield one event."""
         not_before = time.monotonic() + self.min_deferral_seconds
-        event: GenerationFinished | SlotFree | CreditAvailable | CreditRead | WaitFailed
         try:
             event = await self.wait()
         except ModelScopeError as error:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from airflow_provider_modelscope.exceptions import ModelScopeError, ModelScopeFinalError
 from airflow_provider_modelscope.redaction import preview
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationFinished:
-    """A generation has finished, which includes FAILED: the task polls for the images or the reason."""
+class Event:
+    """How a wait ended.
 
-    generation_id: str
+    :param status: Names the class in the payload.
+    """
+
+    status: ClassVar[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return the payload of the event."""
-        return {"status": "finished", "generation_id": self.generation_id}
+        return {"status": self.status, **vars(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlotFree:
+class GenerationFinished(Event):
+    """A generation has finished, which includes FAILED: the task polls for the images or the reason."""
+
+    status = "finished"
+    generation_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotFree(Event):
     """The account has a free slot, or soon will: the task may submit.
 
     :param queued_at: When the task began to wait, in epoch seconds.
@@ -30,47 +41,40 @@ class SlotFree:
     :param granted_at: When the slot was granted, in epoch seconds.
     """
 
+    status = "slot_free"
     queued_at: float
     end_time: float
     granted_at: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the payload of the event."""
-        return {"status": "slot_free", **vars(self)}
-
 
 @dataclass(frozen=True, kw_only=True)
-class CreditAvailable:
+class CreditAvailable(Event):
     """The account may have enough credit again, or the wait for it is over: the task may submit."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the payload of the event."""
-        return {"status": "credit_available"}
+    status = "credit_available"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CreditRead:
+class CreditRead(Event):
     """The account has enough credit, or the wait for it is over.
 
     :param available: The credit, None at the end of the wait.
     """
 
+    status = "credit_read"
     available: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the payload of the event."""
-        return {"status": "credit_read", "available": self.available}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaitFailed:
+class WaitFailed(Event):
     """The wait ended with an error, which the task raises."""
 
+    status = "error"
     error: ModelScopeError
 
     def to_json(self) -> dict[str, Any]:
         """Return the payload of the event."""
-        return {"status": "error", "error": self.error.to_json()}
+        return {"status": self.status, "error": self.error.to_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ def read_event(payload: Any, expected: type[Expected]) -> Expected:
     :raises ModelScopeError: if the wait failed, its error. Any other payload is a
         :class:`ModelScopeFinalError`, and never counts as success.
     """
-    event: GenerationFinished | SlotFree | CreditAvailable | CreditRead | None = None
+    event: Event | None = None
     match payload:
         case {"status": "finished", "generation_id": str(generation_id)}:
             event = GenerationFinished(generation_id=generation_id)

@@ -28,21 +28,17 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
         from the grant until the task was on a worker.
     """
 
+    own_arguments = ("queued_at", "start_seconds")
+
     def __init__(self, *, queued_at: float, start_seconds: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.queued_at = queued_at
         self.start_seconds = start_seconds
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the other triggers do not have."""
-        return {"queued_at": self.queued_at, "start_seconds": self.start_seconds}
-
     async def wait(self) -> SlotFree:
         """Wait in the account's queue."""
-        from airflow_provider_modelscope.triggers.clients import with_client
-
         try:
-            await with_client(self.modelscope_conn_id, self._wait_for_slot, end_time=self.end_time)
+            await self.with_client(self._wait_for_slot)
         except ServiceUnavailableError as error:  # the connection could not be read until the deadline
             self.log.warning("Making the last attempt without waiting for a slot: %s", error)
         return SlotFree(queued_at=self.queued_at, end_time=self.end_time, granted_at=time.time())

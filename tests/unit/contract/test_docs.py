@@ -29,7 +29,7 @@ from airflow_provider_modelscope.emulator.traits import TRAITS
 from airflow_provider_modelscope.get_provider_info import get_provider_info
 from airflow_provider_modelscope.hooks.connection import CONNECTION_FIELDS, PORT
 from airflow_provider_modelscope.hooks.modelscope import ModelScopeHook
-from airflow_provider_modelscope.images import blocks, formats, limits, parts
+from airflow_provider_modelscope.images import blocks, formats, parts
 from airflow_provider_modelscope.operators.image_generation import ModelScopeImageGenerationOperator
 from airflow_provider_modelscope.protocol.request import _SIZES, GenerationRequest
 from tests.unit.builders import batch
@@ -58,8 +58,8 @@ PYTHON_BLOCKS = [
 DAG_BLOCKS = [block for block in PYTHON_BLOCKS if "\n@dag(" in str(block.values[0])]
 LIMITS = {
     "pixels of a frame": [formats.MAX_PIXELS],
-    "pixels of all frames": [limits.MAX_PIXELS_OF_ALL_FRAMES],
-    "frames": [limits.MAX_FRAMES],
+    "pixels of all frames": [formats.MAX_PIXELS_OF_ALL_FRAMES],
+    "frames": [formats.MAX_FRAMES],
     "chunks of a PNG": [parts.MAX_PARTS],
     "scans, segments of a JPEG": [blocks.MAX_SCANS, blocks.MAX_SEGMENTS],
     "bytes of EXIF in a JPEG": [blocks.MAX_EXIF],

@@ -337,7 +337,7 @@ def test_default_arguments_fill_in_missing_arguments() -> None:
     default_args = {"model": "a/b", "destination": "file:///tmp/", "steps": 7, "sidecar": True}
     with DAG("a_dag", schedule=None, default_args=default_args):
 
-        @modelscope_image_task(sidecar=False)  # type: ignore[call-arg] # mypy knows no default_args
+        @modelscope_image_task(sidecar=False)
         def draw() -> str:
             return "A cat"
 
