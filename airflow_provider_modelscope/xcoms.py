@@ -30,12 +30,10 @@ PROGRESS = "progress"  # one Progress
 
 STATE_FOLDER = ".modelscope"  # beside the images of a batch: one folder in it for each task instance
 
-# The classes of the tasks that push REQUEST, by the names that Airflow's database keeps.
-SUBMITTERS = (
-    "ModelScopeSubmitImageGenerationOperator",
-    "ModelScopeImageGenerationOperator",
-    "_ModelScopeImageDecoratedOperator",
-)
+# The classes of the tasks that push REQUEST, by the names that Airflow's database keeps: those that store the
+# images too, and all.
+STORING_SUBMITTERS = ("ModelScopeImageGenerationOperator", "_ModelScopeImageDecoratedOperator")
+SUBMITTERS = ("ModelScopeSubmitImageGenerationOperator", *STORING_SUBMITTERS)
 # The classes of the tasks that push BATCH.
 BATCHES = ("ModelScopeImageBatchOperator", "_ModelScopeImageBatchDecoratedOperator")
 

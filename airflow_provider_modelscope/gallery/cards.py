@@ -18,11 +18,10 @@ from airflow_provider_modelscope.gallery.status import Status, places_of, status
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.xcoms import (
-    ERROR,
+    BATCHES,
     IMAGES,
     REQUEST,
     SUBMITTERS,
-    AttemptError,
     StoredImage,
     Submission,
 )
@@ -30,7 +29,7 @@ from airflow_provider_modelscope.xcoms import (
 if TYPE_CHECKING:
     from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
     from airflow_provider_modelscope.links import Instance
-
+    from airflow_provider_modelscope.xcoms import AttemptError
 
 Kind = Literal["image", "pending", "failed", "idle"]
 
@@ -291,7 +290,6 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     stored: set[str | None] = set()  # the generations that have an image
     shown: set[Instance] = set()  # the task instances that have a card
     images: list[StoredImage] = []
-    errors = {xcom.instance: AttemptError.from_json(xcom.value) for xcom in run.xcoms if xcom.key == ERROR}
 
     def card(of: PushedXCom | TaskState, **known: Any) -> Card:
         task = tasks.get(of.instance)
@@ -315,7 +313,7 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
 
     def without_image(of: PushedXCom | TaskState, submission: Submission | None = None) -> Card:
-        task, error = tasks.get(of.instance), errors.get(of.instance)
+        task, error = tasks.get(of.instance), run.errors.get(of.instance)
         given = {"prompt": task.prompt, "model": task.model} if task else {}
         found = status(task, submission, error)
         return card(of, submission=submission, status=found, error=error, given=given)
@@ -327,5 +325,8 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
         elif submission:
             yield without_image(xcom, submission)
     for task in run.tasks:
-        if task.operator in SUBMITTERS and task.state != "removed" and task.instance not in shown:
+        # A task that waits for a generation or stores its images has a card of its own only if it failed.
+        has_failed = task.state == "failed" and task.instance in run.errors and task.operator not in BATCHES
+        is_expected = task.operator in SUBMITTERS and task.state != "removed"
+        if (is_expected or has_failed) and task.instance not in shown:
             yield without_image(task)

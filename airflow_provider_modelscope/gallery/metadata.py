@@ -54,7 +54,7 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> tuple[str, 
 
     with create_session() as session:
         run = session.execute(
-            select(DagRun.id, DagRun.state, DagModel.is_paused)
+            select(DagRun.id, DagRun.state, DagModel.is_paused, DagModel.is_stale)
             .outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
             .where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
         ).first()
@@ -101,20 +101,20 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.trigger import Trigger
     from airflow.utils.session import create_session
-    from sqlalchemy import select
+    from sqlalchemy import null, select
 
     def of_run(model: Any) -> list[Any]:
         return [model.dag_id == dag_id, model.run_id == run_id]
 
     with create_session() as session:
         found = session.execute(
-            select(DagRun.id, DagRun.state, DagModel.is_paused)
+            select(DagRun.id, DagRun.state, DagModel.is_paused, DagModel.is_stale)
             .outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
             .where(*of_run(DagRun))
         ).first()
         if found is None:
             return None
-        dag_run_id, state, is_paused = found
+        dag_run_id, state, is_paused, is_stale = found
         xcoms = _xcoms(session, dag_run_id, BATCH, ERROR, IMAGES, PROGRESS, REQUEST)
         columns: list[Any] = [
             *instance_columns(TaskInstance),
@@ -128,6 +128,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             TaskInstance.end_date,
             TaskInstance.next_method,
             TaskInstance.id.label("attempt_id"),
+            getattr(TaskInstance, "retry_delay_override", null()).label("retry_delay"),
             Trigger.id,
             Trigger.classpath,
             Trigger.created_date,
@@ -152,6 +153,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             xcoms=xcoms,
             tasks=[_task_state(row, delays, rendered, ended_by) for row in rows],
             is_paused=bool(is_paused),
+            is_stale=bool(is_stale),
             triggerer_seen_at=_triggerer_seen_at(session) if is_deferred else None,
             queue=_queue(session) if is_queued else {},
             running=_running(session) if is_queued else {},
@@ -167,7 +169,7 @@ def _task_state(
 ) -> TaskState:
     instance = Instance.make(*row[:3])
     ended_at = _seconds(row.end_date)
-    delay = delays.get(row.task_id)
+    delay = delays.get(row.task_id) if row.retry_delay is None else row.retry_delay  # of a retry policy
     return TaskState(
         instance=instance,
         state=None if row.state is None else str(row.state),
