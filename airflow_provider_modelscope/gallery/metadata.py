@@ -218,9 +218,9 @@ def _rendered(session: Any, of_run: list[Any]) -> dict[Instance, dict[str, str]]
 
 
 def _rendered_text(given: Any, name: str) -> str:
-    """Return a parameter, or an empty text for one that Airflow has truncated."""
+    """Return a parameter, or an empty text for one that Airflow has truncated or does not know yet."""
     found = (text(given.get(name)) if isinstance(given, dict) else None) or ""
-    return "" if found.startswith("Truncated. ") else found
+    return "" if found.startswith(("Truncated. ", "DYNAMIC (set during execution)")) else found
 
 
 def _triggerer_seen_at(session: Any) -> float | None:

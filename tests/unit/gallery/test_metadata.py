@@ -371,6 +371,7 @@ def test_a_retry_policy_says_when_the_next_attempt_is_due(database: Database) ->
     [
         ({"prompt": "A cat", "model": "a/b", "other": "x"}, ("A cat", "a/b")),
         ({"prompt": "Truncated. You are likely to see this because", "model": None}, ("", "")),
+        ({"prompt": "DYNAMIC (set during execution)", "model": "a/b"}, ("", "a/b")),
         ({"prompt": ["A cat"]}, ("", "")),
         ([], ("", "")),
     ],
