@@ -232,17 +232,20 @@ class TestDagPage:
 
     def test_it_shows_the_images_of_all_runs(self, client: TestClient, database: Database) -> None:
         database.push([entry("1")])
-        database.add_run(run_id="a+b")
-        database.push([entry("2", sha256="cd" * 32)], run_id="a+b")
+        run_id = "a+b c/d%"
+        database.add_run(run_id=run_id)
+        database.push([entry("2", sha256="cd" * 32)], run_id=run_id)
         page = self.page(client)
         assert re.findall(' data-open>|<a href="(images.*?)"', page) == [
             "",
-            "images?run_id=a%2Bb",
+            "images?run_id=a%2Bb%20c/d%25",
             "",
             "images?run_id=a_run",
         ]
-        assert 'data-framed-href="../../dags/a_dag/runs/a%2Bb/plugin/modelscope-images"' in page
-        assert 'href="../../dags/a_dag/runs/a%2Bb/tasks/draw"' in page
+        assert client.get("/a_dag/images?run_id=a%2Bb%20c/d%25").status_code == 200
+        path = "../../dags/a_dag/runs/a%2Bb%20c%2Fd%25"
+        assert f'data-framed-href="{path}/plugin/modelscope-images"' in page
+        assert f'href="{path}/tasks/draw"' in page
         assert "Older" not in page
 
     def test_its_form_keeps_what_was_asked_for(self, client: TestClient, database: Database) -> None:
