@@ -229,17 +229,17 @@ def _known(details: Mapping[str, object]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some neighbouring cards, which a page that has them already need not get again.
+    """Some neighbouring cards or rows, which a page that has them already need not get again.
 
     :param version: Tells them apart from all others, and changes when one of them changes.
     """
 
     version: str
-    cards: Sequence[Card]
+    cards: Sequence[object]
 
 
-def chunks_of(cards: Sequence[Card]) -> list[Chunk]:
-    """Return the cards in chunks."""
+def chunks_of(cards: Sequence[object]) -> list[Chunk]:
+    """Return cards or rows in chunks."""
     return [
         Chunk(version=hashlib.sha256(repr(some).encode()).hexdigest()[:12], cards=some)
         for some in (cards[start : start + CHUNK_SIZE] for start in range(0, len(cards), CHUNK_SIZE))
@@ -299,8 +299,9 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     for xcom in run.xcoms:
         if xcom.key != IMAGES:
             continue
-        if not isinstance(xcom.value, list):
+        if isinstance(xcom.value, str):
             yield card(xcom, status=_UNREADABLE)
+        if not isinstance(xcom.value, list):
             continue
         again = _AGAIN if run.will_clear(tasks.get(xcom.instance)) else None
         for number, entry in enumerate(xcom.value, start=1):

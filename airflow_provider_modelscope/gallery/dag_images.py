@@ -265,14 +265,15 @@ def find_images(
 
 def _images_of(xcom: DagXCom) -> _Part:
     """Return all images of an XCom."""
-    if not isinstance(xcom.value, list):
+    if isinstance(xcom.value, str):
         return _Part(problem="Images in a custom XCom backend, which the gallery cannot read, are missing.")
-    total = len(xcom.value)
+    pushed = xcom.value if isinstance(xcom.value, list) else []
+    total = len(pushed)
     card = DagCard(instance=xcom.instance, label="", run=xcom.run)
     return _Part(
         cards=[
             (total - index, replace(card, number=index + 1, image=image))
-            for index, entry in enumerate(xcom.value)
+            for index, entry in enumerate(pushed)
             if (image := StoredImage.from_json(entry))
         ]
     )

@@ -103,7 +103,7 @@ def status_of(
             )
         case "success" | "failed" | "upstream_failed" | "skipped" | "removed":
             return _ended(task, generation, error, run)
-    if run.is_stale:
+    if run.is_stale and task.state != "scheduled":  # which goes on
         sentence = "Airflow starts no tasks of this Dag, because its files no longer contain it."
         return Status(label="Missing Dag", color="none", sentence=sentence)
     if run.is_paused:

@@ -103,7 +103,9 @@ class TestImage:
         assert card.alternative_text
         assert isinstance(card.arguments, str)
 
-    @pytest.mark.parametrize("value", [[], [None], ["x"], [{}], [{"uri": 5}], [[entry()]]], ids=str)
+    @pytest.mark.parametrize(
+        "value", [None, 5, {"cats": 5}, [], [None], ["x"], [{}], [{"uri": 5}], [[entry()]]], ids=str
+    )
     def test_values_of_other_shapes_are_left_out(self, value: Any) -> None:
         assert cards_of(run(pushed("images", value), pushed("request", value)), now=NOW) == {}
 

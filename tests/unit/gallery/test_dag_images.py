@@ -113,7 +113,8 @@ def test_an_image_that_was_moved_is_shown_once() -> None:
 
 @pytest.mark.parametrize("value", [None, [], {}, [5, None, {"uri": 5}]], ids=str)
 def test_what_is_no_image_is_left_out(value: Any) -> None:
-    assert ids(Database(xcom(value), xcom([image(7)])).page()) == [7]
+    page = Database(xcom(value), xcom([image(7)])).page()
+    assert (ids(page), page.problems) == ([7], [])
 
 
 def test_a_custom_backend_is_reported() -> None:

@@ -304,6 +304,7 @@ def test_a_paused_dag_is_named_if_it_is_the_reason(task: dict[str, Any], label: 
 
 def test_a_dag_that_is_gone_is_named_rather_than_its_pause() -> None:
     assert status({"state": None}, is_stale=True, is_paused=True).label == "Missing Dag"
+    assert status({"state": "scheduled"}, is_stale=True).label == "Scheduled"
 
 
 def test_a_run_that_waits_for_others_is_named() -> None:
