@@ -106,8 +106,8 @@ class Card:
 
     @property
     def place(self) -> str:
-        """The task, with the label or index of a mapped one."""
-        return " ".join(filter(None, (self.instance.task_id, self.instance_name)))
+        """The task, with the label or index of a mapped one, and the row of a batch."""
+        return " ".join(filter(None, (self.instance.task_id, self.instance_name, self.row)))
 
     @property
     def documented_error(self) -> str:

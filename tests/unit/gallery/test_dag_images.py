@@ -209,7 +209,7 @@ class TestBatch:
         assert card.query("a_run") == (
             f"run_id=a_run&task_id=draw&map_index=-1&number=1&row=000001&segment={name}"
         )
-        assert (card.key, card.place) == ("a_run draw  -1 row 000001 1", "draw")
+        assert (card.key, card.place) == ("a_run draw  -1 row 000001 1", "draw 000001")
 
     def test_a_search_does_not_read_all_results(self, tmp_path: Path) -> None:
         folder = StateFolder(tmp_path)
