@@ -53,11 +53,6 @@ class FailedRow:
     result: Result
 
     @property
-    def key(self) -> str:
-        """Identifies the row within its batch."""
-        return self.result.key
-
-    @property
     def message(self) -> str:
         """The whole reason."""
         return self.result.error.message if self.result.error else "The reason is not known."
@@ -118,7 +113,7 @@ class Batch:
     @property
     def title(self) -> str:
         """The task, with the label or index of a mapped one."""
-        return " ".join(filter(None, (self.task.instance.task_id, self._card().instance_name)))
+        return self._card().place
 
     @property
     def is_working(self) -> bool:

@@ -233,7 +233,7 @@ def _ended(task: TaskState | None, generation: str, error: AttemptError | None, 
         case "removed":
             return missing("Removed", "none", and_generation("This task is no longer part of the run."))
         case "success" if generation:
-            return missing("Not stored", "failed", f"No task of this run stored the images of {generation}.")
+            return missing("Not stored", "failed", f"{generation}: no task of this run stored its images.")
         case "success":
             return missing("No image", "failed", "The task succeeded but reported no image.")
     if generation:
