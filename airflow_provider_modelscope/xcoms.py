@@ -30,12 +30,10 @@ PROGRESS = "progress"  # one Progress
 
 STATE_FOLDER = ".modelscope"  # beside the images of a batch: one folder in it for each task instance
 
-# The classes of the tasks that push REQUEST, by the names that Airflow's database keeps.
-SUBMITTERS = (
-    "ModelScopeSubmitImageGenerationOperator",
-    "ModelScopeImageGenerationOperator",
-    "_ModelScopeImageDecoratedOperator",
-)
+# The classes of the tasks that push REQUEST, by the names that Airflow's database keeps: those that store the
+# images too, and all.
+STORING_SUBMITTERS = ("ModelScopeImageGenerationOperator", "_ModelScopeImageDecoratedOperator")
+SUBMITTERS = ("ModelScopeSubmitImageGenerationOperator", *STORING_SUBMITTERS)
 # The classes of the tasks that push BATCH.
 BATCHES = ("ModelScopeImageBatchOperator", "_ModelScopeImageBatchDecoratedOperator")
 
@@ -197,10 +195,7 @@ class Submission:
 
     def record(self, context: Context) -> None:
         """Push the XCom, for downstream tasks and for people. A failure is logged, not raised."""
-        try:
-            context["ti"].xcom_push(key=REQUEST, value=self.to_json())
-        except Exception as error:  # backends raise any type; the generation is already paid for
-            log.warning("Could not push XCom %r of generation %s: %r", REQUEST, self.generation_id, error)
+        _push(REQUEST, self.to_json(), context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,13 +221,8 @@ class AttemptError:
         return None
 
     def record(self) -> None:
-        """Push the XCom of the task that runs, for people. A failure is logged, not raised."""
-        from airflow.sdk import get_current_context
-
-        try:
-            get_current_context()["ti"].xcom_push(key=ERROR, value=dict(vars(self)))
-        except Exception as problem:  # backends raise any type; the error itself is more important
-            log.warning("Could not push XCom %r: %r", ERROR, problem)
+        """Push the XCom, for people. A failure is logged, not raised."""
+        _push(ERROR, dict(vars(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +257,7 @@ class Progress:
         cls, context: Context, state: Literal["queued", "storing"], generation_id: str | None = None
     ) -> None:
         """Push the XCom, for people. A failure is logged, not raised."""
-        value = {"state": state, "since": time.time(), "generation_id": generation_id}
-        try:
-            context["ti"].xcom_push(key=PROGRESS, value=value)
-        except Exception as error:  # backends raise any type; the generation may already be paid for
-            log.warning("Could not push XCom %r: %r", PROGRESS, error)
+        _push(PROGRESS, {"state": state, "since": time.time(), "generation_id": generation_id}, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +302,19 @@ def name_of(dag_id: str, run_id: str, task_id: str, map_index: int | None) -> st
     parts = [dag_id, run_id, task_id, map_index]
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", ".".join(map(str, parts)))[:150]
     return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+
+def _push(key: str, value: dict[str, Any], context: Context | None = None) -> None:
+    """Push an XCom of the task that runs.
+
+    :param context: That of the task, if the caller has it.
+    """
+    from airflow.sdk import get_current_context
+
+    try:
+        (context or get_current_context())["ti"].xcom_push(key=key, value=value)
+    except Exception as error:  # backends raise any type; a generation may already be paid for
+        log.warning("Could not push XCom %r: %r", key, error)
 
 
 def own_xcom(context: Context, key: str) -> Any:

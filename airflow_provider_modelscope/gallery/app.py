@@ -25,7 +25,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
-from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result
+from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, find_result, location_of
 from airflow_provider_modelscope.gallery.batches import batches_of, versions_of
 from airflow_provider_modelscope.gallery.cards import cards_of, chunks_of
 from airflow_provider_modelscope.gallery.dag_images import MAX_TRAIL, Position, Wanted, find_images, trail_of
@@ -47,7 +47,7 @@ from airflow_provider_modelscope.gallery.files import (
 from airflow_provider_modelscope.gallery.metadata import read_run, read_version, read_xcom
 from airflow_provider_modelscope.gallery.status import TRIGGERER_TIMEOUT
 from airflow_provider_modelscope.links import RUN_TAB, Instance
-from airflow_provider_modelscope.xcoms import BATCH, IMAGES, BatchLocation, StoredImage
+from airflow_provider_modelscope.xcoms import BATCH, IMAGES, StoredImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,20 +97,20 @@ async def images(request: Request, dag_id: str) -> Response:
 
 def _images(request: Request, dag_id: str) -> Response:
     run_id, instance = _query_value(request, "run_id"), _instance(request)
+    only = instance if instance.task_id else None
     now = time.time()
     not_found = HTTPException(404, f"Dag {dag_id!r} has no run {run_id!r}.")
     found = read_version(dag_id, run_id, alive_since=now - TRIGGERER_TIMEOUT)
     if found is None:
         raise not_found
     version, batch_xcoms = found
-    states = "".join(versions_of(dag_id, run_id, batch_xcoms))
+    states = "".join(versions_of(dag_id, run_id, batch_xcoms, only))
     etag = f'"{hashlib.sha256(f"{version}{states}".encode()).hexdigest()[:16]}"'
     if _has_etag(request, etag):
         return Response(status_code=304, headers={**_HEADERS, "Cache-Control": "no-store", "ETag": etag})
     run = read_run(dag_id, run_id)
     if run is None:  # it has been deleted since
         raise not_found
-    only = instance if instance.task_id else None
     groups = cards_of(run, only=only, now=now)
     cards = [card for group in groups.values() for card in group]
     shown = {
@@ -119,7 +119,7 @@ def _images(request: Request, dag_id: str) -> Response:
     }
     view: View = "failed" if _query_value(request, "view") == "failed" else "images"
     up_to = _integer(_query_value(request, "up_to"))
-    batches = batches_of(run, only=only, view=view, up_to=up_to)
+    batches = batches_of(run, only=only, view=view, up_to=up_to, now=now)
     return _page(
         "run.html",
         singles=[group[0] for group in shown.values() if len(group) == 1],
@@ -212,8 +212,8 @@ def _images_of_task(request: Request, dag_id: str) -> Sequence[StoredImage | Non
 
 def _images_of_row(request: Request, dag_id: str) -> Sequence[StoredImage | None]:
     run_id, instance = _query_value(request, "run_id"), _instance(request)
-    location = BatchLocation.from_json(read_xcom(dag_id, run_id, instance, BATCH))
-    if location is None or not location.is_of(dag_id, run_id, instance.task_id, instance.map_index):
+    location = location_of(read_xcom(dag_id, run_id, instance, BATCH), dag_id, run_id, instance)
+    if location is None:
         return []
     try:
         result = find_result(location, _query_value(request, "row"), _query_value(request, "segment"))

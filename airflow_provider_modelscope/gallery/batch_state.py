@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modelscope.exceptions import InvalidDestinationError
 from airflow_provider_modelscope.images.object_storage import describe_object, list_folder, read_object
 from airflow_provider_modelscope.manifest import Progress, Result, Segment
+from airflow_provider_modelscope.xcoms import BatchLocation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow_provider_modelscope.xcoms import BatchLocation
+    from airflow_provider_modelscope.links import Instance
 
 RUNNING = "running.json"
 THREADS = 4  # that read segments, if many are needed at once
@@ -36,6 +37,13 @@ log = logging.getLogger(__name__)
 
 class StateUnavailableError(Exception):
     """The state of a batch cannot be read. The text is shown to the user."""
+
+
+def location_of(value: Any, dag_id: str, run_id: str, instance: Instance) -> BatchLocation | None:
+    """Return the location in the XCom of a task instance, None if it names no state or that of another."""
+    location = BatchLocation.from_json(value)
+    ids = (dag_id, run_id, instance.task_id, instance.map_index)
+    return location if location and location.is_of(*ids) else None
 
 
 def describe_state(location: BatchLocation) -> str:

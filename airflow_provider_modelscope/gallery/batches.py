@@ -15,18 +15,22 @@ from airflow_provider_modelscope.gallery.batch_state import (
     StateUnavailableError,
     describe_state,
     list_segments,
+    location_of,
     read_keys,
     read_progress,
     read_segment,
 )
 from airflow_provider_modelscope.gallery.cards import Card
-from airflow_provider_modelscope.gallery.status import first_sentence
-from airflow_provider_modelscope.xcoms import BATCH, BATCHES, BatchLocation
+from airflow_provider_modelscope.gallery.status import Status, first_sentence, places_of, status_of
+from airflow_provider_modelscope.xcoms import BATCH, BATCHES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
     from airflow_provider_modelscope.links import Instance
     from airflow_provider_modelscope.manifest import Progress, Result, RunningRow, Segment
+    from airflow_provider_modelscope.xcoms import AttemptError, BatchLocation
 
 PAGE_SIZE = 100  # rows
 MAX_BATCHES = 20  # whose state is read for one page
@@ -34,7 +38,8 @@ THREADS = 4  # that read states for one page, or segments for one of them
 
 View = Literal["images", "failed"]
 
-_WORKING = ("running", "deferred", "restarting", "up_for_reschedule")  # states of a task
+_WORKING = ("running", "deferred")  # states of a task
+_ENDED = ("success", "failed", "upstream_failed", "skipped")
 _STOPPED = {
     "credit": "Stopped: the credit of the account is used up",
     "max_credit": "Stopped: the next row would exceed max_credit",
@@ -46,11 +51,6 @@ class FailedRow:
     """A row without an image."""
 
     result: Result
-
-    @property
-    def key(self) -> str:
-        """Identifies the row within its batch."""
-        return self.result.key
 
     @property
     def message(self) -> str:
@@ -90,6 +90,8 @@ class Batch:
     """One task instance that generates a batch.
 
     :param is_alone: Whether the page shows nothing else, so that it can be turned.
+    :param waiting: What happens to the task if it neither runs nor has ended.
+    :param error: Why its last attempt ended, if it ended with an error of this package.
     :param problem: Why its state is not shown.
     """
 
@@ -97,6 +99,8 @@ class Batch:
     location: BatchLocation | None
     view: View
     is_alone: bool
+    waiting: Status | None = None
+    error: AttemptError | None = None
     progress: Progress | None = None
     page: Page = Page()
     problem: str = ""
@@ -109,7 +113,7 @@ class Batch:
     @property
     def title(self) -> str:
         """The task, with the label or index of a mapped one."""
-        return " ".join(filter(None, (self.task.instance.task_id, self._card().instance_name)))
+        return self._card().place
 
     @property
     def is_working(self) -> bool:
@@ -118,30 +122,26 @@ class Batch:
 
     @property
     def status(self) -> str:
-        """What the task is doing, or why it ended, as a sentence."""
+        """Why it shows less than it could, or why the task ended, as a sentence."""
         if self.problem:
             return self.problem
         stopped = _STOPPED.get(self.stopped_by, f"Stopped by {self.stopped_by}") if self.stopped_by else ""
         match self.task.state:
-            case "queued":
-                return "Waiting for a worker."
-            case "up_for_retry":
-                return "An attempt failed. Airflow will retry the task, which does only what is missing."
-            case state if state in _WORKING:
+            case "running":
                 return "" if self.progress else "Starting."
             case "upstream_failed":
                 return "Not started: an upstream task failed."
             case "skipped":
-                return "Not started: the task was skipped."
+                return "The task was skipped."
             case "failed" if not stopped:
-                return "The task failed. See its log."
+                return first_sentence(self.error.message) if self.error else "The task failed. See its log."
             case "success" | "failed" if stopped:
                 skipped = self.counts("skipped")
                 rest = f" {_rows(skipped)} left. Clear the task to go on." if skipped else ""
                 return f"{stopped}.{rest}"
-            case "success":
-                return "" if self.progress else "The task succeeded, but its state is gone."
-        return "Not started yet."
+            case "success" if not self.progress:
+                return "The task succeeded and generated nothing, as in a dry run."
+        return ""
 
     @property
     def stopped_by(self) -> str:
@@ -182,8 +182,9 @@ class Batch:
     @property
     def pace(self) -> str:
         """The rate and the time left, or an empty text."""
+        is_held = self.waiting and self.waiting.color not in ("running", "deferred")  # no credit, for example
         rate = self.progress.per_minute if self.progress and self.is_working else None
-        if not rate:
+        if not rate or is_held:
             return ""
         left = self.total - self.stored - self.failed
         return f"{rate:.3g} a minute" + (f", about {_duration(60 * left / rate)} left" if left > 0 else "")
@@ -229,7 +230,7 @@ class Batch:
 
 
 def batches_of(
-    run: Run, *, only: Instance | None = None, view: View = "images", up_to: int = 0
+    run: Run, *, only: Instance | None = None, view: View = "images", up_to: int = 0, now: float
 ) -> list[Batch]:
     """Return the batches of a run in the order in which their tasks started, with one page of each.
 
@@ -237,49 +238,69 @@ def batches_of(
     :param view: What the page shows.
     :param up_to: The last row of the page, counted from the oldest; 0 shows the newest. It counts only if the
         page shows a single batch, and so does the view.
+    :param now: In epoch seconds.
     """
-    locations = {
-        xcom.instance: BatchLocation.from_json(xcom.value) for xcom in run.xcoms if xcom.key == BATCH
-    }
+    pushed = [xcom for xcom in run.xcoms if xcom.key == BATCH]
+    locations = _locations(run.dag_id, run.run_id, pushed, only)
+    problems = dict.fromkeys(
+        (xcom.instance for xcom in pushed), "The XCom batch names no state of this task."
+    )
+    for number, instance in enumerate(locations):
+        problems[instance] = "" if number < MAX_BATCHES else "Open this batch to see its state."
     tasks = [
         task
         for task in run.tasks
-        if (locations.get(task.instance) or task.operator in BATCHES)
+        if (task.instance in locations or task.operator in BATCHES)
         and task.state != "removed"
         and (only is None or only.includes(task.instance))
     ]
     tasks.sort(key=lambda task: (task.started_at is None, task.started_at or 0, task.instance))
     is_alone = only is not None and len(tasks) == 1
-    batches = [
-        Batch(
+    places = places_of(run.queue)
+
+    def read(task: TaskState) -> Batch:
+        error = run.errors.get(task.instance)
+        is_waiting = task.state not in (*_ENDED, "running")
+        waiting = status_of(task, None, error, run, usual={}, places=places, now=now) if is_waiting else None
+        batch = Batch(
             task=task,
             location=locations.get(task.instance),
             view=view if is_alone else "images",
             is_alone=is_alone,
+            waiting=waiting,
+            error=error,
+            problem=problems.get(task.instance, ""),
         )
-        for task in tasks
-    ]
-
-    def read(batch: Batch) -> Batch:
-        return _read(batch, run, up_to=up_to if is_alone else 0)
+        return _read(batch, up_to=up_to if is_alone else 0)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [*pool.map(read, batches[:MAX_BATCHES]), *batches[MAX_BATCHES:]]
+        return list(pool.map(read, tasks))
 
 
-def versions_of(dag_id: str, run_id: str, xcoms: Sequence[PushedXCom]) -> list[str]:
+def versions_of(
+    dag_id: str, run_id: str, xcoms: Sequence[PushedXCom], only: Instance | None = None
+) -> list[str]:
     """Return texts that change when the state of a batch does, without reading it.
 
     :param xcoms: Those of the batches of a run.
+    :param only: Return only those that the page of this task instance shows.
     """
-    locations = [(xcom.instance, BatchLocation.from_json(xcom.value)) for xcom in xcoms[:MAX_BATCHES]]
-    own = [
-        location
-        for instance, location in locations
-        if location and location.is_of(dag_id, run_id, instance.task_id, instance.map_index)
-    ]
+    locations = list(_locations(dag_id, run_id, xcoms, only).values())[:MAX_BATCHES]
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(describe_state, own))
+        return list(pool.map(describe_state, locations))
+
+
+def _locations(
+    dag_id: str, run_id: str, xcoms: Sequence[PushedXCom], only: Instance | None
+) -> Mapping[Instance, BatchLocation]:
+    """Return where the batches of one page keep their states. The page reads the first of them."""
+    found = {
+        xcom.instance: location
+        for xcom in xcoms
+        if only is None or only.includes(xcom.instance)
+        if (location := location_of(xcom.value, dag_id, run_id, xcom.instance))
+    }
+    return dict(sorted(found.items()))
 
 
 def _activity(row: RunningRow) -> str:
@@ -289,13 +310,11 @@ def _activity(row: RunningRow) -> str:
     return f"generation {row.generation_id}{attempt}"
 
 
-def _read(batch: Batch, run: Run, *, up_to: int) -> Batch:
+def _read(batch: Batch, *, up_to: int) -> Batch:
     """Return a batch with its progress and a page of its rows."""
-    location, instance = batch.location, batch.task.instance
-    if location is None:
+    location = batch.location
+    if location is None or batch.problem:
         return batch
-    if not location.is_of(run.dag_id, run.run_id, instance.task_id, instance.map_index):
-        return replace(batch, location=None, problem="The XCom batch names the state of another task.")
     try:
         progress = read_progress(location)
     except StateUnavailableError as error:

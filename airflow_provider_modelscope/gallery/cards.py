@@ -18,11 +18,10 @@ from airflow_provider_modelscope.gallery.status import Status, places_of, status
 from airflow_provider_modelscope.protocol.request import GenerationRequest
 from airflow_provider_modelscope.redaction import truncated
 from airflow_provider_modelscope.xcoms import (
-    ERROR,
+    BATCHES,
     IMAGES,
     REQUEST,
     SUBMITTERS,
-    AttemptError,
     StoredImage,
     Submission,
 )
@@ -30,7 +29,7 @@ from airflow_provider_modelscope.xcoms import (
 if TYPE_CHECKING:
     from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
     from airflow_provider_modelscope.links import Instance
-
+    from airflow_provider_modelscope.xcoms import AttemptError
 
 Kind = Literal["image", "pending", "failed", "idle"]
 
@@ -107,8 +106,8 @@ class Card:
 
     @property
     def place(self) -> str:
-        """The task, with the label or index of a mapped one."""
-        return " ".join(filter(None, (self.instance.task_id, self.instance_name)))
+        """The task, with the label or index of a mapped one, and the row of a batch."""
+        return " ".join(filter(None, (self.instance.task_id, self.instance_name, self.row)))
 
     @property
     def documented_error(self) -> str:
@@ -230,17 +229,17 @@ def _known(details: Mapping[str, object]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some neighbouring cards, which a page that has them already need not get again.
+    """Some neighbouring cards or rows, which a page that has them already need not get again.
 
     :param version: Tells them apart from all others, and changes when one of them changes.
     """
 
     version: str
-    cards: Sequence[Card]
+    cards: Sequence[object]
 
 
-def chunks_of(cards: Sequence[Card]) -> list[Chunk]:
-    """Return the cards in chunks."""
+def chunks_of(cards: Sequence[object]) -> list[Chunk]:
+    """Return cards or rows in chunks."""
     return [
         Chunk(version=hashlib.sha256(repr(some).encode()).hexdigest()[:12], cards=some)
         for some in (cards[start : start + CHUNK_SIZE] for start in range(0, len(cards), CHUNK_SIZE))
@@ -291,7 +290,6 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     stored: set[str | None] = set()  # the generations that have an image
     shown: set[Instance] = set()  # the task instances that have a card
     images: list[StoredImage] = []
-    errors = {xcom.instance: AttemptError.from_json(xcom.value) for xcom in run.xcoms if xcom.key == ERROR}
 
     def card(of: PushedXCom | TaskState, **known: Any) -> Card:
         task = tasks.get(of.instance)
@@ -301,8 +299,9 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     for xcom in run.xcoms:
         if xcom.key != IMAGES:
             continue
-        if not isinstance(xcom.value, list):
+        if isinstance(xcom.value, str):
             yield card(xcom, status=_UNREADABLE)
+        if not isinstance(xcom.value, list):
             continue
         again = _AGAIN if run.will_clear(tasks.get(xcom.instance)) else None
         for number, entry in enumerate(xcom.value, start=1):
@@ -315,7 +314,7 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
     status = partial(status_of, run=run, usual=usual, places=places_of(run.queue), now=now)
 
     def without_image(of: PushedXCom | TaskState, submission: Submission | None = None) -> Card:
-        task, error = tasks.get(of.instance), errors.get(of.instance)
+        task, error = tasks.get(of.instance), run.errors.get(of.instance)
         given = {"prompt": task.prompt, "model": task.model} if task else {}
         found = status(task, submission, error)
         return card(of, submission=submission, status=found, error=error, given=given)
@@ -327,5 +326,8 @@ def _cards(run: Run, now: float) -> Iterator[Card]:
         elif submission:
             yield without_image(xcom, submission)
     for task in run.tasks:
-        if task.operator in SUBMITTERS and task.state != "removed" and task.instance not in shown:
+        # A task that waits for a generation or stores its images has a card of its own only if it failed.
+        has_failed = task.state == "failed" and task.instance in run.errors and task.operator not in BATCHES
+        is_expected = task.operator in SUBMITTERS and task.state != "removed"
+        if (is_expected or has_failed) and task.instance not in shown:
             yield without_image(task)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError
+from airflow_provider_modelscope.gallery.batch_state import StateUnavailableError, location_of
 from airflow_provider_modelscope.gallery.batches import read_page
 from airflow_provider_modelscope.gallery.cards import Card, identity
 from airflow_provider_modelscope.protocol.request import GenerationRequest
-from airflow_provider_modelscope.xcoms import BATCH, BatchLocation, StoredImage
+from airflow_provider_modelscope.xcoms import BATCH, StoredImage
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -265,14 +265,15 @@ def find_images(
 
 def _images_of(xcom: DagXCom) -> _Part:
     """Return all images of an XCom."""
-    if not isinstance(xcom.value, list):
+    if isinstance(xcom.value, str):
         return _Part(problem="Images in a custom XCom backend, which the gallery cannot read, are missing.")
-    total = len(xcom.value)
+    pushed = xcom.value if isinstance(xcom.value, list) else []
+    total = len(pushed)
     card = DagCard(instance=xcom.instance, label="", run=xcom.run)
     return _Part(
         cards=[
             (total - index, replace(card, number=index + 1, image=image))
-            for index, entry in enumerate(xcom.value)
+            for index, entry in enumerate(pushed)
             if (image := StoredImage.from_json(entry))
         ]
     )
@@ -280,8 +281,8 @@ def _images_of(xcom: DagXCom) -> _Part:
 
 def _read_batch(xcom: DagXCom, left: int, dag_id: str) -> _Part:
     """Return a page of the images of a batch. Rows are counted from the oldest."""
-    location, instance = BatchLocation.from_json(xcom.value), xcom.instance
-    if not location or not location.is_of(dag_id, xcom.run.run_id, instance.task_id, instance.map_index):
+    location = location_of(xcom.value, dag_id, xcom.run.run_id, xcom.instance)
+    if location is None:
         return _Part()
     try:
         page = read_page(location, up_to=left)
@@ -291,7 +292,7 @@ def _read_batch(xcom: DagXCom, left: int, dag_id: str) -> _Part:
     cards = []
     for index, (result, segment) in enumerate(page.rows):
         card = DagCard(
-            instance=instance,
+            instance=xcom.instance,
             label="",
             run=xcom.run,
             row=result.key,

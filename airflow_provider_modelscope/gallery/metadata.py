@@ -44,8 +44,6 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> tuple[str, 
 
     :param alive_since: A triggerer that was seen since then is alive, in epoch seconds.
     """
-    from airflow.models.dag import DagModel
-    from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.trigger import Trigger
     from airflow.models.xcom import XComModel
@@ -53,11 +51,7 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> tuple[str, 
     from sqlalchemy import case, func, select
 
     with create_session() as session:
-        run = session.execute(
-            select(DagRun.id, DagRun.state, DagModel.is_paused)
-            .outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
-            .where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
-        ).first()
+        run = _dag_run(session, dag_id, run_id)
         if run is None:
             return None
         of_state: list[Any] = [TaskInstance.operator, TaskInstance.state]
@@ -96,26 +90,19 @@ def read_version(dag_id: str, run_id: str, *, alive_since: float) -> tuple[str, 
 
 def read_run(dag_id: str, run_id: str) -> Run | None:
     """Return a run with its task states and XComs, or None if it does not exist."""
-    from airflow.models.dag import DagModel
-    from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.trigger import Trigger
     from airflow.utils.session import create_session
-    from sqlalchemy import select
+    from sqlalchemy import null, select
 
     def of_run(model: Any) -> list[Any]:
         return [model.dag_id == dag_id, model.run_id == run_id]
 
     with create_session() as session:
-        found = session.execute(
-            select(DagRun.id, DagRun.state, DagModel.is_paused)
-            .outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
-            .where(*of_run(DagRun))
-        ).first()
-        if found is None:
+        run = _dag_run(session, dag_id, run_id)
+        if run is None:
             return None
-        dag_run_id, state, is_paused = found
-        xcoms = _xcoms(session, dag_run_id, BATCH, ERROR, IMAGES, PROGRESS, REQUEST)
+        xcoms = _xcoms(session, run.id, BATCH, ERROR, IMAGES, PROGRESS, REQUEST)
         columns: list[Any] = [
             *instance_columns(TaskInstance),
             TaskInstance.state,
@@ -128,6 +115,7 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
             TaskInstance.end_date,
             TaskInstance.next_method,
             TaskInstance.id.label("attempt_id"),
+            getattr(TaskInstance, "retry_delay_override", null()).label("retry_delay"),
             Trigger.id,
             Trigger.classpath,
             Trigger.created_date,
@@ -148,15 +136,29 @@ def read_run(dag_id: str, run_id: str) -> Run | None:
         return Run(
             dag_id=dag_id,
             run_id=run_id,
-            state=str(state),
+            state=str(run.state),
             xcoms=xcoms,
             tasks=[_task_state(row, delays, rendered, ended_by) for row in rows],
-            is_paused=bool(is_paused),
+            is_paused=bool(run.is_paused),
+            is_stale=bool(run.is_stale),
             triggerer_seen_at=_triggerer_seen_at(session) if is_deferred else None,
             queue=_queue(session) if is_queued else {},
             running=_running(session) if is_queued else {},
-            recent_images=_recent_images(session, dag_id, dag_run_id) if _is_waiting(rows) else (),
+            recent_images=_recent_images(session, dag_id, run.id) if _is_waiting(rows) else (),
         )
+
+
+def _dag_run(session: Any, dag_id: str, run_id: str) -> Any:
+    """Return the row of a run with what is shown of its Dag, or None if it does not exist."""
+    from airflow.models.dag import DagModel
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import select
+
+    return session.execute(
+        select(DagRun.id, DagRun.state, DagModel.is_paused, DagModel.is_stale)
+        .outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
+        .where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+    ).first()
 
 
 def _task_state(
@@ -167,7 +169,7 @@ def _task_state(
 ) -> TaskState:
     instance = Instance.make(*row[:3])
     ended_at = _seconds(row.end_date)
-    delay = delays.get(row.task_id)
+    delay = delays.get(row.task_id) if row.retry_delay is None else row.retry_delay  # of a retry policy
     return TaskState(
         instance=instance,
         state=None if row.state is None else str(row.state),
@@ -216,9 +218,9 @@ def _rendered(session: Any, of_run: list[Any]) -> dict[Instance, dict[str, str]]
 
 
 def _rendered_text(given: Any, name: str) -> str:
-    """Return a parameter, or an empty text for one that Airflow has truncated."""
+    """Return a parameter, or an empty text for one that Airflow has truncated or does not know yet."""
     found = (text(given.get(name)) if isinstance(given, dict) else None) or ""
-    return "" if found.startswith("Truncated. ") else found
+    return "" if found.startswith(("Truncated. ", "DYNAMIC (set during execution)")) else found
 
 
 def _triggerer_seen_at(session: Any) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_modelscope.xcoms import PROGRESS, Progress
+from airflow_provider_modelscope.xcoms import ERROR, PROGRESS, AttemptError, Progress
 
 if TYPE_CHECKING:
     from airflow_provider_modelscope.links import Instance
@@ -66,6 +66,7 @@ class Run:
     """A Dag run, with its task instances and the XComs of ours.
 
     :param is_paused: Whether its Dag is paused.
+    :param is_stale: Whether the files of Dags no longer contain its Dag.
     :param triggerer_seen_at: When a triggerer last sent a heartbeat, in epoch seconds.
     :param queue: The connection and the time since which each trigger waits for a slot, in all Dags.
     :param running: How many generations triggers wait for, by connection, in all Dags.
@@ -78,6 +79,7 @@ class Run:
     xcoms: Sequence[PushedXCom]
     tasks: Sequence[TaskState]
     is_paused: bool = False
+    is_stale: bool = False
     triggerer_seen_at: float | None = None
     queue: Mapping[int, tuple[str, float]] = field(default_factory=dict)
     running: Mapping[str, int] = field(default_factory=dict)
@@ -88,6 +90,12 @@ class Run:
         """What the tasks say that they do on their workers. It may be over since."""
         said = {xcom.instance: Progress.from_json(xcom.value) for xcom in self.xcoms if xcom.key == PROGRESS}
         return {instance: progress for instance, progress in said.items() if progress}
+
+    @cached_property
+    def errors(self) -> Mapping[Instance, AttemptError]:
+        """Why the last attempts of tasks ended, of those that ended with an error of this package."""
+        found = {one.instance: AttemptError.from_json(one.value) for one in self.xcoms if one.key == ERROR}
+        return {instance: error for instance, error in found.items() if error}
 
     @cached_property
     def storing(self) -> Mapping[str, float]:

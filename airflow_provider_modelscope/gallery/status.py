@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelscope.redaction import truncated
+from airflow_provider_modelscope.xcoms import STORING_SUBMITTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelscope.gallery.run import Run, TaskState
     from airflow_provider_modelscope.xcoms import AttemptError, StoredImage, Submission
 
-STORING_METHOD = "execute_complete"  # in which a task resumes when its generation has finished
+STORING_METHOD = "execute_complete"  # in which a task resumes when the wait for its generation has ended
 
 TRIGGERER_TIMEOUT = 30.0  # seconds without a heartbeat, after which Airflow calls a triggerer unhealthy
 
@@ -73,8 +74,11 @@ def status_of(
     if task is None or run.is_finished:
         return _ended(task, generation, error, run)
     match task.state:
+        case "running" if waiting_since := _waiting_since(task, submission, run):
+            sentence = "The task waits on its worker."
+            return Status(label="Queued", color="deferred", since=waiting_since, sentence=sentence)
         case "running" if not submission:
-            return _submitting(task, run)
+            return Status(label="Submitting", color="running", since=task.resumed_at or task.started_at)
         case "running" | "success" if storing_since := _storing_since(task, submission, run):
             return Status(label="Storing", color="running", sentence=f"{generation}.", since=storing_since)
         case "running":
@@ -84,20 +88,24 @@ def status_of(
         case "restarting":
             return Status(label="Restarting", color="restarting", since=task.started_at)
         case "queued":
-            is_finished = submission and task.next_method == STORING_METHOD
-            sentence = f"{generation} has finished and is stored next." if is_finished else ""
+            sentence = ""
+            if submission and task.next_method == STORING_METHOD:
+                sentence = f"The wait for generation {submission.generation_id} has ended."
             return Status(
                 label="Waiting for a worker", color="queued", sentence=sentence, since=task.queued_at
             )
-        case "success" if submission:
+        case "success" if submission and task.operator not in STORING_SUBMITTERS:
             sentence = (
                 f"Downstream tasks wait for generation {submission.generation_id} and store its images."
             )
             return Status(
                 label="Submitted", color="success", sentence=sentence, since=submission.submitted_at
             )
-        case "success" | "failed" | "upstream_failed" | "skipped":
+        case "success" | "failed" | "upstream_failed" | "skipped" | "removed":
             return _ended(task, generation, error, run)
+    if run.is_stale and task.state != "scheduled":  # which goes on
+        sentence = "Airflow starts no tasks of this Dag, because its files no longer contain it."
+        return Status(label="Missing Dag", color="none", sentence=sentence)
     if run.is_paused:
         sentence = "Airflow starts no tasks of this Dag until it is unpaused."
         return Status(label="Paused Dag", color="none", sentence=sentence)
@@ -126,14 +134,13 @@ def status_of(
     return Status(label=task.state.replace("_", " ").capitalize(), color="none")
 
 
-def _submitting(task: TaskState, run: Run) -> Status:
-    begun_at = task.resumed_at or task.started_at
+def _waiting_since(task: TaskState, submission: Submission | None, run: Run) -> float | None:
+    """Return since when a task waits for the account on its worker, None if it does not."""
     progress = run.progress.get(task.instance)
-    # What it said before a deferral is over.
-    if progress and progress.state == "queued" and progress.since >= (task.resumed_at or 0.0):
-        sentence = "The task waits on its worker."
-        return Status(label="Queued", color="deferred", since=progress.since, sentence=sentence)
-    return Status(label="Submitting", color="running", since=begun_at)
+    # What it said before a deferral or a submission is over.
+    begun_at = max(task.resumed_at or 0.0, submission.submitted_at if submission else 0.0)
+    is_waiting = progress and progress.state == "queued" and progress.since >= begun_at
+    return progress.since if progress and is_waiting else None
 
 
 def _storing_since(task: TaskState, submission: Submission | None, run: Run) -> float | None:
@@ -199,33 +206,34 @@ def _ended(task: TaskState | None, generation: str, error: AttemptError | None, 
     """Return why a task that does nothing any more has no image."""
 
     def missing(label: str, color: str, sentence: str, at: float | None = None) -> Status:
-        is_idle = color in ("skipped", "none")
+        is_idle = color in ("skipped", "none") and not generation
         return Status(label=label, color=color, sentence=sentence, at=at, is_pending=False, is_idle=is_idle)
 
-    def failed(label: str, sentence: str, at: float | None) -> Status:
+    def and_generation(sentence: str = "") -> str:
         rest = f"{generation} goes on at ModelScope and occupies the account until it finishes."
         said = run.progress.get(task.instance) if task else None
         if said and generation == f"Generation {said.generation_id}":
             rest = f"{generation} had finished, and its images were being stored."
-        both = " ".join(filter(None, (sentence, rest if generation else "")))
-        return missing(f"{label} at" if at else label, "failed", both, at)
+        return " ".join(filter(None, (sentence, rest if generation else "")))
 
     match task.state if task else None:
         case "failed" if error:
             return missing("Failed", "failed", first_sentence(error.message))
         case "failed" if task and task.ended_by == "person":
-            return failed("Marked failed", "", task.ended_at)
+            return missing("Marked failed at", "failed", and_generation(), task.ended_at)
         case "failed" if task and task.ended_by == "heartbeat":
-            return failed("Worker lost", "Airflow got no heartbeat from its worker.", task.ended_at)
+            sentence = and_generation("Airflow got no heartbeat from its worker.")
+            return missing("Worker lost at", "failed", sentence, task.ended_at)
         case "failed":
-            return failed("Failed", "Only the log says why.", None)
+            return missing("Failed", "failed", and_generation("No error is recorded. See the log."))
         case "upstream_failed":
             return missing("Upstream failed", "upstream_failed", "Not submitted: an upstream task failed.")
         case "skipped":
-            sentence = "" if generation else "Not submitted: the task was skipped."
-            return missing("Skipped", "skipped", sentence)
+            return missing("Skipped", "skipped", and_generation() or "Not submitted: the task was skipped.")
+        case "removed":
+            return missing("Removed", "none", and_generation("This task is no longer part of the run."))
         case "success" if generation:
-            return missing("Not stored", "failed", f"No task of this run stored the images of {generation}.")
+            return missing("Not stored", "failed", f"{generation}: no task of this run stored its images.")
         case "success":
             return missing("No image", "failed", "The task succeeded but reported no image.")
     if generation:

@@ -143,13 +143,12 @@ class Database:
             log_template_id=1,
         )
 
-    def pause(self, dag_id: str = "a_dag") -> None:
-        """Add the Dag, paused."""
+    def add_dag(self, **columns: bool) -> None:
         from airflow.models.dag import DagModel
 
         limits = {"max_active_tasks": 16, "max_consecutive_failed_dag_runs": 0}
-        flags = {"has_task_concurrency_limits": False, "is_stale": False}
-        self._insert(DagModel, dag_id=dag_id, bundle_name="a_bundle", is_paused=True, **limits, **flags)
+        flags = {"has_task_concurrency_limits": False, "is_stale": False, "is_paused": False} | columns
+        self._insert(DagModel, dag_id="a_dag", bundle_name="a_bundle", **limits, **flags)
 
     def add_heartbeat(self, at: datetime, job_type: str = "TriggererJob") -> None:
         """Add a process of Airflow that was last seen at a time."""

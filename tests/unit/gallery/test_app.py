@@ -232,17 +232,20 @@ class TestDagPage:
 
     def test_it_shows_the_images_of_all_runs(self, client: TestClient, database: Database) -> None:
         database.push([entry("1")])
-        database.add_run(run_id="a+b")
-        database.push([entry("2", sha256="cd" * 32)], run_id="a+b")
+        run_id = "a+b c/d%"
+        database.add_run(run_id=run_id)
+        database.push([entry("2", sha256="cd" * 32)], run_id=run_id)
         page = self.page(client)
         assert re.findall(' data-open>|<a href="(images.*?)"', page) == [
             "",
-            "images?run_id=a%2Bb",
+            "images?run_id=a%2Bb%20c/d%25",
             "",
             "images?run_id=a_run",
         ]
-        assert 'data-framed-href="../../dags/a_dag/runs/a%2Bb/plugin/modelscope-images"' in page
-        assert 'href="../../dags/a_dag/runs/a%2Bb/tasks/draw"' in page
+        assert client.get("/a_dag/images?run_id=a%2Bb%20c/d%25").status_code == 200
+        path = "../../dags/a_dag/runs/a%2Bb%20c%2Fd%25"
+        assert f'data-framed-href="{path}/plugin/modelscope-images"' in page
+        assert f'href="{path}/tasks/draw"' in page
         assert "Older" not in page
 
     def test_its_form_keeps_what_was_asked_for(self, client: TestClient, database: Database) -> None:
@@ -473,6 +476,16 @@ class TestBatch:
         assert "The prompt was rejected by ModelScope." in failed
         assert "Cat number 4" not in failed
 
+    def test_failed_rows_that_are_known_are_not_sent_again(
+        self, client: TestClient, names: list[str]
+    ) -> None:
+        [chunk] = re.findall(
+            '<li data-key="000003" data-chunk="(.*?)"', client.get(url("images", view="failed")).text
+        )
+        update = client.get(url("images", view="failed"), headers={"Known-Chunks": chunk}).text
+        assert f'data-known="{chunk}"' in update
+        assert "Cat number 3" not in update
+
     @pytest.mark.parametrize("route", IMAGE_ROUTES)
     def test_its_images_are_served(self, client: TestClient, names: list[str], route: str) -> None:
         for row in ({"row": "000001", "segment": names[0]}, {"row": "000001"}, {"row": "000004"}):
@@ -535,6 +548,16 @@ class TestBatch:
         link = "images?run_id=a_run&amp;task_id=draw&amp;map_index=-1"
         assert f'<a href="{link}" aria-current="true">Images (3)</a>' in page
         assert f'<a href="{link}&amp;view=failed">Failed rows (1)</a>' in page
+        assert '<a href="../../dags/a_dag/runs/a_run/tasks/draw" target="_top">Log</a>' in page
+
+    def test_it_says_what_it_waits_for(
+        self, client: TestClient, database: Database, names: list[str]
+    ) -> None:
+        from airflow.models.taskinstance import TaskInstance
+
+        database.update(TaskInstance, state="queued")
+        [progress] = re.findall('(?s)data-part="progress">(.*?)</div>', client.get(url("images")).text)
+        assert "Waiting for a worker" in progress
 
     def test_what_its_state_says_is_escaped(
         self, client: TestClient, database: Database, tmp_path: Path

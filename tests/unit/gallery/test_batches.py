@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_modelscope.gallery import batch_state
-from airflow_provider_modelscope.gallery.batches import MAX_BATCHES, PAGE_SIZE, Batch, batches_of
+from airflow_provider_modelscope.gallery.batches import (
+    MAX_BATCHES,
+    PAGE_SIZE,
+    Batch,
+    batches_of,
+    versions_of,
+)
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.images.object_storage import read_object
 from airflow_provider_modelscope.links import Instance
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
 
 DRAW = Instance.make("draw", -1)
 NOW = 1790000200.0
+SEEN = {"triggerer_seen_at": NOW}
 ONE_STORED = {"stored": 1, "rejected": 0, "failed": 0, "skipped": 0}
 
 
@@ -35,9 +42,13 @@ def run(*tasks: TaskState, **xcoms: Any) -> Run:
     return Run(dag_id="a_dag", run_id="a_run", state="running", xcoms=pushed, tasks=tasks or [task()])
 
 
+def batches(a_run: Run, **options: Any) -> list[Batch]:
+    return batches_of(a_run, now=NOW, **options)
+
+
 def shown(folder: StateFolder, *, total: int = 1000, state: str | None = "running", **options: Any) -> Batch:
     """Return the batch of the task ``draw`` as its own page shows it."""
-    [batch] = batches_of(run(task(state), draw=folder.xcom(total)), only=DRAW, **options)
+    [batch] = batches(run(task(state), draw=folder.xcom(total)), only=DRAW, **options)
     return batch
 
 
@@ -156,7 +167,7 @@ class TestSelection:
             folder.write(every_tenth_fails(1, 300), total=300)
             xcoms[name] = folder.xcom(300)
             tasks.append(task(instance=Instance.make(name, -1), started_at=float(number)))
-        found = batches_of(run(*tasks, **xcoms), view="failed", up_to=20)
+        found = batches(run(*tasks, **xcoms), view="failed", up_to=20)
         assert [batch.title for batch in found] == ["b", "a", "c"]
         assert {(batch.view, batch.page.first, batch.is_alone) for batch in found} == {("images", 1, False)}
 
@@ -170,19 +181,19 @@ class TestSelection:
             for one, folder in zip(instances, folders, strict=True)
         ]
         a_run = replace(run(*(task(instance=one, label="") for one in instances)), xcoms=pushed)
-        assert [batch.title for batch in batches_of(a_run)] == ["draw [0]", "draw [1]", "draw [2]"]
-        [batch] = batches_of(a_run, only=instances[1])
+        assert [batch.title for batch in batches(a_run)] == ["draw [0]", "draw [1]", "draw [2]"]
+        [batch] = batches(a_run, only=instances[1])
         assert (rows_of(batch), batch.is_alone) == ([2], True)
-        assert not any(batch.is_alone for batch in batches_of(a_run, only=DRAW))
+        assert not any(batch.is_alone for batch in batches(a_run, only=DRAW))
 
     def test_a_subclass_that_pushes_the_xcom_is_a_batch(self, folder: StateFolder) -> None:
         folder.write([result(1)], total=1)
-        [batch] = batches_of(run(task(operator="MyBatch"), draw=folder.xcom(1)))
+        [batch] = batches(run(task(operator="MyBatch"), draw=folder.xcom(1)))
         assert batch.stored == 1
 
     def test_other_tasks_are_no_batches(self) -> None:
         other = task(operator="BashOperator", instance=Instance.make("other", -1))
-        assert batches_of(run(task("removed"), other)) == []
+        assert batches(run(task("removed"), other)) == []
 
     def test_few_states_are_read_for_one_page(self, tmp_path: Path) -> None:
         names = [f"task_{number:02}" for number in range(MAX_BATCHES + 2)]
@@ -191,26 +202,53 @@ class TestSelection:
             folder = StateFolder(tmp_path / name, task_id=name)
             folder.write([result(1)], total=1)
             xcoms[name] = folder.xcom(1)
-        found = batches_of(run(*(task(instance=Instance.make(one, -1)) for one in names), **xcoms))
+        a_run = run(*(task(instance=Instance.make(one, -1)) for one in names), **xcoms)
+        found = batches(a_run)
         assert [batch.stored for batch in found] == [1] * MAX_BATCHES + [0, 0]
+        assert [batch.status for batch in found[-2:]] == ["Open this batch to see its state."] * 2
+        last = Instance.make(names[-1], -1)
+        assert [batch.stored for batch in batches(a_run, only=last)] == [1]
+
+        def versions(**options: Any) -> list[str]:
+            return versions_of("a_dag", "a_run", a_run.xcoms, **options)
+
+        before, before_of_last = versions(), versions(only=last)
+        folder.write([], latest=[result(2)], total=2)
+        assert versions(only=last) != before_of_last
+        assert len(before) == MAX_BATCHES
+        assert versions() == before
+
+    def test_the_version_is_that_of_the_states_on_the_page(self, tmp_path: Path) -> None:
+        """The database returns XComs in any order."""
+        names = [f"task_{number:02}" for number in range(MAX_BATCHES + 1)]
+        folders = {name: StateFolder(tmp_path / name, task_id=name) for name in reversed(names)}
+        for folder in folders.values():
+            folder.write([result(1)], total=1)
+        a_run = run(
+            *(task(instance=Instance.make(name, -1)) for name in names),
+            **{name: folder.xcom(1) for name, folder in folders.items()},
+        )
+        before = versions_of("a_dag", "a_run", a_run.xcoms)
+        assert batches(a_run)[0].stored == 1
+        folders[names[0]].write([], latest=[result(2)], total=2)
+        assert versions_of("a_dag", "a_run", a_run.xcoms) != before
 
 
 class TestSentences:
     @pytest.mark.parametrize(
         ("state", "sentence"),
         [
-            (None, "Not started yet."),
-            ("scheduled", "Not started yet."),
-            ("queued", "Waiting for a worker."),
+            (None, ""),
+            ("scheduled", ""),
             ("running", "Starting."),
             ("upstream_failed", "Not started: an upstream task failed."),
-            ("skipped", "Not started: the task was skipped."),
+            ("skipped", "The task was skipped."),
             ("failed", "The task failed. See its log."),
-            ("success", "The task succeeded, but its state is gone."),
+            ("success", "The task succeeded and generated nothing, as in a dry run."),
         ],
     )
     def test_a_batch_without_a_state_says_why(self, state: str | None, sentence: str) -> None:
-        [batch] = batches_of(run(task(state)))
+        [batch] = batches(run(task(state)))
         assert (batch.status, batch.progress, batch.cards) == (sentence, None, [])
 
     @pytest.mark.parametrize(
@@ -218,8 +256,6 @@ class TestSentences:
         [
             ("running", None, ""),
             ("deferred", None, ""),
-            ("queued", None, "Waiting for a worker."),
-            ("up_for_retry", None, "An attempt failed. Airflow will retry the task, which does only what"),
             ("failed", None, "The task failed. See its log."),
             ("success", None, ""),
             (
@@ -238,6 +274,38 @@ class TestSentences:
         folder.write([result(1)], total=6, counts=counts, stopped_by=stopped_by)
         status = shown(folder, state=state, total=6).status
         assert status.startswith(sentence) if sentence else not status
+
+    def test_the_error_of_a_batch_says_why_it_failed(self) -> None:
+        error = {"type": "BatchRejectedError", "message": "3 of 9 rows have no image. Correct them."}
+        failed = run(task("failed"))
+        pushed = [PushedXCom(instance=DRAW, key="error", value=error)]
+        [batch] = batches(replace(failed, xcoms=pushed))
+        assert batch.status == "3 of 9 rows have no image."
+
+    @pytest.mark.parametrize(
+        ("a_task", "of_run", "label"),
+        [
+            ({"state": None}, {}, "Not started"),
+            ({"state": None}, {"is_paused": True}, "Paused Dag"),
+            ({"state": "queued"}, {}, "Waiting for a worker"),
+            ({"state": "up_for_retry", "retry_at": NOW + 60}, {}, "Retrying at"),
+            ({"state": "deferred"}, {}, "No triggerer seen"),
+            ({"state": "deferred", "trigger": "ModelScopeQueueTrigger"}, SEEN, "Queued"),
+            ({"state": "deferred", "trigger": "ModelScopeImageGenerationTrigger"}, SEEN, "Generating"),
+            ({"state": "deferred", "trigger": "ModelScopeExhaustedTrigger"}, SEEN, "Waiting for credit"),
+            ({"state": "running"}, {}, None),
+            ({"state": "success"}, {}, None),
+        ],
+        ids=str,
+    )
+    def test_a_batch_that_does_nothing_says_why(
+        self, folder: StateFolder, a_task: dict[str, Any], of_run: dict[str, Any], label: str | None
+    ) -> None:
+        folder.write([], total=100, counts=ONE_STORED, per_minute=11.53)
+        a_run = run(task(**a_task), draw=folder.xcom(100))
+        [batch] = batches(replace(a_run, **of_run))
+        assert (batch.waiting and batch.waiting.label) == label
+        assert bool(batch.pace) is (label in ("Queued", "Generating") or a_task["state"] == "running")
 
     def test_the_bar_and_its_text_show_the_counts(self, folder: StateFolder) -> None:
         counts = {"stored": 1812, "rejected": 1, "failed": 1, "skipped": 5}
@@ -317,7 +385,7 @@ class TestTrust:
         folder.write([result(1)], total=1)
         batch = shown(folder)
         assert (batch.progress, batch.page.rows, batch.location) == (None, (), None)
-        assert batch.status == "The XCom batch names the state of another task."
+        assert batch.status == "The XCom batch names no state of this task."
 
     @pytest.mark.parametrize(
         "value",
@@ -332,7 +400,7 @@ class TestTrust:
         ids=str,
     )
     def test_another_xcom_is_ignored(self, value: Any) -> None:
-        [batch] = batches_of(run(draw=value))
+        [batch] = batches(run(draw=value))
         assert batch.location is None
 
     @pytest.mark.parametrize(
@@ -355,7 +423,7 @@ class TestTrust:
     def test_a_state_that_cannot_be_opened_says_why(self, folder: StateFolder) -> None:
         value = folder.xcom(5) | {"storage_conn_id": "nowhere"}
         value["state"] = value["state"].replace("file://", "s3://bucket")
-        [batch] = batches_of(run(draw=value))
+        [batch] = batches(run(draw=value))
         assert batch.status.startswith("The API server cannot open this batch: uri = 's3://bucket/")
         assert "nowhere" in batch.status
 

@@ -103,7 +103,9 @@ class TestImage:
         assert card.alternative_text
         assert isinstance(card.arguments, str)
 
-    @pytest.mark.parametrize("value", [[], [None], ["x"], [{}], [{"uri": 5}], [[entry()]]], ids=str)
+    @pytest.mark.parametrize(
+        "value", [None, 5, {"cats": 5}, [], [None], ["x"], [{}], [{"uri": 5}], [[entry()]]], ids=str
+    )
     def test_values_of_other_shapes_are_left_out(self, value: Any) -> None:
         assert cards_of(run(pushed("images", value), pushed("request", value)), now=NOW) == {}
 
@@ -211,7 +213,28 @@ class TestFailure:
         card = only_card(run(task("failed"), pushed("error", value)))
         assert card.error is None
         assert card.status
-        assert card.status.sentence == "Only the log says why."
+        assert card.status.sentence == "No error is recorded. See the log."
+
+    @pytest.mark.parametrize(
+        ("state", "operator", "has_error", "labels"),
+        [
+            ("failed", "ModelScopeImageGenerationSensor", True, ["Submitted", "Failed"]),
+            ("failed", "PythonOperator", False, ["Submitted"]),
+            ("up_for_retry", "ModelScopeImageGenerationSensor", True, ["Submitted"]),
+            ("failed", "ModelScopeImageBatchOperator", True, ["Submitted"]),  # it has a section
+        ],
+    )
+    def test_a_task_that_does_not_submit_has_a_card_if_it_failed(
+        self, state: str, operator: str, labels: list[str], *, has_error: bool
+    ) -> None:
+        a_run = run(
+            task("success", "submit", operator="ModelScopeSubmitImageGenerationOperator"),
+            task(state, "wait", operator=operator, started_at=2.0),
+            pushed("request", REQUEST, "submit"),
+            *([pushed("error", self.ERROR, "wait")] if has_error else []),
+        )
+        cards = [card for group in cards_of(a_run, now=NOW).values() for card in group]
+        assert [card.status and card.status.label for card in cards] == labels
 
 
 class TestCleared:

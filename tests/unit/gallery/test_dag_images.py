@@ -113,7 +113,8 @@ def test_an_image_that_was_moved_is_shown_once() -> None:
 
 @pytest.mark.parametrize("value", [None, [], {}, [5, None, {"uri": 5}]], ids=str)
 def test_what_is_no_image_is_left_out(value: Any) -> None:
-    assert ids(Database(xcom(value), xcom([image(7)])).page()) == [7]
+    page = Database(xcom(value), xcom([image(7)])).page()
+    assert (ids(page), page.problems) == ([7], [])
 
 
 def test_a_custom_backend_is_reported() -> None:
@@ -208,7 +209,7 @@ class TestBatch:
         assert card.query("a_run") == (
             f"run_id=a_run&task_id=draw&map_index=-1&number=1&row=000001&segment={name}"
         )
-        assert (card.key, card.place) == ("a_run draw  -1 row 000001 1", "draw")
+        assert (card.key, card.place) == ("a_run draw  -1 row 000001 1", "draw 000001")
 
     def test_a_search_does_not_read_all_results(self, tmp_path: Path) -> None:
         folder = StateFolder(tmp_path)

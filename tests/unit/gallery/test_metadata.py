@@ -335,14 +335,14 @@ def test_no_places_are_known_in_a_queue_that_cannot_be_read(database: Database) 
     assert (run.queue, run.triggerer_seen_at) == ({}, None)
 
 
-@pytest.mark.parametrize("is_paused", [False, True])
-def test_a_paused_dag_is_known(database: Database, is_paused: bool) -> None:
+@pytest.mark.parametrize("of_dag", [None, {"is_paused": True}, {"is_stale": True}], ids=str)
+def test_a_dag_that_starts_no_tasks_is_known(database: Database, of_dag: dict[str, bool] | None) -> None:
     database.add_run()
-    if is_paused:
-        database.pause()
+    if of_dag:
+        database.add_dag(**of_dag)
     run = read_run("a_dag", "a_run")
     assert run
-    assert run.is_paused is is_paused
+    assert {name for name in ("is_paused", "is_stale") if getattr(run, name)} == set(of_dag or {})
 
 
 def test_a_retry_without_a_known_dag_has_no_time(database: Database) -> None:
@@ -353,11 +353,25 @@ def test_a_retry_without_a_known_dag_has_no_time(database: Database) -> None:
     assert [task.retry_at for task in run.tasks] == [None]
 
 
+def test_a_retry_policy_says_when_the_next_attempt_is_due(database: Database) -> None:
+    from airflow.models.taskinstance import TaskInstance
+
+    if not hasattr(TaskInstance, "retry_delay_override"):
+        pytest.skip("Airflow has retry policies from 3.3 on")
+    database.add_run()
+    ended: dict[str, Any] = {"state": "up_for_retry", "end_date": datetime.fromtimestamp(5, UTC)}
+    database.add_task(retry_delay_override=60.0, **ended)
+    run = read_run("a_dag", "a_run")
+    assert run
+    assert [task.retry_at for task in run.tasks] == [65.0]
+
+
 @pytest.mark.parametrize(
     ("rendered", "known"),
     [
         ({"prompt": "A cat", "model": "a/b", "other": "x"}, ("A cat", "a/b")),
         ({"prompt": "Truncated. You are likely to see this because", "model": None}, ("", "")),
+        ({"prompt": "DYNAMIC (set during execution)", "model": "a/b"}, ("", "a/b")),
         ({"prompt": ["A cat"]}, ("", "")),
         ([], ("", "")),
     ],
@@ -436,7 +450,8 @@ class TestVersion:
             lambda database: database.push(IMAGES, "error"),
             lambda database: database.push({"state": "queued", "since": 5.0}, "progress"),
             lambda database: database.add_trigger(generation_trigger(), at(30)),
-            lambda database: database.pause(),
+            lambda database: database.add_dag(is_paused=True),
+            lambda database: database.add_dag(is_stale=True),
             lambda database: database.add_trigger(queue_trigger(5.0), at(30)),
         ],
     )

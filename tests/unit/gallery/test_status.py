@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,19 +103,31 @@ def test_a_task_that_has_submitted_has_one_label(
     assert "eneration 42" in found.sentence
 
 
+STORER = {"operator": "ModelScopeImageGenerationOperator"}
+
+
+@pytest.mark.parametrize("run_state", ["running", "failed"])
 @pytest.mark.parametrize(
-    ("state", "submission", "label"),
+    ("task", "submission", "label", "is_idle"),
     [
-        ("failed", None, "Failed"),
-        ("failed", SUBMISSION, "Failed"),
-        ("upstream_failed", None, "Upstream failed"),
-        ("skipped", None, "Skipped"),
-        ("success", None, "No image"),
+        ({"state": "failed"}, None, "Failed", False),
+        ({"state": "failed"}, SUBMISSION, "Failed", False),
+        ({"state": "upstream_failed"}, None, "Upstream failed", False),
+        ({"state": "skipped"}, None, "Skipped", True),
+        ({"state": "skipped"}, SUBMISSION, "Skipped", False),  # after dagrun_timeout, for example
+        ({"state": "removed"}, None, "Removed", True),
+        ({"state": "removed"}, SUBMISSION, "Removed", False),
+        ({"state": "success"}, None, "No image", False),
+        ({"state": "success", **STORER}, SUBMISSION, "Not stored", False),  # marked success
     ],
+    ids=str,
 )
-def test_a_task_that_ended_has_no_image(state: str, submission: Submission | None, label: str) -> None:
-    found = status({"state": state}, submission)
-    assert (found.label, found.is_pending) == (label, False)
+def test_a_task_that_ended_has_no_image(
+    run_state: str, task: dict[str, Any], submission: Submission | None, label: str, *, is_idle: bool
+) -> None:
+    found = status(task, submission, state=run_state)
+    assert (found.label, found.is_pending, found.is_idle) == (label, False, is_idle)
+    assert ("eneration 42" in found.sentence) is (submission is not None)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +155,7 @@ def test_an_error_is_told_by_its_first_sentence(
     [
         ("person", "Marked failed at", ""),
         ("heartbeat", "Worker lost at", "Airflow got no heartbeat from its worker."),
-        ("", "Failed", "Only the log says why."),
+        ("", "Failed", "No error is recorded. See the log."),
     ],
 )
 def test_what_ended_a_task_without_an_error_is_named(ended_by: str, label: str, sentence: str) -> None:
@@ -184,8 +197,15 @@ def test_a_wait_on_a_worker_is_shown_while_it_lasts(
 ) -> None:
     found = status(task, xcoms=[says(state="queued")])
     assert (found.label, found.since) == (label, since)
-    submitted = status({"state": "running"}, SUBMISSION, xcoms=[says(state="queued")])
-    assert submitted.label == "Generating"
+
+
+@pytest.mark.parametrize(("submitted_at", "label"), [(960.0, "Generating"), (900.0, "Queued")])
+def test_a_task_that_submits_again_waits_again(submitted_at: float, label: str) -> None:
+    submission = replace(SUBMISSION, submitted_at=submitted_at)
+    again = {"state": "running", "next_method": "execute_complete", "queued_at": 940.0}
+    for task in ({"state": "running"}, again):
+        found = status(task, submission, xcoms=[says(state="queued")])
+        assert found.label == label
 
 
 @pytest.mark.parametrize(
@@ -280,6 +300,11 @@ def test_nothing_is_pending_in_a_run_that_ended(submission: Submission | None, l
 )
 def test_a_paused_dag_is_named_if_it_is_the_reason(task: dict[str, Any], label: str) -> None:
     assert status(task, is_paused=True).label == label
+
+
+def test_a_dag_that_is_gone_is_named_rather_than_its_pause() -> None:
+    assert status({"state": None}, is_stale=True, is_paused=True).label == "Missing Dag"
+    assert status({"state": "scheduled"}, is_stale=True).label == "Scheduled"
 
 
 def test_a_run_that_waits_for_others_is_named() -> None:
