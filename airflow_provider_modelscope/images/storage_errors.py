@@ -36,7 +36,8 @@ _WRONG_REQUEST = {
     "EntityTooLarge", "InvalidArgument", "InvalidBucketName", "InvalidRequest", "InvalidStorageClass",
     "InvalidURI",
 }  # fmt: skip
-_WRONG_ENDPOINT = {"301", "AuthorizationHeaderMalformed", "PermanentRedirect"}
+# The last is what OSS says of its public endpoint to users for whom it is closed.
+_WRONG_ENDPOINT = {"301", "AuthorizationHeaderMalformed", "PermanentRedirect", "PublicEndpointForbidden"}
 _AWS_CHUNKED = "aws-chunked"
 
 

@@ -12,13 +12,14 @@ import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 
 from airflow_provider_modelscope import __version__, exceptions, metrics
-from airflow_provider_modelscope.compat import AIRFLOW_VERSION, AirflowFailException
+from airflow_provider_modelscope.compat import AirflowFailException
 from airflow_provider_modelscope.gallery.files import MAX_BYTES
 from airflow_provider_modelscope.images.sources import MAX_SOURCE_BYTES
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.transport.download import MAX_REDIRECTS
 from dev.evidence import read_results, render
+from tests.support.forms import HAS_FORMS, NO_FORMS, STANDARD
 from tests.unit.contract.test_docs import DAG_BLOCKS, ERRORS, PAGES, PROJECT, parameters_of, section
 from tests.unit.contract.test_monitoring import DASHBOARD, RULES
 
@@ -77,7 +78,13 @@ def test_mapped_tasks_and_the_batch_have_ten_lines_each() -> None:
         assert 0 < len(body.splitlines()) <= 10
 
 
-@pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="human approval needs Airflow 3.1")
+@pytest.mark.parametrize("page", ["docs/tutorial/content-pipeline.md", "docs/how-to/approve.md"])
+def test_pages_with_a_form_say_what_it_needs(page: str) -> None:
+    assert "response_timeout" in PAGES[page]
+    assert f"`apache-airflow-providers-standard` {STANDARD}" in " ".join(PAGES[page].split())
+
+
+@pytest.mark.skipif(not HAS_FORMS, reason=NO_FORMS)
 def test_the_pipeline_publishes_what_a_person_chooses(
     emulator: Emulator, context: dict[str, Any], tmp_path: Path
 ) -> None:

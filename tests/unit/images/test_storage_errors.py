@@ -31,6 +31,7 @@ SAS = "Server failed to authenticate the request. AuthenticationFailed. Signatur
         (translated("PermanentRedirect", OSError), True, "Correct region_name or endpoint_url"),
         (translated("301", OSError), True, "Correct region_name or endpoint_url"),
         (translated("AuthorizationHeaderMalformed", OSError), True, "Correct region_name or endpoint_url"),
+        (translated("PublicEndpointForbidden", OSError), True, "Correct region_name or endpoint_url"),
         (translated("InvalidArgument", OSError), True, "the store will never accept this"),
         (translated("InvalidRequest", OSError), True, "the store will never accept this"),
         (translated("AccessDenied"), True, None),
