@@ -87,7 +87,7 @@ bench-batch: $(READY) ## How busy a batch keeps an account, and what it costs, b
 bench-landing: $(READY) ## The cost of storing an image beside bare copying; ten minutes
 	@$(BIN)/python -m dev.bench_landing
 
-evidence: $(READY) ## Put the figures that the benches wrote on the page of evidence
+evidence: $(READY) ## Put the figures that the benches and suites wrote on the page of evidence
 	@$(BIN)/python -m dev.evidence
 
 screenshots: $(READY) ## Take the screenshots of the docs again; two minutes

@@ -327,7 +327,7 @@ def print_targets(measured: dict[tuple[str, str], list[Round]], bench: Bench) ->
     print()
     for (store, image), rounds in measured.items():
         where = f"{image} to {store}"
-        row(f"CPU, {where}: this provider, of the limit", ratio(rounds, PLAIN, LIMIT), MAX_OVER_LIMIT)
+        row(f"CPU, {where}: of the least possible", ratio(rounds, PLAIN, LIMIT), MAX_OVER_LIMIT)
         row(f"CPU, {where}: embedding, of plain", ratio(rounds, EMBED, PLAIN), MAX_EMBED)
     rounds = measured.get((DISK, LARGEST), [])
     more = [one[PLAIN].memory_mb - one[COPY].memory_mb for one in rounds if one.keys() >= {PLAIN, COPY}]

@@ -478,7 +478,7 @@ def print_targets(measured: dict[int, Runs], bench: Bench) -> None:
 
 
 def print_table(runs: Runs, bench: Bench) -> None:
-    """Print the figures for 1000 waits as docs/concepts/waiting.md shows them."""
+    """Print the figures for 1000 waits as docs/evidence.md shows them."""
     if not runs:
         return
     print("\n| way | CPU, of a bare loop's | lag, ms | connections |\n| --- | --- | --- | --- |")

@@ -1,6 +1,6 @@
-"""``make evidence``: puts the figures that the benches wrote on the page of evidence.
+"""``make evidence``: puts the figures that the benches and suites wrote on the page of evidence.
 
-Each table stands between two comments. One whose bench has written no file yet stays as it is.
+Each table stands between two comments. One that has no file yet stays as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Results = Mapping[str, Mapping[str, Any]]
 def render(page: str, results: Results) -> str:
     """Return a page with the figures of these results.
 
-    :param results: What the benches wrote, by the names of their files.
+    :param results: What the benches and suites wrote, by the names of their files.
     """
 
     def fill(block: re.Match[str]) -> str:
@@ -50,12 +50,16 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _misses(results: Results) -> str:
     rows = [
-        (one["what"], f"{one['value']:.3g}", f"{one['limit']} {one['target']:.3g}", f"`{result['command']}`")
+        (*_target(one), f"`{result['command']}`")
         for result in results.values()
         for one in result["targets"]
         if not one["is_met"]
     ]
-    return _table(("what", "result", "target", "command"), rows) if rows else ""
+    return _table(("what", "result", "target", "command"), rows) if rows else "None.\n"
+
+
+def _target(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    return one["what"], f"{one['value']:.3g}", f"{one['limit']} {one['target']:.3g}"
 
 
 def _waiting(result: Mapping[str, Any]) -> str:
@@ -115,17 +119,36 @@ def _storing(result: Mapping[str, Any]) -> str:
     return _table(header, rows)
 
 
+def _faults(result: Mapping[str, Any]) -> str:
+    figures = result["figures"]
+    rows = [(fault, one["expected"], one["result"]) for fault, one in figures.items()]
+    header = ("Fault", "Expected", "Result, images compared byte by byte")
+    summary = f"{len(figures)} faults: what was expected, and what happened"
+    return f"<details>\n<summary>{summary}</summary>\n\n{_table(header, rows)}\n</details>\n"
+
+
+def _cluster(result: Mapping[str, Any]) -> str:
+    return _table(("what", "result"), result["figures"].items())
+
+
+def _gallery(result: Mapping[str, Any]) -> str:
+    return _table(("what", "result", "limit"), map(_target, result["targets"]))
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "waiting": _waiting,
     "intervals": _intervals,
     "slots": _slots,
     "batch": _batch,
     "storing": _storing,
+    "faults": _faults,
+    "cluster": _cluster,
+    "gallery": _gallery,
 }
 
 
 def read_results() -> Results:
-    """Return what the benches wrote last."""
+    """Return what the benches and suites wrote last."""
     return {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json"))}
 
 

@@ -14,13 +14,16 @@ import pytest
 import requests
 
 from airflow_provider_modelscope.emulator import Emulator
+from dev.figures import Bench
 from tests.browser.people import ADMIN, FAB, Person, add_users
 from tests.browser.visits import Visits, chromium, find_chromium
+from tests.support.evidence import report
 from tests.support.real_airflow import EXAMPLE_DAGS, Parts, RealAirflow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+FIGURES = Bench("gallery", "make test-browser")
 DAGS = Path(__file__).parent / "dags"
 TIME_LIMIT = "TIME_LIMIT = timedelta(hours=12)"
 
@@ -198,3 +201,7 @@ def signed_out() -> Iterator[requests.Session]:
     """Make requests without a login."""
     with requests.Session() as session:
         yield session
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    report(FIGURES, terminalreporter, exitstatus)

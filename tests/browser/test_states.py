@@ -14,7 +14,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import last_run
+from tests.browser.conftest import FIGURES, last_run
 from tests.browser.people import ADMIN
 from tests.support.real_airflow import start_run
 
@@ -321,7 +321,7 @@ def many_cards(airflow: RealAirflow, run: DagRun, image: dict[str, Any]) -> Iter
 
 
 def test_five_thousand_cards_cost_little_when_nothing_changes(
-    page: Page, airflow: RealAirflow, images: DagRun, parts: Parts, capsys: pytest.CaptureFixture[str]
+    page: Page, airflow: RealAirflow, images: DagRun, parts: Parts
 ) -> None:
     await_labels(page, *QUEUED)
     [[image], *_] = airflow.xcoms(images.dag_id, "draw", "images")
@@ -364,11 +364,5 @@ def test_five_thousand_cards_cost_little_when_nothing_changes(
                 costs.append((parts.cpu_seconds("api-server") - before, sum(received) + sum(sent)))
     a_minute = 60_000 / (3 * CARDS)
     seconds, size = (median(cost) / ASKED * a_minute for cost in zip(*costs, strict=True))
-    kilobytes = size / 1000
-    with capsys.disabled():
-        print(
-            f"\n{CARDS:,} cards, of which nothing changes, cost each viewer {kilobytes:.1f} kB and "
-            f"the API server {seconds:.3f} s of CPU a minute"
-        )
-    assert kilobytes <= 100
-    assert seconds <= 0.1
+    assert FIGURES.at_most(f"{CARDS:,} unchanged cards: kB a minute for each viewer", size / 1000, 100)
+    assert FIGURES.at_most(f"{CARDS:,} unchanged cards: CPU seconds a minute of the API server", seconds, 0.1)

@@ -10,9 +10,11 @@ from statistics import median
 
 import pytest
 
+from dev.figures import Bench
 from tests.cluster.cluster import IMAGES, TOKENS, TRIGGERERS, WORKERS, Cluster, Task, cluster_in
+from tests.support.evidence import report
 
-TABLE = pytest.StashKey[list[str]]()
+FIGURES = Bench("cluster", "make test-cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class Scenario:
         """Ids of the triggers that the other triggerer took over."""
         return self.waits & self.cluster.triggers[self.other_triggerer]
 
-    def table(self) -> list[str]:
-        """Return the figures as a Markdown table, as docs/operate/production.md shows it."""
+    def figures(self) -> dict[str, str | int]:
+        """Return what is printed, by what it is."""
         cluster = self.cluster
         accounts = sorted(
             Counter(exchange.headers["Authorization"] for exchange in cluster.accepted).values()
@@ -63,9 +65,7 @@ class Scenario:
             self.worker: f". Killed after {self.worker_killed_at:.0f} s, with {self.running} tasks running",
             self.triggerer: f". Killed after {self.triggerer_killed_at:.0f} s, with {len(self.waits)} waits",
         }
-        rows = {
-            "figure": "result",
-            "---": "---",
+        return {
             "images stored": f"{len(cluster.objects())} of {IMAGES}",
             "submissions accepted": f"{len(cluster.accepted)}, {each}",
             "submissions rejected because the queue was full": rejected,
@@ -86,22 +86,21 @@ class Scenario:
             ),
             "retried tasks": sum(task.try_number > 1 for task in cluster.tasks()),
         }
-        return [f"| {figure} | {result} |" for figure, result in rows.items()]
 
 
 @pytest.fixture(scope="session")
-def scenario(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Scenario]:
+def scenario(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scenario]:
     for signal_ in (signal.SIGINT, signal.SIGTERM):  # on either of them, all processes are ended
         signal.signal(signal_, signal.default_int_handler)
     with cluster_in(tmp_path_factory.mktemp("cluster")) as cluster:
         scenario = _run(cluster)
-        pytestconfig.stash[TABLE] = scenario.table()
+        for what, result in scenario.figures().items():
+            FIGURES.add(what, result)
         yield scenario
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(TABLE, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    report(FIGURES, terminalreporter, exitstatus)
 
 
 def _run(cluster: Cluster) -> Scenario:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.rows import ROWS
-from tests.faults.system import Outcome, Run, System, system_for
+from dev.figures import Bench
+from tests.faults.rows import ROWS, Outcome
+from tests.faults.system import Run, System, system_for
+from tests.support.evidence import report
 from tests.support.real_airflow import PARTS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TABLE = pytest.StashKey[list[str]]()
+FIGURES = Bench("faults", "make test-faults")
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +34,7 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def outcomes(system: System, pytestconfig: pytest.Config) -> dict[str, Outcome]:
+def outcomes(system: System) -> dict[str, Outcome]:
     """The outcome of each row, by its name. Rows with the same part, or without one, run at the same time."""
     with ThreadPoolExecutor(max(1, len(system.runs))) as threads:
         try:
@@ -46,14 +48,9 @@ def outcomes(system: System, pytestconfig: pytest.Config) -> dict[str, Outcome]:
             system.close()
             raise
     outcomes = {run.row.name: run.outcome() for run in system.runs}
-    pytestconfig.stash[TABLE] = [
-        "| Fault | Expected | Result, images compared byte by byte |",
-        "| --- | --- | --- |",
-        *(
-            f"| {run.row.fault} | {run.row.expected} | {outcomes[run.row.name].details} |"
-            for run in system.runs
-        ),
-    ]
+    for run in system.runs:
+        result = outcomes[run.row.name].details
+        FIGURES.add(run.row.fault, {"expected": str(run.row.expected), "result": result})
     return outcomes
 
 
@@ -61,9 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kill: rows that kill a part of Airflow, and the checks after them")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(TABLE, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    report(FIGURES, terminalreporter, exitstatus)
 
 
 def _kill_and_restart(part: str, system: System, runs: list[Run]) -> None:

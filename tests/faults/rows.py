@@ -4,16 +4,52 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from tests.faults.system import Outcome, Run
-
 if TYPE_CHECKING:
+    from tests.faults.system import Run
     from tests.support.proxy import Fault
 
 OUTAGE = 60.0  # seconds
 LONG_OUTAGE = 130.0  # longer than queue_timeout, and than Airflow's timeout of other deferred tasks would be
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The expected or the actual outcome of a row.
+
+    :param images: Number of stored objects with the same bytes as the service sent.
+    :param others: Number of other stored objects, for example partial ones.
+    :param submissions: Number of submissions that the service accepted.
+    :param warned: Whether the log warns that a generation may have been charged twice.
+    :param state: Of the Dag run.
+    :param attempts: The highest number of attempts of a task. Not compared.
+    :param problem: An error of the test itself.
+    """
+
+    images: int = 1
+    others: int = 0
+    submissions: int = 1
+    warned: bool = False
+    state: str = "success"
+    attempts: int = field(default=1, compare=False)
+    problem: str = ""
+
+    def __str__(self) -> str:
+        parts = [_count(self.images, "image"), _count(self.submissions, "submission")]
+        if self.warned:
+            parts.append("warning in the log")
+        if self.others:
+            parts.append(f"{_count(self.others, 'object')} not sent by the service")
+        return ", ".join([*parts, self.state])
+
+    @property
+    def details(self) -> str:
+        """The outcome with the number of attempts and the problem, as text."""
+        return ", ".join([f"{self} in attempt {self.attempts}", *filter(None, [self.problem])])
+
+
 ONCE = Outcome()
 TWICE = Outcome(submissions=2, warned=True)
 ON_PURPOSE = Outcome(images=2, submissions=2)
@@ -483,3 +519,7 @@ ROWS = (
         expected=Outcome(images=0, submissions=2, state="failed"),
     ),
 )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +20,7 @@ from sqlalchemy import create_engine, text
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 from airflow_provider_modelscope.emulator import Emulator
 from tests.faults.leaks import files, find, tables
+from tests.faults.rows import Outcome
 from tests.support.postgres import postgres
 from tests.support.proxy import Proxy
 from tests.support.real_airflow import Parts, RealAirflow, kill_tree
@@ -65,41 +65,6 @@ class Task(NamedTuple):
     state: str
     try_number: int
     pid: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The expected or the actual outcome of a row.
-
-    :param images: Number of stored objects with the same bytes as the service sent.
-    :param others: Number of other stored objects, for example partial ones.
-    :param submissions: Number of submissions that the service accepted.
-    :param warned: Whether the log warns that a generation may have been charged twice.
-    :param state: Of the Dag run.
-    :param attempts: The highest number of attempts of a task. Not compared.
-    :param problem: An error of the test itself.
-    """
-
-    images: int = 1
-    others: int = 0
-    submissions: int = 1
-    warned: bool = False
-    state: str = "success"
-    attempts: int = field(default=1, compare=False)
-    problem: str = ""
-
-    def __str__(self) -> str:
-        parts = [_count(self.images, "image"), _count(self.submissions, "submission")]
-        if self.warned:
-            parts.append("warning in the log")
-        if self.others:
-            parts.append(f"{_count(self.others, 'object')} not sent by the service")
-        return ", ".join([*parts, self.state])
-
-    @property
-    def details(self) -> str:
-        """The outcome with the number of attempts and the problem, as text."""
-        return ", ".join([f"{self} in attempt {self.attempts}", *filter(None, [self.problem])])
 
 
 class Run:
@@ -207,7 +172,7 @@ class Run:
                 self.emulator.finish()
             return len(self.stored()) >= count and self.emulator.accepted > count
 
-        self.until(is_stored, f"{_count(count, 'image')}")
+        self.until(is_stored, f"stored images: {count}")
         polls = self._polls()
         self.until(lambda: self._polls() >= polls + 2, "two polls")
 
@@ -431,7 +396,3 @@ def system_for(rows: list[Row], home: Path) -> Iterator[System]:
         stack.callback(system.close)
         system.runs = [Run(system, *arguments) for arguments in connected]
         yield system
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

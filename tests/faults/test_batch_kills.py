@@ -19,21 +19,19 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from airflow_provider_modelscope.emulator import Emulator
 from tests.faults.batch_worker import Killer, Part, kind_of, work
-from tests.faults.test_faults import PAGE
 from tests.support.servers import moto, s3_client, s3_connection
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.kill
 
+PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 BUCKET = "postcards"
 AT_ONCE = 6  # moments
 MAX_ATTEMPTS = 8

@@ -11,7 +11,8 @@ import pytest
 from tests.faults.system import TOKEN
 
 if TYPE_CHECKING:
-    from tests.faults.system import Outcome, System
+    from tests.faults.rows import Outcome
+    from tests.faults.system import System
 
 COPIES = {
     "plain": f"Authorization: Bearer {TOKEN}",

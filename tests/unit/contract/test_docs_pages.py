@@ -1,4 +1,4 @@
-"""Tutorial, how-to, security, runbook and evidence: their code runs, their lists and figures are true."""
+"""Tutorial, how-to, security and runbook: their code runs, their lists and limits are true."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from airflow_provider_modelscope.images.sources import MAX_SOURCE_BYTES
 from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBatchOperator
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.transport.download import MAX_REDIRECTS
-from dev.evidence import read_results, render
 from tests.support.forms import HAS_FORMS, NO_FORMS, STANDARD
 from tests.unit.contract.test_docs import DAG_BLOCKS, ERRORS, PAGES, PROJECT, parameters_of, section
 from tests.unit.contract.test_monitoring import DASHBOARD, RULES
@@ -35,7 +34,7 @@ OTHER_BLOCKS = [  # test_docs.py tests those of Python
         re.findall(r"^ *```(bash|console|dockerfile|yaml)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
     )
 ]
-RUNBOOK, EVIDENCE = "docs/operate/runbook.md", "docs/evidence.md"
+RUNBOOK = "docs/operate/runbook.md"
 CAUSES = {"Account": "account", "Storage": "storage", "Service": "service", "Input": "input"}
 # These are raised themselves, not only the classes below them.
 ALONE: set[type[exceptions.ModelScopeError]] = {
@@ -199,32 +198,3 @@ def test_the_runbook_has_no_entry_for_an_alert_that_is_gone() -> None:
 )
 def test_a_limit_in_the_text_is_that_of_the_code(page: str, text: str) -> None:
     assert text in " ".join(PAGES[page].split())
-
-
-def test_the_evidence_shows_what_the_benches_wrote() -> None:
-    results = read_results()
-    assert results
-    assert render(PAGES[EVIDENCE], results) == PAGES[EVIDENCE]
-
-
-def test_a_missed_target_is_on_the_page_of_evidence() -> None:
-    target = {"what": "CPU", "value": 1.52, "limit": "at most", "target": 1.3, "is_met": False}
-    met = target | {"what": "memory", "is_met": True}
-    shown = render(PAGES[EVIDENCE], {"other": {"command": "make bench", "targets": [target, met]}})
-    assert "| CPU | 1.52 | at most 1.3 | `make bench` |" in shown
-    assert "memory |" not in shown
-
-
-@pytest.mark.parametrize(
-    ("heading", "source"),
-    [
-        ("Cluster", "operate/production"),
-        ("Versions", "reference/compatibility"),
-    ],
-)
-def test_the_figures_of_the_evidence_are_those_of_the_page(heading: str, source: str) -> None:
-    shown = section(EVIDENCE, heading)
-    if rows := re.findall(r"^\|.*\n", shown, re.MULTILINE):
-        shown = "".join(rows)
-    figures = re.compile(r"\d[\d.,]*\d|\d")
-    assert set(figures.findall(shown)) <= set(figures.findall(PAGES[f"docs/{source}.md"]))
