@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from zlib import crc32
 
 from airflow_provider_modelscope.batch.files import (
     FORMATS,
@@ -60,8 +61,12 @@ class Shard:
     count: int
 
     def contains(self, row: Row) -> bool:
-        """Return whether a row belongs to this part."""
-        return (row.number - 1) % self.count == self.index
+        """Return whether a row belongs to this part. A row with a key of its own stays in it if it moves."""
+        has_key = row.key != f"{row.number:06}"
+        return (crc32(row.key.encode()) if has_key else row.number - 1) % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
 
 def parse_shard(given: Any) -> Shard:

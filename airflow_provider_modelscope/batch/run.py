@@ -279,6 +279,18 @@ class BatchRun:
             )
             self._rows.give_back(work)
 
+    def begin(self) -> None:
+        """Record that this batch has the folder of its images.
+
+        :raises ModelScopeError: if another batch has it. This one gives it up again.
+        """
+        self._record()
+        try:
+            self._state.check_folder()
+        except ModelScopeError:
+            self.finish(has_succeeded=False)
+            raise
+
     # Work
 
     def work(self) -> UntilFinished | UntilSlotFree | None:
@@ -286,7 +298,6 @@ class BatchRun:
 
         :raises ModelScopeError: if nothing can go on. What is paid for is recorded.
         """
-        self._record()
         try:
             while not isinstance(action := self._engine.next_action(time.time()), Done):
                 match action:

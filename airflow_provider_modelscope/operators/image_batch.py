@@ -90,8 +90,8 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     :param requests: The requests: a list of prompts or of mappings, or the URI of a ``.jsonl``, ``.csv`` or
         ``.parquet`` object. A mapping or line has parameters of a request, and may have ``key``, the name of
         its image, by default the number of the row, and ``data``, which the manifest passes on.
-    :param destination: The folder of the images and the manifest, with ``/`` at its end. An image is named
-        ``<key>.<suffix>``.
+    :param destination: The folder of the images and the manifest, with ``/`` at its end, which no other batch
+        and no other run has. An image is named ``<key>.<suffix>``.
     :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``. This and the next parameters apply to
         the requests that have none of their own.
     :param negative_prompt: What the image should not show, at most 1999 characters.
@@ -372,7 +372,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         policy, destination, shard = self._check(context)
         ti = context["ti"]
         push_links(self, context)
-        state = BatchState(destination, ti)
+        state = BatchState(destination, ti, shard)
         self._scratch = state.scratch
         destination = replace(destination, scratch=state.scratch)
         manifest = destination.beside(self._manifest_name(shard))
@@ -386,6 +386,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 rows.add(self._rows(requests, shard, policy.fallbacks))
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
             if self.is_dry_run:
+                state.check_folder()
                 batch.load({}, results)
                 return self._estimate(rows)
             if not is_resumed:
@@ -402,6 +403,8 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             )
             self._log_credit("before")
             batch.load(value, results, queued_at=queued_at)
+            if not is_resumed:
+                batch.begin()
             try:
                 if failure:
                     raise failure

@@ -448,15 +448,20 @@ class TestDryRun:
         assert estimate["credit"] is estimate["days"] is None
 
 
+def mapped(index: int) -> Context:
+    """Return the context of a mapped task."""
+    ti = Attempts()
+    ti.map_index = index
+    return {"ti": ti}
+
+
 class TestShard:
     def test_each_row_is_in_exactly_one_shard_with_its_manifest(
         self, emulator: Emulator, tmp_path: Path
     ) -> None:
         for index in range(3):
-            ti = Attempts()
-            ti.map_index = index
-            task: Any = batch(tmp_path, requests=[*CATS, "An owl"], shard=f"{index}/3")
-            summary = task.execute({"ti": ti})
+            task = batch(tmp_path, requests=[*CATS, "An owl"], shard=f"{index}/3")
+            summary = task.execute(mapped(index))
             assert summary["manifest"] == f"file://{tmp_path}/manifest-{index}-of-3.jsonl"
             assert [row.row for row in rows_of(summary)] == [[1, 4], [2, 5], [3]][index]
         assert sorted(row.row for row in manifest.read(f"file://{tmp_path}/")) == [1, 2, 3, 4, 5]
@@ -475,6 +480,43 @@ class TestShard:
         with pytest.raises(InvalidRequestError, match=r"requests\[1\]: prompt = "):
             batch(tmp_path, requests=["A cat", " "], shard="0/2").execute(context)
         assert not emulator.requests
+
+    @pytest.mark.parametrize("count", [2, 4])
+    def test_another_number_of_shards_pays_for_nothing(
+        self, emulator: Emulator, tmp_path: Path, count: int
+    ) -> None:
+        contexts = [mapped(index) for index in range(4)]
+
+        def run(index: int, count: int) -> None:
+            batch(tmp_path, requests=CATS, shard=f"{index}/{count}").execute(contexts[index])
+            contexts[index]["ti"].clear()
+
+        for index in range(3):
+            run(index, 3)
+        for index in range(count):
+            with pytest.raises(InvalidRequestError, match=rf"shard = '{index}/{count}': .* began with './3'"):
+                run(index, count)
+        for index in range(3):
+            run(index, 3)
+        assert emulator.accepted == 4
+
+    @pytest.mark.parametrize("shard", ["0/2", None])
+    def test_two_mapped_tasks_never_have_the_same_shard(
+        self, emulator: Emulator, tmp_path: Path, shard: str | None
+    ) -> None:
+        task = batch(tmp_path, requests=CATS, shard=shard)
+        stored = task.execute(mapped(0))["counts"]["stored"]
+        with pytest.raises(InvalidRequestError, match=rf"shard = {shard!r}: .* began with {shard!r}"):
+            task.execute(mapped(1))
+        assert emulator.accepted == stored
+
+    def test_the_number_may_change_before_anything_is_paid(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail("submit:401")
+        failed(batch(tmp_path, requests=CATS, shard="0/2"), context, AuthenticationError)
+        ti.clear()
+        assert batch(tmp_path, requests=CATS, shard="0/4").execute(context)["counts"]["stored"] == 1
 
     @pytest.mark.parametrize(
         ("given", "is_allowed"),
@@ -508,6 +550,116 @@ class TestShard:
             with pytest.raises(InvalidDestinationError, match="each mapped task would store the same images"):
                 task.execute(context)
             assert not emulator.requests
+
+
+class TestFolder:
+    """A folder belongs to one batch, so that no image and no manifest is replaced by that of another one."""
+
+    def another(self, **ids: Any) -> Context:
+        ti = Attempts()
+        vars(ti).update(ids or {"task_id": "another"})
+        return {"ti": ti}
+
+    @pytest.mark.parametrize("ids", [{"dag_id": "other"}, {"run_id": "other"}, {"task_id": "other"}], ids=str)
+    @pytest.mark.parametrize("is_dry_run", [False, True])
+    def test_another_batch_sends_and_replaces_nothing(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path, ids: Any, is_dry_run: bool
+    ) -> None:
+        first = batch(tmp_path, requests=CATS).execute(context)
+        stored = images_in(tmp_path), rows_of(first)
+        other = batch(tmp_path, requests=["An owl"], dry_run=is_dry_run)
+        with pytest.raises(InvalidDestinationError, match=r"another batch, a_dag\.a_run\.a_task, has"):
+            other.execute(self.another(**ids))
+        assert (images_in(tmp_path), rows_of(first)) == stored
+        assert prompts(emulator) == CATS
+        ti.clear()
+        assert batch(tmp_path, requests=CATS).execute(context)["counts"]["stored"] == 4
+
+    def test_a_batch_that_runs_keeps_others_out(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        task = batch(tmp_path, deferrable=True, defer_after=0)
+        deferral_of(task, context)
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            task.execute(self.another())
+        assert slow.accepted == 1
+
+    @pytest.mark.parametrize("write", [1, 2])  # the plan, and that the batch begins
+    def test_of_two_that_start_at_once_one_goes_on(
+        self, emulator: Emulator, context: Context, register: Register, write: int
+    ) -> None:
+        ends: list[Any] = []
+        another = self.another()
+
+        class Shared(Store):
+            writes = 0
+
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                super().pipe_file(path, value, mode, **options)
+                self.writes += 1
+                if self.writes == write:
+                    ends.append(end_of(remote(requests=CATS[:2]), another))
+
+        register("memory", Shared())
+        ends.append(end_of(remote(requests=CATS[2:]), context))
+        refused = [end for end in ends if isinstance(end, InvalidDestinationError)]
+        [summary] = [end for end in ends if end not in refused]
+        assert len(refused) == 1
+        assert statuses(summary) == ["stored", "stored"]
+        assert emulator.accepted == 2
+
+    def test_a_batch_that_paid_for_nothing_leaves_the_folder_free(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail("submit:401")
+        failed(batch(tmp_path), context, AuthenticationError)
+        assert batch(tmp_path).execute(self.another())["counts"]["stored"] == 2
+        ti.clear()
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            batch(tmp_path).execute(context)
+        assert emulator.accepted == 2
+
+    def test_a_batch_whose_generation_may_still_be_fetched_keeps_the_folder(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, emulator.base_url, max_image_bytes=1)
+        failed(batch(tmp_path, requests=["A cat"]), context, BatchRejectedError)
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            batch(tmp_path).execute(self.another())
+        assert emulator.accepted == 1
+
+    def test_images_in_segments_keep_the_folder(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.batch.state.MAX_LATEST", 2)
+        batch(tmp_path).execute(context)
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            batch(tmp_path).execute(self.another())
+
+    def test_a_state_that_cannot_be_read_keeps_others_out(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        batch(tmp_path).execute(context)
+        state = state_in(tmp_path)
+        (state / "running.json").write_text("{")
+        with pytest.raises(SubmissionRecordError, match=f"{state.name}/ cannot be read, nothing was sent"):
+            batch(tmp_path).execute(self.another())
+        assert emulator.accepted == 2
+
+    def test_other_objects_beside_the_states_are_no_batches(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".modelscope" / "notes").mkdir(parents=True)
+        (tmp_path / ".modelscope" / ".DS_Store").touch()
+        assert statuses(batch(tmp_path).execute(context)) == ["stored", "stored"]
+
+
+def end_of(task: Any, context: Context) -> Any:
+    """Run a task, and return its summary or its error."""
+    try:
+        return task.execute(context)
+    except ModelScopeError as error:
+        return error
 
 
 class TestRejectedRows:
