@@ -317,6 +317,8 @@ def _key_rule(key: Any) -> str | None:
         return "must not contain '/', '\\', '?', '#' or '::': it is the name of an object without its folder"
     if key.startswith("."):
         return "must not begin with '.'"
+    if re.search("~[0-9]+$", key):
+        return "must not end with '~' and a number, as the names of further images of a generation do"
     if len(key.encode()) > MAX_KEY:
         return f"must have at most {MAX_KEY} bytes in UTF-8, not {len(key.encode())}"
     return None

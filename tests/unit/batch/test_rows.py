@@ -211,6 +211,7 @@ def test_a_key_may_be_text_or_an_integer(key: Any, kept: str) -> None:
         (1.0, "must be text or an integer"),
         (["a"], "must be text or an integer"),
         ("a/b", "must not contain '/'"),
+        ("a~2", "must not end with '~' and a number"),
         ("a\\b", "must not contain '/', '\\'"),
         ("a?b", "must not contain"),
         ("a#b", "must not contain"),
