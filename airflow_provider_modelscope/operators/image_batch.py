@@ -366,6 +366,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.batch.run import BatchRun
         from airflow_provider_modelscope.batch.state import BatchState
         from airflow_provider_modelscope.batch.working_set import WorkingSet
+        from airflow_provider_modelscope.compat import AirflowTaskTimeout
         from airflow_provider_modelscope.images.preflight import check_store
         from airflow_provider_modelscope.xcoms import BATCH
 
@@ -414,7 +415,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 if pause:
                     self._defer(pause, context)
                 self._wait_for_credit(batch, rows, policy, context)
-            except Exception as error:  # ours, or of this machine, such as a full disk
+            except (Exception, AirflowTaskTimeout) as error:  # ours, or of this machine, such as a full disk
                 self._conclude(batch, rows, manifest, context, error)
                 raise
             return self._conclude(batch, rows, manifest, context, None)
@@ -594,7 +595,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         rows: WorkingSet,
         manifest: Any,
         context: Context,
-        error: Exception | None,
+        error: BaseException | None,
     ) -> dict[str, Any]:
         """Write the manifest, and return the summary or raise an error for too many failures.
 

@@ -16,7 +16,7 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from airflow_provider_modelscope import manifest, metrics
 from airflow_provider_modelscope.batch import run as run_module, share as share_module
-from airflow_provider_modelscope.compat import AirflowSkipException, TaskDeferred
+from airflow_provider_modelscope.compat import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
@@ -1575,6 +1575,30 @@ class TestPaidOnce:
         batch(tmp_path, requests=CATS).execute(context)
         assert "An earlier attempt ended while submitting row 1 (000001)" in caplog.text
         assert emulator.accepted == 5
+
+    def test_the_timeout_of_airflow_leaves_a_summary_and_a_manifest(
+        self, emulator: Emulator, context: Context, ti: Attempts, register: Register
+    ) -> None:
+        class Late(Store):
+            """Its task times out as soon as an image is stored."""
+
+            is_late = False
+
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                if path.endswith("running.json") and b'"status": "stored"' in value and not self.is_late:
+                    self.is_late = True
+                    raise AirflowTaskTimeout("Timeout")
+                super().pipe_file(path, value, mode, **options)
+
+        register("memory", Late())
+        with pytest.raises(AirflowTaskTimeout):
+            remote().execute(context)
+        summary = ti.pushed["summary"]
+        assert summary["counts"]["stored"] == statuses(summary).count("stored") >= 1
+        assert sum(summary["counts"].values()) == len(CATS)
+        ti.retry()
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert emulator.accepted == 4
 
     def test_an_end_between_an_image_and_its_result_loses_nothing(
         self,
