@@ -311,11 +311,12 @@ class BatchRun:
                             return leave
                         self._wait(until)
                 self._report()
-        except ModelScopeError:
-            self._finish_storing()
-            raise
-        finally:
+        except BaseException as error:
+            if isinstance(error, ModelScopeError):
+                self._finish_storing()
             self._record_if_possible()
+            raise
+        self._record_if_possible()
         self._report(is_last=True)
         return None
 

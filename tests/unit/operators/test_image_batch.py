@@ -1664,6 +1664,10 @@ class TestDeferral:
         assert prompts(slow) == CATS[:2]
         assert summary["credit"] == 2
 
+    def test_a_deferral_writes_its_state_once(self, slow: Emulator, context: Context, mortal: Mortal) -> None:
+        deferral_of(remote(**self.GIVEN), context)
+        assert mortal.writes == 5  # the plan, the begin, the intent, the generation and the deferral
+
     def test_images_that_cannot_be_fetched_are_counted_over_deferrals(
         self, slow: Emulator, context: Context, tmp_path: Path
     ) -> None:
