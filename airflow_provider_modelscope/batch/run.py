@@ -450,8 +450,8 @@ class BatchRun:
     def _recorded(self, work: Work, request: GenerationRequest, price: float | None) -> Iterator[None]:
         """Record that a row is being submitted, until its generation is known or there is certainly none."""
         self._sending = replace(_running_row(work), sent_at=time.time(), model=request.model, credit=price)
-        self._record()
         try:
+            self._record()
             yield
         except SubmissionLostError:
             self._sending = None

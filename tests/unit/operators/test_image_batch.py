@@ -1285,6 +1285,29 @@ class TestPaidOnce:
         assert statuses(remote().execute(context)) == ["stored"] * 4
         assert emulator.accepted <= 5  # one response could not be recorded
 
+    def test_a_row_whose_intent_was_not_written_is_submitted_later(
+        self, emulator: Emulator, context: Context, ti: Attempts, register: Register
+    ) -> None:
+        class Away(Store):
+            """It is away for the write of the first intent."""
+
+            was_away = False
+
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                if b'"sent_at": 1' in value and not self.was_away:
+                    self.was_away = True
+                    raise OSError("the store is away")
+                super().pipe_file(path, value, mode, **options)
+
+        register("memory", Away())
+        with pytest.raises(SubmissionRecordError):
+            remote(on_lost_response="fail").execute(context)
+        assert not submissions(emulator)
+        ti.retry()
+        summary = remote(on_lost_response="fail").execute(context)
+        assert statuses(summary) == ["stored"] * 4
+        assert summary["credit"] == emulator.accepted == 4
+
     def test_a_segment_that_cannot_be_written_loses_nothing(
         self,
         emulator: Emulator,
