@@ -301,6 +301,16 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 ]
             )
 
+    def _check_source_kept(self, row: Row) -> None:
+        """Check that an image to edit is not replaced by its own result."""
+        given = row.request.image_url or ()
+        for url in [given] if isinstance(given, str) else given:
+            if _place_of(url.rpartition(".")[0]) == _place_of(f"{self.destination}{row.key}"):
+                raise InvalidRequestError(
+                    f"row {row.number} ({row.key}): image_url = {preview_url(url, 300)}: the new image would "
+                    "replace this one: give the row another key, or choose another destination"
+                )
+
     @property
     def _content(self) -> object:
         return self.requests
@@ -484,6 +494,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
 
         row = None
         for row in self._all_rows(requests, fallbacks):
+            self._check_source_kept(row)
             if shard is None or shard.contains(row):
                 given = {name: value for name, value in vars(row.request).items() if value is not None}
                 yield row, digest_of(given)

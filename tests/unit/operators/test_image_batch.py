@@ -353,6 +353,24 @@ class TestInput:
         assert (tmp_path / "manifest.jsonl").read_text() == '"A cat"\n'
         assert not emulator.accepted
 
+    @pytest.mark.parametrize("is_list", [False, True])
+    @pytest.mark.parametrize(("key", "is_allowed"), [("cat", False), ("cat-by-night", True)])
+    def test_an_image_never_replaces_the_one_that_it_edits(
+        self, emulator: Emulator, context: Context, tmp_path: Path, key: str, is_list: bool, is_allowed: bool
+    ) -> None:
+        source = encoded()
+        (tmp_path / "cat.png").write_bytes(source)
+        url: Any = f"file://{tmp_path}//cat.png"
+        row = {"key": key, "prompt": "By night", "image_url": [url] if is_list else url}
+        task = batch(tmp_path, requests=[row], model="Qwen/Qwen-Image-Edit")
+        if is_allowed:
+            assert task.execute(context)["counts"]["stored"] == 1
+        else:
+            with pytest.raises(InvalidRequestError, match=r"row 1 \(cat\): image_url .* would replace this"):
+                task.execute(context)
+        assert (tmp_path / "cat.png").read_bytes() == source
+        assert emulator.accepted == is_allowed
+
     def test_waiting_for_credit_on_a_worker_is_an_error(self, emulator: Emulator) -> None:
         with pytest.raises(InvalidRequestError, match="on_exhausted = 'wait': needs deferrable=True"):
             batch(on_exhausted="wait", deferrable=False)
