@@ -100,8 +100,8 @@ class BatchState:
     def check_folder(self) -> None:
         """Check that no other batch has its images in the folder, which would replace each other's.
 
-        Call this after :meth:`write`: of two batches that start at once, at least one finds the other. One
-        that has ended before it has paid for anything does not count.
+        Call this again after :meth:`write`: of two batches that start at once, at least one finds the other.
+        One that has ended before it has paid for anything does not count.
 
         :raises InvalidDestinationError: if there is another batch.
         :raises InvalidRequestError: if another mapped task has rows of this shard.

@@ -396,8 +396,9 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             else:
                 rows.add(self._rows(requests, shard, policy.fallbacks))
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
-            if self.is_dry_run:
+            if not is_resumed:
                 state.check_folder()
+            if self.is_dry_run:
                 batch.load({}, results)
                 return self._estimate(rows)
             if not is_resumed:

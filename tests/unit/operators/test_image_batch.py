@@ -583,12 +583,12 @@ class TestFolder:
     def test_another_batch_sends_and_replaces_nothing(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path, ids: Any, is_dry_run: bool
     ) -> None:
-        first = batch(tmp_path, requests=CATS).execute(context)
-        stored = images_in(tmp_path), rows_of(first)
+        batch(tmp_path, requests=CATS).execute(context)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         other = batch(tmp_path, requests=["An owl"], dry_run=is_dry_run)
         with pytest.raises(InvalidDestinationError, match=r"another batch, a_dag\.a_run\.a_task, has"):
             other.execute(self.another(**ids))
-        assert (images_in(tmp_path), rows_of(first)) == stored
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         assert prompts(emulator) == CATS
         ti.clear()
         assert batch(tmp_path, requests=CATS).execute(context)["counts"]["stored"] == 4
@@ -602,29 +602,38 @@ class TestFolder:
             task.execute(self.another())
         assert slow.accepted == 1
 
-    @pytest.mark.parametrize("write", [1, 2])  # the plan, and that the batch begins
+    @pytest.mark.parametrize("moment", ["plan.jsonl", "running.json", ".modelscope"])
     def test_of_two_that_start_at_once_one_goes_on(
-        self, emulator: Emulator, context: Context, register: Register, write: int
+        self, emulator: Emulator, context: Context, register: Register, moment: str
     ) -> None:
         ends: list[Any] = []
         another = self.another()
 
         class Shared(Store):
-            writes = 0
+            """The other batch starts and ends when the first one has written or listed something."""
 
             def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
                 super().pipe_file(path, value, mode, **options)
-                self.writes += 1
-                if self.writes == write:
+                self.comes_to(path)
+
+            def ls(self, path: str, *args: Any, **options: Any) -> Any:
+                found = super().ls(path, *args, **options)
+                self.comes_to(path)
+                return found
+
+            def comes_to(self, path: str) -> None:
+                nonlocal moment
+                if path.rstrip("/").endswith(moment):
+                    moment = "never"
                     ends.append(end_of(remote(requests=CATS[:2]), another))
 
         register("memory", Shared())
         ends.append(end_of(remote(requests=CATS[2:]), context))
-        refused = [end for end in ends if isinstance(end, InvalidDestinationError)]
-        [summary] = [end for end in ends if end not in refused]
-        assert len(refused) == 1
-        assert statuses(summary) == ["stored", "stored"]
-        assert emulator.accepted == 2
+        [refused] = [end for end in ends if isinstance(end, InvalidDestinationError)]
+        winner, requests = (context, CATS[2:]) if refused is ends[0] else (another, CATS[:2])
+        winner["ti"].clear()
+        assert statuses(remote(requests=requests).execute(winner)) == ["stored", "stored"]
+        assert prompts(emulator) == requests
 
     def test_a_batch_that_paid_for_nothing_leaves_the_folder_free(
         self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
