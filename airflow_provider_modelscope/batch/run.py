@@ -46,6 +46,7 @@ from airflow_provider_modelscope.json_values import integer, number
 from airflow_provider_modelscope.manifest import Result, RowError, RunningRow
 from airflow_provider_modelscope.metrics import count_row, count_spent, show_rows_left
 from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
+from airflow_provider_modelscope.redaction import preview
 from airflow_provider_modelscope.tasks.cost import check_limit, price_under_limit
 from airflow_provider_modelscope.tasks.deferral import LEAST_PRICE, MIN_QUEUE_DEFERRAL
 from airflow_provider_modelscope.tasks.fallbacks import submit_to_first
@@ -220,11 +221,13 @@ class BatchRun:
         unfinished.pop(known.key, None)
         if known.status == "stored":
             self._rows.clear_overwritten(known.key, known.fingerprint)
-        is_kept = (
-            known.status != "failed"
-            or (result.get("is_final") and not was_cleared)
-            or result.get("attempt") == self._ti.try_number  # of an earlier part, which deferred
-        )
+        is_of_attempt = result.get("attempt") == self._ti.try_number  # of an earlier part, which deferred
+        if known.image and is_of_attempt and self._rows.has_changed(known.key, known.fingerprint):
+            raise InvalidDestinationError(
+                f"destination = {preview(self._destination.uri, 300)}: this attempt of the task has stored "
+                f"{known.image.uri} for another request. Give each batch of a loop a folder of its own"
+            )
+        is_kept = known.status != "failed" or (result.get("is_final") and not was_cleared) or is_of_attempt
         if is_kept and not (self._policy.redraw and was_cleared):
             self._rows.set_result(known.key, known.fingerprint, result)
             return

@@ -663,6 +663,18 @@ class TestFolder:
         with pytest.raises(InvalidDestinationError, match="another batch"):
             batch(tmp_path).execute(self.another())
 
+    def test_a_second_batch_in_a_loop_replaces_nothing(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        batch(tmp_path, requests=CATS[:2]).execute(context)
+        before = images_in(tmp_path), rows_of(f"file://{tmp_path}/")
+        with pytest.raises(InvalidDestinationError, match=r"has stored .*/000002\.png for another request"):
+            batch(tmp_path, requests=["A cat", "An owl"]).execute(context)
+        assert (images_in(tmp_path), rows_of(f"file://{tmp_path}/")) == before
+        assert prompts(emulator) == CATS[:2]
+        ti.clear()
+        assert statuses(batch(tmp_path, requests=["A cat", "An owl"]).execute(context)) == ["stored"] * 2
+
     def test_a_state_that_cannot_be_read_keeps_others_out(
         self, emulator: Emulator, context: Context, tmp_path: Path
     ) -> None:
