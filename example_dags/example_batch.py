@@ -1,8 +1,9 @@
 """A batch: a file of prompts in object storage becomes a folder of images with a manifest, in one task.
 
 The first task writes the file. In a real pipeline something else does: an export, a spreadsheet, a colleague.
-The batch generates its images. Run it again with *Clear*: nothing is generated twice, unless you change the
-file. For each image, a task downstream runs: here it logs what a page of a shop would need.
+The batch generates its images, in a folder of its own for each run. Run it again with *Clear*: nothing is
+generated twice, unless you change the file. For each image, a task downstream runs: here it logs what a page
+of a shop would need.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def example_batch() -> None:
     batch = ModelScopeImageBatchOperator(
         task_id="draw",
         requests=write_prompts(),
-        destination="{{ params.destination }}batch/",
+        destination="{{ params.destination }}batch/{{ run_id }}/",
         model="Tongyi-MAI/Z-Image-Turbo",
         size="1024x1024",
         deferrable=True,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from zlib import crc32
 
 from airflow_provider_modelscope.batch.files import (
     FORMATS,
@@ -60,8 +61,12 @@ class Shard:
     count: int
 
     def contains(self, row: Row) -> bool:
-        """Return whether a row belongs to this part."""
-        return (row.number - 1) % self.count == self.index
+        """Return whether a row belongs to this part. A row with a key of its own stays in it if it moves."""
+        has_key = row.key != f"{row.number:06}"
+        return (crc32(row.key.encode()) if has_key else row.number - 1) % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
 
 def parse_shard(given: Any) -> Shard:
@@ -312,6 +317,8 @@ def _key_rule(key: Any) -> str | None:
         return "must not contain '/', '\\', '?', '#' or '::': it is the name of an object without its folder"
     if key.startswith("."):
         return "must not begin with '.'"
+    if re.search("~[0-9]+$", key):
+        return "must not end with '~' and a number, as the names of further images of a generation do"
     if len(key.encode()) > MAX_KEY:
         return f"must have at most {MAX_KEY} bytes in UTF-8, not {len(key.encode())}"
     return None

@@ -46,6 +46,7 @@ from airflow_provider_modelscope.json_values import integer, number
 from airflow_provider_modelscope.manifest import Result, RowError, RunningRow
 from airflow_provider_modelscope.metrics import count_row, count_spent, show_rows_left
 from airflow_provider_modelscope.protocol.fallbacks import requests_by_model
+from airflow_provider_modelscope.redaction import preview
 from airflow_provider_modelscope.tasks.cost import check_limit, price_under_limit
 from airflow_provider_modelscope.tasks.deferral import LEAST_PRICE, MIN_QUEUE_DEFERRAL
 from airflow_provider_modelscope.tasks.fallbacks import submit_to_first
@@ -220,11 +221,13 @@ class BatchRun:
         unfinished.pop(known.key, None)
         if known.status == "stored":
             self._rows.clear_overwritten(known.key, known.fingerprint)
-        is_kept = (
-            known.status != "failed"
-            or (result.get("is_final") and not was_cleared)
-            or result.get("attempt") == self._ti.try_number  # of an earlier part, which deferred
-        )
+        is_of_attempt = result.get("attempt") == self._ti.try_number  # of an earlier part, which deferred
+        if known.image and is_of_attempt and self._rows.has_changed(known.key, known.fingerprint):
+            raise InvalidDestinationError(
+                f"destination = {preview(self._destination.uri, 300)}: this attempt of the task has stored "
+                f"{known.image.uri} for another request. Give each batch of a loop a folder of its own"
+            )
+        is_kept = known.status != "failed" or (result.get("is_final") and not was_cleared) or is_of_attempt
         if is_kept and not (self._policy.redraw and was_cleared):
             self._rows.set_result(known.key, known.fingerprint, result)
             return
@@ -279,6 +282,18 @@ class BatchRun:
             )
             self._rows.give_back(work)
 
+    def begin(self) -> None:
+        """Record that this batch has the folder of its images.
+
+        :raises ModelScopeError: if another batch has it. This one gives it up again.
+        """
+        self._record()
+        try:
+            self._state.check_folder()
+        except ModelScopeError:
+            self.finish(has_succeeded=False)
+            raise
+
     # Work
 
     def work(self) -> UntilFinished | UntilSlotFree | None:
@@ -286,7 +301,6 @@ class BatchRun:
 
         :raises ModelScopeError: if nothing can go on. What is paid for is recorded.
         """
-        self._record()
         try:
             while not isinstance(action := self._engine.next_action(time.time()), Done):
                 match action:
@@ -300,11 +314,12 @@ class BatchRun:
                             return leave
                         self._wait(until)
                 self._report()
-        except ModelScopeError:
-            self._finish_storing()
-            raise
-        finally:
+        except BaseException as error:
+            if isinstance(error, ModelScopeError):
+                self._finish_storing()
             self._record_if_possible()
+            raise
+        self._record_if_possible()
         self._report(is_last=True)
         return None
 
@@ -438,8 +453,8 @@ class BatchRun:
     def _recorded(self, work: Work, request: GenerationRequest, price: float | None) -> Iterator[None]:
         """Record that a row is being submitted, until its generation is known or there is certainly none."""
         self._sending = replace(_running_row(work), sent_at=time.time(), model=request.model, credit=price)
-        self._record()
         try:
+            self._record()
             yield
         except SubmissionLostError:
             self._sending = None

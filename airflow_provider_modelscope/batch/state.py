@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modelscope.exceptions import SubmissionRecordError
+from airflow_provider_modelscope.exceptions import (
+    InvalidDestinationError,
+    InvalidRequestError,
+    SubmissionRecordError,
+)
 from airflow_provider_modelscope.images.object_storage import (
     LOCAL,
     TEMPORARY,
@@ -31,12 +36,15 @@ from airflow_provider_modelscope.images.object_storage import (
     write_file,
     write_object,
 )
+from airflow_provider_modelscope.json_values import text
 from airflow_provider_modelscope.manifest import Progress, RunningRow, Segment
+from airflow_provider_modelscope.redaction import preview
 from airflow_provider_modelscope.xcoms import STATE_FOLDER, name_of
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_modelscope.batch.rows import Shard
     from airflow_provider_modelscope.batch.working_set import WorkingSet
     from airflow_provider_modelscope.images.object_storage import Destination
 
@@ -52,12 +60,15 @@ class BatchState:
 
     :param destination: The folder of the images.
     :param ti: The task instance.
+    :param shard: Its part of the rows, None if it has all.
     """
 
-    def __init__(self, destination: Destination, ti: Any) -> None:
+    def __init__(self, destination: Destination, ti: Any, shard: Shard | None = None) -> None:
         self._destination = destination
-        self._name = f"{STATE_FOLDER}/{name_of(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)}"
-        self.uri = f"{destination.uri}{self._name}/"
+        self._name = name_of(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+        self._batch = name_of(ti.dag_id, ti.run_id, ti.task_id, None)  # the same in all of its shards
+        self._shard = str(shard) if shard else None
+        self.uri = f"{destination.uri}{STATE_FOLDER}/{self._name}/"
         folder = self._path("")
         self.scratch = Path(folder.path) if folder.protocol in LOCAL else None
         self._latest: list[str] = []  # results as JSON text: they are written again and again
@@ -68,10 +79,12 @@ class BatchState:
         """Return what ``running.json`` says, empty if there is none, and all results, the oldest first.
 
         :raises SubmissionRecordError: if it cannot be read, which does not mean that there is none.
+        :raises InvalidRequestError: if it has paid for rows of another shard.
         """
         try:
-            value = self._read_running().get("modelscope_batch", {})
-            segments = self._segments()
+            document = self._read_running(self._name)
+            value = document.get("modelscope_batch", {})
+            segments = self._segments(self._name)
             self._next_sequence = 1 + max((segment.sequence for segment in segments), default=0)
             # If a segment was written afterwards, it has these results, and perhaps newer ones.
             is_latest = value.get("next_sequence", 1) >= self._next_sequence
@@ -80,11 +93,58 @@ class BatchState:
                 self._keep(result)
         except Exception as error:  # of any store, or it is damaged
             raise self._unreadable(error) from error
+        if value.get("shard") != self._shard and _has_paid(document, segments):
+            raise self._shard_error(self._name, value)
         return value, self._results(segments, latest)
 
-    def _read_running(self) -> dict[str, Any]:
+    def check_folder(self) -> None:
+        """Check that no other batch has its images in the folder, which would replace each other's.
+
+        Call this again after :meth:`write`: of two batches that start at once, at least one finds the other.
+        One that has ended before it has paid for anything does not count.
+
+        :raises InvalidDestinationError: if there is another batch.
+        :raises InvalidRequestError: if another mapped task has rows of this shard.
+        :raises SubmissionRecordError: if the state of another batch cannot be read.
+        """
+        for name in self._others():
+            try:
+                document = self._read_running(name)
+                has_ended = not document or document["modelscope_batch"].get("is_finished")
+                if has_ended and not _has_paid(document, self._segments(name)):
+                    continue
+            except Exception as error:  # of any store, or it is damaged
+                raise self._unreadable(error, name) from error
+            value = document.get("modelscope_batch", {})
+            if value.get("batch") != self._batch:
+                raise InvalidDestinationError(
+                    f"destination = {preview(self._destination.uri, 300)}: another batch, {_readable(name)}, "
+                    "has its images there, and this one would replace them. Add "
+                    "'{{ ti.task_id }}/{{ run_id }}/' to it, or clear the task of that batch, which only "
+                    "generates what has changed"
+                )
+            mine, theirs = self._shard or "", text(value.get("shard")) or ""
+            if mine == theirs or mine.partition("/")[2] != theirs.partition("/")[2]:
+                raise self._shard_error(name, value)
+
+    def _others(self) -> list[str]:
+        """Return the names of the states of other task instances in the folder."""
         try:
-            content = read_latest(self._path(RUNNING))
+            names = self._list(self._destination.beside(f"{STATE_FOLDER}/"))
+        except Exception as error:  # of any store
+            raise self._unreadable(error) from error
+        return [name for name in names if re.search("-[0-9a-f]{64}$", name) and name != self._name]
+
+    def _shard_error(self, name: str, value: Mapping[str, Any]) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"shard = {self._shard!r}: {_readable(name)} began with {text(value.get('shard'))!r}, and rows "
+            "would be paid for twice. Give each mapped task a shard of its own, and keep their number in a "
+            "retry or Clear: if an account is gone, map another connection twice"
+        )
+
+    def _read_running(self, name: str) -> dict[str, Any]:
+        try:
+            content = read_latest(self._path(RUNNING, name))
         except FileNotFoundError:
             return {}
         document = json.loads(content)
@@ -103,20 +163,21 @@ class BatchState:
             yield from results
         yield from latest
 
-    def _segments(self) -> list[Segment]:
-        folder = self._path("")
+    def _segments(self, name: str) -> list[Segment]:
+        names = self._list(self._path("", name))
+        if self.scratch and name == self._name:
+            for one in names:
+                if one.startswith(TEMPORARY):  # of a worker that was killed
+                    (self.scratch / one).unlink(missing_ok=True)
+        return sorted(filter(None, map(Segment.from_name, names)))
+
+    def _list(self, folder: ObjectStoragePath) -> list[str]:
         filesystem = open_filesystem(folder)
         filesystem.invalidate_cache()
         try:
-            found = filesystem.ls(folder.path, detail=False)
+            return [PurePosixPath(path).name for path in filesystem.ls(folder.path, detail=False)]
         except FileNotFoundError:
             return []
-        names = [PurePosixPath(path).name for path in found]
-        if self.scratch:
-            for name in names:
-                if name.startswith(TEMPORARY):  # of a worker that was killed
-                    (self.scratch / name).unlink(missing_ok=True)
-        return sorted(filter(None, map(Segment.from_name, names)))
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Add a result. It is written by the next call of :meth:`write`."""
@@ -152,7 +213,8 @@ class BatchState:
         :raises SubmissionRecordError: if it cannot be written.
         """
         rows = [row.to_json() for row in running]
-        facts = json.dumps({**progress, "next_sequence": self._next_sequence, "running": rows})[:-1]
+        own = {"batch": self._batch, "shard": self._shard, "next_sequence": self._next_sequence}
+        facts = json.dumps({**progress, **own, "running": rows})[:-1]
         document = f'{{"modelscope_batch": {facts}, "results": [{", ".join(self._latest)}]}}}}'
         with self._failing(RUNNING):
             write_object(self._path(RUNNING), document.encode(), JSON)
@@ -189,10 +251,23 @@ class BatchState:
                 f"The state of the batch, {self.uri}{name}, cannot be written: {error!r}"
             ) from error
 
-    def _path(self, name: str) -> ObjectStoragePath:
-        return self._destination.beside(f"{self._name}/{name}")
+    def _path(self, name: str, state: str | None = None) -> ObjectStoragePath:
+        return self._destination.beside(f"{STATE_FOLDER}/{state or self._name}/{name}")
 
-    def _unreadable(self, error: Exception) -> SubmissionRecordError:
+    def _unreadable(self, error: Exception, state: str | None = None) -> SubmissionRecordError:
+        uri = f"{self._destination.uri}{STATE_FOLDER}/{state or self._name}/"
         return SubmissionRecordError(
-            f"The state of the batch in {self.uri} cannot be read, nothing was sent: {error!r}"
+            f"The state of the batch in {uri} cannot be read, nothing was sent: {error!r}"
         )
+
+
+def _has_paid(document: Mapping[str, Any], segments: Iterable[Segment]) -> bool:
+    """Whether a state has images, or generations that may still give some."""
+    progress = Progress.from_json(document)
+    return any(segment.count > segment.without_image for segment in segments) or bool(
+        progress and (progress.running or any(result.generation_id for result in progress.results))
+    )
+
+
+def _readable(name: str) -> str:
+    return name.rpartition("-")[0].removesuffix(".-1")

@@ -147,6 +147,11 @@ class WorkingSet:
             [key, fingerprint],
         )
 
+    def has_changed(self, key: str, fingerprint: str) -> bool:
+        """Whether the row with this key has another request."""
+        found = self._database.execute("select fingerprint from rows where key = ?", [key]).fetchone()
+        return found is not None and found[0] != fingerprint
+
     def _find(self, key: str, fingerprint: str) -> int | None:
         """Return the row that is worked on for this one, by its number."""
         if found := self._database.execute(

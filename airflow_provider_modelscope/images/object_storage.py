@@ -175,7 +175,7 @@ class Destination:
 
     def _uri_of(self, generation_id: str, number: int, suffix: str) -> str:
         if self.uri.endswith("/") and self.stem is not None:
-            return f"{self.uri}{self.stem}{'' if number == 1 else f'-{number}'}{suffix}"
+            return f"{self.uri}{self.stem}{'' if number == 1 else f'~{number}'}{suffix}"
         if self.uri.endswith("/"):
             # The id comes from the service: quoted, it cannot name anything outside the folder.
             return f"{self.uri}{quote(generation_id, safe='')}-{number}{suffix}"

@@ -90,8 +90,8 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
     :param requests: The requests: a list of prompts or of mappings, or the URI of a ``.jsonl``, ``.csv`` or
         ``.parquet`` object. A mapping or a line has parameters of a request. Its ``key`` is the name of its
         image, by default the number of the row. The manifest passes its ``data`` on.
-    :param destination: The folder of the images and the manifest, with ``/`` at its end. An image is named
-        ``<key>.<suffix>``.
+    :param destination: The folder of the images and the manifest, with ``/`` at its end, which no other batch
+        and no other run has. An image is named ``<key>.<suffix>``.
     :param model: A ModelScope model id, such as ``Qwen/Qwen-Image``. This and the next parameters, up to
         ``extra_parameters``, apply to the requests that have none of their own.
     :param negative_prompt: What the image should not show, at most 1999 characters.
@@ -302,6 +302,16 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 ]
             )
 
+    def _check_source_kept(self, row: Row) -> None:
+        """Check that an image to edit is not replaced by its own result."""
+        given = row.request.image_url or ()
+        for url in [given] if isinstance(given, str) else given:
+            if _place_of(url.rpartition(".")[0]) == _place_of(f"{self.destination}{row.key}"):
+                raise InvalidRequestError(
+                    f"row {row.number} ({row.key}): image_url = {preview_url(url, 300)}: the new image would "
+                    "replace this one: give the row another key, or choose another destination"
+                )
+
     @property
     def _content(self) -> object:
         return self.requests
@@ -367,13 +377,14 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         from airflow_provider_modelscope.batch.run import BatchRun
         from airflow_provider_modelscope.batch.state import BatchState
         from airflow_provider_modelscope.batch.working_set import WorkingSet
+        from airflow_provider_modelscope.compat import AirflowTaskTimeout
         from airflow_provider_modelscope.images.preflight import check_store
         from airflow_provider_modelscope.xcoms import BATCH
 
         policy, destination, shard = self._check(context)
         ti = context["ti"]
         push_links(self, context)
-        state = BatchState(destination, ti)
+        state = BatchState(destination, ti, shard)
         self._scratch = state.scratch
         destination = replace(destination, scratch=state.scratch)
         manifest = destination.beside(self._manifest_name(shard))
@@ -386,6 +397,8 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             else:
                 rows.add(self._rows(requests, shard, policy.fallbacks))
             batch = BatchRun(rows, state, policy, hook=self.hook, destination=destination, ti=ti)
+            if not is_resumed:
+                state.check_folder()
             if self.is_dry_run:
                 batch.load({}, results)
                 return self._estimate(rows)
@@ -403,6 +416,8 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
             )
             self._log_credit("before")
             batch.load(value, results, queued_at=queued_at)
+            if not is_resumed:
+                batch.begin()
             try:
                 if failure:
                     raise failure
@@ -412,7 +427,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
                 if pause:
                     self._defer(pause, context)
                 self._wait_for_credit(batch, rows, policy, context)
-            except Exception as error:  # ours, or of this machine, such as a full disk
+            except (Exception, AirflowTaskTimeout) as error:  # ours, or of this machine, such as a full disk
                 self._conclude(batch, rows, manifest, context, error)
                 raise
             return self._conclude(batch, rows, manifest, context, None)
@@ -481,6 +496,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
 
         row = None
         for row in self._all_rows(requests, fallbacks):
+            self._check_source_kept(row)
             if shard is None or shard.contains(row):
                 given = {name: value for name, value in vars(row.request).items() if value is not None}
                 yield row, digest_of(given)
@@ -592,7 +608,7 @@ class ModelScopeImageBatchOperator(StoringTask, BaseOperator):
         rows: WorkingSet,
         manifest: Any,
         context: Context,
-        error: Exception | None,
+        error: BaseException | None,
     ) -> dict[str, Any]:
         """Write the manifest, and return the summary or raise an error for too many failures.
 

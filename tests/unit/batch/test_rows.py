@@ -211,6 +211,7 @@ def test_a_key_may_be_text_or_an_integer(key: Any, kept: str) -> None:
         (1.0, "must be text or an integer"),
         (["a"], "must be text or an integer"),
         ("a/b", "must not contain '/'"),
+        ("a~2", "must not end with '~' and a number"),
         ("a\\b", "must not contain '/', '\\'"),
         ("a?b", "must not contain"),
         ("a#b", "must not contain"),
@@ -342,6 +343,17 @@ def test_the_shards_have_each_row_once() -> None:
         [2, 5],
         [3, 6],
     ]
+
+
+def test_a_row_with_a_key_stays_in_its_shard_when_it_moves() -> None:
+    keyed = [{"key": f"cat-{number}", "prompt": "a cat"} for number in range(20)]
+    shard = parse_shard("1/3")
+    before, after = (
+        [row.key for row in rows(requests) if shard.contains(row) and row.key.startswith("cat")]
+        for requests in (keyed, ["a dog", *keyed])
+    )
+    assert before == after
+    assert 0 < len(before) < 20
 
 
 @pytest.mark.parametrize(

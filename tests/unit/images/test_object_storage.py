@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import SimpleNamespace
@@ -469,6 +470,12 @@ class TestNames:
             uris = [store(folder + name, image(), number=number) for number in (1, 2)]
             assert uris == [folder + name, folder + second]
             assert {uri.removeprefix("memory://") for uri in uris} <= memory.objects.keys()
+
+    def test_further_images_of_a_stem_have_no_name_of_another_key(self, tmp_path: Path) -> None:
+        folder = Destination.parse(f"file://{tmp_path}/")
+        for stem, number in (("cat", 1), ("cat", 2), ("cat-2", 1), ("cat-2", 2)):
+            replace(folder, stem=stem).store(image(), generation_id="42", number=number)
+        assert files(tmp_path).keys() == {"cat.png", "cat~2.png", "cat-2.png", "cat-2~2.png"}
 
     def test_a_retry_overwrites_the_same_object(self, tmp_path: Path) -> None:
         first, second = image(side=10), image(side=40)

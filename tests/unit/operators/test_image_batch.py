@@ -16,7 +16,7 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from airflow_provider_modelscope import manifest, metrics
 from airflow_provider_modelscope.batch import run as run_module, share as share_module
-from airflow_provider_modelscope.compat import AirflowSkipException, TaskDeferred
+from airflow_provider_modelscope.compat import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 from airflow_provider_modelscope.emulator import Emulator
 from airflow_provider_modelscope.exceptions import (
     AuthenticationError,
@@ -353,6 +353,24 @@ class TestInput:
         assert (tmp_path / "manifest.jsonl").read_text() == '"A cat"\n'
         assert not emulator.accepted
 
+    @pytest.mark.parametrize("is_list", [False, True])
+    @pytest.mark.parametrize(("key", "is_allowed"), [("cat", False), ("cat-by-night", True)])
+    def test_an_image_never_replaces_the_one_that_it_edits(
+        self, emulator: Emulator, context: Context, tmp_path: Path, key: str, is_list: bool, is_allowed: bool
+    ) -> None:
+        source = encoded()
+        (tmp_path / "cat.png").write_bytes(source)
+        url: Any = f"file://{tmp_path}//cat.png"
+        row = {"key": key, "prompt": "By night", "image_url": [url] if is_list else url}
+        task = batch(tmp_path, requests=[row], model="Qwen/Qwen-Image-Edit")
+        if is_allowed:
+            assert task.execute(context)["counts"]["stored"] == 1
+        else:
+            with pytest.raises(InvalidRequestError, match=r"row 1 \(cat\): image_url .* would replace this"):
+                task.execute(context)
+        assert (tmp_path / "cat.png").read_bytes() == source
+        assert emulator.accepted == is_allowed
+
     def test_waiting_for_credit_on_a_worker_is_an_error(self, emulator: Emulator) -> None:
         with pytest.raises(InvalidRequestError, match="on_exhausted = 'wait': needs deferrable=True"):
             batch(on_exhausted="wait", deferrable=False)
@@ -448,15 +466,20 @@ class TestDryRun:
         assert estimate["credit"] is estimate["days"] is None
 
 
+def mapped(index: int) -> Context:
+    """Return the context of a mapped task."""
+    ti = Attempts()
+    ti.map_index = index
+    return {"ti": ti}
+
+
 class TestShard:
     def test_each_row_is_in_exactly_one_shard_with_its_manifest(
         self, emulator: Emulator, tmp_path: Path
     ) -> None:
         for index in range(3):
-            ti = Attempts()
-            ti.map_index = index
-            task: Any = batch(tmp_path, requests=[*CATS, "An owl"], shard=f"{index}/3")
-            summary = task.execute({"ti": ti})
+            task = batch(tmp_path, requests=[*CATS, "An owl"], shard=f"{index}/3")
+            summary = task.execute(mapped(index))
             assert summary["manifest"] == f"file://{tmp_path}/manifest-{index}-of-3.jsonl"
             assert [row.row for row in rows_of(summary)] == [[1, 4], [2, 5], [3]][index]
         assert sorted(row.row for row in manifest.read(f"file://{tmp_path}/")) == [1, 2, 3, 4, 5]
@@ -475,6 +498,43 @@ class TestShard:
         with pytest.raises(InvalidRequestError, match=r"requests\[1\]: prompt = "):
             batch(tmp_path, requests=["A cat", " "], shard="0/2").execute(context)
         assert not emulator.requests
+
+    @pytest.mark.parametrize("count", [2, 4])
+    def test_another_number_of_shards_pays_for_nothing(
+        self, emulator: Emulator, tmp_path: Path, count: int
+    ) -> None:
+        contexts = [mapped(index) for index in range(4)]
+
+        def run(index: int, count: int) -> None:
+            batch(tmp_path, requests=CATS, shard=f"{index}/{count}").execute(contexts[index])
+            contexts[index]["ti"].clear()
+
+        for index in range(3):
+            run(index, 3)
+        for index in range(count):
+            with pytest.raises(InvalidRequestError, match=rf"shard = '{index}/{count}': .* began with './3'"):
+                run(index, count)
+        for index in range(3):
+            run(index, 3)
+        assert emulator.accepted == 4
+
+    @pytest.mark.parametrize("shard", ["0/2", None])
+    def test_two_mapped_tasks_never_have_the_same_shard(
+        self, emulator: Emulator, tmp_path: Path, shard: str | None
+    ) -> None:
+        task = batch(tmp_path, requests=CATS, shard=shard)
+        stored = task.execute(mapped(0))["counts"]["stored"]
+        with pytest.raises(InvalidRequestError, match=rf"shard = {shard!r}: .* began with {shard!r}"):
+            task.execute(mapped(1))
+        assert emulator.accepted == stored
+
+    def test_the_number_may_change_before_anything_is_paid(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail("submit:401")
+        failed(batch(tmp_path, requests=CATS, shard="0/2"), context, AuthenticationError)
+        ti.clear()
+        assert batch(tmp_path, requests=CATS, shard="0/4").execute(context)["counts"]["stored"] == 1
 
     @pytest.mark.parametrize(
         ("given", "is_allowed"),
@@ -508,6 +568,137 @@ class TestShard:
             with pytest.raises(InvalidDestinationError, match="each mapped task would store the same images"):
                 task.execute(context)
             assert not emulator.requests
+
+
+class TestFolder:
+    """A folder belongs to one batch, so that no image and no manifest is replaced by that of another one."""
+
+    def another(self, **ids: Any) -> Context:
+        ti = Attempts()
+        vars(ti).update(ids or {"task_id": "another"})
+        return {"ti": ti}
+
+    @pytest.mark.parametrize("ids", [{"dag_id": "other"}, {"run_id": "other"}, {"task_id": "other"}], ids=str)
+    @pytest.mark.parametrize("is_dry_run", [False, True])
+    def test_another_batch_sends_and_replaces_nothing(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path, ids: Any, is_dry_run: bool
+    ) -> None:
+        batch(tmp_path, requests=CATS).execute(context)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        other = batch(tmp_path, requests=["An owl"], dry_run=is_dry_run)
+        with pytest.raises(InvalidDestinationError, match=r"another batch, a_dag\.a_run\.a_task, has"):
+            other.execute(self.another(**ids))
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert prompts(emulator) == CATS
+        ti.clear()
+        assert batch(tmp_path, requests=CATS).execute(context)["counts"]["stored"] == 4
+
+    def test_a_batch_that_runs_keeps_others_out(
+        self, slow: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        task = batch(tmp_path, deferrable=True, defer_after=0)
+        deferral_of(task, context)
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            task.execute(self.another())
+        assert slow.accepted == 1
+
+    @pytest.mark.parametrize("moment", ["plan.jsonl", "running.json", ".modelscope"])
+    def test_of_two_that_start_at_once_one_goes_on(
+        self, emulator: Emulator, context: Context, register: Register, moment: str
+    ) -> None:
+        ends: list[Any] = []
+        another = self.another()
+
+        class Shared(Store):
+            """The other batch starts and ends when the first one has written or listed something."""
+
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                super().pipe_file(path, value, mode, **options)
+                self.comes_to(path)
+
+            def ls(self, path: str, *args: Any, **options: Any) -> Any:
+                found = super().ls(path, *args, **options)
+                self.comes_to(path)
+                return found
+
+            def comes_to(self, path: str) -> None:
+                nonlocal moment
+                if path.rstrip("/").endswith(moment):
+                    moment = "never"
+                    ends.append(end_of(remote(requests=CATS[:2]), another))
+
+        register("memory", Shared())
+        ends.append(end_of(remote(requests=CATS[2:]), context))
+        [refused] = [end for end in ends if isinstance(end, InvalidDestinationError)]
+        winner, requests = (context, CATS[2:]) if refused is ends[0] else (another, CATS[:2])
+        winner["ti"].clear()
+        assert statuses(remote(requests=requests).execute(winner)) == ["stored", "stored"]
+        assert prompts(emulator) == requests
+
+    def test_a_batch_that_paid_for_nothing_leaves_the_folder_free(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        emulator.fail("submit:401")
+        failed(batch(tmp_path), context, AuthenticationError)
+        assert batch(tmp_path).execute(self.another())["counts"]["stored"] == 2
+        ti.clear()
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            batch(tmp_path).execute(context)
+        assert emulator.accepted == 2
+
+    def test_a_batch_whose_generation_may_still_be_fetched_keeps_the_folder(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connect(monkeypatch, emulator.base_url, max_image_bytes=1)
+        failed(batch(tmp_path, requests=["A cat"]), context, BatchRejectedError)
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            batch(tmp_path).execute(self.another())
+        assert emulator.accepted == 1
+
+    def test_images_in_segments_keep_the_folder(
+        self, emulator: Emulator, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("airflow_provider_modelscope.batch.state.MAX_LATEST", 2)
+        batch(tmp_path).execute(context)
+        with pytest.raises(InvalidDestinationError, match="another batch"):
+            batch(tmp_path).execute(self.another())
+
+    def test_a_second_batch_in_a_loop_replaces_nothing(
+        self, emulator: Emulator, context: Context, ti: Attempts, tmp_path: Path
+    ) -> None:
+        batch(tmp_path, requests=CATS[:2]).execute(context)
+        before = images_in(tmp_path), rows_of(f"file://{tmp_path}/")
+        with pytest.raises(InvalidDestinationError, match=r"has stored .*/000002\.png for another request"):
+            batch(tmp_path, requests=["A cat", "An owl"]).execute(context)
+        assert (images_in(tmp_path), rows_of(f"file://{tmp_path}/")) == before
+        assert prompts(emulator) == CATS[:2]
+        ti.clear()
+        assert statuses(batch(tmp_path, requests=["A cat", "An owl"]).execute(context)) == ["stored"] * 2
+
+    def test_a_state_that_cannot_be_read_keeps_others_out(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        batch(tmp_path).execute(context)
+        state = state_in(tmp_path)
+        (state / "running.json").write_text("{")
+        with pytest.raises(SubmissionRecordError, match=f"{state.name}/ cannot be read, nothing was sent"):
+            batch(tmp_path).execute(self.another())
+        assert emulator.accepted == 2
+
+    def test_other_objects_beside_the_states_are_no_batches(
+        self, emulator: Emulator, context: Context, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".modelscope" / "notes").mkdir(parents=True)
+        (tmp_path / ".modelscope" / ".DS_Store").touch()
+        assert statuses(batch(tmp_path).execute(context)) == ["stored", "stored"]
+
+
+def end_of(task: Any, context: Context) -> Any:
+    """Run a task, and return its summary or its error."""
+    try:
+        return task.execute(context)
+    except ModelScopeError as error:
+        return error
 
 
 class TestRejectedRows:
@@ -1133,6 +1324,29 @@ class TestPaidOnce:
         assert statuses(remote().execute(context)) == ["stored"] * 4
         assert emulator.accepted <= 5  # one response could not be recorded
 
+    def test_a_row_whose_intent_was_not_written_is_submitted_later(
+        self, emulator: Emulator, context: Context, ti: Attempts, register: Register
+    ) -> None:
+        class Away(Store):
+            """It is away for the write of the first intent."""
+
+            was_away = False
+
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                if b'"sent_at": 1' in value and not self.was_away:
+                    self.was_away = True
+                    raise OSError("the store is away")
+                super().pipe_file(path, value, mode, **options)
+
+        register("memory", Away())
+        with pytest.raises(SubmissionRecordError):
+            remote(on_lost_response="fail").execute(context)
+        assert not submissions(emulator)
+        ti.retry()
+        summary = remote(on_lost_response="fail").execute(context)
+        assert statuses(summary) == ["stored"] * 4
+        assert summary["credit"] == emulator.accepted == 4
+
     def test_a_segment_that_cannot_be_written_loses_nothing(
         self,
         emulator: Emulator,
@@ -1424,6 +1638,30 @@ class TestPaidOnce:
         assert "An earlier attempt ended while submitting row 1 (000001)" in caplog.text
         assert emulator.accepted == 5
 
+    def test_the_timeout_of_airflow_leaves_a_summary_and_a_manifest(
+        self, emulator: Emulator, context: Context, ti: Attempts, register: Register
+    ) -> None:
+        class Late(Store):
+            """Its task times out as soon as an image is stored."""
+
+            is_late = False
+
+            def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+                if path.endswith("running.json") and b'"status": "stored"' in value and not self.is_late:
+                    self.is_late = True
+                    raise AirflowTaskTimeout("Timeout")
+                super().pipe_file(path, value, mode, **options)
+
+        register("memory", Late())
+        with pytest.raises(AirflowTaskTimeout):
+            remote().execute(context)
+        summary = ti.pushed["summary"]
+        assert summary["counts"]["stored"] == statuses(summary).count("stored") >= 1
+        assert sum(summary["counts"].values()) == len(CATS)
+        ti.retry()
+        assert statuses(remote().execute(context)) == ["stored"] * 4
+        assert emulator.accepted == 4
+
     def test_an_end_between_an_image_and_its_result_loses_nothing(
         self,
         emulator: Emulator,
@@ -1487,6 +1725,10 @@ class TestDeferral:
         assert statuses(summary) == ["stored", "stored"]
         assert prompts(slow) == CATS[:2]
         assert summary["credit"] == 2
+
+    def test_a_deferral_writes_its_state_once(self, slow: Emulator, context: Context, mortal: Mortal) -> None:
+        deferral_of(remote(**self.GIVEN), context)
+        assert mortal.writes == 5  # the plan, the begin, the intent, the generation and the deferral
 
     def test_images_that_cannot_be_fetched_are_counted_over_deferrals(
         self, slow: Emulator, context: Context, tmp_path: Path
