@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelscope.exceptions import ModelScopeError
 from airflow_provider_modelscope.triggers.events import Event, WaitFailed
+
+if TYPE_CHECKING:
+    from airflow_provider_modelscope.transport.event_loop import Client
+
+Result = TypeVar("Result")
 
 _SHARED_ARGUMENTS = ("modelscope_conn_id", "end_time", "min_deferral_seconds", "deferred_task")
 
@@ -68,6 +73,12 @@ class ModelScopeTrigger(BaseTrigger):
 
         :raises ModelScopeError: the error to emit instead.
         """
+
+    async def with_client(self, work: Callable[[Client], Awaitable[Result]]) -> Result:
+        """Return the result of work with the client of the account, see ``clients.with_client``."""
+        from airflow_provider_modelscope.triggers.clients import with_client
+
+        return await with_client(self.modelscope_conn_id, work, end_time=self.end_time)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of the class and the arguments to construct it again. The database stores both."""

@@ -17,7 +17,6 @@ from airflow_provider_modelscope.triggers.base import ModelScopeTrigger
 from airflow_provider_modelscope.triggers.events import CreditAvailable, CreditRead
 
 if TYPE_CHECKING:
-    from airflow_provider_modelscope.protocol.credit import Credit
     from airflow_provider_modelscope.transport.event_loop import Client
 
 
@@ -43,15 +42,13 @@ class ModelScopeExhaustedTrigger(ModelScopeTrigger):
 
     async def wait(self) -> CreditAvailable:
         """Wait for credit, or for the next day."""
-        from airflow_provider_modelscope.triggers.clients import with_client
-
         if self.needed is None:
             await asyncio.sleep(min(self.next_day, self.end_time) - time.time())
             return CreditAvailable()
         while time.time() < self.end_time:
             try:
                 # Not one client for all readings: meanwhile the token may be rotated.
-                if await with_client(self.modelscope_conn_id, self._claim, end_time=self.end_time):
+                if await self.with_client(self._claim):
                     break
             except AuthenticationError as error:  # a token that may submit need not have access to the credit
                 if self._cannot_tell(error):
@@ -98,13 +95,11 @@ class ModelScopeCreditTrigger(ModelScopeTrigger):
 
     async def wait(self) -> CreditRead:
         """Wait for enough credit."""
-        from airflow_provider_modelscope.triggers.clients import with_client
-
         while (seconds := self.end_time - time.time()) > 0:
             try:
                 async with asyncio.timeout(seconds):
                     # Not one client for all readings: meanwhile the token may be rotated.
-                    credit = await with_client(self.modelscope_conn_id, _next, end_time=self.end_time)
+                    credit = await self.with_client(lambda client: client.credit.next())
             except TimeoutError:
                 break
             except ModelScopeRetryableError as error:
@@ -114,7 +109,3 @@ class ModelScopeCreditTrigger(ModelScopeTrigger):
             if credit.available >= self.min_available:
                 return CreditRead(available=credit.available)
         return CreditRead(available=None)
-
-
-async def _next(client: Client) -> Credit:
-    return await client.credit.next()

@@ -42,8 +42,6 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
 
     async def wait(self) -> GenerationFinished:
         """Poll until the generation has finished."""
-        from airflow_provider_modelscope.triggers.clients import with_client
-
         schedule = PollSchedule(
             self.generation_id,
             submitted_at=time.time() if self.submitted_at is None else self.submitted_at,
@@ -56,11 +54,7 @@ class ModelScopeImageGenerationTrigger(ModelScopeTrigger):
         if schedule.usual_seconds:
             self.log.info("Waiting for %s", schedule.running.describe(time.time()))
         try:
-            await with_client(
-                self.modelscope_conn_id,
-                lambda client: client.wait_until_finished(schedule, task=self.task_name),
-                end_time=self.end_time,
-            )
+            await self.with_client(lambda client: client.wait_until_finished(schedule, task=self.task_name))
         except ServiceUnavailableError as error:  # the connection could not be read until the deadline
             schedule.observe(error, now=time.time())
         return GenerationFinished(generation_id=self.generation_id)

@@ -37,10 +37,8 @@ class ModelScopeQueueTrigger(ModelScopeTrigger):
 
     async def wait(self) -> SlotFree:
         """Wait in the account's queue."""
-        from airflow_provider_modelscope.triggers.clients import with_client
-
         try:
-            await with_client(self.modelscope_conn_id, self._wait_for_slot, end_time=self.end_time)
+            await self.with_client(self._wait_for_slot)
         except ServiceUnavailableError as error:  # the connection could not be read until the deadline
             self.log.warning("Making the last attempt without waiting for a slot: %s", error)
         return SlotFree(queued_at=self.queued_at, end_time=self.end_time, granted_at=time.time())
