@@ -46,6 +46,8 @@ from typing import Any, Self
 from airflow_provider_modelscope.compat import AirflowException, AirflowFailException
 from airflow_provider_modelscope.redaction import MAX_MESSAGE, MAX_NAME, one_line
 
+_DETAILS = ("code", "request_id", "generation_id", "retry_after")  # what is known beside the message
+
 
 class ModelScopeError(AirflowException):
     """The base class of all errors of this package. Text and attributes hold what is known of the failure.
@@ -82,20 +84,14 @@ class ModelScopeError(AirflowException):
 
     def to_json(self) -> dict[str, Any]:
         """Return the error as JSON, for :meth:`from_json` in another process."""
-        return {
-            "kind": type(self).__name__,
-            "message": self.message,
-            "code": self.code,
-            "request_id": self.request_id,
-            "generation_id": self.generation_id,
-            "retry_after": self.retry_after,
-        }
+        details = {name: getattr(self, name) for name in _DETAILS}
+        return {"kind": type(self).__name__, "message": self.message, **details}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelScopeError:
         """Return the error that :meth:`to_json` described, or a plain one if its kind is unknown."""
         kinds = {kind.__name__: kind for kind in cls._descendants()}
-        details = {key: value.get(key) for key in ("code", "request_id", "generation_id", "retry_after")}
+        details = {name: value.get(name) for name in _DETAILS}
         return kinds.get(value["kind"], cls)(value["message"], **details)
 
     @classmethod
