@@ -75,7 +75,7 @@ class ModelScopeTrigger(BaseTrigger):
         """
 
     async def with_client(self, work: Callable[[Client], Awaitable[Result]]) -> Result:
-        """Return the result of work with the client of the account, see :func:`.clients.with_client`."""
+        """Return the result of work with the client of the account, see ``clients.with_client``."""
         from airflow_provider_modelscope.triggers.clients import with_client
 
         return await with_client(self.modelscope_conn_id, work, end_time=self.end_time)
