@@ -180,7 +180,9 @@ document.addEventListener("DOMContentLoaded", () => {
     const hash = exists ? `#${kind}` : "";
     if (location.hash !== hash) history.replaceState(null, "", hash || location.pathname + location.search);
   };
-  if (location.hash) filter(location.hash.slice(1));
+  const followAddress = () => filter(location.hash.slice(1));
+  if (location.hash) followAddress();
+  window.addEventListener("hashchange", followAddress);
 
   document.addEventListener("click", (event) => {
     const at = (selector) => event.target.closest(selector);
@@ -213,8 +215,8 @@ document.addEventListener("DOMContentLoaded", () => {
     }
   });
   document.addEventListener("keydown", (event) => {
-    if (dialog.open && event.key === "ArrowLeft") step(-1);
-    if (dialog.open && event.key === "ArrowRight") step(1);
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (dialog.open && by) dialog.querySelector(`[data-step="${by}"]`).click(); // unless it is disabled
   });
   dialog.addEventListener("close", () => {
     fullSize.removeAttribute("src");
@@ -243,11 +245,11 @@ document.addEventListener("DOMContentLoaded", () => {
   const merge = (list, newList, selector, update) => {
     const items = [...list.querySelectorAll(`:scope > ${selector}`)];
     const existing = new Map(items.map((item) => [item.dataset.key, item]));
-    const chunk = (version) => items.filter((item) => item.dataset.chunk === version);
+    const chunks = Map.groupBy(items, (item) => item.dataset.chunk);
     let last = null;
     for (const newItem of newList.querySelectorAll(`:scope > ${selector}`)) {
       const known = newItem.dataset.known; // instead of these items, which this page has already
-      for (const one of known ? chunk(known) : [newItem]) {
+      for (const one of known ? chunks.get(known) || [] : [newItem]) {
         const old = existing.get(one.dataset.key);
         existing.delete(one.dataset.key);
         const item = one === old ? old : old ? update(old, one) : document.adoptNode(one);
@@ -261,10 +263,10 @@ document.addEventListener("DOMContentLoaded", () => {
   const updateCard = (card, newCard) => {
     card.dataset.chunk = newCard.dataset.chunk;
     const contentOf = (one) => {
-      const image = one.querySelector("a[data-open]");
-      if (image) return `${one.querySelector(".state")?.textContent} ${image.getAttribute("href")}`;
       const copy = one.cloneNode(true);
       for (const part of copy.querySelectorAll("time")) part.textContent = ""; // written by this script
+      for (const part of copy.querySelectorAll("a[data-open]")) part.replaceWith(part.getAttribute("href"));
+      for (const part of copy.querySelectorAll("details")) part.open = false; // the user may read it
       return copy.outerHTML;
     };
     if (contentOf(card) === contentOf(newCard)) return card;
@@ -287,11 +289,7 @@ document.addEventListener("DOMContentLoaded", () => {
       if (newPart && !part.isEqualNode(newPart)) replacePart(part, document.adoptNode(newPart));
     }
   };
-  const update = (text) => {
-    const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>"));
-    const newGallery = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
-    gallery.dataset.live = newGallery.dataset.live;
-    gallery.dataset.etag = newGallery.dataset.etag || "";
+  const update = (newGallery) => {
     press(newGallery);
     updateParts(gallery, newGallery);
     merge(gallery, newGallery, "section", (section, newSection) => {
@@ -300,22 +298,34 @@ document.addEventListener("DOMContentLoaded", () => {
       return section;
     });
     filter(gallery.dataset.only);
-    if (dialog.open) showPosition();
+    if (dialog.open) {
+      const card = cardOf(shown);
+      if (card && card.querySelector("a").href !== fullSize.src) show(card); // it has been generated again
+      else showPosition();
+    }
     writeTimes();
+    gallery.dataset.live = newGallery.dataset.live;
+    gallery.dataset.etag = newGallery.dataset.etag; // last: what failed to be shown is asked for again
   };
+  const problem = document.getElementById("problem");
   let timer = null;
   let isAsking = false;
   const refresh = async () => {
     if (document.hidden || isAsking) return; // until it is visible
     isAsking = true;
     const chunks = new Set([...document.querySelectorAll("[data-chunk]")].map((card) => card.dataset.chunk));
-    const headers = { "Known-Chunks": [...chunks].slice(0, MAX_CHUNKS).join(",") };
-    if (gallery.dataset.etag) headers["If-None-Match"] = gallery.dataset.etag;
+    const known = [...chunks].slice(0, MAX_CHUNKS).join(",");
+    const headers = { "Known-Chunks": known, "If-None-Match": gallery.dataset.etag };
     try {
       const response = await fetch(location.href, { headers, cache: "no-store" });
-      if (response.status === 200) update(await response.text());
+      const text = await response.text();
+      const main = text.slice(text.lastIndexOf("<main"), text.lastIndexOf("</main>")); // no inline style
+      const page = new DOMParser().parseFromString(main, "text/html").getElementById("gallery");
+      if (response.status === 200) update(page);
+      const isError = ![200, 304].includes(response.status);
+      problem.replaceChildren(...(isError ? page.querySelector("p").childNodes : []));
     } catch {
-      // Airflow is unreachable: the next refresh tries again.
+      problem.textContent = "This page cannot be updated now."; // the next refresh tries again
     }
     isAsking = false;
     wait();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -15,6 +16,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import FIGURES, last_run
 from tests.browser.people import ADMIN, STRANGER, VIEWER, Person
+from tests.browser.visits import ask_for_updates, bring_whole_page
 
 if TYPE_CHECKING:
     import requests
@@ -243,6 +245,68 @@ class TestWithoutImage:
             expect(frame.locator("li a.broken")).to_contain_text("does not contain this image")
         finally:
             file.write_bytes(content)
+
+
+class TestUpdate:
+    @pytest.fixture
+    def page(self, images: DagRun, visits: Visits) -> Page:
+        page = visits.page(VIEWER)
+        page.goto(images.gallery)
+        expect(page.locator("li img")).to_have_count(3)
+        return page
+
+    def test_a_label_that_comes_after_its_image_is_shown(self, page: Page) -> None:
+        bring_whole_page(page, lambda text: text.replace("[1]", "an armchair"))
+        expect(page.locator("li .caption").nth(1)).to_contain_text("an armchair")
+
+    def test_an_unchanged_card_stays(self, page: Page) -> None:
+        page.locator("li").evaluate_all("cards => cards.forEach((card) => { card.stayed = true; })")
+        bring_whole_page(page, lambda text: text.replace("[1]", "an armchair"))
+        expect(page.locator("li .caption").nth(1)).to_contain_text("an armchair")
+        stayed = page.locator("li").evaluate_all("cards => cards.map((card) => Boolean(card.stayed))")
+        assert stayed == [True, False, True]
+
+    def test_an_open_image_is_replaced_by_the_one_that_was_generated_again(self, page: Page) -> None:
+        page.locator("li a").nth(1).click()
+        before = page.locator("dialog img").get_attribute("src")
+        version = str(before)[-8:]
+        bring_whole_page(page, lambda text: text.replace(version, "00000000"))
+        expect(page.locator("dialog img")).to_have_attribute("src", f"{str(before)[:-8]}00000000")
+        expect(page.locator("dialog .position")).to_have_text("2 of 3")
+
+    def test_the_arrows_lead_nowhere_from_an_image_that_is_gone(self, page: Page) -> None:
+        page.locator("li a").nth(1).click()
+        alt = page.locator("dialog img").get_attribute("alt")
+        bring_whole_page(page, lambda text: re.sub(r"(?s)<li.*</li>", "", text))
+        expect(page.locator("dialog .position")).to_have_text("")
+        for key in ("ArrowLeft", "ArrowRight"):
+            page.keyboard.press(key)
+        expect(page.locator("dialog img")).to_have_attribute("alt", str(alt))
+        page.keyboard.press("Escape")
+        expect(page.locator("dialog")).to_be_hidden()
+
+    def test_a_page_that_cannot_be_updated_says_why(self, page: Page) -> None:
+        problem = page.locator("#problem")
+        cookies: Any = page.context.cookies()
+        page.context.clear_cookies()
+        ask_for_updates(page)
+        expect(problem).to_contain_text("Sign in to Airflow to see these images.")
+        expect(problem.get_by_role("link", name="Sign in")).to_be_visible()
+        expect(page.locator("li img")).to_have_count(3)
+        page.context.add_cookies(cookies)
+        ask_for_updates(page)
+        expect(problem).to_have_text("")
+        bring_whole_page(page, lambda _: "<html><form>Log in</form></html>")
+        expect(problem).to_have_text("This page cannot be updated now.")
+        ask_for_updates(page)
+        expect(problem).to_have_text("")
+
+    def test_the_filter_follows_the_address(self, page: Page) -> None:
+        button = page.get_by_role("button", name="3 generated")
+        page.evaluate("() => { location.hash = 'image'; }")
+        expect(button).to_have_attribute("aria-pressed", "true")
+        page.go_back()
+        expect(button).to_have_attribute("aria-pressed", "false")
 
 
 class TestAccess:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from playwright.sync_api import expect, sync_playwright
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, StorageState
+    from playwright.sync_api import (
+        Browser,
+        BrowserContext,
+        ConsoleMessage,
+        Page,
+        Request,
+        Route,
+        StorageState,
+    )
 
     from tests.browser.people import Person
 
@@ -55,6 +63,28 @@ def log_in(page: Page, person: Person) -> None:
     page.locator("input[name=password]").fill(password)
     page.locator("input[type=submit]").click()
     page.wait_for_url(lambda url: LOGIN not in url)
+
+
+def bring_whole_page(page: Page, change: Callable[[str], str] = str) -> None:
+    """Let an open page of images ask for updates, and get the whole page.
+
+    :param change: Returns what it gets instead of this page.
+    """
+
+    def send(route: Route) -> None:
+        own = ("if-none-match", "known-chunks")
+        headers = {name: value for name, value in route.request.headers.items() if name not in own}
+        response = route.fetch(headers=headers)
+        route.fulfill(response=response, body=change(response.text()))
+
+    page.route("**/images?*", send, times=1)
+    ask_for_updates(page)
+
+
+def ask_for_updates(page: Page) -> None:
+    """Let an open page of images ask for updates now."""
+    with page.expect_event("requestfinished", lambda request: "/images?" in request.url):
+        page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
 
 
 class Visits:
