@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FIGURES = Bench("gallery", "make test-browser")
 DAGS = Path(__file__).parent / "dags"
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial" / "content-pipeline.md"
 TIME_LIMIT = "TIME_LIMIT = timedelta(hours=12)"
 
 
@@ -111,6 +113,8 @@ def airflow(
             "example_approval(", "late_approval("
         )
     )
+    [tutorial] = re.findall(r"^```python\n(.*?)^```", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
+    (folder / "dags" / "content_pipeline.py").write_text(tutorial)
     airflow = RealAirflow(
         folder / "airflow",
         dags=folder / "dags",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tests.support.real_airflow import RealAirflow
 
 APPROVAL = "example_approval"
+PIPELINE = "content_pipeline"  # of the tutorial
 
 
 def published(folder: Path) -> list[Path]:
@@ -91,6 +92,38 @@ def test_only_the_image_that_a_person_approves_is_published(
     expect(frame.get_by_role("button", name="3 generated")).to_be_visible()
     shown = frame.locator("li.image").filter(has_text="publish").locator("img")
     assert looks_like(shown, stored(airflow, APPROVAL, "publish")[0])
+
+
+def test_the_form_of_the_tutorial_publishes_the_images_chosen(
+    airflow: RealAirflow, url: str, visits: Visits, tmp_path: Path
+) -> None:
+    chosen: list[str] = []
+
+    def choose() -> None:
+        if chosen or ("choose", "awaiting_input") not in airflow.task_states(PIPELINE):
+            return
+        run = last_run(airflow, PIPELINE)
+        if not has_settled(airflow, run, "choose"):
+            return
+        page = visits.page(ADMIN)
+        page.goto(f"{run.path}/tasks/choose")
+        page.get_by_role("link", name="Required Action").click()
+        for place, image in zip(("harbour", "garden", "city"), stored(airflow, PIPELINE), strict=True):
+            assert looks_like(page.get_by_role("img", name=place), image), place
+        page.get_by_label("Remove none of them").click()
+        for place in ("harbour", "city"):
+            page.get_by_role("combobox").click()
+            page.get_by_role("option", name=place).click()
+            chosen.append(place)
+        page.get_by_role("button", name="Respond").click()
+        expect(page.get_by_text("choose response successful")).to_be_visible()
+
+    assert airflow.run_dag(url, PIPELINE, {"folder": f"{tmp_path.as_uri()}/"}, watch=choose) == "success"
+    [feed] = tmp_path.glob("*/published/feed.json")
+    assert [entry["title"] for entry in json.loads(feed.read_text())] == chosen
+    drawn = [image["sha256"] for [image] in airflow.xcoms(PIPELINE, "draw", "images")]
+    copies = {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in feed.parent.glob("*.png")}
+    assert copies == {"harbour": drawn[0], "city": drawn[2]}
 
 
 def test_without_an_approval_in_time_nothing_is_published(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,11 +96,11 @@ def test_the_pipeline_publishes_what_a_person_chooses(
     values: Any = {
         "dag": dag,
         "run_id": "a_run",
-        "ds": "2026-11-29",
+        "dag_run": SimpleNamespace(run_after=datetime(2026, 11, 29, 6, tzinfo=UTC)),
         "params": {"folder": f"{tmp_path.as_uri()}/"},
     }
     drawn = []
-    for prompt in dag.get_task("write_prompts").python_callable(values["ds"]):
+    for prompt in dag.get_task("write_prompts").python_callable(values["dag_run"]):
         ti = type(context["ti"])()
         draw = dag.get_task("draw").unmap({"prompt": prompt})
         draw.render_template_fields({**values, "ti": ti})
@@ -115,12 +117,12 @@ def test_the_pipeline_publishes_what_a_person_chooses(
         assert f"map_index={index}&" in path
 
     publish = dag.get_task("publish").python_callable
-    nothing = publish(drawn, {"chosen_options": choose.defaults}, values["ds"], values["params"])
+    nothing = publish(drawn, {"chosen_options": choose.defaults}, values["dag_run"], values["params"])
     folder = tmp_path / "2026-11-29" / "published"
     assert nothing == []
     assert not folder.exists()
     for _ in range(2):  # a retry writes the same again
-        uris = publish(drawn, {"chosen_options": ["harbour", "city"]}, values["ds"], values["params"])
+        uris = publish(drawn, {"chosen_options": ["harbour", "city"]}, values["dag_run"], values["params"])
     feed = json.loads((folder / "feed.json").read_text())
     assert [entry["uri"] for entry in feed] == uris
     assert [entry["alt"] for entry in feed] == [drawn[n][0]["parameters"]["prompt"] for n in (0, 2)]
