@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
+from operator import itemgetter
 from typing import Any
 
 from dev.figures import FOLDER
@@ -95,11 +96,19 @@ def _slots(result: Mapping[str, Any]) -> str:
 
 
 def _batch(result: Mapping[str, Any]) -> str:
+    ways = {
+        "batch": "batch",
+        "mapped": "mapped tasks",
+        "sample": "a loop as in ModelScope's sample",
+        "bare": "the least possible",
+    }
     rows = [
-        (f"{one['images']} of {name.split(',')[0]}", name.split(", ")[1], f"{100 * one['busy']:.1f} %",
-         f"{one['cpu']:.3f} s", f"{one['refused']:.2f}")
-        for name, one in result["figures"].items()
-        if "busy" in one
+        (f"{one['images']} of {load}", ways[way], f"{100 * one['busy']:.1f} %", f"{one['cpu']:.3f} s",
+         f"{one['refused']:.2f}")
+        for load, way, one in sorted(
+            ((*name.split(", "), one) for name, one in result["figures"].items() if "busy" in one),
+            key=itemgetter(0),
+        )
     ]  # fmt: skip
     memory = [
         f"A batch of {name} needs {one['memory_mb']:.0f} MB of memory."
