@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dev.evidence import read_results, render
+from tests.faults.rows import ROWS
 from tests.unit.contract.test_docs import PAGES, ROOT, section
 
 pytest_plugins = ["pytester"]
@@ -88,6 +89,11 @@ def test_each_figure_of_the_cluster_is_a_row() -> None:
 def test_each_target_of_the_gallery_is_a_row() -> None:
     shown = shown_as("gallery", targets=[target(what="200 images: seconds", value=0.3412, target=1)])
     assert "| 200 images: seconds | 0.341 | at most 1 |" in shown
+
+
+def test_the_faults_on_the_page_are_those_of_the_suite() -> None:
+    written = {fault: one["expected"] for fault, one in read_results()["faults"]["figures"].items()}
+    assert written == {row.fault: str(row.expected) for row in ROWS}
 
 
 def test_the_versions_on_the_page_are_the_tested_ones() -> None:
