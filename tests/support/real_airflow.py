@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import requests
+from requests.adapters import HTTPAdapter
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
+from urllib3 import Retry
 
 from airflow_provider_modelscope.compat import AIRFLOW_VERSION
 
@@ -202,6 +204,10 @@ class RealAirflow:
         response.raise_for_status()
         session = requests.Session()
         session.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+        # Airflow writes its audit log in the event loop. On SQLite, that and a task's request which writes at
+        # the same time wait for each other, until the audit log gives up after 5 s, and with it the call.
+        retries = Retry(total=3, status_forcelist=[500], allowed_methods=None, raise_on_status=False)
+        session.mount(url, HTTPAdapter(max_retries=retries))
         return session
 
     def run_dag(
