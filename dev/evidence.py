@@ -43,10 +43,10 @@ def _origin(result: Mapping[str, Any]) -> str:
     return f"`{result['command']}`, {day.day} {day:%B %Y}, {result['cores']} cores.\n\n"
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
 
 
 def _misses(results: Results) -> str:

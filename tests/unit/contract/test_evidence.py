@@ -83,7 +83,8 @@ def test_each_fault_is_a_row() -> None:
 
 
 def test_each_figure_of_the_cluster_is_a_row() -> None:
-    assert "| images stored | 60 of 60 |" in shown_as("cluster", figures={"images stored": "60 of 60"})
+    figures = {"images stored": "60 of 60", "retried tasks": 2}
+    assert "| images stored | 60 of 60 |\n| retried tasks | 2 |" in shown_as("cluster", figures=figures)
 
 
 def test_each_target_of_the_gallery_is_a_row() -> None:
