@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     AIRFLOW_VERSION: tuple[int, int]
 
+DYNAMIC = "DYNAMIC (set during execution)"  # what Airflow shows of a field that a function sets
+
 _EXCEPTIONS = ("airflow.sdk.exceptions", "airflow.exceptions")
 # Newest first: a newer Airflow may keep an older home, but warn of it.
 _HOMES = {

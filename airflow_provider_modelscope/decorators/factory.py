@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
     from airflow.sdk.bases.decorator import TaskDecorator
 
-DYNAMIC = "DYNAMIC (set during execution)"  # what Airflow shows of a field that a function sets
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

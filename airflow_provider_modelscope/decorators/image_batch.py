@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.decorator import DecoratedOperator
 
+from airflow_provider_modelscope.compat import DYNAMIC
 from airflow_provider_modelscope.decorators.factory import (
-    DYNAMIC,
     call_function,
     make_task,
     takes_parameters_of,

@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_provider_modelscope.compat import DYNAMIC
 from airflow_provider_modelscope.gallery.run import PushedXCom, Run, TaskState
 from airflow_provider_modelscope.json_values import number, text
 from airflow_provider_modelscope.links import Instance
@@ -220,7 +221,7 @@ def _rendered(session: Any, of_run: list[Any]) -> dict[Instance, dict[str, str]]
 def _rendered_text(given: Any, name: str) -> str:
     """Return a parameter, or an empty text for one that Airflow has truncated or does not know yet."""
     found = (text(given.get(name)) if isinstance(given, dict) else None) or ""
-    return "" if found.startswith(("Truncated. ", "DYNAMIC (set during execution)")) else found
+    return "" if found.startswith(("Truncated. ", DYNAMIC)) else found
 
 
 def _triggerer_seen_at(session: Any) -> float | None:
