@@ -51,10 +51,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONNECTIONS = sorted(
     {found for page in PAGES.values() for found in re.findall(r"export AIRFLOW_CONN_(\w+)='(.*)'", page)}
 )
+
+
+def python_blocks(text: str) -> list[str]:
+    """Return the Python blocks of a text, in their order."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
 PYTHON_BLOCKS = [
     pytest.param(code, id=f"{page}-{number}")
     for page, text in sorted(PAGES.items())
-    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    for number, code in enumerate(python_blocks(text))
 ]
 DAG_BLOCKS = [block for block in PYTHON_BLOCKS if "\n@dag(" in str(block.values[0])]
 LIMITS = {
@@ -125,6 +132,13 @@ def parameters_of(kind: type) -> dict[str, inspect.Parameter]:
     return {name: value for name, value in parameters.items() if name not in ("self", "kwargs")}
 
 
+def names_in(code: str) -> dict[str, Any]:
+    """Run a Python block of a page, and return the names that it defines."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own pages
+    return names
+
+
 # The pages
 
 
@@ -169,9 +183,7 @@ def test_every_python_block_compiles(code: str) -> None:
 def test_every_dag_shown_can_be_loaded(code: str) -> None:
     if ".hitl import" in code and not HAS_FORMS:
         pytest.skip(NO_FORMS)
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own pages
-    dag = names[code.strip().splitlines()[-1].removesuffix("()")]()
+    dag = names_in(code)[code.strip().splitlines()[-1].removesuffix("()")]()
     assert dag.tasks
 
 
@@ -183,13 +195,7 @@ def test_the_first_dag_has_at_most_ten_lines() -> None:
 
 
 def test_the_test_shown_for_the_emulator_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.findall(
-        r"^```python\n(.*?)^```",
-        section("docs/reference/emulator.md", "Use it in tests"),
-        re.DOTALL | re.MULTILINE,
-    )[0]
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own page
+    names = names_in(python_blocks(section("docs/reference/emulator.md", "Use it in tests"))[0])
     names["test_a_generation_succeeds"](monkeypatch)
 
 
@@ -302,13 +308,7 @@ def test_every_name_of_the_api_exists_and_is_documented(name: str) -> None:
 
 
 def test_the_function_shown_for_the_hook_draws_an_image(emulator: Emulator, tmp_path: Path) -> None:
-    code = re.findall(
-        r"^```python\n(.*?)^```",
-        section("docs/reference/api.md", "ModelScopeHook"),
-        re.DOTALL | re.MULTILINE,
-    )[0]
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own page
+    names = names_in(python_blocks(section("docs/reference/api.md", "ModelScopeHook"))[0])
     names["draw"](tmp_path)
     [image] = tmp_path.iterdir()
     assert image.read_bytes() in emulator.served.values()

@@ -21,7 +21,7 @@ from airflow_provider_modelscope.operators.image_batch import ModelScopeImageBat
 from airflow_provider_modelscope.protocol.account import Account
 from airflow_provider_modelscope.transport.download import MAX_REDIRECTS
 from tests.support.forms import HAS_FORMS, NO_FORMS, STANDARD
-from tests.unit.contract.test_docs import DAG_BLOCKS, ERRORS, PAGES, PROJECT, parameters_of, section
+from tests.unit.contract.test_docs import DAG_BLOCKS, ERRORS, PAGES, PROJECT, names_in, parameters_of, section
 from tests.unit.contract.test_monitoring import DASHBOARD, RULES
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ def test_the_pipeline_publishes_what_a_person_chooses(
     emulator: Emulator, context: dict[str, Any], tmp_path: Path
 ) -> None:
     [code] = dags_of("docs/tutorial/content-pipeline.md")
-    names: dict[str, Any] = {}
-    exec(compile(code, "docs", "exec"), names)  # noqa: S102 - our own page
-    dag = names["content_pipeline"]()
+    dag = names_in(code)["content_pipeline"]()
     values: Any = {
         "dag": dag,
         "run_id": "a_run",
