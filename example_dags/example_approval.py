@@ -1,7 +1,7 @@
 """Approval by a person: generate three posters, show them in a form of Airflow, and publish the chosen one.
 
-The form is on the tab *Required Actions* of the task `choose`. Its images come from the gallery, so a user
-needs the permission to read the XComs of this Dag. If nobody chooses within 12 hours, nothing is published.
+The form is on the tab *Required Actions* of the task `choose`. Its images come from the gallery: only
+users who may read the XComs of this Dag see them. If nobody chooses within 12 hours, nothing is published.
 Needs Airflow 3.1 or later, and apache-airflow-providers-standard 1.12.2 or later.
 """
 
